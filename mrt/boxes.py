@@ -1,0 +1,36 @@
+"""Box geometry beyond what ``torchvision.ops`` gives.
+
+Boxes are ``cxcywh`` (centre, size) as shares of the image unless a name says ``xyxy``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre-size boxes to corner boxes, same unit."""
+    cx, cy, w, h = boxes.unbind(-1)
+    return torch.stack((cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h), dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) corner boxes to centre-size boxes, same unit."""
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return torch.stack(((x0 + x1) * 0.5, (y0 + y1) * 0.5, x1 - x0, y1 - y0), dim=-1)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of ``xyxy`` boxes, element by element with broadcasting: (..., 4), (..., 4) -> (...).
+
+    Unlike ``torchvision.ops.generalized_box_iou`` this broadcasts over any leading dimensions, so the costs of
+    all decoder layers and images are one call. Source: Rezatofighi et al., CVPR 2019, algorithm 1.
+    """
+    top_left, bottom_right = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
+    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(-1), (b[..., 2:] - b[..., :2]).prod(-1)
+    union = area_a + area_b - intersection
+    hull_size = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    hull = hull_size.clamp(min=0).prod(-1)
+    return intersection / union - (hull - union) / hull

@@ -1,0 +1,23 @@
+"""The one error a user may meet."""
+
+from __future__ import annotations
+
+
+class MrtError(Exception):
+    """Something the user can mend: bad input, a missing file, a setting that does not fit.
+
+    The command line prints ``message`` and ``hint`` without a traceback and exits with code 2.
+
+    Args:
+        message: what is wrong, with the file, the field and the value that was found.
+        hint: what to do next, ideally a command to copy; ``None`` when the message says it all.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n{hint}")
+        self.message = message
+        self.hint = hint
+
+
+class RunFailed(Exception):
+    """A run that started properly but could not go on (a non-finite loss, a failed worker): exit code 1."""
