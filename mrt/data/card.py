@@ -1,0 +1,238 @@
+"""The card of a prepared data set: ``<data root>/<name>/dataset.json``, beside its COCO annotation files. Needs no torch.
+
+A prepared set is a folder::
+
+    foggy/
+      dataset.json        this card: written last, so a folder without one is not a finished set
+      train.json          COCO: ids of images, annotations and categories start at 1; categories in the card's class order
+      images/train/...    or anywhere else: a split's "images" may be an absolute path, images are referenced and not copied
+
+The card itself::
+
+    {"version": 1, "name": "foggy", "domain": "fog", "classes": ["person", "car"], "labelled": true, "source": "files it came from",
+     "splits": {"train": {"annotations": "train.json", "images": "images/train", "num_images": 400, "num_boxes": 3100,
+                          "boxes_per_class": {"person": 900, "car": 2200}, "num_ignored": 12, "num_empty": 3,
+                          "skipped": {}, "sha256": "..."}},
+     "image_sizes": {"640x320": 400}, "details": {"beta": 0.02}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mrt.errors import MrtError
+
+CARD_NAME = "dataset.json"
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SplitCard:
+    """One split: where its files are and what they hold.
+
+    Args:
+        annotations: COCO file, relative to the card's folder.
+        images: root of the annotations' ``file_name`` entries, relative to the card's folder or absolute.
+        num_images, num_boxes: images, and boxes that count (neither crowd nor ignored).
+        boxes_per_class: the same boxes by class name.
+        num_ignored: annotations with ``iscrowd`` or ``ignore`` set: no target in training, no miss in evaluation.
+        num_empty: images without a box that counts; they stay in the split.
+        skipped: what a conversion left out, reason -> how many.
+        sha256: of the annotation file's bytes.
+    """
+
+    annotations: str
+    images: str
+    num_images: int = 0
+    num_boxes: int = 0
+    boxes_per_class: dict[str, int] = field(default_factory=dict)
+    num_ignored: int = 0
+    num_empty: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """A prepared data set. ``folder`` is where the card was read from (not written into it).
+
+    Args:
+        domain: a word for tables, such as "clear", "fog" or "night".
+        classes: names in the order of the category ids, which start at 1.
+        image_sizes: "WIDTHxHEIGHT" -> number of images, over all splits.
+        source: the files, archives or generator that the set was made from.
+        labelled: False for a bare folder of images, whose annotation files list images only.
+        details: what else decides the benchmark, such as the fog level, filters or a seed.
+    """
+
+    name: str
+    domain: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitCard]
+    image_sizes: dict[str, int] = field(default_factory=dict)
+    source: str = ""
+    labelled: bool = True
+    details: dict[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def split(self, name: str) -> SplitCard:
+        """The split of that name; ``MrtError`` lists those there are."""
+        if name not in self.splits:
+            raise MrtError(f"{self.folder / CARD_NAME}: no split '{name}'", f"It has: {', '.join(self.splits) or 'none'}.")
+        return self.splits[name]
+
+    def annotations_path(self, split: str) -> Path:
+        return self.folder / self.split(split).annotations
+
+    def images_root(self, split: str) -> Path:
+        return self.folder / self.split(split).images  # an absolute path replaces the folder
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name in the same folder, fsync, rename: a reader sees the old file or the whole new one."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_card(card: DatasetCard, folder: Path | None = None) -> Path:
+    """Write ``dataset.json`` into ``folder`` (default: the card's own), atomically; returns its path."""
+    path = (card.folder if folder is None else Path(folder)) / CARD_NAME
+    content = {"version": CARD_VERSION, **asdict(card), "classes": list(card.classes)}
+    del content["folder"]
+    write_text_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Parse a UTF-8 JSON file; ``MrtError`` says which file is missing, unreadable, cut short or of another encoding."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise MrtError(f"{path}: no such file") from None
+    except OSError as error:
+        raise MrtError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise MrtError(f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again.") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        syntax = isinstance(error, json.JSONDecodeError)
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}" if syntax else "nested too deeply"
+        raise MrtError(f"{path}: not valid JSON ({where})", "The file may be cut short: make or download it again.") from None
+
+
+def read_card(path: Path | str) -> DatasetCard:
+    """Read a card, given ``dataset.json`` or its folder. ``MrtError`` names the file and the field that is wrong."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / CARD_NAME
+    content = read_json(path)
+    remake = "Make the set again with `mrt prepare-data`."
+    if not isinstance(content, dict) or "splits" not in content or "classes" not in content:
+        raise MrtError(f"{path}: not a data set card (an object with 'name', 'classes' and 'splits')", remake)
+    version = content.get("version", CARD_VERSION)
+    if version != CARD_VERSION:
+        raise MrtError(f"{path}: version is {version!r}, this program reads {CARD_VERSION}", remake)
+    classes, splits = content["classes"], content["splits"]
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)):
+        raise MrtError(f"{path}: classes is {classes!r}, expected a list of different names", remake)
+    if not isinstance(splits, dict):
+        raise MrtError(f"{path}: splits is {splits!r}, expected an object", remake)
+    known = {f.name for f in fields(DatasetCard)} - {"classes", "splits", "folder"}
+    rest = {key: value for key, value in content.items() if key in known}
+    rest = {"name": path.parent.name, "domain": "", **rest}
+    return DatasetCard(
+        classes=tuple(classes),
+        splits={name: _read_split(path, name, value) for name, value in splits.items()},
+        folder=path.parent,
+        **rest,
+    )
+
+
+def _read_split(path: Path, name: str, value: Any) -> SplitCard:
+    where = f"{path}: splits.{name}"
+    if not isinstance(value, dict):
+        raise MrtError(f"{where} is {value!r}, expected an object")
+    for key in ("annotations", "images"):
+        if not isinstance(value.get(key), str):
+            raise MrtError(f"{where}.{key} is {value.get(key)!r}, expected a path")
+    if Path(value["annotations"]).is_absolute() or ".." in Path(value["annotations"]).parts:
+        raise MrtError(f"{where}.annotations is {value['annotations']!r}: it must lie inside the card's folder")
+    known = {f.name for f in fields(SplitCard)}
+    return SplitCard(**{key: item for key, item in value.items() if key in known})
+
+
+def is_ignored(annotation: Mapping[str, Any]) -> bool:
+    """Crowds and ignored objects: no target in training, neither hit nor miss in evaluation."""
+    return bool(annotation.get("iscrowd", 0)) or bool(annotation.get("ignore", 0))
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_split(folder: Path, annotations: str, images: str, skipped: Mapping[str, int] | None = None) -> tuple[SplitCard, Counter[str]]:
+    """Count what ``folder/annotations`` (COCO, already written) holds: the split's card and its image sizes ("WxH" -> images)."""
+    coco = read_json(Path(folder) / annotations)
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    counted = [a for a in coco["annotations"] if not is_ignored(a)]
+    per_class = Counter(a["category_id"] for a in counted)
+    card = SplitCard(
+        annotations=annotations,
+        images=images,
+        num_images=len(coco["images"]),
+        num_boxes=len(counted),
+        boxes_per_class={name: per_class[key] for key, name in names.items()},
+        num_ignored=len(coco["annotations"]) - len(counted),
+        num_empty=len({image["id"] for image in coco["images"]} - {a["image_id"] for a in counted}),
+        skipped=dict(skipped or {}),
+        sha256=file_sha256(Path(folder) / annotations),
+    )
+    return card, Counter(f"{image['width']}x{image['height']}" for image in coco["images"])
+
+
+def coco_categories(classes: Iterable[str]) -> list[dict[str, Any]]:
+    """COCO's category list for class names: ids from 1, in order."""
+    return [{"id": index, "name": name} for index, name in enumerate(classes, start=1)]
+
+
+def check_card(card: DatasetCard) -> list[str]:
+    """What no longer fits the card, one line each: a missing or changed annotation file, a missing image. Empty when all is well."""
+    problems = []
+    for name, split in card.splits.items():
+        annotations, root = card.annotations_path(name), card.images_root(name)
+        if not annotations.is_file():
+            problems.append(f"{annotations}: missing")
+            continue
+        if split.sha256 and file_sha256(annotations) != split.sha256:
+            problems.append(f"{annotations}: changed since the card was written (sha256 differs)")
+        missing = [entry["file_name"] for entry in read_json(annotations)["images"] if not (root / entry["file_name"]).is_file()]
+        if missing:
+            problems.append(f"{root}: {len(missing)} of {split.num_images} images of '{name}' are missing, the first is {missing[0]}")
+    return problems
