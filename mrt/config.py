@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mrt.errors import MrtError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same parser under its older name
-    import tomli as tomllib
 
 PRESETS = Path(__file__).parent / "presets"
 Share = Annotated[float, Field(ge=0, le=1)]
