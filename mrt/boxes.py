@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_SMALLEST_AREA = 1e-10  # keeps boxes without area from dividing 0 by 0; a pixel of a 4000 x 4000 image is 6e-8
+
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) centre-size boxes to corner boxes, same unit."""
@@ -21,16 +23,25 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.stack(((x0 + x1) * 0.5, (y0 + y1) * 0.5, x1 - x0, y1 - y0), dim=-1)
 
 
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of ``xyxy`` boxes, element by element with broadcasting: (..., 4), (..., 4) -> (...); 0 for two empty boxes."""
+    return _overlap(a, b)[0]
+
+
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of ``xyxy`` boxes, element by element with broadcasting: (..., 4), (..., 4) -> (...).
 
     Unlike ``torchvision.ops.generalized_box_iou`` this broadcasts over any leading dimensions, so the costs of
     all decoder layers and images are one call. Source: Rezatofighi et al., CVPR 2019, algorithm 1.
     """
+    ratio, union = _overlap(a, b)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    return ratio - (hull - union) / hull.clamp(min=_SMALLEST_AREA)
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and the union's area."""
     top_left, bottom_right = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
-    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(-1), (b[..., 2:] - b[..., :2]).prod(-1)
-    union = area_a + area_b - intersection
-    hull_size = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull = hull_size.clamp(min=0).prod(-1)
-    return intersection / union - (hull - union) / hull
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    return intersection / union.clamp(min=_SMALLEST_AREA), union

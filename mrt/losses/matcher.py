@@ -1,0 +1,133 @@
+"""Bipartite matching of queries to boxes, for all decoder layers at once.
+
+The costs of every layer and image are computed together on the device and cross to the host in one copy; the assignment itself
+is scipy's. Every layer matches the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mrt.boxes import cxcywh_to_xyxy, giou
+from mrt.errors import RunFailed
+
+Targets = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which query answers for which box, for L layers and M pairs per layer; T boxes in the batch, image after image.
+
+    Attributes:
+        image: (M,) image of each pair, the same in every layer.
+        query: (L, M) query of each pair.
+        target: (L, M) box of each pair, counted through the whole batch.
+        labels: (T,) classes of the batch's boxes.
+        boxes: (T, 4) the batch's boxes, cxcywh.
+        counts: boxes per image; they sum to T.
+        num_queries: Q.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    labels: Tensor
+    boxes: Tensor
+    counts: tuple[int, ...]
+    num_queries: int
+
+    def pairs(self, layer: int, image: int) -> tuple[Tensor, Tensor]:
+        """(n,) queries in rising order and (n,) indices into that image's own boxes: for looking at, not for the loss."""
+        sizes = [min(count, self.num_queries) for count in self.counts]
+        here = slice(sum(sizes[:image]), sum(sizes[: image + 1]))
+        query, order = self.query[layer, here].sort()
+        return query, self.target[layer, here][order] - sum(self.counts[:image])
+
+
+class HungarianMatcher:
+    """Lowest total cost of one-to-one pairs: ``cost_class`` focal + ``cost_box`` L1 + ``cost_giou`` (-GIoU).
+
+    Source: Deformable DETR, section 4 (the class term is the focal loss of the positive minus that of the negative).
+
+    Args:
+        cost_class, cost_box, cost_giou: weights of the three terms.
+        alpha, gamma: of the focal class term.
+    """
+
+    def __init__(
+        self, cost_class: float = 2.0, cost_box: float = 5.0, cost_giou: float = 2.0, alpha: float = 0.25, gamma: float = 2.0
+    ) -> None:
+        self.cost_class, self.cost_box, self.cost_giou = cost_class, cost_box, cost_giou
+        self.alpha, self.gamma = alpha, gamma
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matches:
+        """Match (L, B, Q, C) logits and (L, B, Q, 4) cxcywh boxes to the targets of B images.
+
+        Raises:
+            RunFailed: a cost is not finite, that is, the network's output is not.
+        """
+        num_layers, _, num_queries = logits.shape[:3]
+        counts = tuple(len(target["labels"]) for target in targets)
+        labels = torch.cat([target["labels"] for target in targets])
+        truth = torch.cat([target["boxes"] for target in targets])
+        pairs = np.empty((1 + 2 * num_layers, sum(min(count, num_queries) for count in counts)), dtype=np.int64)
+        if pairs.shape[1]:
+            owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(logits.device, non_blocking=True)
+            costs = self.costs(logits, boxes, owner, labels, truth).cpu().numpy()
+            _assign(costs, counts, num_queries, pairs)
+        on_device = torch.from_numpy(pairs).to(logits.device, non_blocking=True)
+        return Matches(on_device[0], on_device[1 : 1 + num_layers], on_device[1 + num_layers :], labels, truth, counts, num_queries)
+
+    def costs(self, logits: Tensor, boxes: Tensor, owner: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
+        """(L, T, Q) float32 cost of giving box t (of image ``owner[t]``) to each query of that image."""
+        x = logits[:, owner, :, labels].transpose(0, 1).float()  # the indexed axes come first: (T, L, Q)
+        p = x.sigmoid()
+        positive = self.alpha * (1 - p) ** self.gamma * F.softplus(-x)
+        negative = (1 - self.alpha) * p**self.gamma * F.softplus(x)
+        predicted, truth = boxes[:, owner].float(), truth.float()[:, None]
+        distance = (predicted - truth).abs().sum(-1)
+        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+        return self.cost_class * (positive - negative) + self.cost_box * distance - self.cost_giou * overlap
+
+
+def _assign(costs: np.ndarray, counts: Sequence[int], num_queries: int, pairs: np.ndarray) -> None:
+    """Fill ``pairs`` (rows: image, L rows of queries, L rows of targets) from the (L, T, Q) costs."""
+    if not np.isfinite(costs).all():
+        layer, target, _ = np.argwhere(~np.isfinite(costs))[0]
+        image = int(np.searchsorted(np.cumsum(counts), target, side="right"))
+        raise RunFailed(
+            f"the detector's output is not finite (first at decoder layer {layer}, image {image} of the batch): "
+            "training has diverged. Resume from the last checkpoint with a lower learning rate or without fp16."
+        )
+    num_layers, first, filled = len(costs), 0, 0
+    for image, count in enumerate(counts):
+        size = min(count, num_queries)
+        here = slice(filled, filled + size)
+        pairs[0, here] = image
+        for layer in range(num_layers if size else 0):
+            target, query = linear_sum_assignment(costs[layer, first : first + count])
+            pairs[1 + layer, here] = query
+            pairs[1 + num_layers + layer, here] = target + first
+        first, filled = first + count, filled + size
+
+
+def matched_confidences(logits: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
+    """What the dynamic thresholds record: the last layer's best score and its class for each matched query.
+
+    Args:
+        logits: (B, Q, C) of the last decoder layer.
+        matches: of a source batch.
+
+    Returns:
+        (M,) sigmoid scores and (M,) predicted (not true) classes, without gradient.
+    """
+    return logits.detach()[matches.image, matches.query[-1]].float().sigmoid().max(-1)

@@ -1,0 +1,41 @@
+"""The masked autoencoder's loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reconstruction_loss(
+    reconstruction: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    padding: Tensor | None = None,
+    over: Literal["all", "masked"] = "all",
+) -> Tensor:
+    """Mean squared error between the rebuilt and the real backbone map (paper, equation of L_mask).
+
+    Args:
+        reconstruction: (B, C, h, w).
+        target: (B, C, h, w) the backbone map; no gradient flows into it.
+        mask: (B, h, w) bool, True = masked; needed for ``over="masked"``.
+        padding: (B, h, w) bool, True = padding, left out of the mean where given.
+        over: ``"all"`` cells (published code) or the ``"masked"`` ones only (paper).
+
+    Returns:
+        A float32 scalar; 0 if no cell counts.
+    """
+    if over not in ("all", "masked"):
+        raise ValueError(f'over must be "all" or "masked", not {over!r}')
+    if over == "masked" and mask is None:
+        raise ValueError('over="masked" needs the mask')
+    error = F.mse_loss(reconstruction.float(), target.detach().float(), reduction="none")
+    counted = mask if over == "masked" else None
+    if padding is not None:
+        counted = ~padding if counted is None else counted & ~padding
+    if counted is None:
+        return error.mean()
+    counted = counted[:, None].to(error.dtype)
+    return (error * counted).sum() / (counted.sum().clamp(min=1) * error.shape[1])
