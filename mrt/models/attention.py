@@ -1,0 +1,94 @@
+"""Multi-scale deformable attention: each query looks at a few points around its reference, on every feature level."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrt.errors import MrtError
+from mrt.models.position import Shapes
+from mrt.ops import ms_deform_attn_fused
+
+
+class MSDeformAttn(nn.Module):
+    """Deformable DETR, equations 2 and 3. Parameter names are those of its published checkpoints.
+
+    Args:
+        hidden_dim: channels d, a multiple of ``num_heads``.
+        num_levels: feature levels L.
+        num_heads: attention heads M.
+        num_points: sampling points P per head and level.
+    """
+
+    def __init__(self, hidden_dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise MrtError(f"hidden_dim {hidden_dim} is not a multiple of num_heads {num_heads}", "Choose sizes that divide.")
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        points = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(hidden_dim, points * 2)
+        self.attention_weights = nn.Linear(hidden_dim, points)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Heads start by looking in M directions around the reference, point p at distance p cells, all equally strongly."""
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None] * distance[None, None, :, None]
+        offsets = offsets.expand(self.num_heads, self.num_levels, self.num_points, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        for zeroed in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
+            nn.init.zeros_(zeroed)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, query: Tensor, reference_points: Tensor, tokens: Tensor, shapes: Shapes, token_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, d), position already added.
+            reference_points: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), as shares of the padded maps.
+            tokens: (B, S, d) cells of all levels.
+            shapes: (h, w) per level, sum of h * w = S.
+            token_mask: (B, S) bool, True = the cell's value is zeroed (padding, or masked by the masked autoencoder).
+
+        Returns:
+            (B, Q, d).
+        """
+        batch, queries, _ = query.shape
+        value = self.value_proj(tokens)
+        if token_mask is not None:
+            value = value.masked_fill(token_mask[..., None], 0.0)
+        # One matrix product for both: query rows are read once.
+        weight = torch.cat((self.sampling_offsets.weight, self.attention_weights.weight))
+        bias = torch.cat((self.sampling_offsets.bias, self.attention_weights.bias))
+        offsets, logits = F.linear(query, weight, bias).split((self.sampling_offsets.out_features, self.attention_weights.out_features), -1)
+        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        if reference_points.shape[-1] == 4:
+            offsets = _boxes_to_cells(offsets, reference_points[..., 2:], shapes)
+        sampled = ms_deform_attn_fused(
+            value.unflatten(-1, (self.num_heads, -1)),
+            shapes,
+            reference_points[..., :2],
+            offsets,
+            logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points)),
+        )
+        return self.output_proj(sampled)
+
+
+def _boxes_to_cells(offsets: Tensor, sizes: Tensor, shapes: Shapes) -> Tensor:
+    """Offsets (B, Q, M, L, P, 2) in units of half a reference box of ``sizes`` (B, Q, L, 2), divided by P, to cells."""
+    cells = sizes.new_tensor([(w, h) for h, w in shapes])
+    scale = sizes * cells * (0.5 / offsets.shape[-2])
+    return offsets * scale[:, :, None, :, None].to(offsets.dtype)

@@ -1,0 +1,80 @@
+"""Domain discriminators behind a gradient reversal layer: they learn to tell source from target, the detector learns to prevent it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrt.models.detector import DetectorOutput
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, eta: float) -> Tensor:
+        ctx.eta = eta
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * -ctx.eta, None
+
+
+def gradient_reversal(x: Tensor, eta: float = 1.0) -> Tensor:
+    """Identity forward; multiplies the gradient by ``-eta`` backward. Source: Ganin and Lempitsky, ICML 2015."""
+    return _Reverse.apply(x, eta)
+
+
+class ConvDiscriminator(nn.Module):
+    """Three 3x3 convolutions with ReLU between: (B, channels, h, w) -> (B, h, w, 2), source or target per cell."""
+
+    def __init__(self, channels: int, hidden_dim: int) -> None:
+        super().__init__()
+        sizes = (channels, hidden_dim, hidden_dim, 2)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x))))).permute(0, 2, 3, 1)
+
+
+class LinearDiscriminator(nn.Module):
+    """Three linear layers with ReLU between: (..., d) -> (..., 2)."""
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(hidden_dim, size) for size in (hidden_dim, hidden_dim, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x)))))
+
+
+class Discriminators(nn.Module):
+    """The three discriminators of the adversarial alignment.
+
+    Args:
+        hidden_dim: the transformer's channels d.
+        num_levels: its feature levels.
+        backbone_channels: channels of the backbone's last map.
+        eta: strength of the gradient reversal; may be changed between steps.
+    """
+
+    def __init__(self, hidden_dim: int, num_levels: int, backbone_channels: int, eta: float = 1.0) -> None:
+        super().__init__()
+        self.eta = eta
+        self.backbone = ConvDiscriminator(backbone_channels, hidden_dim)
+        self.encoder = nn.ModuleList(ConvDiscriminator(hidden_dim, hidden_dim) for _ in range(num_levels))
+        self.decoder = LinearDiscriminator(hidden_dim)
+
+    def forward(self, output: DetectorOutput) -> dict[str, Tensor]:
+        """Two-way logits (source, target): {"backbone": (B, h, w, 2), "encoder": (B, S, 2), "decoder": (B, Q, 2)}.
+
+        Padding cells are included, as in the published code.
+        """
+        shapes = output.features.shapes
+        memory = gradient_reversal(output.memory, self.eta).split([h * w for h, w in shapes], dim=1)
+        maps = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(memory, shapes, strict=True)]
+        return {
+            "backbone": self.backbone(gradient_reversal(output.features.maps[-1], self.eta)),
+            "encoder": torch.cat([d(x).flatten(1, 2) for d, x in zip(self.encoder, maps, strict=True)], dim=1),
+            "decoder": self.decoder(gradient_reversal(output.queries, self.eta)),
+        }

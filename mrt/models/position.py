@@ -1,0 +1,93 @@
+"""Where things are: sine position encoding, valid shares of padded maps, and reference points on the cells' centres."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def sine_encoding(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Sine position encoding of the cells that are not padding, normalised to their extent.
+
+    Args:
+        mask: (B, h, w) bool, True = padding.
+        dim: number of channels, a multiple of 4; the first half encodes y, the second x.
+        temperature: base of the geometric series of wavelengths.
+
+    Returns:
+        (B, h, w, dim) float32. Source: Deformable DETR (cell centres, i.e. positions less one half, times 2 pi).
+    """
+    valid = (~mask).float()
+    rows, columns = valid.cumsum(1), valid.cumsum(2)
+    y = (rows - 0.5) / (rows[:, -1:] + 1e-6) * (2 * math.pi)
+    x = (columns - 0.5) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
+    return torch.cat((_sines(y, dim // 2, temperature), _sines(x, dim // 2, temperature)), dim=-1)
+
+
+def _sines(angle: Tensor, dim: int, temperature: float) -> Tensor:
+    """(...) -> (..., dim): sin and cos side by side for each of dim / 2 falling frequencies."""
+    exponent = torch.arange(dim // 2, dtype=torch.float32, device=angle.device) * (2 / dim)
+    phase = angle[..., None] / temperature**exponent
+    return torch.stack((phase.sin(), phase.cos()), dim=-1).flatten(-2)
+
+
+def encode_boxes(boxes: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Sine encoding of (..., n) numbers in [0, 1], ``dim`` channels each: (..., n * dim). Used for two-stage proposals."""
+    return _sines(boxes * (2 * math.pi), dim, temperature).flatten(-2)
+
+
+def valid_ratios(masks: Sequence[Tensor]) -> Tensor:
+    """The share of each map that is image, read from the masks' first row and column.
+
+    Args:
+        masks: per level (B, h, w) bool, True = padding.
+
+    Returns:
+        (B, L, 2) float32, x share first.
+    """
+    shares = [torch.stack(((~mask[:, 0]).float().mean(1), (~mask[:, :, 0]).float().mean(1)), dim=-1) for mask in masks]
+    return torch.stack(shares, dim=1)
+
+
+def cell_centres(shapes: Shapes, ratios: Tensor) -> Tensor:
+    """The cells' centres as shares of the valid part of their own level: (B, S, 2), x first.
+
+    Args:
+        shapes: (h, w) per level.
+        ratios: (B, L, 2) of :func:`valid_ratios`.
+    """
+    points = []
+    for level, (h, w) in enumerate(shapes):
+        y = (torch.arange(h, dtype=torch.float32, device=ratios.device) + 0.5) / (ratios[:, level, 1, None] * h)
+        x = (torch.arange(w, dtype=torch.float32, device=ratios.device) + 0.5) / (ratios[:, level, 0, None] * w)
+        points.append(torch.stack((x[:, None, :].expand(-1, h, w), y[:, :, None].expand(-1, h, w)), dim=-1).flatten(1, 2))
+    return torch.cat(points, dim=1)
+
+
+def encoder_reference_points(shapes: Shapes, ratios: Tensor) -> Tensor:
+    """Each cell's centre on every level, as shares of the padded maps: (B, S, L, 2), x first.
+
+    A valid ratio of 0 gives points that are not finite; the attention op lets such points add nothing.
+    """
+    return cell_centres(shapes, ratios)[:, :, None] * ratios[:, None]
+
+
+@lru_cache(maxsize=4)
+def unpadded_geometry(shapes: Shapes, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """Geometry of maps without padding, the same for every image and so computed once per set of shapes.
+
+    Returns:
+        Sine encoding (1, S, dim), valid ratios (1, L, 2) (all 1), encoder reference points (1, S, L, 2), masks per level
+        (1, h, w) (all False). Callers must not write into them.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be saved for a later backward pass
+        masks = tuple(torch.zeros((1, h, w), dtype=torch.bool, device=device) for h, w in shapes)
+        encoding = torch.cat([sine_encoding(mask, dim).flatten(1, 2) for mask in masks], dim=1)
+        ratios = torch.ones((1, len(shapes), 2), device=device)
+        return encoding, ratios, encoder_reference_points(shapes, ratios), masks

@@ -1,0 +1,242 @@
+"""The deformable transformer: an encoder over the cells of all levels, a decoder over queries. Tokens are (B, S, d) throughout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrt.errors import MrtError
+from mrt.models.attention import MSDeformAttn
+from mrt.models.position import Shapes, cell_centres, encode_boxes
+
+PROPOSAL_CHANNELS = 128  # per number of a proposal's box, as in Deformable DETR
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, normalised after each."""
+
+    def __init__(self, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(hidden_dim, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, shapes: Shapes, token_mask: Tensor | None) -> Tensor:
+        """(B, S, d) -> (B, S, d); see :class:`MSDeformAttn` for the other arguments."""
+        attended = self.self_attn(tokens + position, reference_points, tokens, shapes, token_mask)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+
+
+class Encoder(nn.Module):
+    """A stack of :class:`EncoderLayer`."""
+
+    def __init__(self, num_layers: int, **layer) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_layers))
+
+    def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, shapes: Shapes, token_mask: Tensor | None) -> Tensor:
+        """(B, S, d) -> memory (B, S, d)."""
+        for layer in self.layers:
+            tokens = layer(tokens, position, reference_points, shapes, token_mask)
+        return tokens
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of the queries, deformable cross-attention into the memory, feed-forward; normalised after each."""
+
+    def __init__(self, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.cross_attn = MSDeformAttn(hidden_dim, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
+        self.norm3 = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, queries: Tensor, position: Tensor, reference_points: Tensor, memory: Tensor, shapes: Shapes, memory_mask: Tensor | None
+    ) -> Tensor:
+        """(B, Q, d) -> (B, Q, d); ``reference_points`` (B, Q, L, 2 or 4)."""
+        placed = queries + position
+        queries = self.norm2(queries + self.dropout(self.self_attn(placed, placed, queries, need_weights=False)[0]))
+        attended = self.cross_attn(queries + position, reference_points, memory, shapes, memory_mask)
+        queries = self.norm1(queries + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(queries)))
+        return self.norm3(queries + self.dropout(self.linear2(hidden)))
+
+
+class Decoder(nn.Module):
+    """A stack of :class:`DecoderLayer`, optionally moving its reference points after each layer."""
+
+    def __init__(self, num_layers: int, **layer) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(**layer) for _ in range(num_layers))
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        valid_ratios: Tensor,
+        memory_mask: Tensor | None,
+        refine: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Decode.
+
+        Args:
+            queries, position: (B, Q, d) content and position of the queries.
+            references: (B, Q, 2) points or (B, Q, 4) boxes as shares of the image.
+            memory: (B, S, d); memory_mask (B, S) bool or None.
+            valid_ratios: (B or 1, L, 2).
+            refine: called with (layer, its queries, its references), gives the boxes (B, Q, 4) that are the next layer's references.
+
+        Returns:
+            Queries after each layer (layers, B, Q, d), and what ``refine`` gave per layer (empty without it).
+        """
+        outputs, boxes = [], []
+        for index, layer in enumerate(self.layers):
+            ratios = valid_ratios if references.shape[-1] == 2 else torch.cat((valid_ratios, valid_ratios), -1)
+            queries = layer(queries, position, references[:, :, None] * ratios[:, None], memory, shapes, memory_mask)
+            outputs.append(queries)
+            if refine is not None:
+                boxes.append(refine(index, queries, references))
+                references = boxes[-1].detach()
+        return torch.stack(outputs), boxes
+
+
+class GridReferences(nn.Module):
+    """Learned reference points that start on a regular grid over the image, whatever the query's embedding."""
+
+    def __init__(self, num_queries: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(grid_points(num_queries).logit())
+
+    def forward(self, position: Tensor) -> Tensor:
+        """(B, Q, d) -> (B, Q, 2) before the sigmoid."""
+        return self.points.expand(*position.shape[:2], 2)
+
+
+def grid_points(count: int) -> Tensor:
+    """``count`` points spread evenly over the unit square in rows, twice as many columns as rows for wide images: (count, 2)."""
+    rows = max(1, round(math.sqrt(count / 2)))
+    per_row = [count // rows + (row < count % rows) for row in range(rows)]
+    points = [((column + 0.5) / n, (row + 0.5) / rows) for row, n in enumerate(per_row) for column in range(n)]
+    return torch.tensor(points, dtype=torch.float32)
+
+
+class DeformableTransformer(nn.Module):
+    """Encoder, decoder and where the queries start. Parameter names are those of Deformable DETR's checkpoints.
+
+    Args:
+        two_stage: queries start from the encoder's best proposals instead of learned embeddings.
+        query_init: "learned": a linear layer of the query's position gives the reference point; "grid": :class:`GridReferences`.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        feedforward_dim: int,
+        num_levels: int,
+        num_points: int,
+        dropout: float = 0.1,
+        *,
+        two_stage: bool = False,
+        query_init: str = "learned",
+        num_queries: int = 300,
+    ) -> None:
+        super().__init__()
+        layer = {
+            "hidden_dim": hidden_dim,
+            "num_levels": num_levels,
+            "num_heads": num_heads,
+            "num_points": num_points,
+            "feedforward_dim": feedforward_dim,
+            "dropout": dropout,
+        }
+        self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
+        self.encoder = Encoder(num_encoder_layers, **layer)
+        self.decoder = Decoder(num_decoder_layers, **layer)
+        if two_stage:
+            self.enc_output = nn.Linear(hidden_dim, hidden_dim)
+            self.enc_output_norm = nn.LayerNorm(hidden_dim)
+            self.pos_trans = nn.Linear(4 * PROPOSAL_CHANNELS, 2 * hidden_dim)
+            self.pos_trans_norm = nn.LayerNorm(2 * hidden_dim)
+        elif query_init == "grid":
+            self.reference_points = GridReferences(num_queries)
+        elif query_init == "learned":
+            self.reference_points = nn.Linear(hidden_dim, 2)
+        else:
+            raise MrtError(f'query_init is "{query_init}"', 'Choose "learned" or "grid".')
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for every matrix, then the attention modules' own start."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1 and not name.endswith("points.points"):
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        if isinstance(getattr(self, "reference_points", None), nn.Linear):
+            nn.init.zeros_(self.reference_points.bias)
+        nn.init.normal_(self.level_embed)
+
+    def encode(
+        self, tokens: Tensor, positions: Tensor, shapes: Shapes, reference_points: Tensor, token_mask: Tensor | None = None
+    ) -> Tensor:
+        """Cells of all levels to memory.
+
+        Args:
+            tokens: (B, S, d) projected features, levels one after the other.
+            positions: (B or 1, S, d) sine encoding; the level embedding is added here.
+            shapes: (h, w) per level.
+            reference_points: (B or 1, S, L, 2) of :func:`mrt.models.position.encoder_reference_points`.
+            token_mask: (B, S) bool, True = value zeroed.
+        """
+        levels = torch.cat([embed.expand(h * w, -1) for embed, (h, w) in zip(self.level_embed, shapes, strict=True)])
+        reference_points = reference_points.expand(tokens.shape[0], -1, -1, -1)
+        return self.encoder(tokens, positions + levels, reference_points, shapes, token_mask)
+
+    def propose(self, memory: Tensor, shapes: Shapes, valid_ratios: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """One candidate box per cell: a square of 0.05 * 2**level of the image's sides around the cell.
+
+        Returns:
+            Features of the candidates (B, S, d), their boxes before the sigmoid (B or 1, S, 4), and which may be chosen (B or 1, S): not
+            padding and inside (0.01, 0.99) in all four numbers. Features of the others are those of an empty cell.
+        """
+        centres = cell_centres(shapes, valid_ratios)
+        sizes = torch.cat([centres.new_full((h * w, 2), 0.05 * 2.0**level) for level, (h, w) in enumerate(shapes)])
+        boxes = torch.cat((centres, sizes.expand_as(centres)), -1)
+        valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
+        if memory_mask is not None:
+            valid = valid & ~memory_mask
+        boxes = boxes.clamp(0.01, 0.99).logit()
+        features = self.enc_output_norm(self.enc_output(memory.masked_fill(~valid[..., None], 0.0)))
+        return features, boxes, valid
+
+    def queries_of_proposals(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Position and content (B, Q, d) each, of chosen proposals (B, Q, 4) in [0, 1]."""
+        embedded = self.pos_trans_norm(self.pos_trans(encode_boxes(boxes, PROPOSAL_CHANNELS)))
+        position, content = embedded.chunk(2, -1)
+        return position, content
+
+
+def flatten_levels(levels: Sequence[Tensor]) -> Tensor:
+    """Per level (B, d, h, w) to (B, S, d)."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
