@@ -1,0 +1,97 @@
+"""What the op accepts. The same function looks at real and at fake tensors, so both refuse the same input with the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_plain(value: Tensor, spatial_shapes: Sequence[Sequence[int]], sampling_locations: Tensor, attention_weights: Tensor) -> None:
+    """Refuse what :func:`mrt.ops.ms_deform_attn` cannot work with.
+
+    Raises:
+        ValueError: a shape, a device or a level size does not fit; TypeError: a dtype does not.
+    """
+    op = "ms_deform_attn"
+    levels = _check_value(op, value, spatial_shapes)
+    batch, _, heads, _ = value.shape
+    if sampling_locations.dim() != 6:
+        raise ValueError(f"{op}: sampling_locations must have 6 dimensions (N, Q, M, L, P, 2), got shape {tuple(sampling_locations.shape)}")
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    _check_like(op, value, "sampling_locations", sampling_locations, "(N, Q, M, L, P, 2)", (batch, queries, heads, levels, points, 2))
+    _check_like(op, value, "attention_weights", attention_weights, "(N, Q, M, L, P)", (batch, queries, heads, levels, points))
+    _check_points(op, points)
+
+
+def check_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> None:
+    """Refuse what :func:`mrt.ops.ms_deform_attn_fused` cannot work with; raises as :func:`check_plain`."""
+    op = "ms_deform_attn_fused"
+    levels = _check_value(op, value, spatial_shapes)
+    batch, _, heads, _ = value.shape
+    if sampling_offsets.dim() != 6:
+        raise ValueError(f"{op}: sampling_offsets must have 6 dimensions (N, Q, M, L, P, 2), got shape {tuple(sampling_offsets.shape)}")
+    queries, points = sampling_offsets.shape[1], sampling_offsets.shape[4]
+    _check_like(op, value, "sampling_offsets", sampling_offsets, "(N, Q, M, L, P, 2)", (batch, queries, heads, levels, points, 2))
+    _check_like(op, value, "reference_points", reference_points, "(N, Q, L, 2)", (batch, queries, levels, 2))
+    _check_like(op, value, "attention_logits", attention_logits, "(N, Q, M, L*P)", (batch, queries, heads, levels * points))
+    _check_points(op, points)
+
+
+def check_grad_output(op: str, value: Tensor, queries: int, grad_output: Tensor) -> None:
+    """Refuse a gradient that is not shaped, typed and placed as the op's output."""
+    batch, _, heads, dim = value.shape
+    if tuple(grad_output.shape) != (batch, queries, heads * dim) or grad_output.dtype != value.dtype or grad_output.device != value.device:
+        raise ValueError(
+            f"{op}: grad_output must be {value.dtype} of shape (N, Q, M*D) = {(batch, queries, heads * dim)} on {value.device}, "
+            f"got {grad_output.dtype} of shape {tuple(grad_output.shape)} on {grad_output.device}"
+        )
+
+
+def _check_value(op: str, value: Tensor, spatial_shapes: Sequence[Sequence[int]]) -> int:
+    if value.dim() != 4:
+        raise ValueError(f"{op}: value must have 4 dimensions (N, S, M, D), got shape {tuple(value.shape)}")
+    if value.dtype not in VALUE_DTYPES:
+        raise TypeError(f"{op}: value must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.shape[2] < 1 or value.shape[3] < 1:
+        raise ValueError(f"{op}: value (N, S, M, D) needs at least one head and one channel, got shape {tuple(value.shape)}")
+    if isinstance(spatial_shapes, Tensor):
+        raise TypeError(f"{op}: spatial_shapes must be a sequence of (H, W) integers, got a tensor; pass spatial_shapes.tolist()")
+    if len(spatial_shapes) == 0:
+        raise ValueError(f"{op}: spatial_shapes must name at least one level")
+    cells = 0
+    for shape in spatial_shapes:
+        if len(shape) != 2 or shape[0] < 1 or shape[1] < 1:
+            raise ValueError(f"{op}: every entry of spatial_shapes must be (H, W) with both at least 1, got {tuple(shape)}")
+        cells += shape[0] * shape[1]
+    if cells != value.shape[1]:
+        raise ValueError(
+            f"{op}: spatial_shapes {[tuple(shape) for shape in spatial_shapes]} hold {cells} cells, but value (N, S, M, D) has S = {value.shape[1]}"
+        )
+    return len(spatial_shapes)
+
+
+def _check_like(op: str, value: Tensor, name: str, tensor: Tensor, names: str, expected: tuple[int, ...]) -> None:
+    if tensor.shape != expected:
+        raise ValueError(f"{op}: {name} must have shape {names} = {expected}, got {tuple(tensor.shape)}")
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if tensor.dtype != dtype:
+        raise TypeError(
+            f"{op}: {name} must be {dtype} where value is {value.dtype} (16-bit locations miss their cell), got {tensor.dtype}; pass {name}.to({dtype})"
+        )
+    if tensor.device != value.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}, but value is on {value.device}")
+
+
+def _check_points(op: str, points: int) -> None:
+    if points < 1:
+        raise ValueError(f"{op}: there must be at least one sampling point per level, got P = {points}")

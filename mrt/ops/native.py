@@ -1,0 +1,164 @@
+"""The compiled kernels: loading them, describing them to PyTorch (shapes for fake tensors, gradients), and choosing a backend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mrt.errors import MrtError
+from mrt.ops.checks import check_fused, check_grad_output, check_plain
+
+Shapes = Sequence[int]  # H0, W0, H1, W1, ...
+SETTING = "MRT_OPS_BACKEND"
+BUILD_HINT = "Build it with: pip install --no-build-isolation -e ."
+
+
+def _load() -> str | None:
+    """Load ``mrt/_C*.so``; returns why that failed, or None."""
+    libraries = sorted(Path(__file__).resolve().parent.parent.glob("_C*.so"))
+    if not libraries:
+        return "the extension mrt/_C was not built"
+    try:
+        torch.ops.load_library(libraries[-1])
+    except OSError as error:
+        return f"{libraries[-1].name} could not be loaded ({error})"
+    return None
+
+
+load_error = _load()
+requested = os.environ.get(SETTING, "auto").strip().lower() or "auto"
+_chosen: dict[str, str] = {}  # device type -> backend
+_announced = False
+
+
+def _has_kernel(device_type: str) -> bool:
+    key = {"cpu": "CPU", "meta": "CPU", "cuda": "CUDA"}.get(device_type)
+    return load_error is None and key is not None and torch._C._dispatch_has_kernel_for_dispatch_key("mrt::ms_deform_attn", key)
+
+
+def fallback_reason(device_type: str) -> str | None:
+    """Why tensors on ``device_type`` ("cpu", "cuda", ...) take the PyTorch path; None if they do not."""
+    if requested == "python":
+        return f"{SETTING}=python"
+    if _has_kernel(device_type):
+        return None
+    return load_error or f"the extension was built without kernels for {device_type}"
+
+
+def choose(device_type: str, setting: str) -> str:
+    """The backend for a device under a value of ``MRT_OPS_BACKEND``.
+
+    Raises:
+        MrtError: the value is unknown, or it demands kernels that are not there.
+    """
+    if setting not in ("auto", "python", "cpu", "cuda"):
+        raise MrtError(f"{SETTING}={setting} is not a backend", f"Set {SETTING} to auto, python, cpu or cuda, or unset it.")
+    if setting == "python":
+        return "python"
+    if _has_kernel(device_type):
+        return "cuda" if device_type == "cuda" else "cpu"
+    if setting == device_type:
+        raise MrtError(f"{SETTING}={setting}, but {fallback_reason(device_type)}", f"{BUILD_HINT}\nOr unset {SETTING}.")
+    return "python"
+
+
+def backend(tensor: Tensor) -> str:
+    """Which implementation serves this tensor: ``"cuda"``, ``"cpu"`` (the kernels of ``csrc/``) or ``"python"`` (plain PyTorch).
+
+    Falling back to ``"python"`` unasked is announced once, on stderr, with the reason.
+    """
+    device_type = tensor.device.type
+    chosen = _chosen.get(device_type)
+    if chosen is None:
+        chosen = _chosen[device_type] = choose(device_type, requested)
+    if chosen == "python" and not _announced and not torch.compiler.is_compiling():
+        _announce(device_type)
+    return chosen
+
+
+def _announce(device_type: str) -> None:
+    global _announced
+    _announced = True
+    if requested != "python":
+        print(f"mrt: deformable attention runs on the slower PyTorch path: {fallback_reason(device_type)}. {BUILD_HINT}", file=sys.stderr)
+
+
+def _pairs(shapes: Shapes) -> list[Sequence[int]]:
+    if len(shapes) % 2:
+        raise ValueError(f"spatial_shapes must be a flat list H0, W0, H1, W1, ..., got {len(shapes)} numbers")
+    return [shapes[i : i + 2] for i in range(0, len(shapes), 2)]
+
+
+def _output(value: Tensor, queries: int) -> Tensor:
+    return value.new_empty(value.shape[0], queries, value.shape[2] * value.shape[3])
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
+def _fake_plain(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    check_plain(value, _pairs(spatial_shapes), sampling_locations, attention_weights)
+    return _output(value, sampling_locations.shape[1])
+
+
+def _fake_plain_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
+    check_plain(value, _pairs(spatial_shapes), sampling_locations, attention_weights)
+    check_grad_output("ms_deform_attn_backward", value, sampling_locations.shape[1], grad_output)
+    return _fresh(value), _fresh(sampling_locations), _fresh(attention_weights)
+
+
+def _fake_fused(value: Tensor, spatial_shapes: Shapes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor) -> Tensor:
+    check_fused(value, _pairs(spatial_shapes), reference_points, sampling_offsets, attention_logits)
+    return _output(value, sampling_offsets.shape[1])
+
+
+def _fake_fused_backward(grad_output, value, spatial_shapes, reference_points, sampling_offsets, attention_logits):
+    check_fused(value, _pairs(spatial_shapes), reference_points, sampling_offsets, attention_logits)
+    check_grad_output("ms_deform_attn_fused_backward", value, sampling_offsets.shape[1], grad_output)
+    return _fresh(value), _fresh(reference_points), _fresh(sampling_offsets), _fresh(attention_logits)
+
+
+def _save(ctx, inputs, output) -> None:
+    value, ctx.spatial_shapes, *points = inputs
+    ctx.save_for_backward(value, *points)
+
+
+def _plain_gradient(ctx, grad_output: Tensor):
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = torch.ops.mrt.ms_deform_attn_backward(grad_output, value, ctx.spatial_shapes, locations, weights)
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _fused_gradient(ctx, grad_output: Tensor):
+    value, points, offsets, logits = ctx.saved_tensors
+    grad_value, *grads = torch.ops.mrt.ms_deform_attn_fused_backward(grad_output, value, ctx.spatial_shapes, points, offsets, logits)
+    return grad_value, None, *grads
+
+
+def _no_second_gradient(ctx, *grads):
+    raise RuntimeError("mrt.ops: deformable attention has no second derivative; set MRT_OPS_BACKEND=python to differentiate it twice")
+
+
+if load_error is None:
+    ms_deform_attn = torch.ops.mrt.ms_deform_attn.default
+    ms_deform_attn_fused = torch.ops.mrt.ms_deform_attn_fused.default
+    for _name, _fake in (
+        ("mrt::ms_deform_attn", _fake_plain),
+        ("mrt::ms_deform_attn_backward", _fake_plain_backward),
+        ("mrt::ms_deform_attn_fused", _fake_fused),
+        ("mrt::ms_deform_attn_fused_backward", _fake_fused_backward),
+    ):
+        torch.library.register_fake(_name, _fake)
+    torch.library.register_autograd("mrt::ms_deform_attn", _plain_gradient, setup_context=_save)
+    torch.library.register_autograd("mrt::ms_deform_attn_fused", _fused_gradient, setup_context=_save)
+    for _name in ("mrt::ms_deform_attn_backward", "mrt::ms_deform_attn_fused_backward"):
+        torch.library.register_autograd(_name, _no_second_gradient)
+
+if requested in ("auto", "python"):
+    _chosen.update({device_type: choose(device_type, requested) for device_type in ("cpu", "cuda", "meta")})
