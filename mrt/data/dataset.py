@@ -1,0 +1,243 @@
+"""A prepared set's split as a torch ``Dataset`` of images and boxes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from mrt.data.card import DatasetCard, coco_categories, is_ignored, read_json
+from mrt.data.images import read_image
+from mrt.data.transforms import Sample, Target, Transform
+from mrt.errors import MrtError
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks a dataset for: an index, and the text that seeds its augmentation."""
+
+    index: int
+    seed: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the annotation file. ``boxes`` (n, 4) xyxy pixels cut to the image, ``labels`` (n,) indices into the classes."""
+
+    image_id: int
+    path: Path
+    size: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    ignore_boxes: Tensor
+    ignore_labels: Tensor
+
+
+class DetectionDataset(Dataset):
+    """Images and targets of one split.
+
+    An item is a :class:`mrt.data.transforms.Sample`; without a transform its image is a ``tv_tensors.Image`` (3, H, W) uint8 and its boxes
+    ``tv_tensors.BoundingBoxes`` in xyxy pixels, ready for any torchvision v2 transform. A target holds ``boxes`` (n, 4) float32,
+    ``labels`` (n,) int64 from 0, ``image_id``, ``original_size`` (H, W) and, after a transform, ``size`` (h, w).
+    Images without boxes stay. Crowds, ignored objects and boxes without area inside the image are no targets.
+
+    Args:
+        card, split: which annotations.
+        classes: the detector's classes in order; default the card's. Objects of other classes are left out and counted in ``unmatched``.
+        transform: see :mod:`mrt.data.transforms`.
+        class_map: this set's name -> the detector's name, for names that differ.
+        labelled: False never looks at the annotations' boxes: every target is empty, as training on a target domain demands.
+        keep_ignored: put crowds and ignored objects into the target as ``ignore_boxes`` and ``ignore_labels``.
+        cache: "ram" keeps decoded images in memory (each worker process its own, unless ``preload`` was called before they start).
+        limit: use the first so many images only.
+
+    Raises:
+        MrtError: annotations missing, malformed or without images; a mapping to an unknown class; an unreadable image when it is needed.
+    """
+
+    def __init__(
+        self,
+        card: DatasetCard,
+        split: str,
+        classes: Sequence[str] | None = None,
+        transform: Callable[[Tensor, Target, random.Random], Sample] | Transform | None = None,
+        class_map: Mapping[str, str] | None = None,
+        *,
+        labelled: bool = True,
+        keep_ignored: bool = False,
+        cache: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        if cache not in (None, "ram"):
+            raise MrtError(f"cache is {cache!r}", "Use 'ram', or leave it out.")
+        self.card, self.split, self.transform = card, split, transform
+        self.classes = tuple(card.classes if classes is None else classes)
+        self.labelled = labelled and card.labelled
+        self.keep_ignored = keep_ignored
+        self.unmatched: Counter[str] = Counter()  # objects of classes that the detector does not have, by name
+        self.dropped: Counter[str] = Counter()  # annotations that cannot be used, by reason
+        self.annotations_file = card.annotations_path(split)
+        self._label_of_name = _match_classes(card, self.classes, class_map or {}) if self.labelled else {}
+        self.records = self._read_records(_read_coco(self.annotations_file), limit)
+        self._cache: dict[int, Tensor] | None = {} if cache == "ram" else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """A plain index draws its augmentation from torch's generator; a :class:`SampleKey` always gives the same sample."""
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        record = self.records[index]
+        image = self._pixels(index)
+        target: Target = {
+            "boxes": record.boxes,
+            "labels": record.labels,
+            "image_id": record.image_id,
+            "original_size": record.size,
+        }
+        if self.keep_ignored:
+            target |= {"ignore_boxes": record.ignore_boxes, "ignore_labels": record.ignore_labels}
+        if self.transform is None:
+            for name in ("boxes", "ignore_boxes"):
+                if name in target:
+                    target[name] = tv_tensors.BoundingBoxes(target[name].clone(), format="XYXY", canvas_size=record.size)
+            return Sample(tv_tensors.Image(image), target)
+        rng = random.Random(seed if seed is not None else int(torch.randint(1 << 62, ())))
+        return self.transform(image, target, rng)
+
+    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every image into the cache now, so that worker processes share it; ``progress(done, total)``."""
+        self._cache = {} if self._cache is None else self._cache
+        for index in range(len(self)):
+            self._pixels(index)
+            if progress:
+                progress(index + 1, len(self))
+
+    def _pixels(self, index: int) -> Tensor:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        record = self.records[index]
+        pixels = read_image(record.path, record.size)
+        if self._cache is not None:
+            self._cache[index] = pixels
+        return pixels
+
+    def picture_path(self, index: int) -> Path:
+        return self.records[index].path
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The annotations as pycocotools wants them: the detector's classes as categories 1.., ids from 1, ignored objects as crowds."""
+        annotations = []
+        for record in self.records:
+            for boxes, labels, crowd in ((record.boxes, record.labels, 0), (record.ignore_boxes, record.ignore_labels, 1)):
+                for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": record.image_id,
+                            "category_id": label + 1,
+                            "bbox": [x0, y0, x1 - x0, y1 - y0],
+                            "area": (x1 - x0) * (y1 - y0),
+                            "iscrowd": crowd,
+                        }
+                    )
+        images = [{"id": r.image_id, "file_name": r.path.name, "height": r.size[0], "width": r.size[1]} for r in self.records]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": coco_categories(self.classes)}
+
+    def _read_records(self, coco: dict[str, Any], limit: int | None) -> list[ImageRecord]:
+        file, root = self.annotations_file, self.card.images_root(self.split)
+        names = {category["id"]: category["name"] for category in coco["categories"]} if self.labelled else {}
+        objects: dict[Any, list[tuple[tuple[float, ...], int, bool]]] = {}
+        sizes: dict[Any, tuple[int, int]] = {}
+        for image in coco["images"]:
+            if image["id"] in sizes:
+                raise MrtError(f"{file}: two images have the id {image['id']}", "Ids must differ: make the set again.")
+            sizes[image["id"]] = (image["height"], image["width"])
+            objects[image["id"]] = []
+        for annotation in coco["annotations"] if self.labelled else ():
+            self._place(annotation, names, sizes, objects)
+        return [_record(image, root, file, sizes[image["id"]], objects[image["id"]]) for image in coco["images"][:limit]]
+
+    def _place(self, annotation: Any, names: Mapping, sizes: Mapping, objects: Mapping) -> None:
+        """Append one annotation's (box, label, ignored) to its image's list, or count why not."""
+        try:
+            image_id, name = annotation["image_id"], names[annotation["category_id"]]
+            x, y, w, h = (float(value) for value in annotation["bbox"])
+        except (KeyError, TypeError, ValueError) as error:
+            entry = annotation.get("id") if isinstance(annotation, dict) else annotation
+            raise MrtError(
+                f"{self.annotations_file}: annotation {entry!r} has no usable image_id, category_id or bbox ({error!r})",
+                "Each needs the id of a listed image, of a listed category, and four numbers [x, y, width, height].",
+            ) from None
+        if image_id not in sizes:
+            raise MrtError(
+                f"{self.annotations_file}: annotation {annotation.get('id')!r} belongs to image {image_id!r}, which is not listed",
+                "Make the set again, or mend the file.",
+            )
+        if name not in self._label_of_name:
+            self.unmatched[name] += 1
+            return
+        if not all(map(math.isfinite, (x, y, w, h))):
+            self.dropped["not finite"] += 1
+            return
+        height, width = sizes[image_id]
+        box = (min(max(x, 0.0), width), min(max(y, 0.0), height), min(max(x + w, 0.0), width), min(max(y + h, 0.0), height))
+        if box[2] <= box[0] or box[3] <= box[1]:
+            self.dropped["no area inside the image"] += 1
+            return
+        objects[image_id].append((box, self._label_of_name[name], is_ignored(annotation)))
+
+
+def _record(image: Mapping, root: Path, file: Path, size: tuple[int, int], objects: list) -> ImageRecord:
+    relative = Path(image["file_name"])
+    if ".." in relative.parts or relative.is_absolute():
+        raise MrtError(f"{file}: file_name {image['file_name']!r} leads out of the image folder {root}", "Make the set again.")
+    counted, ignored = [o for o in objects if not o[2]], [o for o in objects if o[2]]
+    return ImageRecord(
+        image["id"],
+        root / relative,
+        size,
+        torch.tensor([o[0] for o in counted], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([o[1] for o in counted], dtype=torch.int64),
+        torch.tensor([o[0] for o in ignored], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([o[1] for o in ignored], dtype=torch.int64),
+    )
+
+
+def _match_classes(card: DatasetCard, classes: tuple[str, ...], class_map: Mapping[str, str]) -> dict[str, int]:
+    """This set's class name -> the detector's label."""
+    for name, mapped in class_map.items():
+        if name not in card.classes:
+            raise MrtError(f"class map: '{name}' is no class of {card.name}", f"It has: {', '.join(card.classes)}.")
+        if mapped not in classes:
+            raise MrtError(f"class map: '{mapped}' is no class of the detector", f"It has: {', '.join(classes)}.")
+    matched = {name: classes.index(class_map.get(name, name)) for name in card.classes if class_map.get(name, name) in classes}
+    if not matched:
+        raise MrtError(
+            f"{card.name}: none of its classes ({', '.join(card.classes)}) is one of the detector's ({', '.join(classes)})",
+            "Say which name means which with --map-class THEIRS=OURS.",
+        )
+    return matched
+
+
+def _read_coco(file: Path) -> dict[str, Any]:
+    coco = read_json(file)
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(key), list) for key in ("images", "annotations", "categories")):
+        raise MrtError(f"{file}: not a COCO file (an object with the lists 'images', 'annotations', 'categories')")
+    if not coco["images"]:
+        raise MrtError(f"{file}: lists no images", "Make the set again, or choose another split.")
+    for kind, needed in (("images", {"id": int, "file_name": str, "height": int, "width": int}), ("categories", {"id": int, "name": str})):
+        for entry in coco[kind]:
+            for key, expected in needed.items():
+                value = entry.get(key) if isinstance(entry, dict) else entry
+                if not isinstance(value, expected):
+                    raise MrtError(f"{file}: an entry of '{kind}' has {key} {value!r}, expected {expected.__name__}: {entry!r}")
+    return coco

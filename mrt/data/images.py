@@ -1,0 +1,81 @@
+"""Reading image files of every kind a data set may hold into RGB pixels."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mrt.errors import MrtError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours.
+
+    Grey, palette, transparent, CMYK and 16-bit files become 8-bit RGB (16-bit: the high byte). A photo that its EXIF entry says to turn or
+    mirror is made upright, unless ``size`` shows that the annotations were made on the pixels as stored.
+
+    Args:
+        size: (height, width) that the annotations claim; ``None`` if unknown.
+
+    Raises:
+        MrtError: missing, unreadable or cut short; or of another size than ``size``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF blocks and palettes that decode all the same
+            with Image.open(path) as file:
+                picture = _upright(file, size)
+                pixels = np.array(_to_rgb(picture))
+    except FileNotFoundError:
+        raise MrtError(f"{path}: no such image", "Has the folder moved? Make the set again with `mrt prepare-data`.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MrtError(f"{path}: cannot be read as an image ({error})", "Get the file again, or leave it out of the annotations.") from None
+    if size is not None and pixels.shape[:2] != tuple(size):
+        raise MrtError(
+            f"{path}: the image is {pixels.shape[1]}x{pixels.shape[0]}, its annotations are for {size[1]}x{size[0]}",
+            "Boxes would land in the wrong places: use the images that the annotations were made on.",
+        )
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) as :func:`read_image` would give, from the file's header only."""
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            return (width, height) if _on_its_side(file) else (height, width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MrtError(f"{path}: cannot be read as an image ({error})", "Get the file again, or remove it.") from None
+
+
+def _on_its_side(picture: Image.Image) -> bool:
+    return picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+
+
+def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    if picture.getexif().get(_ORIENTATION, 1) == 1:
+        return picture
+    stored_as_annotated = size is not None and _on_its_side(picture) and (picture.height, picture.width) == tuple(size)
+    if stored_as_annotated and picture.height != picture.width:
+        return picture
+    return ImageOps.exif_transpose(picture)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit grey, sometimes handed over as 32-bit integers
+        values = np.asarray(picture)
+        if values.dtype.kind == "f":
+            values = values * 255 if values.max(initial=0) <= 1 else values
+            return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,162 @@
+"""Batches: padding, order, workers. Same seed, same batches, whatever the number of workers and wherever a run was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from mrt.data.dataset import DetectionDataset, SampleKey
+from mrt.data.transforms import Sample, Target
+from mrt.errors import MrtError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images padded with zeros on the right and below to a common size.
+
+    Args:
+        images: (B, 3, H, W) float32; for pairs the weak view.
+        padding_mask: (B, H, W) bool, True = padding.
+        targets: one dict per image, see :class:`mrt.data.dataset.DetectionDataset`; boxes are cxcywh shares of the unpadded image.
+        strong_images: (B, 3, H, W), the strong view of a pair, same geometry and padding.
+    """
+
+    images: Tensor
+    padding_mask: Tensor
+    targets: list[Target]
+    strong_images: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on a device; all boxes and labels travel in one copy per kind."""
+        if self.images.device == torch.device(device):
+            return self
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (the ``DataLoader`` calls this)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Any) -> Batch:
+        targets = [dict(target) for target in self.targets]
+        for name in ("boxes", "labels", "ignore_boxes", "ignore_labels"):
+            if targets and name in targets[0]:
+                parts = [target[name] for target in targets]
+                for target, part in zip(targets, move(torch.cat(parts)).split([len(p) for p in parts]), strict=True):
+                    target[name] = part
+        strong = None if self.strong_images is None else move(self.strong_images)
+        return replace(self, images=move(self.images), padding_mask=move(self.padding_mask), targets=targets, strong_images=strong)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad to the largest height and width of the batch."""
+    images, padding_mask = pad([sample.image for sample in samples])
+    strong = None if samples[0].strong is None else pad([sample.strong for sample in samples])[0]
+    return Batch(images, padding_mask, [sample.target for sample in samples], strong)
+
+
+def pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """List of (3, h, w) -> (B, 3, H, W) zero-padded right and below, and (B, H, W) bool, True = padding."""
+    height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
+    if all(image.shape[1:] == (height, width) for image in images):
+        return torch.stack(list(images)), torch.zeros(len(images), height, width, dtype=torch.bool)
+    padded = images[0].new_zeros(len(images), 3, height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool)
+    for index, image in enumerate(images):
+        padded[index, :, : image.shape[1], : image.shape[2]] = image
+        mask[index, : image.shape[1], : image.shape[2]] = False
+    return padded, mask
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """The order of one epoch: a permutation drawn from (seed, epoch), shared out over the ranks, able to start in the middle.
+
+    Each key carries "seed/epoch/index", which seeds that sample's augmentation.
+
+    Args:
+        length: samples in the dataset.
+        shuffle: else in order.
+        rank, world_size: this process takes every ``world_size``-th sample.
+        drop_last: leave out what does not divide among the ranks; else the first samples are repeated so that all ranks have as many.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1, drop_last: bool = False) -> None:
+        self.length, self.seed, self.shuffle, self.rank, self.world_size = length, seed, shuffle, rank, world_size
+        share = length // world_size if drop_last else -(-length // world_size)
+        self.total = share * world_size
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch; ``start`` = samples of it that this rank has used already (batches done times batch size)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return max(self.total // self.world_size - self.start, 0)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = list(range(self.length))
+        order = (order * -(-self.total // self.length))[: self.total] if self.length else []
+        for index in order[self.rank :: self.world_size][self.start :]:
+            yield SampleKey(index, f"{self.seed}/{self.epoch}/{index}")
+
+    def state_dict(self, batches_done: int, batch_size: int) -> dict[str, int]:
+        """Where a run is after ``batches_done`` batches of this iteration (workers have read ahead, so the loop has to say)."""
+        return {"epoch": self.epoch, "start": self.start + batches_done * batch_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.set_epoch(state["epoch"], state["start"])
+
+
+def build_loader(
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A ``DataLoader`` of :class:`Batch`; ``batch_size`` is per process. Call ``loader.sampler.set_epoch(epoch)`` before each epoch."""
+    if drop_last and len(dataset) // world_size < batch_size:
+        raise MrtError(
+            f"{dataset.card.name}/{dataset.split}: {len(dataset)} images do not fill {world_size} x {batch_size} (processes x batch)",
+            "Choose a smaller batch, or use more images.",
+        )
+    sampler = EpochSampler(len(dataset), seed, shuffle, rank, world_size, drop_last)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers > 0 else None,
+    )
+
+
+def endless(loader: DataLoader, batches_done: int = 0) -> Iterator[Batch]:
+    """Batches of epoch after epoch for a set that is shorter than the run; starts after ``batches_done`` batches counted from epoch 0."""
+    sampler: EpochSampler = loader.sampler
+    sampler.set_epoch(0)
+    per_epoch = len(loader)
+    epoch, start = divmod(batches_done, per_epoch)
+    while True:
+        sampler.set_epoch(epoch, start * loader.batch_size)
+        yield from loader
+        epoch, start = epoch + 1, 0

@@ -1,0 +1,51 @@
+"""Finding prepared sets: every folder with a card under the data root is one, and new ones need no code."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from mrt.data.card import CARD_NAME, DatasetCard, read_card
+from mrt.errors import MrtError
+
+# Names that `mrt prepare-data` makes, and what to type for each.
+PREPARE_COMMANDS = {
+    "cityscapes": "mrt prepare-data cityscapes --raw FOLDER_OR_ZIPS",
+    "foggy": "mrt prepare-data foggy --raw FOLDER_OR_ZIPS",
+    "sim10k": "mrt prepare-data sim10k --raw FOLDER_OR_TGZ",
+    "bdd100k": "mrt prepare-data bdd100k --raw FOLDER_OR_ZIPS --where timeofday=daytime",
+}
+
+
+def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard:
+    """The card of a prepared set, by its name under ``data_root`` or by the path of its folder or card.
+
+    Raises:
+        MrtError: not there; says which ``mrt prepare-data`` makes it, or which sets there are.
+    """
+    data_root, asked = Path(data_root), Path(name_or_path)
+    for candidate in (data_root / asked, asked):
+        if (candidate / CARD_NAME).is_file() or (candidate.name == CARD_NAME and candidate.is_file()):
+            return read_card(candidate)
+    name = str(name_or_path)
+    there = sorted(card.name for card in list_datasets(data_root))
+    if name in PREPARE_COMMANDS:
+        hint = f"Make it with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
+    elif name.startswith("synthetic"):
+        hint = f"Make it with: mrt prepare-data synthetic --data-root {data_root}"
+    elif asked.is_dir():
+        hint = f"{asked} is a folder without {CARD_NAME}: make a set from it with: mrt prepare-data custom --raw {asked}"
+    else:
+        hint = "Your own data becomes a set with: mrt prepare-data custom --raw FOLDER"
+    close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS], n=1)
+    if close and name not in PREPARE_COMMANDS:
+        hint = f"Did you mean '{close[0]}'? {hint}"
+    raise MrtError(f"No data set '{name}' in {data_root} (there: {', '.join(there) or 'none'})", hint)
+
+
+def list_datasets(data_root: Path | str) -> list[DatasetCard]:
+    """The cards of all sets under the data root, by folder name."""
+    data_root = Path(data_root)
+    if not data_root.is_dir():
+        return []
+    return [read_card(folder) for folder in sorted(data_root.iterdir()) if (folder / CARD_NAME).is_file()]

@@ -1,0 +1,188 @@
+"""COCO evaluation of anything that can predict boxes: average precision by pycocotools.
+
+All figures are per cent, as papers print them. Boxes are compared in the pixels of the original images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mrt.data.dataset import DetectionDataset
+from mrt.data.loader import Batch
+from mrt.errors import MrtError
+
+MAX_DETECTIONS = 100
+AREAS = {"all": 0, "small": 1, "medium": 2, "large": 3}  # COCO's: small below 32x32 pixels, large from 96x96
+
+Predict = Callable[[Batch], Sequence[dict[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """What was found in one image, best first. Arrays of n: ``scores``, ``labels`` from 0, ``boxes`` (n, 4) xyxy original pixels."""
+
+    image_id: int
+    scores: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class in per cent; ``None`` where there is no ground truth (``num_boxes`` 0)."""
+
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    num_boxes: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO metrics in per cent; means are over the classes with ground truth, ``None`` where there is none at all.
+
+    ``APs``, ``APm``, ``APl``: small, medium, large objects. ``AR100``: mean recall with 100 detections an image.
+    ``detections`` is what was measured, in the order of evaluation.
+    """
+
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    APs: float | None
+    APm: float | None
+    APl: float | None
+    AR100: float | None
+    per_class: dict[str, ClassMetrics]
+    num_images: int
+    num_boxes: int
+    detections: list[ImageDetections] = field(default_factory=list, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON, without the detections."""
+        summary = {name: getattr(self, name) for name in (*SUMMARY, "num_images", "num_boxes")}
+        return summary | {"per_class": {name: dict(vars(values)) for name, values in self.per_class.items()}}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per class, then one for all classes, with the same keys: what a CSV writer or a table needs."""
+        classes = [{"class": name, **vars(values)} for name, values in self.per_class.items()]
+        return [*classes, {"class": "all", "AP": self.AP, "AP50": self.AP50, "AP75": self.AP75, "num_boxes": self.num_boxes}]
+
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+
+
+def evaluate(
+    predict: Predict, loader: Iterable[Batch], dataset: DetectionDataset, progress: Callable[[int, int], None] | None = None
+) -> Metrics:
+    """Run ``predict`` over the loader and score it against the dataset's labels.
+
+    Args:
+        predict: batch -> one dict per image with ``scores`` (n,), ``labels`` (n,) from 0 and ``boxes`` (n, 4) xyxy in pixels of
+            ``target["original_size"]``.
+        loader: batches of ``dataset``, each image at least once (repeats count once).
+        progress: called with (images done, images in all).
+    """
+    return score(collect(predict, loader, len(dataset), progress), dataset)
+
+
+def collect(
+    predict: Predict, loader: Iterable[Batch], total: int = 0, progress: Callable[[int, int], None] | None = None
+) -> list[ImageDetections]:
+    """The predictions for every image of the loader, on the host. Under several processes: collect on each, gather, then :func:`score`."""
+    collected: list[ImageDetections] = []
+    for batch in loader:
+        for target, found in zip(batch.targets, predict(batch), strict=True):
+            scores, labels, boxes = (found[name].detach().float().cpu().numpy() for name in ("scores", "labels", "boxes"))
+            order = np.argsort(-scores, kind="stable")
+            collected.append(ImageDetections(int(target["image_id"]), scores[order], labels[order].astype(np.int64), boxes[order]))
+        if progress:
+            progress(len(collected), total)
+    return collected
+
+
+def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> Metrics:
+    """Average precision of collected detections.
+
+    Crowds and ignored objects are neither hits nor misses: a detection that lies in one is not counted as false.
+
+    Raises:
+        MrtError: the set has no labels, or a detection is for an image that is not in it.
+    """
+    if not dataset.labelled:
+        raise MrtError(
+            f"{dataset.card.name}/{dataset.split} has no labels to evaluate against", "Choose a labelled set or split with --data."
+        )
+    once = {found.image_id: found for found in detections}
+    unknown = once.keys() - {record.image_id for record in dataset.records}
+    if unknown:
+        raise MrtError(f"detections for image {min(unknown)}, which is not in {dataset.card.name}/{dataset.split}")
+    ground_truth = dataset.coco_ground_truth()
+    found_in_all = [found for found in once.values() if len(found.scores)]
+    counts = np.bincount([a["category_id"] - 1 for a in ground_truth["annotations"] if not a["iscrowd"]], minlength=len(dataset.classes))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        precision, recall = _accumulate(ground_truth, found_in_all, len(dataset.classes), [r.image_id for r in dataset.records])
+    per_class = {
+        name: ClassMetrics(
+            AP=_mean(precision[:, :, index, 0]),
+            AP50=_mean(precision[0, :, index, 0]),
+            AP75=_mean(precision[5, :, index, 0]),
+            num_boxes=int(counts[index]),
+        )
+        for index, name in enumerate(dataset.classes)
+    }
+    return Metrics(
+        AP=_mean(precision[:, :, :, 0]),
+        AP50=_mean(precision[0, :, :, 0]),
+        AP75=_mean(precision[5, :, :, 0]),
+        APs=_mean(precision[:, :, :, AREAS["small"]]),
+        APm=_mean(precision[:, :, :, AREAS["medium"]]),
+        APl=_mean(precision[:, :, :, AREAS["large"]]),
+        AR100=_mean(recall[:, :, 0]),
+        per_class=per_class,
+        num_images=len(dataset.records),
+        num_boxes=int(counts.sum()),
+        detections=list(once.values()),
+    )
+
+
+def _accumulate(
+    ground_truth: dict[str, Any], detections: list[ImageDetections], num_classes: int, image_ids: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (10 IoUs, 101 recalls, classes, 4 areas) and recall (10, classes, 4) with 100 detections an image; -1 = no ground truth."""
+    reference = COCO()
+    reference.dataset = ground_truth
+    reference.createIndex()
+    if not ground_truth["annotations"]:
+        return np.full((10, 101, num_classes, 4), -1.0), np.full((10, num_classes, 4), -1.0)
+    results = COCO()
+    if detections:
+        rows = [
+            np.column_stack((np.full(len(f.scores), f.image_id), f.boxes[:, :2], f.boxes[:, 2:] - f.boxes[:, :2], f.scores, f.labels + 1))
+            for f in detections
+        ]
+        results = reference.loadRes(np.concatenate(rows).astype(np.float64))
+    else:
+        results.dataset = {**ground_truth, "annotations": []}
+        results.createIndex()
+    run = COCOeval(reference, results, "bbox")
+    run.params.imgIds = sorted(image_ids)
+    run.params.catIds = list(range(1, num_classes + 1))
+    run.params.maxDets = [MAX_DETECTIONS]
+    run.evaluate()
+    run.accumulate()
+    return run.eval["precision"][..., 0], run.eval["recall"][..., 0]
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean in per cent of what is not -1."""
+    valid = values[values > -1]
+    return float(valid.mean() * 100) if valid.size else None
