@@ -51,9 +51,7 @@ class MSDeformAttn(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(
-        self, query: Tensor, reference_points: Tensor, tokens: Tensor, shapes: Shapes, token_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, reference_points: Tensor, tokens: Tensor, shapes: Shapes, token_mask: Tensor | None = None) -> Tensor:
         """Attend.
 
         Args:
@@ -66,7 +64,6 @@ class MSDeformAttn(nn.Module):
         Returns:
             (B, Q, d).
         """
-        batch, queries, _ = query.shape
         value = self.value_proj(tokens)
         if token_mask is not None:
             value = value.masked_fill(token_mask[..., None], 0.0)
@@ -77,12 +74,10 @@ class MSDeformAttn(nn.Module):
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         if reference_points.shape[-1] == 4:
             offsets = _boxes_to_cells(offsets, reference_points[..., 2:], shapes)
+        logits = logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
+        exact = torch.promote_types(value.dtype, torch.float32)  # positions are never 16-bit, features may be
         sampled = ms_deform_attn_fused(
-            value.unflatten(-1, (self.num_heads, -1)),
-            shapes,
-            reference_points[..., :2],
-            offsets,
-            logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points)),
+            value.unflatten(-1, (self.num_heads, -1)), shapes, reference_points[..., :2].to(exact), offsets.to(exact), logits.to(exact)
         )
         return self.output_proj(sampled)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class ConvDiscriminator(nn.Module):
     def __init__(self, channels: int, hidden_dim: int) -> None:
         super().__init__()
         sizes = (channels, hidden_dim, hidden_dim, 2)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x))))).permute(0, 2, 3, 1)
