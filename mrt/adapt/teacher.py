@@ -31,10 +31,7 @@ class Teacher:
             raise MrtError(f"the teacher's decay is {decay}, it must lie in 0..1", "The paper takes 0.9996.")
         self.decay, self.warmup, self.warmup_offset = decay, warmup, warmup_offset
         self.updates = 0
-        self.module = copy.deepcopy(student).requires_grad_(False).eval()
-        for tensor in self.module.state_dict().values():
-            if tensor.is_floating_point() and tensor.dtype != torch.float64:
-                tensor.data = tensor.data.float()
+        self.module = copy.deepcopy(student).float().requires_grad_(False).eval()
         seen: set[int] = set()  # heads shared by several layers have several names and must be averaged once
         state = self.module.state_dict(keep_vars=True)
         self._names = [name for name, tensor in state.items() if not (id(tensor) in seen or seen.add(id(tensor)))]

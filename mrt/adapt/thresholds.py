@@ -41,23 +41,23 @@ class DynamicThresholds:
             raise MrtError(f"the lowest threshold {minimum} lies above the highest {maximum}", "Raise the maximum or lower the minimum.")
         self.alpha, self.gamma, self.minimum, self.maximum, self.enabled = alpha, gamma, minimum, maximum, enabled
         self.values = torch.full((num_classes,), start, dtype=torch.float64, device=device)
-        self.record_ = torch.zeros((2, num_classes), dtype=torch.float64, device=device)
+        self._record = torch.zeros((2, num_classes), dtype=torch.float64, device=device)
 
     @property
     def sum(self) -> Tensor:
         """(C,) recorded confidences, summed, since the last update."""
-        return self.record_[0]
+        return self._record[0]
 
     @property
     def count(self) -> Tensor:
         """(C,) how many were recorded since the last update."""
-        return self.record_[1]
+        return self._record[1]
 
     @torch.no_grad()
     def record(self, scores: Tensor, labels: Tensor) -> None:
         """Add (M,) scores of (M,) predicted classes, e.g. from ``mrt.losses.matched_confidences``."""
-        scores = scores.detach().to(self.record_)
-        self.record_.index_add_(1, labels.to(self.record_.device), torch.stack((scores, torch.ones_like(scores))))
+        scores = scores.detach().to(self._record)
+        self._record.index_add_(1, labels.to(self._record.device), torch.stack((scores, torch.ones_like(scores))))
 
     @torch.no_grad()
     def update(self, all_reduce: Callable[[Tensor], object] | None = None) -> Tensor:
@@ -70,17 +70,17 @@ class DynamicThresholds:
             (C,) float64 thresholds.
         """
         if all_reduce is not None:
-            all_reduce(self.record_)
+            all_reduce(self._record)
         if self.enabled:
             mean = self.sum / self.count.clamp(min=1)
             moved = self.gamma * self.values + (1 - self.gamma) * self.alpha * mean.sqrt()
             self.values = moved.clamp(self.minimum, self.maximum)
-        self.record_.zero_()
+        self._record.zero_()
         return self.values
 
     def state_dict(self) -> dict[str, Tensor]:
         """Thresholds and the record of the running epoch."""
-        return {"values": self.values.clone(), "record": self.record_.clone()}
+        return {"values": self.values.clone(), "record": self._record.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave.
@@ -93,5 +93,5 @@ class DynamicThresholds:
                 f"the checkpoint holds thresholds of {len(state['values'])} classes, this run has {len(self.values)}",
                 "Resume with the class list the run was started with.",
             )
-        self.values = state["values"].to(self.values)
-        self.record_ = state["record"].to(self.record_)
+        self.values = state["values"].to(self.values, copy=True)
+        self._record = state["record"].to(self._record, copy=True)

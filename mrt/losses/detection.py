@@ -85,8 +85,9 @@ def _counted(boxes: Tensor, targets: Targets, sign: Tensor) -> Tensor:
     owner = torch.cat([torch.full((len(target["ignore_boxes"]),), image) for image, target in ignored]).to(sign.device, non_blocking=True)
     region = cxcywh_to_xyxy(torch.cat([target["ignore_boxes"] for _, target in ignored]).float())
     columns = torch.cat([_ignored_columns(target, sign.shape[-1]) for _, target in ignored])
-    on_region = iou(cxcywh_to_xyxy(boxes[:, owner].float()), region[:, None]) >= IGNORE_IOU  # (L, I, Q)
-    hits = torch.zeros_like(sign).index_add_(1, owner, on_region[..., None] * columns[:, None])
+    on_region = iou(cxcywh_to_xyxy(boxes[:, owner].float()), region[:, None]) >= IGNORE_IOU  # (L, I, Q) for I ignore boxes
+    image_columns = columns[:, None] * (owner[:, None] == torch.arange(sign.shape[1], device=sign.device))[..., None]  # (I, B, C)
+    hits = (on_region.float().transpose(1, 2) @ image_columns.flatten(1)).unflatten(-1, image_columns.shape[1:]).transpose(1, 2)
     matched = (sign < 0).any(-1, keepdim=True)
     return ((hits == 0) | matched).float()
 

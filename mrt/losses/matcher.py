@@ -93,9 +93,11 @@ class HungarianMatcher:
         p = x.sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * F.softplus(-x)
         negative = (1 - self.alpha) * p**self.gamma * F.softplus(x)
-        predicted, truth = boxes[:, owner].float(), truth.float()[:, None]
-        distance = (predicted - truth).abs().sum(-1)
-        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+        # One plane per coordinate, (8, L, T, Q): elementwise work on an innermost axis of four is several times slower.
+        boxes, truth = boxes.float(), truth.float()
+        planes = torch.cat((boxes, cxcywh_to_xyxy(boxes)), -1).movedim(-1, 0).contiguous().index_select(2, owner)
+        distance = (planes[:4] - truth.T[:, None, :, None]).abs_().sum(0)
+        overlap = giou(planes[4:].movedim(0, -1), cxcywh_to_xyxy(truth)[:, None])
         return self.cost_class * (positive - negative) + self.cost_box * distance - self.cost_giou * overlap
 
 

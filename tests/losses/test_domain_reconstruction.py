@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import assert_close, load_golden
+
+from mrt.losses import SOURCE, TARGET, domain_loss, reconstruction_loss
+
+
+@pytest.mark.parametrize("domain", [SOURCE, TARGET])
+def test_recorded_discriminator_losses(domain: int) -> None:
+    data = load_golden("discriminators")
+    names = {"backbone": "bac", "encoder": "enc", "decoder": "dec"}
+    predictions = {name: torch.from_numpy(data[f"out/domain_{short}_all"]) for name, short in names.items()}
+    losses = domain_loss(predictions, domain)
+    assert_close(losses["domain"], data[f"label{domain}/loss_total"])
+    for name, short in names.items():
+        assert_close(losses[f"domain_{name}"], data[f"label{domain}/loss_domain_{short}"])
+
+
+def test_padding_may_be_left_out() -> None:
+    logits = torch.randn(2, 7, 2)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    losses = domain_loss({"encoder": logits}, TARGET, padding={"encoder": padding})
+    expected = F.cross_entropy(logits[~padding], torch.ones(11, dtype=torch.long))
+    torch.testing.assert_close(losses["domain"], expected)
+    assert domain_loss({"encoder": logits}, TARGET, padding={"encoder": torch.ones_like(padding)})["domain"] == 0
+
+
+def test_weights_and_subsets() -> None:
+    predictions = {"backbone": torch.randn(1, 2, 3, 2), "decoder": torch.randn(1, 4, 2)}
+    losses = domain_loss(predictions, SOURCE, weights={"backbone": 0.5, "decoder": 2.0})
+    torch.testing.assert_close(losses["domain"], 0.5 * losses["domain_backbone"] + 2 * losses["domain_decoder"])
+
+
+def test_reconstruction_over_masked_cells() -> None:
+    reconstruction, target = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5, requires_grad=True)
+    mask, padding = torch.rand(2, 4, 5) < 0.5, torch.zeros(2, 4, 5, dtype=torch.bool)
+    padding[1, :, 3:] = True
+    loss = reconstruction_loss(reconstruction, target, mask, padding, over="masked")
+    cells = (mask & ~padding)[:, None].expand_as(target)
+    torch.testing.assert_close(loss, F.mse_loss(reconstruction[cells], target[cells]))
+    loss.backward()
+    assert target.grad is None and not reconstruction.grad[~cells].any()
+    torch.testing.assert_close(reconstruction_loss(reconstruction, target), F.mse_loss(reconstruction, target))
+    assert reconstruction_loss(reconstruction, target, torch.zeros_like(mask), over="masked") == 0
+
+
+def test_reconstruction_arguments() -> None:
+    maps = torch.zeros(1, 2, 3, 3)
+    with pytest.raises(ValueError, match="needs the mask"):
+        reconstruction_loss(maps, maps, over="masked")
+    with pytest.raises(ValueError, match="visible"):
+        reconstruction_loss(maps, maps, over="visible")
