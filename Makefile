@@ -1,0 +1,71 @@
+# Two commands matter: `make demo` and `make test`. Each does all the set-up it needs, once: a virtual environment in .venv,
+# torch, the native op, mrt itself. All that is needed beforehand is Python 3.11 or newer (a C++ compiler makes the op fast).
+#
+#   make PYTHON=/path/to/python3.12 demo     another interpreter
+#   make DEMO="--seeds 0 1 2" demo           other options for `mrt demo`
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+    $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+
+# What the native build needs before mrt can be installed, read from pyproject.toml so that no version is written twice.
+BUILD_NEEDS = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+    print(*(p["build-system"]["requires"] + ["ninja"] + [d for d in p["project"]["dependencies"] if d.startswith("torch")]), sep="\n")'
+SOURCES := pyproject.toml setup.py mrt/__init__.py $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: help demo demo-from-scratch demo-results test lint build bench clean
+
+help:
+	@echo "make demo                a detector goes from clear weather into fog, in minutes, on the CPU"
+	@echo "make test                every test"
+	@echo "make demo-from-scratch   the demo, source detector included"
+	@echo "make demo-results        the README's figures: three seeds and their oracles"
+	@echo "make lint | build | bench | clean"
+
+demo: $(VENV)/.installed
+	$(BIN)/mrt demo $(DEMO)
+
+demo-from-scratch: $(VENV)/.installed
+	$(BIN)/mrt demo --from-scratch $(DEMO)
+
+demo-results: $(VENV)/.installed
+	$(BIN)/mrt demo --seeds 0 1 2 --oracle --record mrt/presets/demo-results.json $(DEMO)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+build: $(VENV)/.installed
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.ms_deform_attn
+
+clean:
+	rm -rf build *.egg-info mrt/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.installed
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "mrt needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: the package python3-venv); \
+	or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "Setting up $(VENV): once, a few minutes, most of them torch's download."
+	"$(PYTHON)" -m venv $(VENV)
+	touch $@
+
+$(VENV)/.needs: $(VENV)/.created pyproject.toml
+	$(BUILD_NEEDS) > $@.txt
+	$(BIN)/python -m pip install -r $@.txt
+	touch $@
+
+# Editable: Python changes need no new install; a change of the native sources or the metadata does.
+$(VENV)/.installed: $(VENV)/.needs $(SOURCES)
+	@echo "Installing mrt and building its native op."
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[demo,dev]'
+	touch $@

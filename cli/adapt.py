@@ -1,0 +1,66 @@
+"""``mrt adapt``: stages 2 (masked autoencoder) and 3 (teaching)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mrt_cli import options
+from mrt_cli.arguments import ListCommand
+
+STAGES = ("mae", "teach")
+
+
+def adapt(
+    target: options.Target = None,
+    source: options.Source = None,
+    preset: options.Preset = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME...")] = None,
+    init: options.Init = None,
+    resume: options.Resume = False,
+    name: options.Name = None,
+    overrides: options.Set = None,
+    seed: options.Seed = None,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+    device: options.Device = None,
+    amp: options.Amp = None,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Adapt a source detector to an unlabelled target domain, e.g. --target foggy."""
+    from mrt.errors import MrtError
+    from mrt_cli import experiment
+    from mrt_cli.console import say, watching
+
+    if target is None and preset is None and not (resume and name):
+        raise MrtError("mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset")
+    for item in stage or ():
+        if item not in STAGES:
+            raise MrtError(f"--stage {item}: unknown stage", "stages are mae and teach; without --stage both run")
+    chosen = tuple(item for item in STAGES if item in (stage or STAGES))
+    roots = experiment.find_roots(data_root, run_root)
+    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    if resume and name:
+        folder = experiment.run_folder(roots.run_root, name)
+    else:
+        config = experiment.resolve(preset, overrides, given | {"init": init})
+        folder = experiment.run_folder(roots.run_root, name or experiment.default_name("adapt", config))
+    if resume:
+        config = experiment.resolve_started(folder, overrides, given)
+    if dry_run:
+        say(config.to_json().rstrip())
+        return
+    experiment.require_data([config.data.source, config.data.target], roots.data_root)
+    start = None if resume else experiment.source_weights(config, roots.run_root)
+    command = "adapt" + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
+
+    from mrt.engine import stages
+
+    with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
+        stages.adapt(config, folder, stages=chosen, init=start, resume=resume, data_root=roots.data_root, watcher=watcher)
+    say(f"Written to {folder}. Evaluate it: mrt eval {folder}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("adapt", cls=ListCommand)(adapt)

@@ -1,0 +1,68 @@
+"""The door: ``mrt``. Commands import what they need when they run, so ``mrt --help`` is instant.
+
+Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt_cli import ablate, adapt, demo, doctor, evaluate, prepare_data, pretrain_source
+
+RUN_FAILED, BAD_INPUT = 1, 2
+
+
+class Root(TyperGroup):
+    """The group of all commands, where errors become one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (MrtError, RunFailed, KeyboardInterrupt) as error:
+            from mrt_cli.console import show_error
+
+            stopped = isinstance(error, KeyboardInterrupt)
+            show_error(Interrupted("interrupted") if stopped else error)
+            raise typer.Exit(BAD_INPUT if isinstance(error, MrtError) else RUN_FAILED) from None
+
+
+app = typer.Typer(
+    cls=Root,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Take an object detector from a labelled domain to an unlabelled one (MRT: masked retraining teacher-student).",
+    epilog="New here? Run: mrt demo",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mrt import __version__
+
+        typer.echo(f"mrt {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False) -> None:
+    """The options before any command."""
+
+
+demo.register(app)
+prepare_data.register(app)
+pretrain_source.register(app)
+adapt.register(app)
+evaluate.register(app)
+ablate.register(app)
+doctor.register(app)
+
+
+def main() -> None:
+    """Entry point of ``mrt`` and of ``python -m mrt_cli``."""
+    app(prog_name="mrt")

@@ -1,0 +1,72 @@
+"""Several values after one option: ``--seeds 0 1 2``, and any setting as an option of ``mrt ablate``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from typer.core import TyperCommand
+
+AXES = "mrt.axes"  # where AxisCommand leaves what it found in the context's meta
+_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+
+
+def is_option(token: str) -> bool:
+    """Whether a word of the command line is an option's name, and not a value such as ``-0.5``."""
+    return token.startswith("-") and token != "-" and not _NEGATIVE_NUMBER.match(token)
+
+
+def values_after(arguments: Sequence[str], start: int) -> list[str]:
+    """The words from ``start`` up to the next option."""
+    end = start
+    while end < len(arguments) and not is_option(arguments[end]):
+        end += 1
+    return list(arguments[start:end])
+
+
+class ListCommand(TyperCommand):
+    """A command without positional arguments, whose list options take all the values that follow them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        spread: list[str] = []
+        position = 0
+        while position < len(args):
+            token = args[position]
+            position += 1
+            values = values_after(args, position) if token in lists else []
+            if not values:
+                spread.append(token)
+            for value in values:
+                spread += [token, value]
+            position += len(values)
+        return super().parse_args(ctx, spread)
+
+
+class AxisCommand(ListCommand):
+    """A ListCommand that takes options it does not know as axes: ``--mask-ratio 0.5 0.8``, ``--axis mae.mask_ratio 0.5 0.8``.
+
+    What it found is in ``ctx.meta[AXES]``: a list of (name as typed, values as typed).
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {name for param in self.get_params(ctx) for name in param.opts} - {"--axis"}
+        axes: list[tuple[str, list[str]]] = []
+        rest: list[str] = []
+        position = 0
+        while position < len(args):
+            token = args[position]
+            position += 1
+            option, equals, first = token.partition("=")
+            if not option.startswith("--") or option == "--" or option in known:
+                rest.append(token)
+                continue
+            values = ([first] if equals else []) + values_after(args, position)
+            position += len(values) - bool(equals)
+            if option == "--axis":
+                axes.append((values[0] if values else "", values[1:]))
+            else:
+                axes.append((option.removeprefix("--"), values))
+        ctx.meta[AXES] = axes
+        return super().parse_args(ctx, rest)

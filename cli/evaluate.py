@@ -1,0 +1,172 @@
+"""``mrt eval``: COCO figures of runs and weights, as a table, JSON, CSV and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrt_cli import options
+
+if TYPE_CHECKING:
+    from mrt.engine.inference import Result
+
+METRICS = ("AP", "AP50", "AP75")
+
+
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN|WEIGHTS...", help="Run names or folders, weights files, or shipped names (demo-source).")],
+    data: Annotated[str | None, typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    which: Annotated[str, typer.Option(help="teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-<set>-<split>.json in each run.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Where to write them as CSV. Default: beside the JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the same images with each run's detections and the truth into this file (.png, .jpg).")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+    device: options.Device = None,
+) -> None:
+    """Evaluate detectors: COCO AP, AP50, AP75, and AP50 of each class."""
+    from mrt.errors import MrtError
+    from mrt_cli.console import say, watching
+    from mrt_cli.experiment import find_roots
+
+    if which not in ("auto", "teacher", "student"):
+        raise MrtError(f"--which {which}: expected teacher, student or auto")
+    if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise MrtError(f"--picture {picture}: expected a .png or .jpg file")
+    roots = find_roots(data_root, run_root)
+    with watching() as watcher:
+        results = []
+        for name in runs:
+            results.append(
+                run_one(name, roots, data=data, split=split, which=which, device=device or "auto", batch_size=batch_size, watcher=watcher)
+            )
+            data = data or results[0].card.name
+    show([short_name(name) for name in runs], results)
+    for path in write(runs, results, roots.run_root, json_file, csv_file):
+        say(f"Written to {path}")
+    if picture is not None:
+        from mrt_cli.pictures import before_after
+
+        before_after(picture, [(short_name(name), result) for name, result in zip(runs, results, strict=True)], images)
+        say(f"Drawn in {picture}")
+
+
+def find_run(name: str, run_root: Path) -> Path | str:
+    """A run's folder by its path, else by its name under the run root; anything else is left to the engine."""
+    below = run_root / name
+    return below if not Path(name).exists() and below.exists() else name
+
+
+def short_name(name: str) -> str:
+    """A table's heading for a run: its last folder or the weights file's stem."""
+    return Path(name).stem if Path(name).suffix in (".safetensors", ".pth", ".pt") else Path(name).name or name
+
+
+def run_one(name: str, roots: Any, *, data: str | None, split: str, which: str, device: str, watcher: Any, batch_size: int | None = None) -> Result:
+    """Evaluate one run or weights file."""
+    from mrt.engine.inference import evaluate_detector
+
+    where = find_run(name, roots.run_root)
+    return evaluate_detector(
+        where, data=data, split=split, which=which, device=device, batch_size=batch_size, data_root=roots.data_root, watcher=watcher
+    )
+
+
+def describe(result: Result) -> str:
+    """What was evaluated on, as an honest table says it."""
+    card, part = result.card, result.card.split(result.split)
+    details = ", ".join(f"{key} {value}" for key, value in card.details.items() if isinstance(value, (int, float, str)))
+    sizes = ", ".join(card.image_sizes)
+    return "; ".join(
+        text
+        for text in (
+            f"{part.num_images} images of {sizes}, {part.num_boxes} boxes",
+            f"{card.domain}" + (f" ({details})" if details else ""),
+            f"annotations sha256 {part.sha256[:12]}",
+        )
+        if text
+    )
+
+
+def show(titles: Sequence[str], results: Sequence[Result]) -> None:
+    """The table: a column per run."""
+    from mrt_cli.console import figure, show_table
+
+    first = results[0]
+    columns = ["", *(f"{title} ({result.network})" for title, result in zip(titles, results, strict=True))]
+    rows = [[metric, *(figure(getattr(result.metrics, metric)) for result in results)] for metric in METRICS]
+    for name in first.metrics.per_class:
+        values = (result.metrics.per_class.get(name) for result in results)
+        rows.append([f"AP50 {name}", *(figure(value.AP50 if value else None) for value in values)])
+    show_table(f"{first.card.name}, split {first.split}", columns, rows, caption=describe(first))
+
+
+def record(name: str, result: Result) -> dict[str, Any]:
+    """One result as plain values for JSON."""
+    return {
+        "run": str(name),
+        "network": result.network,
+        "data": result.card.name,
+        "domain": result.card.domain,
+        "details": result.card.details,
+        "split": result.split,
+        "sha256": result.card.split(result.split).sha256,
+        "metrics": result.metrics.to_dict(),
+    }
+
+
+def to_csv(records: Sequence[dict[str, Any]]) -> str:
+    """A line per run and class, "all" first: per cent, empty where a class has no ground truth."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "network", "data", "split", "class", *METRICS])
+    for item in records:
+        metrics = item["metrics"]
+        for name, values in {"all": metrics, **metrics["per_class"]}.items():
+            numbers = [values.get(metric) for metric in METRICS]
+            cells = ["" if number is None else f"{number:.4f}" for number in numbers]
+            writer.writerow([item["run"], item["network"], item["data"], item["split"], name, *cells])
+    return text.getvalue()
+
+
+def write(names: Sequence[str], results: Sequence[Result], run_root: Path, json_file: Path | None, csv_file: Path | None) -> list[Path]:
+    """Write the figures; returns the files. Under torchrun the first process writes."""
+    from mrt_cli.console import RANK
+
+    records = [record(name, result) for name, result in zip(names, results, strict=True)]
+    if json_file is not None or csv_file is not None:
+        jobs = [(json_file, csv_file, records)]
+    else:
+        jobs = []
+        for name, item in zip(names, records, strict=True):
+            where = Path(find_run(name, run_root))
+            folder = where if where.is_dir() else run_root / "eval" / short_name(name)
+            stem = f"eval-{item['data']}-{item['split']}-{item['network']}"
+            jobs.append((folder / f"{stem}.json", folder / f"{stem}.csv", [item]))
+    return [path for as_json, as_csv, items in jobs for path in _write(as_json, as_csv, items)] if RANK == 0 else []
+
+
+def _write(json_file: Path | None, csv_file: Path | None, records: list[dict[str, Any]]) -> list[Path]:
+    import json
+
+    from mrt.data.card import write_text_atomic
+
+    texts = {json_file: json.dumps(records, indent=1) + "\n", csv_file: to_csv(records)}
+    paths = [path for path in texts if path is not None]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, texts[path])
+    return paths
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval")(evaluate)

@@ -1,0 +1,117 @@
+"""From a command's options to a checked experiment: roots, preset, configuration, run folder, and the command that continues it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mrt.config import Config, Settings, load_config, preset_names
+from mrt.errors import Interrupted, MrtError
+
+PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
+PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city"}
+SYNTHETIC = "synthetic-"
+
+
+def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
+    """The data and run root: the option, else the environment, else ./data and ./runs."""
+    given = {"data_root": data_root, "run_root": run_root}
+    return Settings(**{name: path for name, path in given.items() if path is not None})
+
+
+def choose_preset(source: str | None, target: str | None) -> str:
+    """The preset made for a pair of data sets; nothing given means the paper's first benchmark."""
+    name = target or source
+    if name is None:
+        return "city2foggy"
+    if Path(name).name.startswith(SYNTHETIC):
+        return "demo"
+    table = PRESET_OF_TARGET if target else PRESET_OF_SOURCE
+    if name not in table:
+        kind = "target" if target else "source"
+        raise MrtError(
+            f"--{kind} {name}: no preset is made for this data set", f"choose whose settings to use: --preset {' or '.join(preset_names())}"
+        )
+    return table[name]
+
+
+def resolve(preset: str | None, overrides: Sequence[str] | None, options: dict[str, Any]) -> Config:
+    """The configuration of a new run.
+
+    Args:
+        preset: name or file; None: the one made for the data sets.
+        overrides: the values of ``--set``; they win.
+        options: dotted key -> value of options that have a name of their own; None: the preset's value.
+    """
+    base = preset or choose_preset(options.get("data.source"), options.get("data.target"))
+    return load_config(base, overrides or (), _given(options))
+
+
+def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict[str, Any]) -> Config:
+    """The configuration of a run that is to be continued: its own. MrtError if the options ask for something else."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MrtError(f"{folder}: no run to continue", "start it without --resume, or name it with --name")
+    stored, asked = load_config(path), load_config(path, overrides or (), _given(options))
+    if asked != stored:
+        old, new = stored.model_dump(), asked.model_dump()
+        sections = [key for key in old if old[key] != new[key]]
+        raise MrtError(f"{folder}: a run keeps its settings, but [{'], ['.join(sections)}] would change", "drop those options, or start another run with --name")
+    return stored
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def default_name(kind: str, config: Config) -> str:
+    """A run's name: ``city2foggy-adapt``, then data sets that are not the preset's own, then ``-seed3`` for any seed but 0."""
+    usual = load_config(config.preset).data if config.preset in preset_names() else config.data
+    asked = [config.data.source] if kind == "source" else [config.data.source, config.data.target]
+    unusual = [Path(name).name for name in asked if name not in (usual.source, usual.target)]
+    return "-".join([config.preset, kind, *unusual]) + (f"-seed{config.seed}" if config.seed else "")
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """``root/name``, refusing names that lead out of the root."""
+    path = Path(name)
+    if not name.strip() or path.is_absolute() or ".." in path.parts:
+        raise MrtError(f"--name {name}: not a folder below the run root {root}", "choose another place for all runs with --run-root")
+    return root / path
+
+
+def require_data(names: Sequence[str], data_root: Path) -> None:
+    """MrtError for the first data set that is not prepared; it says which ``mrt prepare-data`` to run."""
+    from mrt.data.registry import find_dataset
+
+    for name in names:
+        find_dataset(name, data_root)
+
+
+def source_weights(config: Config, root: Path) -> str:
+    """Where adaptation starts: the configuration's ``init``, else the run that ``mrt pretrain-source`` writes by default."""
+    if config.init is not None:
+        return config.init
+    folder = root / default_name("source", config)
+    if folder.is_dir():
+        return str(folder)
+    seed = f" --seed {config.seed}" if config.seed else ""
+    raise MrtError(
+        f"adaptation starts from a source detector, and there is none in {folder}",
+        f"train it: mrt pretrain-source --preset {config.preset} --source {config.data.source}{seed}\nor name one with --init RUN_OR_WEIGHTS",
+    )
+
+
+@contextmanager
+def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path | None) -> Iterator[None]:
+    """Adds to an interruption the command that continues the run; the roots are the options as they were given."""
+    try:
+        yield
+    except Interrupted as error:
+        words = ["mrt", *command.split(), "--resume", "--name", str(folder.relative_to(find_roots(None, run_root).run_root))]
+        for option, path in (("--data-root", data_root), ("--run-root", run_root)):
+            words += [option, str(path)] if path is not None else []
+        raise Interrupted(f"{error}\ncontinue with: {shlex.join(words)}") from error

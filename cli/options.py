@@ -1,0 +1,26 @@
+"""Options that several commands share, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Preset = Annotated[
+    str | None, typer.Option(help="A preset's name (city2foggy, sim2city, city2bdd, demo) or a .toml file. Default: what fits the data sets.")
+]
+Source = Annotated[str | None, typer.Option(help="Labelled data set: a name under the data root, or a folder.")]
+Target = Annotated[str | None, typer.Option(help="Data set to adapt to; its labels are never trained on.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="Any setting, e.g. --set mae.mask_ratio=0.5 teach.epochs=10.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random in the run.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Amp = Annotated[str | None, typer.Option(help="Mixed precision: off, bf16 or fp16.")]
+Name = Annotated[str | None, typer.Option(help="The run's folder under the run root. Default: made from the command and the data sets.")]
+Init = Annotated[str | None, typer.Option(help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where prepared data sets are. Default: $MRT_DATA_ROOT, else ./data.")]
+RunRoot = Annotated[Path | None, typer.Option(help="Where runs are written. Default: $MRT_RUN_ROOT, else ./runs.")]

@@ -1,0 +1,68 @@
+"""``mrt pretrain-source``: stage 1, and the two detectors that adaptation is compared with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mrt_cli import options
+from mrt_cli.arguments import ListCommand
+
+
+def pretrain_source(
+    preset: options.Preset = None,
+    source: options.Source = None,
+    target: options.Target = None,
+    match_adapt: Annotated[
+        bool, typer.Option("--match-adapt", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive.")
+    ] = False,
+    oracle: Annotated[
+        str | None, typer.Option(help="Train on the target's labels, an upper bound: target, or source+target.", metavar="DOMAINS")
+    ] = None,
+    init: options.Init = None,
+    resume: options.Resume = False,
+    name: options.Name = None,
+    overrides: options.Set = None,
+    seed: options.Seed = None,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+    device: options.Device = None,
+    amp: options.Amp = None,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Train the detector on the labelled source domain (stage 1)."""
+    from mrt.errors import MrtError
+    from mrt_cli import experiment
+    from mrt_cli.console import say, watching
+
+    if oracle not in (None, "target", "source+target"):
+        raise MrtError(f"--oracle {oracle}: expected target or source+target")
+    roots = experiment.find_roots(data_root, run_root)
+    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    if resume and name:
+        folder = experiment.run_folder(roots.run_root, name)
+    else:
+        config = experiment.resolve(preset, overrides, given)
+        kind = f"oracle-{oracle.replace('+', '-')}" if oracle else "fair" if match_adapt else "source"
+        folder = experiment.run_folder(roots.run_root, name or experiment.default_name(kind, config))
+    if resume:
+        config = experiment.resolve_started(folder, overrides, given)
+    if dry_run:
+        say(config.to_json().rstrip())
+        return
+    experiment.require_data([config.data.source, *([config.data.target] if match_adapt or oracle else [])], roots.data_root)
+    start = experiment.source_weights(config, roots.run_root) if match_adapt and not (init or resume) else init
+    command = "pretrain-source" + (" --match-adapt" if match_adapt else "") + (f" --oracle {oracle}" if oracle else "")
+
+    from mrt.engine import stages
+
+    with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
+        stages.pretrain_source(
+            config, folder, init=start, resume=resume, match_adapt=match_adapt, oracle=oracle, data_root=roots.data_root, watcher=watcher
+        )
+    say(f"Written to {folder}. Evaluate it: mrt eval {folder}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("pretrain-source", cls=ListCommand)(pretrain_source)
