@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
-
-from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from tiny_set import write_set
 
 
 @pytest.fixture
 def make_set(tmp_path):
     """make_set(name, {image_id: (H, W, 3) uint8}, annotations without ids, classes) -> DatasetCard with one split "train"."""
-
-    def make(name, images, annotations, classes, **card_fields):
-        folder = tmp_path / name
-        (folder / "images").mkdir(parents=True)
-        entries = []
-        for image_id, pixels in images.items():
-            file_name = f"{image_id:04}.png"
-            Image.fromarray(pixels).save(folder / "images" / file_name)
-            entries.append({"id": image_id, "file_name": file_name, "height": pixels.shape[0], "width": pixels.shape[1]})
-        numbered = [{"id": index, **annotation} for index, annotation in enumerate(annotations, start=1)]
-        coco = {"images": entries, "annotations": numbered, "categories": coco_categories(classes)}
-        (folder / "train.json").write_text(json.dumps(coco))
-        split, sizes = describe_split(folder, "train.json", "images")
-        card = DatasetCard(name, "clear", tuple(classes), {"train": split}, dict(sizes), folder=folder, **card_fields)
-        write_card(card)
-        return card
-
-    return make
+    return lambda name, *content, **card_fields: write_set(tmp_path / name, *content, **card_fields)
 
 
 @pytest.fixture

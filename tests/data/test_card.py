@@ -1,0 +1,114 @@
+"""Cards: what is written is what is read, and a broken one says where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mrt.data.card import CARD_NAME, check_card, read_card, read_json, write_card, write_text_atomic
+from mrt.data.registry import find_dataset, list_datasets
+from mrt.errors import MrtError
+
+
+def test_round_trip(small_set):
+    card = replace(small_set, details={"beta": 0.02}, source="drawn")
+    write_card(card)
+    assert read_card(card.folder) == read_card(card.folder / CARD_NAME) == card
+
+
+def test_counts(small_set):
+    split = small_set.split("train")
+    assert (split.num_images, split.num_boxes, split.num_empty, split.num_ignored) == (7, 7, 2, 0)
+    assert split.boxes_per_class == {"car": 5, "person": 2}
+    assert small_set.image_sizes == {"40x28": 3, "40x32": 2, "40x24": 2}
+    assert len(split.sha256) == 64
+
+
+def test_absolute_image_roots_stay(small_set, tmp_path):
+    split = replace(small_set.split("train"), images=str(tmp_path / "elsewhere"))
+    assert replace(small_set, splits={"train": split}).images_root("train") == tmp_path / "elsewhere"
+
+
+def test_check_finds_changes_and_missing_images(small_set):
+    assert check_card(small_set) == []
+    (small_set.images_root("train") / "0003.png").unlink()
+    assert "0003.png" in check_card(small_set)[0]
+    small_set.annotations_path("train").write_text('{"images": []}')
+    assert "changed" in check_card(small_set)[0]
+    small_set.annotations_path("train").unlink()
+    assert "missing" in check_card(small_set)[0]
+
+
+def test_needs_no_torch():
+    code = "import sys, mrt.data.card, mrt.data.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_unknown_split_lists_those_there(small_set):
+    with pytest.raises(MrtError, match="train"):
+        small_set.split("val")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"classes": [', "not valid JSON"),
+        (b"\xff\xfe{", "not UTF-8"),
+        (b"[]", "not a data set card"),
+        (b'{"classes": ["a", "a"], "splits": {}}', "classes"),
+        (b'{"classes": [], "splits": []}', "splits"),
+        (b'{"classes": [], "splits": {"train": {"annotations": 3, "images": "i"}}}', "splits.train.annotations"),
+        (b'{"classes": [], "splits": {"train": {"annotations": "../x.json", "images": "i"}}}', "inside"),
+        (b'{"version": 9, "classes": [], "splits": {}}', "version"),
+    ],
+)
+def test_broken_cards_name_the_field(tmp_path, content, words):
+    (tmp_path / CARD_NAME).write_bytes(content)
+    with pytest.raises(MrtError, match=words) as error:
+        read_card(tmp_path)
+    assert CARD_NAME in str(error.value)
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    write_text_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomic(path, "\ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_registry_finds_by_name_and_path(small_set, tmp_path):
+    for asked in ("small", small_set.folder, small_set.folder / CARD_NAME):
+        assert find_dataset(asked, tmp_path) == small_set
+    (tmp_path / "half_made").mkdir()
+    assert [card.name for card in list_datasets(tmp_path)] == ["small"]
+    assert list_datasets(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("foggy", "mrt prepare-data foggy"),
+        ("synthetic_fog", "mrt prepare-data synthetic"),
+        ("cityscape", "Did you mean 'cityscapes'"),
+        ("mine", "there: small.*\n.*custom"),
+    ],
+)
+def test_a_missing_set_says_what_to_run(small_set, tmp_path, name, words):
+    with pytest.raises(MrtError, match=words):
+        find_dataset(name, tmp_path)
+
+
+def test_cards_are_plain_json(small_set):
+    content = json.loads((small_set.folder / CARD_NAME).read_text())
+    assert set(content) >= {"version", "name", "domain", "classes", "splits", "image_sizes", "source", "labelled"}
+    assert "folder" not in content

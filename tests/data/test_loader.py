@@ -1,0 +1,131 @@
+"""Order, padding, resume and determinism of batches."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from golden import assert_close
+
+from mrt.data.dataset import DetectionDataset
+from mrt.data.loader import EpochSampler, build_loader, collate, endless, pad
+from mrt.data.transforms import Sample, build_transform
+from mrt.errors import MrtError
+
+
+def pair_loader(card, **options):
+    dataset = DetectionDataset(card, "train", transform=build_transform("pair", [20, 24], 40, crop=True))
+    return build_loader(dataset, **{"batch_size": 2, "seed": 5, "shuffle": True} | options)
+
+
+def assert_same(first, second):
+    assert [t["image_id"] for t in first.targets] == [t["image_id"] for t in second.targets]
+    for name in ("images", "padding_mask", "strong_images"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    for a, b in zip(first.targets, second.targets, strict=True):
+        assert torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["labels"], b["labels"])
+
+
+def test_recorded_padding(golden):
+    recorded = golden("transforms")
+    images, mask = pad([torch.from_numpy(recorded[f"collate/in/image.{i}"]) for i in range(3)])
+    assert_close(images, recorded["collate/out/images"])
+    assert (mask.numpy() == recorded["collate/out/mask"]).all()
+
+
+def test_images_of_one_size_need_no_padding():
+    images, mask = pad([torch.ones(3, 4, 6), torch.zeros(3, 4, 6)])
+    assert images.shape == (2, 3, 4, 6) and images.is_contiguous() and not mask.any()
+
+
+def test_every_image_once_an_epoch_in_an_order_that_changes():
+    sampler = EpochSampler(50, seed=1, shuffle=True)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append([key.index for key in sampler])
+    assert sorted(orders[0]) == list(range(50))
+    assert orders[0] != orders[1] and orders[0] == orders[2]
+    assert orders[0] != [key.index for key in EpochSampler(50, seed=2, shuffle=True)]
+    assert [key.index for key in EpochSampler(5, seed=2, shuffle=False)] == list(range(5))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("length", "world_size"), [(10, 4), (3, 8), (12, 4)])
+def test_ranks_share_an_epoch(length, world_size, drop_last):
+    ranks = [EpochSampler(length, 0, True, rank, world_size, drop_last) for rank in range(world_size)]
+    parts = [[key.index for key in rank] for rank in ranks]
+    assert len({len(part) for part in parts}) == 1 and len(parts[0]) == len(ranks[0])
+    together = [index for part in parts for index in part]
+    if drop_last:
+        assert len(set(together)) == len(together) == length // world_size * world_size
+    else:
+        assert set(together) == set(range(length))
+
+
+def test_the_split_over_ranks_does_not_change_the_total_batch():
+    whole = list(EpochSampler(12, 3, True))
+    halves = [list(EpochSampler(12, 3, True, rank, 2)) for rank in (0, 1)]
+    assert [key for pair in zip(*halves, strict=True) for key in pair] == whole
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_augmentation_does_not_depend_on_workers_or_global_seeds(small_set, num_workers):
+    torch.manual_seed(0)
+    expected = list(pair_loader(small_set))
+    torch.manual_seed(1)
+    for a, b in zip(expected, pair_loader(small_set, num_workers=num_workers), strict=True):
+        assert_same(a, b)
+
+
+def test_augmentation_changes_with_the_epoch(small_set):
+    loader = pair_loader(small_set, shuffle=False)
+    first = next(iter(loader))
+    loader.sampler.set_epoch(1)
+    second = next(iter(loader))
+    assert [t["image_id"] for t in first.targets] == [t["image_id"] for t in second.targets]
+    assert first.images.shape != second.images.shape or not torch.equal(first.images, second.images)
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_batches(small_set):
+    loader = pair_loader(small_set)
+    loader.sampler.set_epoch(3)
+    whole = list(loader)
+    state = loader.sampler.state_dict(batches_done=2, batch_size=2)
+    resumed = pair_loader(small_set)
+    resumed.sampler.load_state_dict(state)
+    assert len(resumed) == len(whole) - 2
+    for a, b in zip(whole[2:], resumed, strict=True):
+        assert_same(a, b)
+    later = resumed.sampler.state_dict(batches_done=1, batch_size=2)
+    assert later == {"epoch": 3, "start": 6}
+
+
+def test_endless_batches_go_through_epochs_and_resume(small_set):
+    loader = pair_loader(small_set, drop_last=True)
+    assert len(loader) == 3
+    whole = list(islice(endless(loader), 8))
+    for a, b in zip(whole[4:], islice(endless(pair_loader(small_set, drop_last=True), batches_done=4), 4), strict=True):
+        assert_same(a, b)
+    ids = [[t["image_id"] for batch in whole[e * 3 : e * 3 + 3] for t in batch.targets] for e in (0, 1)]
+    assert ids[0] != ids[1]
+
+
+def test_moving_keeps_everything(small_set):
+    batch = next(iter(pair_loader(small_set, batch_size=4)))
+    moved = batch._map(lambda tensor: tensor.clone())
+    assert_same(batch, moved)
+    assert len(moved) == 4 and moved.targets[0] is not batch.targets[0]
+    assert batch.to("cpu") is batch
+
+
+def test_a_batch_of_weak_views_has_no_strong_ones():
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    batch = collate([Sample(torch.zeros(3, 4, 4), target)])
+    assert batch.strong_images is None and batch.to("meta").images.device.type == "meta"
+
+
+def test_a_set_smaller_than_a_batch_is_an_error(small_set):
+    with pytest.raises(MrtError, match="7 images"):
+        pair_loader(small_set, batch_size=8, drop_last=True)

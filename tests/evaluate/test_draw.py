@@ -1,0 +1,56 @@
+"""Pictures: sizes, what is drawn and what is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from tiny_set import write_set
+
+from mrt.data.dataset import DetectionDataset
+from mrt.evaluate.coco import ImageDetections
+from mrt.evaluate.draw import COLOURS, MIN_WIDTH, comparison, draw_detections, side_by_side
+
+GREY = Image.new("RGB", (100, 50), (90, 90, 90))
+
+
+def has_colour(picture, colour):
+    return bool((np.asarray(picture) == np.array(colour)).all(-1).any())
+
+
+def test_small_images_are_enlarged_and_the_input_stays():
+    before = GREY.tobytes()
+    drawn = draw_detections(GREY, {"boxes": [[10, 10, 40, 30]], "labels": [1]}, ["car", "person"])
+    assert drawn.size == (700, 350) and drawn.width >= MIN_WIDTH
+    assert has_colour(drawn, COLOURS[1]) and not has_colour(drawn, COLOURS[0])
+    assert GREY.tobytes() == before
+
+
+def test_detections_below_the_threshold_are_left_out():
+    found = ImageDetections(1, np.array([0.9, 0.1]), np.array([0, 1]), np.array([[10, 10, 40, 30], [50, 10, 80, 30.0]]))
+    drawn = draw_detections(GREY, found, ["car", "person"], threshold=0.3)
+    assert has_colour(drawn, COLOURS[0]) and not has_colour(drawn, COLOURS[1])
+
+
+def test_boxes_over_the_edge_and_tensors_and_no_boxes_are_fine():
+    boxes = torch.tensor([[-20.0, -20, 150, 80], [90, 40, 100, 50], [0, 0, 1, 1]])
+    detections = {"boxes": boxes, "labels": torch.tensor([0, 9, 2]), "scores": torch.tensor([0.9, 0.8, 0.7])}
+    draw_detections(GREY, detections, [f"class {i}" for i in range(10)], scale=1)
+    nothing = draw_detections(GREY, {"boxes": [], "labels": [], "scores": []}, ["car"], scale=1)
+    assert nothing.tobytes() == GREY.tobytes()
+
+
+def test_grid_of_rows_and_titles():
+    grid = side_by_side([[GREY, GREY, GREY], [GREY, GREY, GREY]], ["before", "after", "ground truth"], gap=4)
+    assert grid.width == 3 * 104 + 4 and 2 * 54 < grid.height < 2 * 54 + 40
+    assert side_by_side([[GREY]], width=50).size == (66, 41)
+
+
+def test_comparison_puts_ground_truth_last(tmp_path):
+    bus = {"image_id": 4, "category_id": 2, "bbox": [20, 20, 40, 20]}
+    dataset = DetectionDataset(write_set(tmp_path / "set", {4: np.zeros((50, 100, 3), np.uint8)}, [bus], ["car", "bus"]), "train")
+    nothing = ImageDetections(4, np.zeros(0), np.zeros(0, int), np.zeros((0, 4)))
+    picture = comparison(dataset, [4], {"before": [nothing], "after": [nothing]})
+    third = picture.width // 3
+    assert has_colour(picture.crop((2 * third, 0, *picture.size)), COLOURS[1])
+    assert not has_colour(picture.crop((0, 0, 2 * third, picture.height)), COLOURS[1])
