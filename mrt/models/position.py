@@ -78,16 +78,26 @@ def encoder_reference_points(shapes: Shapes, ratios: Tensor) -> Tensor:
     return cell_centres(shapes, ratios)[:, :, None] * ratios[:, None]
 
 
-@lru_cache(maxsize=4)
 def unpadded_geometry(shapes: Shapes, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """Geometry of maps without padding, the same for every image and so computed once per set of shapes.
+    """Geometry of maps without padding: the same for every image, so it is kept for the last few sets of shapes.
 
     Returns:
         Sine encoding (1, S, dim), valid ratios (1, L, 2) (all 1), encoder reference points (1, S, L, 2), masks per level
         (1, h, w) (all False). Callers must not write into them.
     """
+    if torch.compiler.is_compiling():
+        return _unpadded_geometry(shapes, dim, device)
+    return _kept_geometry(shapes, dim, device)
+
+
+@lru_cache(maxsize=4)
+def _kept_geometry(shapes: Shapes, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be saved for a later backward pass
-        masks = tuple(torch.zeros((1, h, w), dtype=torch.bool, device=device) for h, w in shapes)
-        encoding = torch.cat([sine_encoding(mask, dim).flatten(1, 2) for mask in masks], dim=1)
-        ratios = torch.ones((1, len(shapes), 2), device=device)
-        return encoding, ratios, encoder_reference_points(shapes, ratios), masks
+        return _unpadded_geometry(shapes, dim, device)
+
+
+def _unpadded_geometry(shapes: Shapes, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    masks = tuple(torch.zeros((1, h, w), dtype=torch.bool, device=device) for h, w in shapes)
+    encoding = torch.cat([sine_encoding(mask, dim).flatten(1, 2) for mask in masks], dim=1)
+    ratios = torch.ones((1, len(shapes), 2), device=device)
+    return encoding, ratios, encoder_reference_points(shapes, ratios), masks

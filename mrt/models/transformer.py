@@ -221,7 +221,7 @@ class DeformableTransformer(nn.Module):
             padding and inside (0.01, 0.99) in all four numbers. Features of the others are those of an empty cell.
         """
         centres = cell_centres(shapes, valid_ratios)
-        sizes = torch.cat([centres.new_full((h * w, 2), 0.05 * 2.0**level) for level, (h, w) in enumerate(shapes)])
+        sizes = torch.cat([centres.new_full((h * w, 2), min(0.05 * 2.0**level, 0.8)) for level, (h, w) in enumerate(shapes)])
         boxes = torch.cat((centres, sizes.expand_as(centres)), -1)
         valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
         if memory_mask is not None:
