@@ -1,0 +1,188 @@
+"""Write a whole synthetic data set: images, COCO annotations and the card, in parallel and all or nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.synthetic.render import DOMAINS, render
+from mrt.data.synthetic.traffic import CLASSES
+from mrt.errors import MrtError
+
+SPLITS = {"train": 600, "val": 200, "test": 300}
+JPEG_QUALITY = 95
+Progress = Callable[[int, int], None]
+
+
+def generate(
+    root: Path | str, *, name: str, domain: str, splits: Mapping[str, int] | None = None, size: tuple[int, int] = (640, 320), seed: int = 0,
+    beta: float | Iterable[float] = 0.15, workers: int | None = None, on_progress: Progress | None = None, overwrite: bool = False,
+) -> DatasetCard:  # fmt: skip
+    """Render a data set to ``root/name``.
+
+    Scene i of a split depends on (seed, domain, split, i) and on nothing else: not on the number of workers, the other
+    splits or the name. No scene of one domain or split is a scene of another, so source and target cannot be paired.
+
+    Args:
+        domain: "clear", "foggy", "night" or "rain".
+        splits: images per split; default 600 train, 200 val, 300 test.
+        size: (width, height) in pixels, 96 to 4096, about twice as wide as high.
+        beta: extinction of the fog per metre (only for "foggy"), or several of which each image draws one. The
+            meteorological visibility is 3 / beta metres: 20 m at 0.15.
+        workers: processes; default one per available core.
+        on_progress: called with (images done, images in all).
+        overwrite: replace an existing ``root/name``.
+
+    Returns:
+        The card, with ``folder`` set.
+
+    Raises:
+        MrtError: for an unknown domain, a size or count that makes no sense, or an output that exists.
+    """
+    root, betas = Path(root), _betas(beta)
+    splits = dict(SPLITS if splits is None else splits)
+    size = _check(name, domain, splits, size, seed, betas, workers)
+    target = root / name
+    if target.exists() and not overwrite:
+        raise MrtError(f"{target} exists already", "Give another name, or overwrite it with --overwrite (overwrite=True).")
+    root.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=root))
+    try:
+        card = _write(work, name, domain, splits, size, seed, betas, workers or _cores(), on_progress)
+        work.chmod(0o755)
+        _put_in_place(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return DatasetCard(**{**vars(card), "folder": target})
+
+
+def _betas(beta: float | Iterable[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(b) for b in beta) if isinstance(beta, Iterable) else (float(beta),)
+    except (TypeError, ValueError):
+        raise MrtError(f"beta is {beta!r}, expected a number or a list of numbers") from None
+
+
+def _check(
+    name: str, domain: str, splits: Mapping[str, int], size: tuple[int, int], seed: int, betas: tuple[float, ...], workers: int | None
+) -> tuple[int, int]:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise MrtError(f"name is {name!r}, expected a plain folder name such as 'foggy'")
+    if domain not in DOMAINS:
+        raise MrtError(f"domain is {domain!r}: there is no such synthetic domain", f"Choose one of: {', '.join(DOMAINS)}.")
+    if not splits:
+        raise MrtError("splits is empty", "Ask for at least one split, for example {'train': 600}.")
+    for split, count in splits.items():
+        if not isinstance(split, str) or not split or Path(split).name != split or split.startswith("."):
+            raise MrtError(f"splits: {split!r} is no name for a split, expected a plain word such as 'train'")
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1_000_000:
+            raise MrtError(f"splits.{split} is {count!r}, expected a whole number of images from 1 to 1000000")
+    try:
+        width, height = (int(v) for v in size)
+    except (TypeError, ValueError):
+        raise MrtError(f"size is {size!r}, expected (width, height)") from None
+    if not (96 <= width <= 4096 and 64 <= height <= 4096 and 1.0 <= width / height <= 4.0):
+        raise MrtError(f"size is {width}x{height}: no sensible street scene", "Width 96 to 4096, height from 64, 1 to 4 times as wide as high; 640x320 is usual.")
+    if not isinstance(seed, int) or seed < 0:
+        raise MrtError(f"seed is {seed!r}, expected a whole number from 0")
+    if not betas or not all(0 < b <= 10 for b in betas):
+        raise MrtError(f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10", "0.15 leaves about 20 m of visibility.")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise MrtError(f"workers is {workers!r}, expected a whole number from 1")
+    return width, height
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write(
+    work: Path, name: str, domain: str, splits: Mapping[str, int], size: tuple[int, int], seed: int, betas: tuple[float, ...],
+    workers: int, on_progress: Progress | None,
+) -> DatasetCard:  # fmt: skip
+    jobs = []
+    for split, count in splits.items():
+        (work / "images" / split).mkdir(parents=True)
+        jobs += [(str(work / "images" / split / f"{i:06d}.jpg"), seed, domain, split, i, size, betas) for i in range(count)]
+    entries: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
+    for done, (job, entry) in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
+        entries[job[3]].append(entry)
+        if on_progress is not None:
+            on_progress(done, len(jobs))
+    cards, sizes = {}, {}
+    for split, found in entries.items():
+        (work / f"{split}.json").write_text(json.dumps(_coco(found, size, domain, seed)), encoding="utf-8")
+        cards[split], counted = describe_split(work, f"{split}.json", f"images/{split}")
+        for key, count in counted.items():
+            sizes[key] = sizes.get(key, 0) + count
+    details: dict[str, Any] = {"seed": seed, "size": list(size), "generator": 1}
+    if domain == "foggy":
+        details |= {"beta": list(betas) if len(betas) > 1 else betas[0], "visibility_metres": [round(3 / b, 1) for b in betas]}
+    card = DatasetCard(
+        name=name, domain=domain, classes=CLASSES, splits=cards, image_sizes=sizes, source="mrt synthetic street scenes", details=details, folder=work
+    )
+    write_card(card)
+    return card
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[dict[str, Any]]:
+    """Results in the order of the jobs, whatever the number of processes."""
+    if workers == 1 or len(jobs) < 4:
+        yield from map(_one, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        try:
+            yield from pool.map(_one, jobs, chunksize=min(16, -(-len(jobs) // workers)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one(job: tuple) -> dict[str, Any]:
+    path, seed, domain, split, index, size, betas = job
+    scene = render(seed, domain, split, index, size, betas)
+    Image.fromarray(scene.image).save(path, quality=JPEG_QUALITY, subsampling=0)
+    entry: dict[str, Any] = {"file": Path(path).name, "annotations": scene.annotations}
+    if scene.beta:
+        entry["beta"] = scene.beta
+    return entry
+
+
+def _coco(entries: list[dict[str, Any]], size: tuple[int, int], domain: str, seed: int) -> dict[str, Any]:
+    images, annotations = [], []
+    for number, entry in enumerate(entries, start=1):
+        image = {"id": number, "file_name": entry["file"], "width": size[0], "height": size[1]}
+        images.append({**image, "beta": entry["beta"]} if "beta" in entry else image)
+        for a in entry["annotations"]:
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": a.label + 1, "bbox": list(a.box), "area": a.area, "iscrowd": int(a.ignored)}
+            )
+    info = {"description": "mrt synthetic street scenes", "domain": domain, "seed": seed}
+    return {"info": info, "images": images, "annotations": annotations, "categories": coco_categories(CLASSES)}
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    """Rename the finished folder to its name; an old one is moved aside first and removed last."""
+    if not target.exists():
+        os.replace(work, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.replace(target, aside / "old")
+    try:
+        os.replace(work, target)
+    except OSError:
+        os.replace(aside / "old", target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""One scene from its seed: street, light, things, weather, sensor, labels."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrt.data.synthetic import labels as labelling
+from mrt.data.synthetic import surfaces, weather
+from mrt.data.synthetic.camera import FAR, draw_camera
+from mrt.data.synthetic.labels import Annotation
+from mrt.data.synthetic.layout import draw_street
+from mrt.data.synthetic.light import draw_light
+from mrt.data.synthetic.paint import Canvas, ground_shadows, paint, rasterise
+from mrt.data.synthetic.traffic import draw_things
+
+DOMAINS = ("clear", "foggy", "night", "rain")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A finished picture (H, W, 3) uint8, its annotations, depth (H, W) metres, instances (H, W) and the fog's beta (0 without)."""
+
+    image: np.ndarray
+    annotations: list[Annotation]
+    depth: np.ndarray
+    instance: np.ndarray
+    beta: float
+
+
+def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int], betas: tuple[float, ...] = (0.15,)) -> Rendering:
+    """Scene ``index`` of a split.
+
+    Every part draws from a stream of its own, keyed by (seed, domain, split, index): the result depends on nothing
+    else, and no scene of one domain or split is a scene of another.
+
+    Args:
+        size: (width, height) in pixels. betas: the fog's extinction is one of these per metre.
+    """
+    key = [seed, DOMAINS.index(domain), zlib.crc32(split.encode()), index]
+    place, look, air, chip = (np.random.default_rng([*key, stream]) for stream in range(4))
+    width, height = size
+    street, camera_x = draw_street(place)
+    cam = draw_camera(place, width, height, camera_x)
+    things = draw_things(place, street, camera_x)
+    light = draw_light(look, overcast=domain in ("foggy", "rain"), night=domain == "night")
+
+    image = np.empty((height, width, 3), np.float32)
+    depth = np.full((height, width), FAR, np.float32)
+    above = surfaces.sky(cam, light, look)
+    image[: len(above)] = above
+    first, floor, row_depth, sunlit = surfaces.ground(cam, street, light, look)
+    shade = ground_shadows(things, cam, light)[first:]
+    image[first:] = floor * (1 - 0.75 * shade * (0.5 + 0.5 * sunlit))[..., None]
+    image[len(above) : first] = floor[:1]
+    depth[first:] = row_depth[:, None]
+    surfaces.facades(cam, street, light, image, depth)
+
+    canvas = Canvas(image, depth, np.zeros((height, width), np.int16), surfaces.noise_textures()[0])
+    distance = [float(cam.to_camera(np.array([[t.x, 0.0, t.z]]))[0, 2]) - 1e-3 * (t.label == 1) for t in things]
+    spots = np.array([(t.x, t.z) for t in things], np.float32)
+    sun = surfaces.sun_at(street, light, spots[:, 0], spots[:, 1])
+    classes: dict[int, int] = {}
+    covered: dict[int, int] = {}
+    for k in np.argsort(distance)[::-1].tolist():
+        patch = rasterise(things[k], cam, light, float(sun[k]))
+        if patch is None:
+            continue
+        identity = k + 1
+        covered[identity] = paint(canvas, patch, things[k], cam, identity)
+        if things[k].label is not None:
+            classes[identity] = things[k].label
+    image = np.clip(image, 0, 1)
+    beta, unseen = 0.0, set()
+    if domain == "foggy":
+        beta = float(betas[int(air.integers(len(betas)))])
+        image, optical = weather.add_fog(image, depth, beta, air)
+        unseen = labelling.hidden_by_fog(canvas.instance, classes, optical)
+    picture = weather.sensor(image, chip)
+    return Rendering(picture, labelling.annotate(canvas.instance, classes, covered, unseen), depth, canvas.instance, beta)

@@ -1,0 +1,75 @@
+"""Fog, and the sensor behind it. Night and rain have files of their own.
+
+Weather is light, so it is computed in linear light: the 8-bit picture is decoded with the sRGB curve, changed, and
+encoded again. Noise belongs to the sensor and comes after the weather.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+_STEPS = 4096
+_GRID = np.arange(_STEPS + 1) / _STEPS
+_DECODE = np.where(_GRID <= 0.04045, _GRID / 12.92, ((_GRID + 0.055) / 1.055) ** 2.4).astype(np.float32)
+_ENCODE = np.where(_GRID <= 0.0031308, 12.92 * _GRID, 1.055 * _GRID ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+def to_linear(image: np.ndarray) -> np.ndarray:
+    """sRGB values in 0..1 -> linear light in 0..1 (IEC 61966-2-1), through a table of 4,096 steps."""
+    return _DECODE[(np.clip(image, 0, 1) * _STEPS + 0.5).astype(np.int32)]
+
+
+def to_srgb(image: np.ndarray) -> np.ndarray:
+    """Linear light -> sRGB values in 0..1; a table of 4,096 steps over the square root keeps the dark end smooth."""
+    root = np.sqrt(np.clip(image, 0, 1))
+    return _ENCODE_ROOT[(root * _STEPS + 0.5).astype(np.int32)]
+
+
+_ENCODE_ROOT = np.where(_GRID**2 <= 0.0031308, 12.92 * _GRID**2, 1.055 * _GRID ** (2 / 2.4) - 0.055).astype(np.float32)
+
+
+def smooth_noise(rng: np.random.Generator, width: int, height: int, cells: tuple[int, int]) -> np.ndarray:
+    """A slowly varying field (height, width) in 0..1 from (rows, columns) of random values."""
+    return np.asarray(Image.fromarray(rng.random(cells, np.float32)).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Homogeneous-medium fog (Koschmieder's law) with a coefficient that drifts over the picture.
+
+    ``I = t * J + (1 - t) * A`` per pixel in linear light, ``t = exp(-beta(x) * depth)``, ``beta(x)`` between 0.7 and 1.3
+    times ``beta``; A is a grey of the scene's brightness, a little lighter towards the sky.
+
+    Args:
+        image: (H, W, 3) sRGB in 0..1. depth: (H, W) metres. beta: extinction per metre.
+
+    Returns:
+        The foggy picture (H, W, 3) sRGB in 0..1 and the optical depth ``beta(x) * depth`` (H, W).
+    """
+    h, w = depth.shape
+    optical = depth * (beta * (0.7 + 0.6 * smooth_noise(rng, w, h, (3, 5))))
+    t = np.exp(-optical)[..., None]
+    grey = rng.uniform(0.42, 0.68) * np.array([0.985, 1.0, 1.015]) * (1 + rng.normal(0, 0.01, 3))
+    rows = np.linspace(1.06, 0.94, h)[:, None, None]
+    light = (grey * rows).astype(np.float32)
+    return to_srgb(to_linear(image) * t + (1 - t) * light), optical
+
+
+def sensor(image: np.ndarray, rng: np.random.Generator, *, noise: tuple[float, float] = (0.006, 0.016)) -> np.ndarray:
+    """Exposure, white balance, vignette and noise, then 8 bits.
+
+    Args:
+        image: (H, W, 3) sRGB in 0..1. noise: range of the read noise's standard deviation.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    h, w, _ = image.shape
+    gain = (rng.uniform(0.86, 1.12) * (1 + rng.normal(0, 0.02, 3))).astype(np.float32)
+    y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None, :]
+    vignette = 1 - np.float32(rng.uniform(0.02, 0.10)) * (x * x + y * y)
+    out = image * gain * vignette[..., None]
+    sigma = np.float32(rng.uniform(*noise))
+    out += rng.standard_normal(out.shape, np.float32) * sigma
+    np.clip(out, 0, 1, out=out)
+    return (out * 255 + 0.5).astype(np.uint8)
