@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.ops import box_area
 
 from mrt.data.card import DatasetCard, coco_categories, is_ignored, read_json
 from mrt.data.images import read_image
@@ -30,13 +31,18 @@ class SampleKey(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image of the annotation file. ``boxes`` (n, 4) xyxy pixels cut to the image, ``labels`` (n,) indices into the classes."""
+    """One image of the annotation file.
+
+    ``boxes`` (n, 4) are xyxy pixels cut to the image, ``labels`` (n,) indices into the classes, ``areas`` (n,) what the file calls the
+    objects' areas (COCO: of the mask, by which it sorts small from large), else the boxes'.
+    """
 
     image_id: int
     path: Path
     size: tuple[int, int]
     boxes: Tensor
     labels: Tensor
+    areas: Tensor
     ignore_boxes: Tensor
     ignore_labels: Tensor
 
@@ -137,15 +143,19 @@ class DetectionDataset(Dataset):
         """The annotations as pycocotools wants them: the detector's classes as categories 1.., ids from 1, ignored objects as crowds."""
         annotations = []
         for record in self.records:
-            for boxes, labels, crowd in ((record.boxes, record.labels, 0), (record.ignore_boxes, record.ignore_labels, 1)):
-                for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            ignored_areas = box_area(record.ignore_boxes)
+            for boxes, labels, areas, crowd in (
+                (record.boxes, record.labels, record.areas, 0),
+                (record.ignore_boxes, record.ignore_labels, ignored_areas, 1),
+            ):
+                for (x0, y0, x1, y1), label, area in zip(boxes.tolist(), labels.tolist(), areas.tolist(), strict=True):
                     annotations.append(
                         {
                             "id": len(annotations) + 1,
                             "image_id": record.image_id,
                             "category_id": label + 1,
                             "bbox": [x0, y0, x1 - x0, y1 - y0],
-                            "area": (x1 - x0) * (y1 - y0),
+                            "area": area,
                             "iscrowd": crowd,
                         }
                     )
@@ -155,7 +165,7 @@ class DetectionDataset(Dataset):
     def _read_records(self, coco: dict[str, Any], limit: int | None) -> list[ImageRecord]:
         file, root = self.annotations_file, self.card.images_root(self.split)
         names = {category["id"]: category["name"] for category in coco["categories"]} if self.labelled else {}
-        objects: dict[Any, list[tuple[tuple[float, ...], int, bool]]] = {}
+        objects: dict[Any, list[tuple[tuple[float, ...], int, float, bool]]] = {}
         sizes: dict[Any, tuple[int, int]] = {}
         for image in coco["images"]:
             if image["id"] in sizes:
@@ -193,20 +203,24 @@ class DetectionDataset(Dataset):
         if box[2] <= box[0] or box[3] <= box[1]:
             self.dropped["no area inside the image"] += 1
             return
-        objects[image_id].append((box, self._label_of_name[name], is_ignored(annotation)))
+        area = annotation.get("area")
+        if not (isinstance(area, (int, float)) and 0 < area < math.inf):
+            area = (box[2] - box[0]) * (box[3] - box[1])
+        objects[image_id].append((box, self._label_of_name[name], float(area), is_ignored(annotation)))
 
 
 def _record(image: Mapping, root: Path, file: Path, size: tuple[int, int], objects: list) -> ImageRecord:
     relative = Path(image["file_name"])
     if ".." in relative.parts or relative.is_absolute():
         raise MrtError(f"{file}: file_name {image['file_name']!r} leads out of the image folder {root}", "Make the set again.")
-    counted, ignored = [o for o in objects if not o[2]], [o for o in objects if o[2]]
+    counted, ignored = [o for o in objects if not o[3]], [o for o in objects if o[3]]
     return ImageRecord(
         image["id"],
         root / relative,
         size,
         torch.tensor([o[0] for o in counted], dtype=torch.float32).reshape(-1, 4),
         torch.tensor([o[1] for o in counted], dtype=torch.int64),
+        torch.tensor([o[2] for o in counted], dtype=torch.float64),
         torch.tensor([o[0] for o in ignored], dtype=torch.float32).reshape(-1, 4),
         torch.tensor([o[1] for o in ignored], dtype=torch.int64),
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.nn import functional
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.transforms import Sample, Target
@@ -35,7 +35,7 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on a device; all boxes and labels travel in one copy per kind."""
+        """The batch on a device; all boxes travel in one copy, all labels in another."""
         if self.images.device == torch.device(device):
             return self
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -44,15 +44,36 @@ class Batch:
         """The batch in page-locked memory (the ``DataLoader`` calls this)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, move: Any) -> Batch:
-        targets = [dict(target) for target in self.targets]
-        for name in ("boxes", "labels", "ignore_boxes", "ignore_labels"):
-            if targets and name in targets[0]:
-                parts = [target[name] for target in targets]
-                for target, part in zip(targets, move(torch.cat(parts)).split([len(p) for p in parts]), strict=True):
-                    target[name] = part
-        strong = None if self.strong_images is None else move(self.strong_images)
-        return replace(self, images=move(self.images), padding_mask=move(self.padding_mask), targets=targets, strong_images=strong)
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        plain, joined, counts = _join(self.targets)
+        joined = {name: change(tensor) for name, tensor in joined.items()}
+        strong = None if self.strong_images is None else change(self.strong_images)
+        return Batch(change(self.images), change(self.padding_mask), _part(plain, joined, counts), strong)
+
+    def __getstate__(self) -> tuple:
+        """Between processes: a tensor costs a file descriptor each, so the targets' tensors go joined."""
+        return self.images, self.padding_mask, _join(self.targets), self.strong_images
+
+    def __setstate__(self, state: tuple) -> None:
+        images, padding_mask, targets, strong = state
+        self.__dict__.update(images=images, padding_mask=padding_mask, targets=_part(*targets), strong_images=strong)
+
+
+def _join(targets: Sequence[Target]) -> tuple[list[Target], dict[str, Tensor], dict[str, list[int]]]:
+    """Targets without tensors, the tensors of all images joined by name, and how many rows each image has."""
+    names = [name for name, value in targets[0].items() if isinstance(value, Tensor)] if targets else []
+    plain = [{name: value for name, value in target.items() if name not in names} for target in targets]
+    joined = {name: torch.cat([target[name] for target in targets]) for name in names}
+    return plain, joined, {name: [len(target[name]) for target in targets] for name in names}
+
+
+def _part(plain: Sequence[Target], joined: dict[str, Tensor], counts: dict[str, list[int]]) -> list[Target]:
+    """The reverse of :func:`_join`."""
+    targets = [dict(target) for target in plain]
+    for name, tensor in joined.items():
+        for target, rows in zip(targets, tensor.split(counts[name]), strict=True):
+            target[name] = rows
+    return targets
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -65,14 +86,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """List of (3, h, w) -> (B, 3, H, W) zero-padded right and below, and (B, H, W) bool, True = padding."""
     height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
-    if all(image.shape[1:] == (height, width) for image in images):
-        return torch.stack(list(images)), torch.zeros(len(images), height, width, dtype=torch.bool)
-    padded = images[0].new_zeros(len(images), 3, height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for index, image in enumerate(images):
-        padded[index, :, : image.shape[1], : image.shape[2]] = image
         mask[index, : image.shape[1], : image.shape[2]] = False
-    return padded, mask
+    full = [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    return default_collate(full), mask  # in a worker process this stacks straight into shared memory
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -147,6 +165,7 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
+        generator=torch.Generator().manual_seed(seed),  # else each pass draws from the generator that dropout and masks use
     )
 
 

@@ -43,7 +43,7 @@ def draw_detections(
     canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(canvas.width // 55, 11))
-    line = max(canvas.width // 400, 1)
+    line = max(canvas.width // 320, 1)
     shown = [i for i in range(len(boxes)) if scores is None or scores[i] >= threshold]
     for i in sorted(shown, key=lambda i: -_area(boxes[i])):  # small boxes on top of large ones
         x0, y0, x1, y1 = (boxes[i] * scale).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import islice
 
 import pytest
@@ -118,6 +119,12 @@ def test_moving_keeps_everything(small_set):
     assert_same(batch, moved)
     assert len(moved) == 4 and moved.targets[0] is not batch.targets[0]
     assert batch.to("cpu") is batch
+
+
+def test_pickling_keeps_everything(small_set):
+    batch = next(iter(pair_loader(small_set, batch_size=4)))
+    assert_same(batch, pickle.loads(pickle.dumps(batch)))
+    assert pickle.loads(pickle.dumps(batch)).targets[0].keys() == batch.targets[0].keys()
 
 
 def test_a_batch_of_weak_views_has_no_strong_ones():

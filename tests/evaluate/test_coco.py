@@ -115,6 +115,13 @@ def test_sizes_are_split_as_coco_does(make_dataset):
     assert (metrics.APs, metrics.APl) == (0, 0) and metrics.APm == pytest.approx(100)
 
 
+def test_the_files_area_decides_what_is_small(make_dataset):
+    thin = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 500}
+    dataset = make_dataset({**coco_of([]), "annotations": [{"id": 1, **thin}]})
+    metrics = evaluate(predictor({1: [(0.9, 0, [0, 0, 50, 50])]}), batches(dataset), dataset)
+    assert pytest.approx(100) == metrics.APs and metrics.APm is None
+
+
 def test_rows_and_dict_are_plain(make_dataset):
     dataset = make_dataset(coco_of([{"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]}]))
     seen = []
