@@ -1,0 +1,14 @@
+// The kernels for x86-64 processors with AVX-512 (x86-64-v4), chosen at run time. Standard headers come first: only what follows the
+// pragma may use these instructions.
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "kernels.h"
+
+#ifdef MRT_X86_LEVELS
+#pragma GCC target("arch=x86-64-v4")
+#define MRT_INSTRUCTION_SET avx512
+#include "slices.inl"
+#endif

@@ -1,0 +1,120 @@
+"""Builds the kernels in csrc/ into mrt/_C.abi3.so: for CUDA if torch and nvcc agree, else for the CPU. Metadata is in pyproject.toml.
+
+A build that fails says why and leaves the package working on its PyTorch path; it never fails the installation.
+MRT_BUILD=auto|cpu|cuda|none chooses; CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+ABI = "0x020b000000000000ULL"  # the oldest torch the binary loads into: 2.11
+CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
+
+
+def say(message: str) -> None:
+    print(f"mrt build: {message}", file=sys.stderr, flush=True)
+
+
+def cuda_home() -> str | None:
+    """A toolkit with both compiler and headers; nvcc on the PATH may be a wrapper that lives elsewhere."""
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if home and Path(home, "bin/nvcc").exists() and Path(home, "include/cuda_runtime.h").exists():
+            return home
+    return None
+
+
+def cuda_disagreement(home: str | None, torch_cuda: str | None) -> str | None:
+    """Why CUDA kernels cannot be built, or None if they can."""
+    if torch_cuda is None:
+        return "this torch was built without CUDA"
+    if home is None:
+        return "no CUDA toolkit was found (set CUDA_HOME to one that has bin/nvcc and include/cuda_runtime.h)"
+    answer = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", answer)
+    if release is None:
+        return f"{home}/bin/nvcc does not state its release"
+    if release[1] != torch_cuda.split(".")[0]:
+        return f"nvcc is release {release[1]}.{release[2]}, torch was built with CUDA {torch_cuda}"
+    return None
+
+
+def extensions() -> tuple[list, type[build_ext]]:
+    """The extension to build (none, C++ or C++ and CUDA) and the command that builds it."""
+    wanted = os.environ.get("MRT_BUILD", "auto")
+    if wanted not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"MRT_BUILD={wanted}: choose auto, cpu, cuda or none")
+    if wanted == "none":
+        say("MRT_BUILD=none, the PyTorch path it is")
+        return [], build_ext
+    home = cuda_home()
+    if home is not None:
+        os.environ["CUDA_HOME"] = home  # read when cpp_extension is imported
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    try:
+        import torch
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    except ImportError as error:
+        say(f"no kernels, the PyTorch path it is: {error} (install torch first, then use --no-build-isolation)")
+        return [], build_ext
+
+    def extension(with_cuda: bool):
+        sources = ["csrc/register.cpp", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp"))]
+        macros = [("TORCH_TARGET_VERSION", ABI)]
+        flags = {"cxx": CXX_FLAGS}
+        if with_cuda:
+            sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.c*"))
+            macros += [("MRT_WITH_CUDA", None), ("USE_CUDA", None)]
+            flags["nvcc"] = ["-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
+        return (CUDAExtension if with_cuda else CppExtension)(
+            "mrt._C",
+            sources,
+            depends=[str(path) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl", ".cuh")],
+            define_macros=macros,
+            extra_compile_args=flags,
+            py_limited_api=True,
+            optional=True,
+        )
+
+    class BuildOrExplain(BuildExtension):
+        def build_extensions(self) -> None:
+            attempts = [False]
+            reason = cuda_disagreement(home, torch.version.cuda) if wanted != "cpu" else "MRT_BUILD=cpu"
+            if reason is None:
+                attempts = [True] if wanted == "cuda" else [True, False]
+            elif wanted == "cuda":
+                return say(f"MRT_BUILD=cuda, but {reason}; the PyTorch path it is")
+            else:
+                say(f"without CUDA kernels: {reason}")
+            for with_cuda in attempts:
+                device = "CPU and CUDA" if with_cuda else "CPU"
+                vars(self.extensions[0]).update(vars(extension(with_cuda)))
+                try:
+                    super().build_extensions()
+                    return say(f"kernels for {device} are built")
+                except Exception as error:  # any compiler's any failure: the package works without
+                    say(f"kernels for {device} could not be built: {error}")
+            say("the PyTorch path it is: correct, but slower")
+
+    return [extension(False)], BuildOrExplain.with_options(use_ninja=True)
+
+
+version = re.search(r'__version__ = "(.+)"', (ROOT / "mrt/__init__.py").read_text())[1]
+modules, command = extensions()
+setup(
+    version=version,
+    packages=[*find_packages(include=["mrt", "mrt.*"]), "mrt_cli", *(f"mrt_cli.{name}" for name in find_packages("cli"))],
+    package_dir={"mrt_cli": "cli"},
+    package_data={"mrt": ["presets/*.toml", "weights/*"]},
+    ext_modules=modules,
+    cmdclass={"build_ext": command},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
