@@ -1,5 +1,6 @@
 """``python -m mrt_cli``, and so ``torchrun ... -m mrt_cli``."""
 
-from mrt_cli.app import main
+from .app import main
 
-main()
+if __name__ == "__main__":  # worker processes import this module again
+    main()

@@ -6,16 +6,19 @@ from typing import Annotated
 
 import typer
 
-from mrt_cli import options
-from mrt_cli.arguments import AXES, AxisCommand
+from . import options
+from .arguments import AXES, AxisCommand
 
 
 def ablate(
     context: typer.Context,
     axis: Annotated[
-        list[str] | None, typer.Option(metavar="KEY VALUE...", help="An axis by its whole key, e.g. --axis teach.epochs 2 5; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="KEY VALUE...", help="An axis by its whole key, e.g. --axis teach.epochs 2 5; may be repeated."),
     ] = None,
-    seeds: Annotated[list[int] | None, typer.Option(min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0.")
+    ] = None,
     preset: options.Preset = None,
     source: options.Source = None,
     target: options.Target = None,
@@ -36,8 +39,9 @@ def ablate(
     """
     from mrt import ablate as grid
     from mrt.errors import MrtError, RunFailed
-    from mrt_cli import experiment
-    from mrt_cli.console import figure, say, show_table, watching
+
+    from . import experiment
+    from .console import figure, say, show_table, watching
 
     axes = grid.make_axes(context.meta[AXES])
     if not axes and not seeds:
@@ -53,7 +57,9 @@ def ablate(
         rows = []
         for trial in trials:
             done = (grid.trial_folder(folder, trial) / grid.RESULT).is_file()
-            rows.append([*(str(trial.settings[key]) for key in keys), str(trial.config.seed), trial.digest[:16], "done" if done else "to run"])
+            rows.append(
+                [*(str(trial.settings[key]) for key in keys), str(trial.config.seed), trial.digest[:16], "done" if done else "to run"]
+            )
         show_table(f"{len(trials)} trials of preset {base}", [*keys, "seed", "trial", "state"], rows, text_columns=len(keys))
         return
     for trial in trials:

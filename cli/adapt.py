@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mrt_cli import options
-from mrt_cli.arguments import ListCommand
+from . import options
+from .arguments import ListCommand
 
 STAGES = ("mae", "teach")
 
@@ -16,7 +16,9 @@ def adapt(
     target: options.Target = None,
     source: options.Source = None,
     preset: options.Preset = None,
-    stage: Annotated[list[str] | None, typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME...")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME...")
+    ] = None,
     init: options.Init = None,
     resume: options.Resume = False,
     name: options.Name = None,
@@ -30,8 +32,9 @@ def adapt(
 ) -> None:
     """Adapt a source detector to an unlabelled target domain, e.g. --target foggy."""
     from mrt.errors import MrtError
-    from mrt_cli import experiment
-    from mrt_cli.console import say, watching
+
+    from . import experiment
+    from .console import say, watching
 
     if target is None and preset is None and not (resume and name):
         raise MrtError("mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset")

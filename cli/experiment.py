@@ -59,7 +59,10 @@ def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict
     if asked != stored:
         old, new = stored.model_dump(), asked.model_dump()
         sections = [key for key in old if old[key] != new[key]]
-        raise MrtError(f"{folder}: a run keeps its settings, but [{'], ['.join(sections)}] would change", "drop those options, or start another run with --name")
+        raise MrtError(
+            f"{folder}: a run keeps its settings, but [{'], ['.join(sections)}] would change",
+            "drop those options, or start another run with --name",
+        )
     return stored
 
 
@@ -101,7 +104,8 @@ def source_weights(config: Config, root: Path) -> str:
     seed = f" --seed {config.seed}" if config.seed else ""
     raise MrtError(
         f"adaptation starts from a source detector, and there is none in {folder}",
-        f"train it: mrt pretrain-source --preset {config.preset} --source {config.data.source}{seed}\nor name one with --init RUN_OR_WEIGHTS",
+        f"train it: mrt pretrain-source --preset {config.preset} --source {config.data.source}{seed}\n"
+        "or name one with --init RUN_OR_WEIGHTS",
     )
 
 

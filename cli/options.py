@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 Preset = Annotated[
-    str | None, typer.Option(help="A preset's name (city2foggy, sim2city, city2bdd, demo) or a .toml file. Default: what fits the data sets.")
+    str | None,
+    typer.Option(help="A preset's name (city2foggy, sim2city, city2bdd, demo) or a .toml file. Default: what fits the data sets."),
 ]
 Source = Annotated[str | None, typer.Option(help="Labelled data set: a name under the data root, or a folder.")]
 Target = Annotated[str | None, typer.Option(help="Data set to adapt to; its labels are never trained on.")]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from mrt_cli import options
-from mrt_cli.arguments import ListCommand
+from . import options
+from .arguments import ListCommand
 
-DOMAINS = ("clear", "foggy", "night", "rain")
+if TYPE_CHECKING:
+    from mrt.engine.report import Watcher
+
+DEMO_DOMAINS = ["clear", "foggy"]
+DEMO_SPLITS = {"train": 600, "val": 200, "test": 300}
+DEMO_SIZE = "256x128"
 DOWNLOADED = ("cityscapes", "foggy", "sim10k", "bdd100k", "custom")
 
 
@@ -32,7 +38,10 @@ class DataSets(TyperGroup):
                 f"images into <data root>/{name}, or start with: mrt prepare-data synthetic",
             )
         guess = nearest(name, [*self.commands, *DOWNLOADED])
-        raise MrtError(f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""), "it makes: " + ", ".join(self.commands))
+        raise MrtError(
+            f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
+            "it makes: " + ", ".join(self.commands),
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -42,80 +51,110 @@ def parse_size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise MrtError(f"--size {text}: expected WIDTHxHEIGHT in pixels, e.g. 640x320")
-    if int(width) < 64 or int(height) < 64:
-        raise MrtError(f"--size {text}: at least 64x64 pixels")
     return int(width), int(height)
 
 
 def synthetic(
     domain: Annotated[
         list[str] | None,
-        typer.Option(help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-<domain>. Default: clear foggy.", metavar="NAME..."),
+        typer.Option(help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME.", metavar="NAME..."),
+    ] = DEMO_DOMAINS,
+    train: Annotated[int, typer.Option(min=0, help="Training images of each world.")] = DEMO_SPLITS["train"],
+    val: Annotated[int, typer.Option(min=0, help="Validation images of each world.")] = DEMO_SPLITS["val"],
+    test: Annotated[int, typer.Option(min=0, help="Test images of each world.")] = DEMO_SPLITS["test"],
+    size: Annotated[
+        str, typer.Option(help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT")
+    ] = DEMO_SIZE,
+    beta: Annotated[
+        list[float] | None,
+        typer.Option(help="Fog's extinction per metre, 3/visibility; of several, each image draws one.", metavar="NUMBER..."),
     ] = None,
-    train: Annotated[int, typer.Option(min=1, help="Training images per domain.")] = 400,
-    val: Annotated[int, typer.Option(min=1, help="Validation images per domain.")] = 150,
-    test: Annotated[int, typer.Option(min=0, help="Test images per domain.")] = 300,
-    size: Annotated[str, typer.Option(help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT")] = "256x128",
-    beta: Annotated[float | None, typer.Option(min=0.0, help="Fog density per metre. Default: the generator's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the world; every domain and split shows other scenes.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per CPU.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the worlds; every world and split shows other scenes.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sets that exist.")] = False,
-    preview: Annotated[int, typer.Option(min=0, help="Also draw this many images of each set, with their boxes, into preview.png.")] = 0,
+    preview: Annotated[
+        int, typer.Option(min=0, help="Also draw this many images of each set, with their boxes, into its preview.png.")
+    ] = 0,
     data_root: options.DataRoot = None,
 ) -> None:
     """Render street scenes: pinhole camera, depth, and fog, night and rain made from them."""
     from mrt.errors import MrtError
-    from mrt_cli.console import say, watching
-    from mrt_cli.experiment import SYNTHETIC, find_roots
 
-    chosen = list(dict.fromkeys(domain or ("clear", "foggy")))
-    for name in chosen:
-        if name not in DOMAINS:
-            raise MrtError(f"--domain {name}: unknown world", f"choose among {', '.join(DOMAINS)}")
-    if beta is not None and "foggy" not in chosen:
-        raise MrtError(f"--beta {beta}: only the foggy world has fog", "add --domain foggy")
-    width_height = parse_size(size)
+    from .console import watching
+    from .experiment import SYNTHETIC, find_roots
+
+    worlds = list(dict.fromkeys(domain or DEMO_DOMAINS))
+    if beta and "foggy" not in worlds:
+        raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
     root = find_roots(data_root, None).data_root
-    counts = {"train": train, "val": val, "test": test}
+    for name in worlds:  # before the first is rendered
+        if (root / f"{SYNTHETIC}{name}").exists() and not overwrite:
+            raise MrtError(f"{root / f'{SYNTHETIC}{name}'}: exists already", "replace it with --overwrite, or use another --data-root")
     with watching() as watcher:
-        for name in chosen:
-            folder = make_synthetic(
-                root, name, counts, width_height, seed=seed, beta=beta if name == "foggy" else None, workers=workers, overwrite=overwrite, watcher=watcher
+        make_synthetic(
+            root,
+            worlds,
+            {"train": train, "val": val, "test": test},
+            parse_size(size),
+            seed=seed,
+            betas=beta,
+            workers=workers,
+            overwrite=overwrite,
+            preview=preview,
+            watcher=watcher,
+        )
+
+
+def make_synthetic(
+    root: Path,
+    worlds: Sequence[str],
+    counts: Mapping[str, int],
+    size: tuple[int, int],
+    *,
+    seed: int = 0,
+    betas: Sequence[float] | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    preview: int = 0,
+    watcher: Watcher,
+) -> None:
+    """Render a set ``synthetic-<world>`` per world under ``root``, and say what it holds."""
+    from mrt.config import nearest
+    from mrt.data.synthetic import DOMAINS, contact_sheet, generate
+    from mrt.errors import MrtError
+
+    from .evaluate import save_picture
+    from .experiment import SYNTHETIC
+
+    for world in worlds:
+        if world not in DOMAINS:
+            guess = nearest(world, DOMAINS)
+            raise MrtError(
+                f"--domain {world}: unknown world" + (f", did you mean {guess}?" if guess else ""), f"choose among {', '.join(DOMAINS)}"
             )
-            if preview:
-                watcher.say(f"{SYNTHETIC}{name}: drawn in {draw_preview(folder, preview)}")
-
-
-def make_synthetic(root, domain: str, counts: dict[str, int], size: tuple[int, int], *, seed: int, beta, workers: int, overwrite: bool, watcher) -> Any:
-    """Render the set ``synthetic-<domain>`` and say what it holds; returns its folder."""
-    from mrt.data.synthetic import generate
-    from mrt_cli.experiment import SYNTHETIC
-
-    name = SYNTHETIC + domain
     splits = {split: count for split, count in counts.items() if count}
-    watcher.begin(name, sum(splits.values()))
-    more = {} if beta is None else {"beta": beta}
-    card = generate(
-        root,
-        name=name,
-        domain=domain,
-        splits=splits,
-        size=size,
-        seed=seed,
-        workers=workers or os.cpu_count() or 1,
-        progress=watcher.advance,
-        overwrite=overwrite,
-        **more,
-    )
-    watcher.end()
-    boxes = ", ".join(f"{split} {part.num_images} images {part.num_boxes} boxes" for split, part in card.splits.items())
-    watcher.say(f"{name}: {boxes}; in {card.folder}")
-    return card.folder
-
-
-def draw_preview(folder, count: int):
-    """Draw the first ``count`` training images with their boxes into ``folder/preview.png``; returns that path."""
-    return folder / "preview.png"
+    for world in worlds:
+        name = SYNTHETIC + world
+        fog = {"beta": betas if len(betas) > 1 else betas[0]} if betas and world == "foggy" else {}
+        watcher.begin(f"render {name}", sum(splits.values()))
+        card = generate(
+            root,
+            name=name,
+            domain=world,
+            splits=splits,
+            size=size,
+            seed=seed,
+            workers=workers,
+            on_progress=lambda done, total: watcher.advance(1),
+            overwrite=overwrite,
+            **fog,
+        )
+        watcher.end()
+        boxes = ", ".join(f"{split} {part.num_images} images {part.num_boxes} boxes" for split, part in card.splits.items())
+        watcher.say(f"{name}: {boxes}; in {card.folder}")
+        if preview:
+            save_picture(contact_sheet(card.folder, preview), card.folder / "preview.png")
+            watcher.say(f"{name}: drawn in {card.folder / 'preview.png'}")
 
 
 group = typer.Typer(cls=DataSets, no_args_is_help=True, help="Make a data set: synthetic worlds, rendered here.")

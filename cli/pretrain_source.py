@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mrt_cli import options
-from mrt_cli.arguments import ListCommand
+from . import options
+from .arguments import ListCommand
 
 
 def pretrain_source(
@@ -15,10 +15,17 @@ def pretrain_source(
     source: options.Source = None,
     target: options.Target = None,
     match_adapt: Annotated[
-        bool, typer.Option("--match-adapt", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive.")
+        bool,
+        typer.Option(
+            "--match-adapt", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive."
+        ),
     ] = False,
     oracle: Annotated[
-        str | None, typer.Option(help="Train on the target's labels, an upper bound: target, or source+target.", metavar="DOMAINS")
+        str | None,
+        typer.Option(
+            help="Train on the target's labels, an upper bound: target, or source+target. Fair together with --match-adapt.",
+            metavar="DOMAINS",
+        ),
     ] = None,
     init: options.Init = None,
     resume: options.Resume = False,
@@ -33,8 +40,9 @@ def pretrain_source(
 ) -> None:
     """Train the detector on the labelled source domain (stage 1)."""
     from mrt.errors import MrtError
-    from mrt_cli import experiment
-    from mrt_cli.console import say, watching
+
+    from . import experiment
+    from .console import say, watching
 
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
@@ -44,7 +52,7 @@ def pretrain_source(
         folder = experiment.run_folder(roots.run_root, name)
     else:
         config = experiment.resolve(preset, overrides, given)
-        kind = f"oracle-{oracle.replace('+', '-')}" if oracle else "fair" if match_adapt else "source"
+        kind = "-".join((["fair"] if match_adapt else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
         folder = experiment.run_folder(roots.run_root, name or experiment.default_name(kind, config))
     if resume:
         config = experiment.resolve_started(folder, overrides, given)

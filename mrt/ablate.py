@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
 
 MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints")  # of [engine]: they change no result
+METRICS = ("AP50", "AP", "AP75")
 RESULT = "result.json"
 
 
@@ -63,7 +65,9 @@ def find_key(name: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise MrtError(f"--{name}: several settings have this name: {', '.join(found)}", f"write the whole key, e.g. --axis {found[0]} VALUE VALUE")
+        raise MrtError(
+            f"--{name}: several settings have this name: {', '.join(found)}", f"write the whole key, e.g. --axis {found[0]} VALUE VALUE"
+        )
     guess = nearest(plain, keys) or nearest(plain, [key.rpartition(".")[2] for key in keys])
     meant = f": did you mean --{guess if '.' in guess else flag_name(guess)}?" if guess else ""
     raise MrtError(f"--{name}: neither an option nor a setting{meant}", "see every setting with: mrt adapt --preset demo --dry-run")
@@ -133,7 +137,10 @@ def stored_result(root: Path, trial: Trial, data: Mapping[str, Any]) -> dict[str
         return None
     result = read_json(path)
     if result.get("data") != data:
-        raise MrtError(f"{path}: made on other data than what is prepared now", f"delete {path.parent} to run this trial again, or use another --run-root")
+        raise MrtError(
+            f"{path}: made on other data than what is prepared now",
+            f"delete {path.parent} to run this trial again, or use another --run-root",
+        )
     return result
 
 
@@ -188,13 +195,44 @@ def run(
     return results
 
 
+def finish_run(folder: Path, config: Config, last_stage: str, start: Callable[[bool], Any]) -> bool:
+    """Bring the run in ``folder`` to its end, from wherever it stands: not begun, interrupted, or done (then nothing happens).
+
+    Args:
+        config: the settings it must have.
+        start: called with ``resume``.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        MrtError: the folder holds a run with other settings.
+    """
+    from mrt.engine.folder import read_facts
+
+    if (folder / "run.json").is_file() and (folder / "config.json").is_file():
+        if content_hash(load_config(folder / "config.json")) != content_hash(config):
+            raise MrtError(f"{folder}: holds a run with other settings", f"delete {folder}, or use another --run-root")
+        if last_stage in read_facts(folder)["finished"]:
+            return False
+    resume = (folder / "checkpoints" / "last.pt").is_file()
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
+    start(resume)
+    return True
+
+
 def _run_one(trial: Trial, root: Path, data_root: Path, split: str, data: Mapping[str, Any], watcher: Watcher) -> dict[str, Any]:
     from mrt.engine import inference, stages
 
     folder = trial_folder(root, trial)
-    started = (folder / "checkpoints" / "last.pt").is_file()
-    stages.adapt(trial.config, folder, init=trial.config.init, resume=started, data_root=data_root, watcher=watcher)
-    found = inference.evaluate_detector(folder, data=trial.config.data.target, split=split, device=trial.config.engine.device, data_root=data_root, watcher=watcher)
+
+    def start(resume: bool) -> None:
+        stages.adapt(trial.config, folder, init=trial.config.init, resume=resume, data_root=data_root, watcher=watcher)
+
+    finish_run(folder, trial.config, "teach", start)
+    target, device = trial.config.data.target, trial.config.engine.device
+    found = inference.evaluate_detector(folder, data=target, split=split, device=device, data_root=data_root, watcher=watcher)
     result = {
         "settings": {key: _plain(value) for key, value in trial.settings.items()},
         "seed": trial.config.seed,
@@ -220,18 +258,20 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row["failed"] += 1
         else:
             row["seeds"].append(result["seed"])
-            row["values"].append(_flat_metrics(result["metrics"]))
-    return [{**{k: v for k, v in row.items() if k != "values"}, "metrics": _spread(row["values"])} for row in rows.values()]
+            row["values"].append(flat_metrics(result["metrics"]))
+    return [{**{k: v for k, v in row.items() if k != "values"}, "metrics": spread_metrics(row["values"])} for row in rows.values()]
 
 
-def _flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """AP50, AP, AP75 and AP50 of each class, from what ``Metrics.to_dict`` gives."""
     return {
-        **{name: metrics[name] for name in ("AP", "AP50", "AP75")},
+        **{name: metrics[name] for name in METRICS},
         **{f"AP50 {name}": values["AP50"] for name, values in metrics["per_class"].items()},
     }
 
 
-def _spread(values: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+def spread_metrics(values: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """:func:`spread` of each metric over several results."""
     names = list(dict.fromkeys(name for item in values for name in item))
     return {name: spread([item.get(name) for item in values]) for name in names}
 
@@ -251,7 +291,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def write_tables(stem: Path, rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> tuple[Path, Path]:
+def write_tables(
+    stem: Path, rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> tuple[Path, Path]:
     """Write ``stem.json`` (rows, every trial, what it was made with) and ``stem.csv`` (a line per row); returns both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
