@@ -28,11 +28,12 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
         if (candidate / CARD_NAME).is_file() or (candidate.name == CARD_NAME and candidate.is_file()):
             return read_card(candidate)
     name = str(name_or_path)
-    there = sorted(card.name for card in list_datasets(data_root))
+    there = [folder.name for folder in _prepared(data_root)]
     if name in PREPARE_COMMANDS:
         hint = f"Make it with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
     elif name.startswith("synthetic"):
-        hint = f"Make it with: mrt prepare-data synthetic --data-root {data_root}"
+        world = name.removeprefix("synthetic").strip("-_")
+        hint = f"Make it with: mrt prepare-data synthetic {f'--domain {world} ' if world else ''}--data-root {data_root}"
     elif asked.is_dir():
         hint = f"{asked} is a folder without {CARD_NAME}: make a set from it with: mrt prepare-data custom --raw {asked}"
     else:
@@ -45,7 +46,10 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
 
 def list_datasets(data_root: Path | str) -> list[DatasetCard]:
     """The cards of all sets under the data root, by folder name."""
-    data_root = Path(data_root)
+    return [read_card(folder) for folder in _prepared(Path(data_root))]
+
+
+def _prepared(data_root: Path) -> list[Path]:
     if not data_root.is_dir():
         return []
-    return [read_card(folder) for folder in sorted(data_root.iterdir()) if (folder / CARD_NAME).is_file()]
+    return [folder for folder in sorted(data_root.iterdir()) if (folder / CARD_NAME).is_file()]

@@ -98,7 +98,7 @@ def test_registry_finds_by_name_and_path(small_set, tmp_path):
     ("name", "words"),
     [
         ("foggy", "mrt prepare-data foggy"),
-        ("synthetic_fog", "mrt prepare-data synthetic"),
+        ("synthetic-night", "mrt prepare-data synthetic --domain night --data-root"),
         ("cityscape", "Did you mean 'cityscapes'"),
         ("mine", "there: small.*\n.*custom"),
     ],
