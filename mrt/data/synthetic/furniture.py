@@ -16,12 +16,12 @@ def tree(rng: np.random.Generator) -> Model:
     for _ in range(3):
         s.line([(0, base, 0), (rng.normal(0, 0.6 * wide), base + 0.3 * h, 0)], 0.03 * h**0.8, "bark", 0.9)
     s.part(1)
-    n = 34
+    n = 44
     y = base + (h - base) * rng.beta(1.6, 1.6, n)
     round_ = np.sqrt(np.clip(1 - ((y - 0.5 * (h + base)) / (0.55 * (h - base))) ** 2, 0.05, 1))
-    x = rng.normal(0, 0.5, n).clip(-1, 1) * wide * round_
+    x = rng.normal(0, 0.42, n).clip(-0.9, 0.9) * wide * round_
     for k in np.argsort(y + rng.normal(0, 0.06 * h, n)):
-        r = wide * rng.uniform(0.18, 0.38)
+        r = wide * rng.uniform(0.2, 0.4)
         s.ball((x[k], y[k], 0), r, 0.8 * r, "leaf", 0.62 + 0.5 * (y[k] - base) / (h - base) + rng.normal(0, 0.07))
     return s.done()
 

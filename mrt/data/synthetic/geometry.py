@@ -27,6 +27,7 @@ class Model:
         part: (F,) part of each face. part_centre: (P, 3). part_layer: (P,).
         extent: (x0, x1, z0, z1, height) of the whole, metres.
         lamps: name, position (3,) and diameter of each lamp, for the night.
+        normals: (F, 3) unit normals of the polygons, away from the centre of their part; a fixed direction for the rest.
     """
 
     vertices: np.ndarray
@@ -43,6 +44,7 @@ class Model:
     part_layer: np.ndarray
     extent: tuple[float, float, float, float, float]
     lamps: tuple[tuple[str, Point, float], ...]
+    normals: np.ndarray
 
 
 @dataclass
@@ -113,6 +115,11 @@ class Sketch:
         part = np.searchsorted(used, part)
         of_vertex = np.repeat(part, counts)
         centre = np.stack([0.5 * (vertices[of_vertex == p].min(0) + vertices[of_vertex == p].max(0)) for p in range(len(used))])
+        first = starts[:-1]
+        a, b, c = vertices[first], vertices[first + (counts > 1)], vertices[first + 2 * (counts > 2)]
+        normals = np.cross(b - a, c - a)
+        normals *= np.where(np.einsum("ij,ij->i", normals, a - centre[part]) < 0, -1.0, 1.0)[:, None]
+        normals /= np.maximum(np.linalg.norm(normals, axis=1), 1e-9)[:, None]
         low, high = vertices.min(0), vertices.max(0)
         thick = float(radius[:, 0].max())
         return Model(
@@ -121,7 +128,7 @@ class Sketch:
             tone=tone.astype(float), lit=lit.astype(bool), two_sided=two_sided.astype(bool),
             part=part, part_centre=centre, part_layer=np.array(self.layers)[used],
             extent=(low[0] - thick, high[0] + thick, low[2] - thick, high[2] + thick, high[1]),
-            lamps=tuple(self.lamps),
+            lamps=tuple(self.lamps), normals=normals,
         )  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def draw_street(rng: np.random.Generator) -> tuple[Street, float]:
     lane = rng.uniform(3.0, 3.5)
     per_side = 1 if rng.random() < 0.62 else 2
     parking = rng.uniform(2.1, 2.4) if rng.random() < 0.75 else 0.0
-    rails = (-lane / 2, lane / 2) if rng.random() < 0.26 else ()
+    rails = (-lane / 2, lane / 2) if rng.random() < 0.28 else ()
     half_road = per_side * lane + parking + 0.2
     pavement = rng.uniform(2.4, 4.6)
     crossings: tuple[tuple[float, float], ...] = ()

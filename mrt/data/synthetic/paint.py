@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class Thing:
     Args:
         model: its shape. palette: colour (r, g, b) in 0..255 per slot of the model.
         x, z: position on the ground in metres. heading: radians; 0 drives away along Z, pi towards the camera.
-        scale: factors (3,) on the model's x, y and z.
+        scale: factor on the model's size.
         label: 0-based class, or None for what is not labelled.
         texture: strength of the surface's grain. lamps_on: whether its lamps shine at night.
     """
@@ -33,21 +34,36 @@ class Thing:
     x: float
     z: float
     heading: float = 0.0
-    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1.0
     label: int | None = None
     texture: float = 0.05
     lamps_on: bool = True
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """Local points (n, 3) -> world points (n, 3), metres."""
-        points = points * self.scale
-        c, s = np.cos(self.heading), np.sin(self.heading)
-        return np.stack([self.x + points[:, 0] * c + points[:, 2] * s, points[:, 1], self.z - points[:, 0] * s + points[:, 2] * c], 1)
+        c, s = np.cos(self.heading) * self.scale, np.sin(self.heading) * self.scale
+        x, z = points[:, 0], points[:, 2]
+        return np.stack([self.x + x * c + z * s, points[:, 1] * self.scale, self.z - x * s + z * c], 1)
 
     def footprint(self) -> np.ndarray:
         """Corners (4, 3) of its rectangle on the ground, in world metres."""
         x0, x1, z0, z1, _ = self.model.extent
         return self.to_world(np.array([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], float))
+
+    def to_camera(self, points: np.ndarray, cam: Camera) -> np.ndarray:
+        """Local points (n, 3) -> camera axes (right, up, depth) (n, 3), metres."""
+        turn = self.heading - cam.yaw
+        c, s = np.cos(turn) * self.scale, np.sin(turn) * self.scale
+        dx = self.x - cam.x
+        out = np.empty_like(points)
+        out[:, 0] = points[:, 0] * c + points[:, 2] * s + (dx * cam.cos - self.z * cam.sin)
+        out[:, 1] = points[:, 1] * self.scale - cam.height_m
+        out[:, 2] = points[:, 2] * c - points[:, 0] * s + (dx * cam.sin + self.z * cam.cos)
+        return out
+
+    def distance(self, cam: Camera) -> float:
+        """Depth of its origin, metres."""
+        return (self.x - cam.x) * cam.sin + self.z * cam.cos
 
 
 @dataclass
@@ -86,46 +102,40 @@ def _clip_near(points: np.ndarray) -> np.ndarray:
 
 def _depth_of_columns(thing: Thing, cam: Camera, columns: np.ndarray) -> np.ndarray:
     """Depth (w,) at which each pixel column's ray enters the rectangle the thing stands on; its nearest point's where it misses."""
-    x0, x1, z0, z1, _ = thing.model.extent
-    sx, _, sz = thing.scale
-    c, s = np.cos(thing.heading), np.sin(thing.heading)
+    x0, x1, z0, z1, _ = (v * thing.scale for v in thing.model.extent)
+    c, s = math.cos(thing.heading), math.sin(thing.heading)
     dx, dz = cam.column_rays(columns)
     ox, oz = cam.x - thing.x, -thing.z
     rx, rz, px, pz = dx * c - dz * s, dx * s + dz * c, ox * c - oz * s, ox * s + oz * c
-
-    def slab(low: float, high: float, origin: float, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        direction = np.where(np.abs(direction) < 1e-6, 1e-6, direction)
-        a, b = (low - origin) / direction, (high - origin) / direction
-        return np.minimum(a, b), np.maximum(a, b)
-
-    ax, bx = slab(x0 * sx, x1 * sx, px, rx)
-    az, bz = slab(z0 * sz, z1 * sz, pz, rz)
-    enter, leave = np.maximum(ax, az), np.minimum(bx, bz)
+    rx[np.abs(rx) < 1e-6] = 1e-6
+    rz[np.abs(rz) < 1e-6] = 1e-6
+    ax, bx, az, bz = (x0 - px) / rx, (x1 - px) / rx, (z0 - pz) / rz, (z1 - pz) / rz
+    enter = np.maximum(np.minimum(ax, bx), np.minimum(az, bz))
+    leave = np.minimum(np.maximum(ax, bx), np.maximum(az, bz))
     hit = (leave > enter) & (leave > NEAR)
-    near = float(np.clip(cam.to_camera(thing.footprint())[:, 2].min(), NEAR, None))
-    centre = float(cam.to_camera(np.array([[thing.x, 0.0, thing.z]]))[0, 2])
-    return np.where(hit, np.clip(enter, NEAR, None), max(near, min(centre, near + 0.5)))
+    corners = [(x * c + z * s + thing.x - cam.x) * cam.sin + (z * c - x * s + thing.z) * cam.cos for x in (x0, x1) for z in (z0, z1)]
+    near = max(min(corners), NEAR)
+    return np.where(hit, np.maximum(enter, NEAR), max(near, min(thing.distance(cam), near + 0.5)))
 
 
 def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch | None:
     """Draw one thing alone; None when nothing of it falls into the picture."""
     m = thing.model
-    points = cam.to_camera(thing.to_world(m.vertices))
-    first, count = m.starts[:-1], np.diff(m.starts)
+    points = thing.to_camera(m.vertices, cam)
+    first = m.starts[:-1]
     deepest = np.minimum.reduceat(points[:, 2], first)
-    if np.maximum.reduceat(points[:, 2], first).max() < NEAR:
+    farthest = np.maximum.reduceat(points[:, 2], first)
+    if farthest.max() < NEAR:
         return None
     safe = points.copy()
-    safe[:, 2] = np.maximum(safe[:, 2], NEAR)
+    np.maximum(safe[:, 2], NEAR, out=safe[:, 2])
     px, py = cam.project(safe)
-    scale = cam.focal / np.maximum(deepest, NEAR)
-    # which faces look at the camera: normals point away from the centre of their part
-    a, b, c = points[first], points[first + (count > 1)], points[first + 2 * (count > 2)]
-    normal = np.cross(b - a, c - a)
-    centre = cam.to_camera(thing.to_world(m.part_centre))
-    outward = np.einsum("ij,ij->i", normal, a - centre[m.part])
-    normal *= np.where(outward < 0, -1.0, 1.0)[:, None] / np.maximum(np.linalg.norm(normal, axis=1), 1e-9)[:, None]
-    facing = np.einsum("ij,ij->i", normal, a) < 0
+    scale = cam.focal * thing.scale / np.maximum(deepest, NEAR)
+    # which faces look at the camera, in the model's own axes
+    c, s = math.cos(thing.heading), math.sin(thing.heading)
+    ex, ez = cam.x - thing.x, -thing.z
+    eye = np.array([ex * c - ez * s, cam.height_m, ex * s + ez * c]) / thing.scale
+    facing = np.einsum("ij,ij->i", m.normals, eye - m.vertices[first]) > 0
     polygon = m.kind == POLYGON
     low_x, high_x = np.minimum.reduceat(px, first), np.maximum.reduceat(px, first)
     low_y, high_y = np.minimum.reduceat(py, first), np.maximum.reduceat(py, first)
@@ -133,7 +143,7 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
     low_x, high_x, low_y, high_y = low_x - rx, high_x + rx, low_y - ry, high_y + ry
     size = np.maximum(high_x - low_x, high_y - low_y)
     shown = (facing | m.two_sided | ~polygon) & (size > 0.6) & (high_x > 0) & (low_x < cam.width) & (high_y > 0) & (low_y < cam.height)
-    shown &= np.maximum.reduceat(points[:, 2], first) > NEAR
+    shown &= farthest > NEAR
     if not shown.any():
         return None
     left, top = int(max(0, np.floor(low_x[shown].min()))), int(max(0, np.floor(low_y[shown].min())))
@@ -141,19 +151,22 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
     bottom = int(min(cam.height, np.ceil(high_y[shown].max())))
     if right - left < 1 or bottom - top < 1:
         return None
-    # shading in world axes: the camera only turns about the vertical
-    world = np.stack([normal[:, 0] * cam.cos + normal[:, 2] * cam.sin, normal[:, 1], normal[:, 2] * cam.cos - normal[:, 0] * cam.sin], 1)
-    world[~polygon] = (-0.3 * cam.sin, 0.35, -0.3)
+    world = np.empty_like(m.normals)
+    world[:, 0] = m.normals[:, 0] * c + m.normals[:, 2] * s
+    world[:, 1] = m.normals[:, 1]
+    world[:, 2] = m.normals[:, 2] * c - m.normals[:, 0] * s
+    world[~polygon] = (-0.3 * cam.sin, 0.35, -0.3 * cam.cos)
     brightness = np.where(m.lit, light.shade(world, in_sun), 1.0) * m.tone
-    colours = np.array([thing.palette[s] for s in m.slots], float)[m.slot] * brightness[:, None]
+    colours = np.array([thing.palette[name] for name in m.slots])[m.slot] * brightness[:, None]
     colours *= np.where(m.lit[:, None], light.tint, 1.0)
     colours = np.clip(colours + 0.5, 0, 255).astype(int)
-    rank = np.lexsort((np.arange(len(first)), -centre[m.part, 2], m.part_layer[m.part]))
+    part_depth = thing.to_camera(m.part_centre, cam)[:, 2]
+    rank = np.lexsort((np.arange(len(first)), -part_depth[m.part], m.part_layer[m.part]))
     extent = max(right - left, bottom - top)
-    s = 4 if extent < 48 else 3 if extent < 150 else 2
-    picture = Image.new("RGBA", ((right - left) * s, (bottom - top) * s))
+    fine = 4 if extent < 48 else 3 if extent < 150 else 2
+    picture = Image.new("RGBA", ((right - left) * fine, (bottom - top) * fine))
     draw = ImageDraw.Draw(picture)
-    xy = np.stack([(px - left) * s, (py - top) * s], 1)
+    xy = np.stack([(px - left) * fine, (py - top) * fine], 1)
     flat = xy.tolist()
     kinds, starts = m.kind.tolist(), m.starts.tolist()
     for f in rank[shown[rank]].tolist():
@@ -165,14 +178,14 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
                 if len(cut) < 3:
                     continue
                 cx, cy = cam.project(cut)
-                outline = list(zip(((cx - left) * s).tolist(), ((cy - top) * s).tolist(), strict=True))
+                outline = list(zip(((cx - left) * fine).tolist(), ((cy - top) * fine).tolist(), strict=True))
             else:
                 outline = [(x, y) for x, y in flat[i:j]]
             draw.polygon(outline, fill=colour)
         elif kinds[f] == LINE:
             if deepest[f] < NEAR:
                 continue
-            width = 2 * rx[f] * s
+            width = 2 * rx[f] * fine
             outline = [(x, y) for x, y in flat[i:j]]
             draw.line(outline, fill=colour, width=max(1, round(width)), joint="curve")
             if width > 4:
@@ -181,8 +194,8 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
         elif kinds[f] == BALL and deepest[f] >= NEAR:
             x, y = flat[i]
-            draw.ellipse((x - rx[f] * s, y - ry[f] * s, x + rx[f] * s, y + ry[f] * s), fill=colour)
-    pixels = np.asarray(picture.reduce(s), np.float32) * np.float32(1 / 255)
+            draw.ellipse((x - rx[f] * fine, y - ry[f] * fine, x + rx[f] * fine, y + ry[f] * fine), fill=colour)
+    pixels = np.asarray(picture.reduce(fine), np.float32) * np.float32(1 / 255)
     depth = _depth_of_columns(thing, cam, np.arange(left, right) + 0.5).astype(np.float32)
     return Patch(left, top, pixels[..., :3], pixels[..., 3], depth)
 
@@ -224,14 +237,16 @@ def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray
     sun = light.sun
     for thing in things:
         base = thing.footprint()
-        height = thing.model.extent[4] * thing.scale[1]
         if light.direct > 0.2:
+            height = thing.model.extent[4] * thing.scale
             reach = height / max(sun[1], 0.3)
             shift = np.array([-sun[0] * reach, 0.0, -sun[2] * reach])
-            slim = thing.label is None and height > 2
-            corners = base if not slim else base * 0.1 + base.mean(0) * 0.9
-            far = corners + shift if not slim else base + shift
-            _ground_polygon(draw, cam, _hull(np.concatenate([corners, far])), int(255 * min(0.55, 0.9 * light.direct)))
+            if thing.label is None and height > 2:
+                base = base * 0.3 + base.mean(0) * 0.7
+            far = base + shift
+            value = int(255 * min(0.55, 0.9 * light.direct))
+            for quad in (base, far, *(np.stack([base[i], base[i - 1], far[i - 1], far[i]]) for i in range(4))):
+                _ground_polygon(draw, cam, quad, value)
     for thing in things:
         if thing.label is None and thing.model.extent[4] > 2:
             continue
@@ -240,21 +255,6 @@ def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray
         _ground_polygon(draw, cam, middle + (base - middle) * 1.08, 150)
     blurred = layer.filter(ImageFilter.BoxBlur(max(1, cam.width / 256)))
     return np.asarray(blurred, np.float32) * np.float32(1 / 255)
-
-
-def _hull(points: np.ndarray) -> np.ndarray:
-    """Convex hull (k, 3) on the ground of points (n, 3) (monotone chain)."""
-    order = points[np.lexsort((points[:, 2], points[:, 0]))]
-
-    def chain(seq: np.ndarray) -> list[np.ndarray]:
-        out: list[np.ndarray] = []
-        for p in seq:
-            while len(out) > 1 and (out[-1][0] - out[-2][0]) * (p[2] - out[-2][2]) <= (out[-1][2] - out[-2][2]) * (p[0] - out[-2][0]):
-                out.pop()
-            out.append(p)
-        return out[:-1]
-
-    return np.array(chain(order) + chain(order[::-1]))
 
 
 def _ground_polygon(draw: ImageDraw.ImageDraw, cam: Camera, corners: np.ndarray, value: int) -> None:

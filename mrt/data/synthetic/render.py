@@ -59,7 +59,7 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
     surfaces.facades(cam, street, light, image, depth)
 
     canvas = Canvas(image, depth, np.zeros((height, width), np.int16), surfaces.noise_textures()[0])
-    distance = [float(cam.to_camera(np.array([[t.x, 0.0, t.z]]))[0, 2]) - 1e-3 * (t.label == 1) for t in things]
+    distance = [t.distance(cam) - 1e-3 * (t.label == 1) for t in things]
     spots = np.array([(t.x, t.z) for t in things], np.float32)
     sun = surfaces.sun_at(street, light, spots[:, 0], spots[:, 1])
     classes: dict[int, int] = {}

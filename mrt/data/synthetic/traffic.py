@@ -14,7 +14,7 @@ from mrt.data.synthetic.paint import Thing
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 """The common classes, in the order every converted data set uses."""
 
-FARTHEST = 62.0
+FARTHEST = 50.0
 SHAPES = 14
 """How many different shapes of each kind there are; scale, colour and heading vary on top."""
 
@@ -97,7 +97,7 @@ class Crowd:
         rng = self.rng
         model = shape(kind, int(rng.integers(SHAPES)))
         colours = palette(rng, kind)
-        scale = tuple((1 + rng.uniform(-0.05, 0.05, 3)).tolist())
+        scale = 1 + rng.uniform(-0.06, 0.06)
         label = CLASSES.index(kind) if kind in CLASSES else None
         leafy = kind in ("tree", "hedge")
         thing = Thing(model, colours, x, z, heading, scale, label, 0.2 if leafy else 0.025, lamps_on)
@@ -140,11 +140,11 @@ def _lane_traffic(crowd: Crowd, camera_x: float) -> None:
         model_half = 11.0
         crowd.put("train", x, near + model_half, 0.0 if side > 0 else np.pi, force=True)
     kinds = ["car", "truck", "bus", "motorcycle", "bicycle"]
-    share = np.array([0.50, 0.19, 0.15, 0.09, 0.07])
+    share = np.array([0.48, 0.19, 0.16, 0.08, 0.09])
     for x, direction in street.lanes:
         own = abs(camera_x - x) < 1.5
-        z = rng.uniform(8, 24) if own else rng.uniform(4, 20)
-        z += rng.exponential(4)
+        z = rng.uniform(7.5, 18) if own else rng.uniform(3, 14)
+        z += rng.exponential(3)
         while z < FARTHEST:
             kind = str(rng.choice(kinds, p=share))
             length = {"car": 4.6, "truck": 8.5, "bus": 11.5}.get(kind, 2.0)
@@ -155,7 +155,7 @@ def _lane_traffic(crowd: Crowd, camera_x: float) -> None:
                 crowd.put_ridden(kind, edge, middle, heading)
             else:
                 crowd.put(kind, x + rng.normal(0, 0.15), middle, heading)
-            z += length + 3.0 + rng.exponential(16)
+            z += length + 2.5 + rng.exponential(11)
 
 
 def _junction(crowd: Crowd) -> None:
@@ -181,8 +181,8 @@ def _parked(crowd: Crowd) -> None:
     rng, street = crowd.rng, crowd.street
     for side in (-1, 1):
         if street.parking:
-            z = rng.uniform(-1, 9)
-            density = rng.uniform(0.3, 0.95)
+            z = rng.uniform(-1, 8)
+            density = rng.uniform(0.3, 0.9)
             while z < FARTHEST:
                 kind = str(rng.choice(["car", "truck", "motorcycle"], p=[0.86, 0.07, 0.07]))
                 length = {"car": 4.7, "truck": 8.6, "motorcycle": 1.6}[kind]
@@ -197,13 +197,13 @@ def _parked(crowd: Crowd) -> None:
                     crowd.put(kind, side * (street.half_road - 1.1) + rng.normal(0, 0.08), middle, heading, lamps_on=False)
                 z += length + rng.uniform(0.7, 2.0) if kind != "motorcycle" else rng.uniform(1.0, 2.0)
         for _ in range(int(rng.poisson(0.12))):
-            z = _depths(rng, 7, 26)
+            z = _depths(rng, 6, 22)
             for _ in range(int(rng.integers(1, 4))):
                 if not crowd.in_junction(z, 2):
                     crowd.put("motorcycle", side * (street.half_road + rng.uniform(0.6, 1.2)), z, side * np.pi / 2 + rng.normal(0, 0.5), lamps_on=False)
                 z += rng.uniform(0.9, 1.4)
-        for _ in range(int(rng.poisson(0.3))):
-            z = _depths(rng, 6, 26)
+        for _ in range(int(rng.poisson(0.4))):
+            z = _depths(rng, 5, 22)
             angle = rng.uniform(0, 2 * np.pi)
             for _ in range(int(rng.integers(1, 4))):
                 if not crowd.in_junction(z, 2):
@@ -215,13 +215,13 @@ def _parked(crowd: Crowd) -> None:
 def _walkers(crowd: Crowd) -> None:
     rng, street = crowd.rng, crowd.street
     for side in (-1, 1):
-        for _ in range(int(rng.poisson(1.2))):
-            z = _depths(rng, 6, 45)
+        for _ in range(int(rng.poisson(2.0))):
+            z = _depths(rng, 5, 34)
             if crowd.in_junction(z, 1):
                 continue
             heading = rng.choice([0.0, np.pi]) + rng.normal(0, 0.35)
             x = side * (street.half_road + rng.uniform(0.5, street.pavement - 0.3))
-            for _ in range(1 + int(rng.poisson(0.5))):
+            for _ in range(1 + int(rng.poisson(0.6))):
                 crowd.put("person", x, z, heading + rng.normal(0, 0.15), margin=0.02)
                 x += rng.choice([-1, 1]) * rng.uniform(0.55, 0.75)
                 z += rng.normal(0, 0.3)
@@ -229,10 +229,10 @@ def _walkers(crowd: Crowd) -> None:
         if kind == "zebra":
             for _ in range(int(rng.poisson(0.8))):
                 crowd.put("person", rng.uniform(-street.half_road, street.half_road), stripe + rng.uniform(-1, 1), rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.2))
-    if rng.random() < 0.15:
-        crowd.put("person", rng.uniform(-street.half_road, street.half_road), _depths(rng, 8, 30), rng.choice([-1, 1]) * np.pi / 2)
+    if rng.random() < 0.35:
+        crowd.put("person", rng.uniform(-street.half_road, street.half_road), _depths(rng, 7, 24), rng.choice([-1, 1]) * np.pi / 2)
     for side in (-1, 1):
-        if rng.random() < 0.2:
+        if rng.random() < 0.22:
             crowd.put_ridden("bicycle", side * (street.half_road - street.parking - rng.uniform(0.3, 0.8)), _depths(rng, 6, 28),
                              (0.0 if side > 0 else np.pi) + rng.normal(0, 0.25))  # fmt: skip
 
@@ -243,12 +243,12 @@ def _furniture(crowd: Crowd) -> None:
     trees, lamps = rng.random() < 0.6, rng.uniform(16, 28)
     for side in (-1, 1):
         z = rng.uniform(3, 14)
-        while z < 110:
+        while z < 80:
             if trees and not crowd.in_junction(z, 3) and rng.random() < 0.75:
                 crowd.put("tree", side * (kerb + rng.uniform(0.1, 0.6)), z, margin=0.0, force=True)
             z += rng.uniform(7, 14) * (1 + z / 60)
         z = rng.uniform(4, lamps)
-        while z < 90:
+        while z < 70:
             if not crowd.in_junction(z, 2):
                 crowd.put("lamp_post", side * kerb, z, 0.0 if side > 0 else np.pi, force=True)
             z += lamps

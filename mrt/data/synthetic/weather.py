@@ -65,7 +65,7 @@ def sensor(image: np.ndarray, rng: np.random.Generator, *, noise: tuple[float, f
         (H, W, 3) uint8.
     """
     h, w, _ = image.shape
-    gain = (rng.uniform(0.86, 1.12) * (1 + rng.normal(0, 0.02, 3))).astype(np.float32)
+    gain = (rng.uniform(0.9, 1.16) * (1 + rng.normal(0, 0.013, 3))).astype(np.float32)
     y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None, :]
     vignette = 1 - np.float32(rng.uniform(0.02, 0.10)) * (x * x + y * y)
     out = image * gain * vignette[..., None]
