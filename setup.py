@@ -67,16 +67,16 @@ def extensions() -> tuple[list, type[build_ext]]:
         return [], build_ext
 
     def extension(with_cuda: bool):
-        sources = ["csrc/register.cpp", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp"))]
+        folders = ("csrc", "csrc/cpu", "csrc/cuda") if with_cuda else ("csrc", "csrc/cpu")
+        paths = [path for folder in folders for path in ROOT.glob(f"{folder}/*") if path.suffix in (".cpp", ".cu")]
         macros = [("TORCH_TARGET_VERSION", ABI)]
         flags = {"cxx": CXX_FLAGS}
         if with_cuda:
-            sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.c*"))
             macros += [("MRT_WITH_CUDA", None), ("USE_CUDA", None)]
             flags["nvcc"] = ["-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
         return (CUDAExtension if with_cuda else CppExtension)(
             "mrt._C",
-            sources,
+            sorted(str(path.relative_to(ROOT)) for path in paths),
             depends=[str(path) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl", ".cuh")],
             define_macros=macros,
             extra_compile_args=flags,
