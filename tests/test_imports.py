@@ -1,0 +1,139 @@
+"""Who may import whom: the table below is the architecture, and this test keeps it true."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"mrt": ROOT / "mrt", "mrt_cli": ROOT / "cli"}
+
+# Area (a module or package) -> what its files may import, beside the standard library and themselves. The longest matching area counts.
+# "mrt" alone is the package's version.
+RULES = {
+    "mrt": [],
+    "mrt.errors": [],
+    "mrt.boxes": ["torch", "torchvision"],
+    "mrt.config": ["pydantic", "pydantic_settings", "mrt.errors"],
+    "mrt.ops": ["torch", "mrt.errors"],
+    "mrt.models": ["torch", "torchvision", "timm", "safetensors", "numpy", "mrt.ops", "mrt.boxes", "mrt.errors"],
+    "mrt.losses": ["torch", "torchvision", "scipy", "numpy", "mrt.boxes", "mrt.errors"],
+    "mrt.adapt": ["torch", "torchvision", "mrt.boxes", "mrt.errors"],
+    "mrt.data": ["torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors"],
+    "mrt.data.card": ["mrt.errors"],
+    "mrt.data.registry": ["mrt.data.card", "mrt.errors"],
+    "mrt.data.convert": ["numpy", "PIL", "mrt.data.card", "mrt.errors"],
+    "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.errors"],
+    "mrt.evaluate": ["torch", "torchvision", "numpy", "PIL", "pycocotools", "mrt.data", "mrt.boxes", "mrt.errors"],
+    "mrt.engine": [
+        *("torch", "numpy", "mrt", "mrt.errors", "mrt.boxes", "mrt.config"),
+        *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops"),
+    ],
+    "mrt.engine.report": ["torch"],
+    "mrt.ablate": ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.engine", "mrt.errors"],
+    "mrt_cli": [
+        *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.config"),
+        *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops"),
+    ],
+}
+# Importing these must not import torch: they answer at once, or run in many processes.
+TORCH_FREE = ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.synthetic", "mrt.data.convert", "mrt.engine.report", "mrt.ablate"]
+
+
+class Import(NamedTuple):
+    module: str
+    line: int
+    inside_function: bool
+    for_types: bool
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the program by its dotted name."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, path: Path) -> Iterator[Import]:
+    """All imports of a file as absolute names; ``from package import module`` counts as the module."""
+    base = name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+    def walk(node: ast.AST, inside: bool, types: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, inside, types)
+        elif isinstance(node, ast.ImportFrom):
+            above = base.split(".")[: len(base.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{origin}.{alias.name}"
+                yield Import(whole if whole in MODULES else origin, node.lineno, inside, types)
+        inside = inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        types = types or (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside, types)
+
+    return walk(ast.parse(path.read_text(encoding="utf-8")), False, False)
+
+
+def covers(area: str, module: str) -> bool:
+    """``mrt.data`` covers ``mrt.data.card``; ``mrt`` only itself, because everything lies below it."""
+    return module == area or (area != "mrt" and module.startswith(area + "."))
+
+
+def area_of(name: str) -> str:
+    return max((area for area in RULES if covers(area, name)), key=len)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_its_area_may(name):
+    area = area_of(name)
+    allowed = [area, *RULES[area]]
+    wrong = [
+        f"{MODULES[name].relative_to(ROOT)}:{found.line} imports {found.module}"
+        for found in imports(name, MODULES[name])
+        if found.module.partition(".")[0] not in sys.stdlib_module_names and not any(covers(other, found.module) for other in allowed)
+    ]
+    assert not wrong, f"{area} may import {', '.join(RULES[area]) or 'nothing but the standard library'}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("mrt_cli")])
+def test_commands_import_the_program_only_when_they_run(name):
+    light = ("typer", "mrt_cli", "mrt.errors", *(["rich", "mrt.engine.report"] if name == "mrt_cli.console" else []))
+    light += ("mrt.config",) if name == "mrt_cli.experiment" else ()
+    heavy = [
+        f"line {found.line}: {found.module}"
+        for found in imports(name, MODULES[name])
+        if not (found.inside_function or found.for_types)
+        and found.module.partition(".")[0] not in sys.stdlib_module_names
+        and not any(covers(other, found.module) for other in light)
+    ]
+    assert not heavy
+
+
+def test_a_forbidden_import_is_noticed(tmp_path):
+    file = tmp_path / "matcher.py"
+    file.write_text("from mrt.models import detector\nfrom . import detection\nimport os, typer\n")
+    found = {item.module for item in imports("mrt.losses.matcher", file)}
+    assert found == {"mrt.models.detector", "mrt.losses.detection", "os", "typer"}
+    allowed = ["mrt.losses", *RULES["mrt.losses"]]
+    assert {module for module in found if not any(covers(other, module) for other in allowed)} == {"mrt.models.detector", "os", "typer"}
+
+
+def test_torch_free_modules_stay_torch_free(tmp_path):
+    import subprocess
+
+    code = f"import sys, {', '.join(TORCH_FREE)}; print(sorted({{'torch', 'torchvision', 'timm'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
