@@ -16,13 +16,14 @@ def tree(rng: np.random.Generator) -> Model:
     for _ in range(3):
         s.line([(0, base, 0), (rng.normal(0, 0.6 * wide), base + 0.3 * h, 0)], 0.03 * h**0.8, "bark", 0.9)
     s.part(1)
-    n = 44
-    y = base + (h - base) * rng.beta(1.6, 1.6, n)
-    round_ = np.sqrt(np.clip(1 - ((y - 0.5 * (h + base)) / (0.55 * (h - base))) ** 2, 0.05, 1))
-    x = rng.normal(0, 0.42, n).clip(-0.9, 0.9) * wide * round_
-    for k in np.argsort(y + rng.normal(0, 0.06 * h, n)):
-        r = wide * rng.uniform(0.2, 0.4)
-        s.ball((x[k], y[k], 0), r, 0.8 * r, "leaf", 0.62 + 0.5 * (y[k] - base) / (h - base) + rng.normal(0, 0.07))
+    n = 84
+    y = base + (h - base) * rng.beta(1.5, 1.5, n)
+    round_ = np.sqrt(np.clip(1 - ((y - 0.5 * (h + base)) / (0.56 * (h - base))) ** 2, 0.04, 1))
+    x = rng.uniform(-0.85, 0.85, n) * wide * round_
+    radius = wide * np.where(np.arange(n) < 28, rng.uniform(0.24, 0.36, n), rng.uniform(0.09, 0.2, n))
+    for k in np.argsort(-radius + rng.normal(0, 0.1 * wide, n)):
+        tone = 0.6 + 0.42 * (y[k] - base) / (h - base) + 0.10 * x[k] / wide + rng.normal(0, 0.07)
+        s.ball((x[k], y[k], 0), radius[k], 0.85 * radius[k], "leaf", tone)
     return s.done()
 
 

@@ -87,8 +87,9 @@ class Street:
 
 def jitter(rng: np.random.Generator, colour, spread: float = 12.0) -> tuple[float, float, float]:
     """A colour (0..255) a little brighter or darker and a little off in hue."""
-    values = np.clip(np.asarray(colour, float) + rng.normal(0, spread) + rng.normal(0, spread / 3, 3), 6, 250)
-    return tuple(values.tolist())
+    noise = rng.standard_normal(4).tolist()
+    red, green, blue = (min(250.0, max(6.0, c + spread * (noise[0] + noise[k + 1] / 3))) for k, c in enumerate(colour))
+    return red, green, blue
 
 
 def _houses(rng: np.random.Generator, setback: float, cuts: np.ndarray, gaps: float, tall: float) -> Wall:
@@ -156,7 +157,9 @@ def draw_street(rng: np.random.Generator) -> tuple[Street, float]:
     setbacks = {s: half_road + pavement + (rng.uniform(0, 1.0) if rng.random() < 0.6 else rng.uniform(2, 5)) for s in (-1, 1)}
     for side in (-1, 1):
         cuts, gap = _cuts(rng, crossings)
-        wall = _houses(rng, setbacks[side], cuts, 0.65 if side == open_side else 0.06, tall)
+        wall = _houses(rng, setbacks[side], cuts, 1.0 if side == open_side else 0.0, tall)
+        far = cuts[:-1] > 90  # level roofs far away: single tall ones would stand like splinters
+        wall.heights[far] = np.minimum(wall.heights[far], np.median(wall.heights))
         wall.heights[gap] = 0
         walls[side] = wall
         for middle, half in crossings:

@@ -42,4 +42,4 @@ def draw_light(rng: np.random.Generator, *, overcast: bool, night: bool = False)
     if overcast or clouds > 0.8:
         return Light(sun, 0.10, 0.92, np.array([0.98, 1.0, 1.02]), max(clouds, 0.85))
     direct = 0.75 - 0.45 * clouds
-    return Light(sun, direct, 0.62 + 0.22 * clouds, np.array([1.0 + 0.06 * low, 1.0, 1.0 - 0.08 * low]), clouds)
+    return Light(sun, direct, 0.66 + 0.20 * clouds, np.array([1.0 + 0.06 * low, 1.0, 1.0 - 0.08 * low]), clouds)

@@ -17,6 +17,10 @@ COVERED = 0.34
 """Coverage from which on a pixel belongs to an object: a third, so that spokes and frames of bicycles count."""
 
 
+SIDE = np.array([1.0, 1.0, 0.0, 0.0])[:, None]
+"""Which corners of a shadow's side belong to the foot of the thing; the others to the shadow of its top."""
+
+
 @dataclass(frozen=True)
 class Thing:
     """A model placed in the world.
@@ -164,10 +168,10 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
     rank = np.lexsort((np.arange(len(first)), -part_depth[m.part], m.part_layer[m.part]))
     extent = max(right - left, bottom - top)
     fine = 4 if extent < 48 else 3 if extent < 150 else 2
-    picture = Image.new("RGBA", ((right - left) * fine, (bottom - top) * fine))
+    # RGBX, not RGBA: its box filter leaves the colours premultiplied, which is what compositing needs
+    picture = Image.new("RGBX", ((right - left) * fine, (bottom - top) * fine))
     draw = ImageDraw.Draw(picture)
-    xy = np.stack([(px - left) * fine, (py - top) * fine], 1)
-    flat = xy.tolist()
+    flat = np.stack([(px - left) * fine, (py - top) * fine], 1).ravel().tolist()
     kinds, starts = m.kind.tolist(), m.starts.tolist()
     for f in rank[shown[rank]].tolist():
         colour = (*colours[f].tolist(), 255)
@@ -180,20 +184,20 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
                 cx, cy = cam.project(cut)
                 outline = list(zip(((cx - left) * fine).tolist(), ((cy - top) * fine).tolist(), strict=True))
             else:
-                outline = [(x, y) for x, y in flat[i:j]]
+                outline = flat[2 * i : 2 * j]
             draw.polygon(outline, fill=colour)
         elif kinds[f] == LINE:
             if deepest[f] < NEAR:
                 continue
             width = 2 * rx[f] * fine
-            outline = [(x, y) for x, y in flat[i:j]]
+            outline = flat[2 * i : 2 * j]
             draw.line(outline, fill=colour, width=max(1, round(width)), joint="curve")
             if width > 4:
                 r = width / 2 - 0.5
-                for x, y in (outline[0], outline[-1]):
+                for x, y in (outline[:2], outline[-2:]):
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
         elif kinds[f] == BALL and deepest[f] >= NEAR:
-            x, y = flat[i]
+            x, y = flat[2 * i], flat[2 * i + 1]
             draw.ellipse((x - rx[f] * fine, y - ry[f] * fine, x + rx[f] * fine, y + ry[f] * fine), fill=colour)
     pixels = np.asarray(picture.reduce(fine), np.float32) * np.float32(1 / 255)
     depth = _depth_of_columns(thing, cam, np.arange(left, right) + 0.5).astype(np.float32)
@@ -235,32 +239,38 @@ def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray
     layer = Image.new("L", (cam.width, cam.height), 0)
     draw = ImageDraw.Draw(layer)
     sun = light.sun
-    for thing in things:
-        base = thing.footprint()
-        if light.direct > 0.2:
+    quads, values = [], []
+    bases = [thing.footprint() for thing in things]
+    if light.direct > 0.2:
+        value = int(255 * min(0.55, 0.9 * light.direct))
+        for thing, base in zip(things, bases, strict=True):
             height = thing.model.extent[4] * thing.scale
             reach = height / max(sun[1], 0.3)
-            shift = np.array([-sun[0] * reach, 0.0, -sun[2] * reach])
             if thing.label is None and height > 2:
                 base = base * 0.3 + base.mean(0) * 0.7
-            far = base + shift
-            value = int(255 * min(0.55, 0.9 * light.direct))
-            for quad in (base, far, *(np.stack([base[i], base[i - 1], far[i - 1], far[i]]) for i in range(4))):
-                _ground_polygon(draw, cam, quad, value)
-    for thing in things:
-        if thing.label is None and thing.model.extent[4] > 2:
-            continue
-        base = thing.footprint()
-        middle = base.mean(0)
-        _ground_polygon(draw, cam, middle + (base - middle) * 1.08, 150)
+            far = base + (-sun[0] * reach, 0.0, -sun[2] * reach)
+            quads += [base, far, *(base[[i, i - 1, i - 1, i]] * SIDE + far[[i, i - 1, i - 1, i]] * (1 - SIDE) for i in range(4))]
+            values += [value] * 6
+    for thing, base in zip(things, bases, strict=True):
+        if thing.label is not None or thing.model.extent[4] <= 2:
+            middle = base.mean(0)
+            quads.append(middle + (base - middle) * 1.08)
+            values.append(150)
+    _ground_polygons(draw, cam, np.array(quads).reshape(-1, 4, 3), values)
     blurred = layer.filter(ImageFilter.BoxBlur(max(1, cam.width / 256)))
     return np.asarray(blurred, np.float32) * np.float32(1 / 255)
 
 
-def _ground_polygon(draw: ImageDraw.ImageDraw, cam: Camera, corners: np.ndarray, value: int) -> None:
-    corners = corners.copy()
-    corners[:, 1] = 0.0
-    seen = _clip_near(cam.to_camera(corners))
-    if len(seen) >= 3:
-        x, y = cam.project(seen)
-        draw.polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=value)
+def _ground_polygons(draw: ImageDraw.ImageDraw, cam: Camera, corners: np.ndarray, values: list[int]) -> None:
+    """Fill quads (n, 4, 3) of world points with their values, cut at the near plane where they reach behind it."""
+    points = cam.to_camera(corners.reshape(-1, 3)).reshape(-1, 4, 3)
+    points[..., 1] = -cam.height_m
+    in_front = (points[..., 2] >= NEAR).sum(1)
+    scale = cam.focal / np.maximum(points[..., 2], NEAR)
+    xy = np.stack([cam.centre + scale * points[..., 0], cam.horizon - scale * points[..., 1]], 2).reshape(len(points), 8).tolist()
+    for k, value in enumerate(values):
+        if in_front[k] == 4:
+            draw.polygon(xy[k], fill=value)
+        elif in_front[k]:
+            x, y = cam.project(_clip_near(points[k]))
+            draw.polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=value)

@@ -78,5 +78,5 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
         beta = float(betas[int(air.integers(len(betas)))])
         image, optical = weather.add_fog(image, depth, beta, air)
         unseen = labelling.hidden_by_fog(canvas.instance, classes, optical)
-    picture = weather.sensor(image, chip)
+    picture = weather.sensor(image, chip, metering=0.44 if domain == "clear" else None)
     return Rendering(picture, labelling.annotate(canvas.instance, classes, covered, unseen), depth, canvas.instance, beta)

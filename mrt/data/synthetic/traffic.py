@@ -53,7 +53,8 @@ def shape(kind: str, number: int) -> Model:
 
 
 def _pick(rng: np.random.Generator, colours, spread: float = 14.0, p=None) -> tuple[float, float, float]:
-    return jitter(rng, colours[int(rng.choice(len(colours), p=p))], spread)
+    index = rng.integers(len(colours)) if p is None else np.searchsorted(np.cumsum(p), rng.random())
+    return jitter(rng, colours[min(int(index), len(colours) - 1)], spread)
 
 
 def palette(rng: np.random.Generator, kind: str) -> dict[str, tuple[float, float, float]]:

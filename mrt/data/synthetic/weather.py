@@ -49,23 +49,29 @@ def add_fog(image: np.ndarray, depth: np.ndarray, beta: float, rng: np.random.Ge
     h, w = depth.shape
     optical = depth * (beta * (0.7 + 0.6 * smooth_noise(rng, w, h, (3, 5))))
     t = np.exp(-optical)[..., None]
-    grey = rng.uniform(0.42, 0.68) * np.array([0.985, 1.0, 1.015]) * (1 + rng.normal(0, 0.01, 3))
+    grey = rng.uniform(0.42, 0.68) * np.array([0.985, 1.0, 1.015]) * (1 + rng.normal(0, 0.005, 3))
     rows = np.linspace(1.06, 0.94, h)[:, None, None]
     light = (grey * rows).astype(np.float32)
     return to_srgb(to_linear(image) * t + (1 - t) * light), optical
 
 
-def sensor(image: np.ndarray, rng: np.random.Generator, *, noise: tuple[float, float] = (0.006, 0.016)) -> np.ndarray:
+def sensor(
+    image: np.ndarray, rng: np.random.Generator, *, noise: tuple[float, float] = (0.006, 0.016), metering: float | None = None
+) -> np.ndarray:
     """Exposure, white balance, vignette and noise, then 8 bits.
 
     Args:
         image: (H, W, 3) sRGB in 0..1. noise: range of the read noise's standard deviation.
+        metering: mean brightness the automatic exposure aims at, within 0.85 to 1.5 times; None leaves it alone.
 
     Returns:
         (H, W, 3) uint8.
     """
     h, w, _ = image.shape
-    gain = (rng.uniform(0.9, 1.16) * (1 + rng.normal(0, 0.013, 3))).astype(np.float32)
+    exposure = rng.uniform(0.9, 1.16)
+    if metering is not None:
+        exposure *= np.clip(metering / max(float(image[::4, ::4].mean()), 1e-3), 0.85, 1.5)
+    gain = (exposure * (1 + rng.normal(0, 0.009, 3))).astype(np.float32)
     y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None, :]
     vignette = 1 - np.float32(rng.uniform(0.02, 0.10)) * (x * x + y * y)
     out = image * gain * vignette[..., None]
