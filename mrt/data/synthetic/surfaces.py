@@ -38,35 +38,42 @@ def soft(distance: np.ndarray, half: float | np.ndarray, footprint: np.ndarray) 
     return np.clip((half - np.abs(distance)) / footprint + 0.5, 0, 1)
 
 
+def rgb(*values: float) -> np.ndarray:
+    """A colour as (3, 1, 1), to spread over planes (3, h, w): numpy works along long rows much faster than along triples."""
+    return np.array(values, np.float32)[:, None, None]
+
+
+def blend(planes: np.ndarray, weight: np.ndarray, colour: np.ndarray | float) -> None:
+    """Mix ``colour`` into ``planes`` (3, h, w) in place by ``weight`` (h, w)."""
+    planes += weight * (colour - planes)
+
+
 def sky(cam: Camera, light: Light, rng: np.random.Generator) -> np.ndarray:
     """Sky (rows above the horizon and a few below, W, 3) in 0..1: a gradient, clouds in perspective, haze and a distant skyline."""
     rows = min(cam.height, int(np.ceil(cam.horizon)) + 2)
     up = np.maximum(-cam.row_slopes()[:rows], 1e-3).astype(np.float32)[:, None]
     dx, dz = (d.astype(np.float32)[None, :] for d in cam.column_rays())
-    _, clouds = noise_textures()
-    zenith = np.array([0.28, 0.47, 0.78], np.float32) * rng.uniform(0.85, 1.12)
-    haze = np.array([0.80, 0.86, 0.92], np.float32)
+    white, clouds = noise_textures()
+    zenith = rgb(0.28, 0.47, 0.78) * np.float32(rng.uniform(0.85, 1.12))
+    haze = rgb(0.80, 0.86, 0.92)
     mix = np.clip(up / 0.42, 0, 1) ** 0.7
-    image = np.repeat(haze + mix[..., None] * (zenith - haze), cam.width, axis=1)
+    image = np.repeat(haze + mix * (zenith - haze), cam.width, axis=2)
     stretch = 60.0 / (up + 0.12)
     offset = rng.integers(0, 512, 2)
     iu, iv = (dx * stretch + offset[0]).astype(np.int32) & 511, (dz * stretch + offset[1]).astype(np.int32) & 511
     density = clouds[iv, iu]
     cover = np.clip((density - (0.72 - 0.55 * light.clouds)) * (3.0 - 1.2 * light.clouds), 0, 1)
     grey = 0.97 - 0.30 * light.clouds * (0.5 + 0.5 * density) - 0.06 * (1 - density)
-    image += cover[..., None] * (grey[..., None] * np.array([0.98, 1.0, 1.03], np.float32) - image)
+    blend(image, cover, grey * rgb(0.98, 1.0, 1.03))
     # distant roofs and trees, pale with distance
     bearing = (np.arctan2(dx, dz)[0] * 40 + 50) * rng.uniform(0.8, 1.4)
-    white, _ = noise_textures()
     row = white[int(rng.integers(512))]
     steps = np.abs(row[bearing.astype(int) % 1024])
     bumps = np.abs(row[(bearing * 4).astype(int) % 1024])
     heights = 0.018 + 0.022 * steps + 0.006 * bumps
-    pixel = 1.0 / cam.focal
-    skyline = np.clip((heights - up) / pixel + 0.5, 0, 1)
-    tone = np.array([0.60, 0.65, 0.70], np.float32) * (0.92 + 0.06 * steps)[None, :, None]
-    image += skyline[..., None] * (tone - image)
-    return (image * light.tint.astype(np.float32)).astype(np.float32)
+    skyline = np.clip((heights - up) * np.float32(cam.focal) + 0.5, 0, 1)
+    blend(image, skyline, rgb(0.60, 0.65, 0.70) * (0.92 + 0.06 * steps))
+    return (image * rgb(*light.tint)).transpose(1, 2, 0)
 
 
 def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -90,24 +97,22 @@ def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) 
         in_cross = np.maximum(in_cross, soft(z_world - middle, half, foot_z))
     road = np.maximum(soft(x_world, street.half_road, foot_x), in_cross)
     paved = np.maximum(soft(x_world, street.half_road + street.pavement, foot_x), road)
-    asphalt, slabs, verge = (np.array(street.colours[k], np.float32) / 255 for k in ("asphalt", "slabs", "verge"))
-    image = verge + paved[..., None] * (slabs - verge)
-    tiles = np.maximum(soft((x_world + 500) % 0.75 - 0.375, 0.018, foot_x) * 1.0, soft((z_world + 500) % 0.75 - 0.375, 0.018, foot_z))
-    only_paved = paved - road
-    image *= (1 - 0.25 * tiles * only_paved * np.clip(8 / z, 0, 1))[..., None]
-    lane = street.lane
-    track = 0.05 * np.cos(2 * np.pi * 2 * (x_world / lane)) * (1 - in_cross)
-    image += (road * (1 + track))[..., None] * asphalt - road[..., None] * image
+    asphalt, slabs, verge = (rgb(*street.colours[k]) / 255 for k in ("asphalt", "slabs", "verge"))
+    image = verge + paved * (slabs - verge)
+    tiles = np.maximum(soft((x_world + 500) % 0.75 - 0.375, 0.018, foot_x), soft((z_world + 500) % 0.75 - 0.375, 0.018, foot_z))
+    image *= 1 - 0.25 * tiles * (paved - road) * np.clip(8 / z, 0, 1)
+    track = 1 + 0.05 * np.cos(np.float32(4 * np.pi / street.lane) * x_world) * (1 - in_cross)
+    image += road * (track * asphalt - image)
     fine = white[(z_world * 9).astype(np.int32) & 511, (x_world * 9).astype(np.int32) & 1023]
     broad = clouds[(z_world * 8).astype(np.int32) & 511, (x_world * 8).astype(np.int32) & 511] - 0.5
     patches = white[(z_world / 7).astype(np.int32) & 511, (x_world / 2.6 + 40).astype(np.int32) & 1023]
     fade = np.clip(7 / z, 0, 1)
-    image *= (1 + (0.045 * fade) * fine + 0.22 * broad + 0.035 * np.clip(patches, -1.6, 1.6) * road)[..., None]
+    level = 1 + (0.045 * fade) * fine + 0.22 * broad + 0.035 * np.clip(patches, -1.6, 1.6) * road
     # kerb: a pale stone with a dark edge towards the road
     kerb = soft(beside - street.half_road - 0.12, 0.1, foot_x) * (1 - in_cross)
     gutter = soft(beside - street.half_road + 0.08, 0.09, foot_x) * (1 - in_cross)
-    image += (0.75 * kerb)[..., None] * (np.array([0.66, 0.65, 0.63], np.float32) - image)
-    image *= (1 - 0.35 * gutter)[..., None]
+    image *= level
+    blend(image, 0.75 * kerb, rgb(0.66, 0.65, 0.63))
     # markings, worn here and there
     paint = np.zeros_like(x_world)
     phase = rng.uniform(0, 9)
@@ -119,20 +124,23 @@ def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) 
         stripes = soft((x_world + 500) % 1.0 - 0.5, 0.25, foot_x) if kind == "zebra" else 1.0
         paint = np.maximum(paint, soft(z_world - stripe_z, half, foot_z) * stripes * soft(x_world, street.half_road - 0.2, foot_x))
     worn = np.clip(0.95 + 0.5 * broad - 0.08 * fine * fade, 0.3, 1)
-    image += (paint * worn * street.wear)[..., None] * (np.array([0.90, 0.90, 0.87], np.float32) - image)
+    blend(image, paint * worn * street.wear, rgb(0.90, 0.90, 0.87))
+    dark = 1 - 0.35 * gutter
+    steel = np.zeros_like(x_world)
     for rail in street.rails:
-        groove = soft(x_world - rail, 0.05, foot_x)
-        image *= (1 - 0.5 * soft(x_world - rail, 0.16, foot_x))[..., None]
-        image += (0.8 * groove)[..., None] * (np.array([0.62, 0.64, 0.66], np.float32) - image)
+        dark *= 1 - 0.5 * soft(x_world - rail, 0.16, foot_x)
+        steel = np.maximum(steel, soft(x_world - rail, 0.05, foot_x))
     for cover_x, cover_z in street.manholes:
-        inside = soft(np.hypot(x_world - cover_x, z_world - cover_z), 0.34, foot_z)
-        image *= (1 - 0.45 * inside)[..., None]
+        dark *= 1 - 0.45 * soft(np.hypot(x_world - cover_x, z_world - cover_z), 0.34, foot_z)
+    image *= dark
+    if street.rails:
+        blend(image, 0.8 * steel, rgb(0.62, 0.64, 0.66))
     sunlit = sun_at(street, light, x_world, z_world)
-    level = light.shade(np.array([[0.0, 1.0, 0.0]]))[0]
-    dark = light.shade(np.array([[0.0, 1.0, 0.0]]), 0.0)[0]
-    shade = (dark + (level - dark) * sunlit).astype(np.float32)
-    image *= shade[..., None] * light.tint.astype(np.float32)
-    return first, image, depth, sunlit
+    up = np.array([[0.0, 1.0, 0.0]])
+    level, shadow = (np.float32(light.shade(up, sun)[0]) for sun in (1.0, 0.0))
+    image *= shadow + (level - shadow) * sunlit
+    image *= rgb(*light.tint)
+    return first, image.transpose(1, 2, 0), depth, sunlit
 
 
 def sun_at(street: Street, light: Light, x: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -235,32 +243,29 @@ def _paint_wall(
     courses = soft(y % 0.3 - 0.15, 0.02, foot) * per(wall.brick) * np.clip(0.04 / foot, 0, 1)
     level = 1 + 0.05 * grain * np.clip(0.12 / foot, 0.15, 1) + 0.26 * stain - 0.25 * courses
     level *= 0.8 + 0.2 * np.clip(y / 1.5, 0, 1)
-    colour = base * level[..., None]
-    trim = np.array([0.86, 0.85, 0.82], np.float32)
-    roof = np.clip((y - (height - per(wall.roof))) / foot + 0.5, 0, 1) * (per(wall.roof) > 0)
-    colour += roof[..., None] * (wall.roof_colours.astype(np.float32)[index] * (1 + 0.16 * grain)[..., None] - colour)
-    cornice = soft(y - (height - per(wall.roof) - 0.18), 0.2, foot)
-    band = soft(y - ground_floor - 0.1, 0.12, foot)
-    lines = np.maximum(cornice, 0.6 * band)
+    colour = base.T[:, None, :] * level
+    trim = rgb(0.86, 0.85, 0.82)
+    top = per(wall.roof)
+    roof = np.clip((y - (height - top)) / foot + 0.5, 0, 1) * (top > 0)
+    blend(colour, roof, wall.roof_colours.astype(np.float32)[index].T[:, None, :] * (1 + 0.16 * grain))
+    lines = np.maximum(soft(y - (height - top - 0.18), 0.2, foot), 0.6 * soft(y - ground_floor - 0.1, 0.12, foot))
     lines = np.maximum(lines, 0.9 * np.maximum(frame, low_frame))
-    colour += (0.85 * lines)[..., None] * (trim - colour)
-    colour += awning[..., None] * (wall.awnings.astype(np.float32)[(bay_number // 3 + index) % len(wall.awnings)] - colour)
-    colour += door[..., None] * (wall.doors.astype(np.float32)[(bay_number + index) % len(wall.doors)] - colour)
+    blend(colour, 0.85 * lines, trim)
+    blend(colour, awning, wall.awnings.astype(np.float32)[(bay_number // 3 + index) % len(wall.awnings)].T[:, None, :])
+    blend(colour, door, wall.doors.astype(np.float32)[(bay_number + index) % len(wall.doors)].T[:, None, :])
     glass = np.clip(pane + low_pane + shop_pane, 0, 1)
     chance = white[(floor * 5 + 17) & 511, ((bay_number * 3 + index * 37) & 1023)[None, :]]
     reflect = np.clip(0.2 + 0.13 * chance + 0.035 * y, 0.1, 0.62) * (1 - 0.35 * at_ground)
-    pale = np.array([0.86, 0.97, 1.1], np.float32)
-    colour += glass[..., None] * (reflect[..., None] * pale - colour)
-    curtain = pane * (chance > 1.0) * 0.8
-    colour += curtain[..., None] * (np.array([0.78, 0.76, 0.70], np.float32) - colour)
-    colour += (0.6 * mullion * (pane + low_pane))[..., None] * (trim - colour)
-    ends = soft(offset, 0.06, step) + soft(offset - (wall.cuts.astype(np.float32)[np.minimum(index + 1, len(wall.cuts) - 1)] - start), 0.06, step)
-    colour *= (1 - 0.3 * np.clip(ends, 0, 1))[None, :, None]
-    bright = light.shade(normal[None], 1.0)[0]
-    # the sun on a side wall is cut off by the buildings across the street
-    colour *= np.float32(bright) * light.tint.astype(np.float32) * (1 - 0.3 * glass * (bright > 1))[..., None]
+    blend(colour, glass, reflect * rgb(0.86, 0.97, 1.1))
+    blend(colour, pane * (chance > 1.0) * np.float32(0.8), rgb(0.78, 0.76, 0.70))
+    blend(colour, 0.6 * mullion * (pane + low_pane), trim)
+    ends = soft(offset, 0.06, step) + soft(offset - (wall.cuts.astype(np.float32)[index + 1] - start), 0.06, step)
+    bright = np.float32(light.shade(normal[None], 1.0)[0])
+    # glass does not brighten with the sun as plaster does
+    colour *= bright * (1 - 0.3 * np.clip(ends, 0, 1)) * (1 - (0.3 if bright > 1 else 0.0) * glass)
+    colour *= rgb(*light.tint)
     view = image[rows, cols]
-    view += cover[..., None] * (colour - view)
+    view += (cover * (colour - view.transpose(2, 0, 1))).transpose(1, 2, 0)
     solid = cover > 0.5
     np.copyto(depth[rows, cols], np.broadcast_to(z, solid.shape), where=solid)
     if lit_windows is not None:
