@@ -48,8 +48,11 @@ def ablate(
         raise MrtError("mrt ablate: nothing to vary", "for example: mrt ablate --mask-ratio 0.5 0.8")
     roots = experiment.find_roots(data_root, run_root)
     base = preset or (experiment.choose_preset(source, target) if source or target else "demo")
-    changes = {"data.source": source, "data.target": target, "engine.device": device, "engine.amp": amp, "init": init}
-    trials = grid.plan(base, axes, seeds or [0], overrides or (), {key: value for key, value in changes.items() if value is not None})
+    options = {"data.source": source, "data.target": target, "engine.device": device, "engine.amp": amp, "init": init}
+    changes = {key: value for key, value in options.items() if value is not None}
+    if not dry_run:
+        changes["init"] = experiment.source_weights(experiment.resolve(base, overrides, changes), roots.run_root)
+    trials = grid.plan(base, axes, seeds or [0], overrides or (), changes)
     folder = roots.run_root / "ablate"
     stem = experiment.run_folder(folder, name or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds")
     if dry_run:
@@ -78,7 +81,13 @@ def ablate(
         table.append([*(str(row["settings"][key]) for key in keys), " ".join(map(str, row["seeds"])) or "-", *cells])
     several = any(len(row["seeds"]) > 1 for row in rows)
     caption = f"{trials[0].config.data.target}, split {split}" + ("; mean ± standard deviation over seeds" if several else "")
-    show_table("Ablation", [*keys, "seeds", *metrics], table, caption=caption, text_columns=len(keys) + 1)
+    show_table(
+        f"Ablation of {', '.join(keys) or 'seeds'}, preset {base}",
+        [*keys, "seeds", *metrics],
+        table,
+        caption=caption,
+        text_columns=len(keys) + 1,
+    )
     say(f"Written to {paths[1]} and {paths[0]}")
     failed = [result for result in results if "failed" in result]
     if failed:

@@ -17,6 +17,13 @@ from mrt.errors import MrtError
 RANK = int(os.environ.get("RANK", "0"))
 PLAIN_WIDTH = 200  # of tables in a pipe or a file, where there is no terminal to ask
 SECONDS_BETWEEN_LINES = 10.0
+SHOWN = {
+    "total": "loss",
+    "source/class": "class",
+    "source/box": "box",
+    "target/mae": "mae",
+    "pseudo_labels": "pseudo labels",
+}  # of a step's
 
 
 def _console(stream: str) -> Console:
@@ -47,12 +54,16 @@ def show_table(
     """A table on standard output; all but the first ``text_columns`` columns are numbers, flush right."""
     if RANK != 0:
         return
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", header_style="bold")
+    console = _console("stdout")
+    table = Table(header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < text_columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    _console("stdout").print(table)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
+    if caption:
+        console.print(caption, soft_wrap=True)
 
 
 def figure(value: float | None, std: float | None = None) -> str:
@@ -82,7 +93,8 @@ def watching() -> Iterator[Watcher]:
 
 
 def _numbers(numbers: dict[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+    """The few numbers worth a glance; metrics.jsonl has them all."""
+    return "  ".join(f"{word} {numbers[name]:.3g}" for name, word in SHOWN.items() if name in numbers)
 
 
 class LineWatcher(Watcher):
@@ -103,8 +115,9 @@ class LineWatcher(Watcher):
         task["numbers"].update(numbers)
         if now - task["spoken"] >= SECONDS_BETWEEN_LINES and task["done"] < task["total"]:
             task["spoken"] = now
-            left = (task["total"] - task["done"]) * (now - task["start"]) / max(task["done"] - task["first"], 1)
-            say(f"{task['task']}: {task['done']}/{task['total']}, {clock(left)} left  {_numbers(task['numbers'])}".rstrip())
+            each = (now - task["start"]) / max(task["done"] - task["first"], 1)
+            left = clock(each * (task["total"] - task["done"]))
+            say(f"{task['task']}: {task['done']}/{task['total']}, {left} left, {each:.3g} s each  {_numbers(task['numbers'])}".rstrip())
 
     def end(self) -> None:
         if self._tasks:

@@ -79,11 +79,11 @@ class Road:
     words: list[str]
     results: dict[str, list[Result]] = field(default_factory=dict)
 
-    def config(self, seed: int) -> Config:
+    def config(self, seed: int, start: str | None = None) -> Config:
         """The demo preset with this call's options."""
         from .experiment import resolve
 
-        return resolve("demo", self.overrides, {"seed": seed, "engine.device": self.device})
+        return resolve("demo", self.overrides, {"seed": seed, "engine.device": self.device, "init": start})
 
     def folder(self, name: str) -> Path:
         return self.roots.run_root / self.name / name
@@ -133,7 +133,7 @@ class Road:
         """Train and evaluate the fair baseline, the adapted detector and, if asked for, the oracle, all from the same start."""
         from mrt.engine import stages
 
-        config = self.config(seed)
+        config = self.config(seed, start)
         options = ["--init", start, *(["--seed", str(seed)] if seed else [])]
 
         def baseline(labels: str | None, folder: Path) -> Callable[[bool], None]:

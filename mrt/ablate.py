@@ -7,7 +7,6 @@ larger one that shares trials with it, only runs what is missing.
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import io
 import itertools
@@ -26,6 +25,7 @@ from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
 
 MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints")  # of [engine]: they change no result
+SHIPPED = Path(__file__).parent / "weights"
 METRICS = ("AP50", "AP", "AP75")
 RESULT = "result.json"
 
@@ -91,12 +91,26 @@ def make_axes(given: Sequence[tuple[str, Sequence[str]]]) -> list[Axis]:
 
 
 def content_hash(config: Config) -> str:
-    """sha256 over every setting that can change a result (not the device, the worker count, or a preset's name)."""
+    """sha256 over everything that can change a result.
+
+    That is every setting but the preset's name and the machine's (device, workers, ...), with the starting weights' content for their name.
+    """
     values = config.model_dump(mode="json")
     values.pop("preset")
+    values["init"] = _fingerprint(config.init) if config.init else None
     for key in MACHINE_KEYS:
         values["engine"].pop(key)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(init: str) -> str:
+    """sha256 of the weights that an ``init`` names, found as the engine finds them; the name itself where there are none yet."""
+    path = Path(init)
+    folders = [path / "teacher.safetensors", path / "student.safetensors"] if path.is_dir() else [path]
+    for file in (*folders, SHIPPED / f"{init}.safetensors"):
+        if file.is_file():
+            return file_sha256(file)
+    return init
 
 
 def plan(
@@ -144,14 +158,11 @@ def stored_result(root: Path, trial: Trial, data: Mapping[str, Any]) -> dict[str
     return result
 
 
-def describe_data(config: Config, data_root: Path, split: str) -> dict[str, Any]:
-    """What a trial's result rests on beside its settings: sha256 of the annotation files and, where ``init`` is a path, of the weights."""
+def describe_data(config: Config, data_root: Path, split: str) -> dict[str, str]:
+    """The sets and splits a trial uses, with the sha256 of their annotation files."""
     data = config.data
     used = ((data.source, data.source_split), (data.target, data.target_split), (data.target, split))
-    found = {f"{name}/{part}": find_dataset(name, data_root).split(part).sha256 for name, part in used}
-    start = Path(config.init or "")
-    files = [start] if start.is_file() else [start / name for name in ("teacher.safetensors", "student.safetensors")]
-    return found | {"init": next((_weights_sha256(file) for file in files if file.is_file()), config.init)}
+    return {f"{name}/{part}": find_dataset(name, data_root).split(part).sha256 for name, part in used}
 
 
 def run(
@@ -280,11 +291,6 @@ def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
     """Mean and sample standard deviation of the numbers there are; the deviation is None for fewer than two."""
     there = [number for number in numbers if number is not None]
     return {"mean": statistics.fmean(there) if there else None, "std": statistics.stdev(there) if len(there) > 1 else None}
-
-
-@functools.lru_cache
-def _weights_sha256(file: Path) -> str:
-    return file_sha256(file)
 
 
 def _plain(value: Any) -> Any:

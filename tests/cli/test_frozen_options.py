@@ -1,0 +1,40 @@
+"""The command line is a promise. A change of it must be made here too: python tests/cli/test_frozen_options.py writes the list anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mrt_cli.app import app
+
+LIST = Path(__file__).parent / "options.json"
+
+
+def describe(command: Any, name: str = "mrt") -> dict[str, list[str]]:
+    """Command -> its parameters, each with all its names and its default."""
+    found = {name: sorted(_parameter(item) for item in command.params)}
+    for word, inner in getattr(command, "commands", {}).items():
+        found |= describe(inner, f"{name} {word}")
+    return found
+
+
+def _parameter(item: Any) -> str:
+    names = "/".join([*item.opts, *item.secondary_opts]) if item.param_type_name == "option" else item.name.upper()
+    several = "..." if getattr(item, "multiple", False) or item.nargs == -1 else ""
+    default = item.default() if callable(item.default) else item.default
+    return f"{names}{several}" + (f" = {default}" if default not in (None, False, [], ()) else "")
+
+
+def current() -> dict[str, list[str]]:
+    return dict(sorted(describe(typer.main.get_command(app)).items()))
+
+
+def test_commands_and_options_are_those_on_the_list():
+    assert current() == json.loads(LIST.read_text())
+
+
+if __name__ == "__main__":
+    LIST.write_text(json.dumps(current(), indent=1) + "\n")
