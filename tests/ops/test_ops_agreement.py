@@ -1,0 +1,89 @@
+"""The kernels against the PyTorch oracle, in float64, over all sizes and dtypes. Points keep off cell borders, where gradients jump."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops_cases import NATIVE_CPU, make_case, needs_cuda, needs_native, plain_inputs
+
+from mrt.ops import native, reference
+
+# Largest error as a share of the array's largest value: measured here times about three. float16 and bfloat16 round value and output.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+sizes = st.tuples(st.integers(1, 6), st.integers(1, 6))
+DEVICES = [pytest.param("cpu", marks=needs_native), pytest.param("cuda", marks=needs_cuda)]
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    if expected.numel() == 0:
+        return 0.0
+    return ((actual.double().cpu() - expected.cpu()).abs().max() / expected.abs().max().clamp(min=1e-3).cpu()).item()
+
+
+def compare(case, shapes, *, fused, value_dtype, device="cpu"):
+    """Run the kernel in ``value_dtype`` and the oracle in float64 on the same (rounded) numbers; outputs and all gradients."""
+    inputs = case if fused else plain_inputs(case, shapes)
+    point_dtype = torch.float64 if value_dtype == torch.float64 else torch.float32
+    ours = [tensor.detach().to(device, value_dtype if i == 0 else point_dtype).requires_grad_() for i, tensor in enumerate(inputs)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in ours]
+    flat = [side for shape in shapes for side in shape]
+    op, oracle = (native.ms_deform_attn_fused, reference.ms_deform_attn_fused) if fused else (native.ms_deform_attn, reference.ms_deform_attn)
+    output, expected = op(ours[0], flat, *ours[1:]), oracle(exact[0], shapes, *exact[1:])
+    assert output.dtype == value_dtype and output.shape == expected.shape
+    upstream = torch.randn_like(expected).to(value_dtype)
+    output.backward(upstream)
+    expected.backward(upstream.double())
+    tolerance = TOLERANCE[value_dtype]
+    assert relative_error(output, expected) <= tolerance
+    for name, mine, theirs in zip(("value", "points 1", "points 2", "points 3"), ours, exact, strict=False):
+        assert mine.grad.dtype == mine.dtype
+        assert relative_error(mine.grad, theirs.grad) <= 3 * tolerance, f"gradient of {name}"
+
+
+@pytest.mark.skipif(not NATIVE_CPU, reason="no C++ kernels")
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 3), st.integers(0, 9), st.integers(1, 3), st.integers(1, 70), st.integers(1, 5), st.lists(sizes, min_size=1, max_size=5),
+    st.floats(0, 8), st.booleans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 1000),
+)  # fmt: skip
+def test_any_size(batch, queries, heads, dim, points, shapes, spread, fused, dtype, seed):
+    case = make_case(batch=batch, queries=queries, heads=heads, dim=dim, points=points, shapes=shapes, spread=spread, seed=seed)
+    compare(case, shapes, fused=fused, value_dtype=dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("heads, dim, levels, points", [(8, 32, 4, 4), (4, 24, 3, 4), (1, 5, 1, 1), (2, 130, 2, 9)])
+def test_usual_sizes(device, dtype, fused, heads, dim, levels, points):
+    shapes = ((8, 16), (4, 8), (2, 4), (1, 2))[:levels]
+    case = make_case(batch=2, queries=40, heads=heads, dim=dim, points=points, shapes=shapes, spread=2)
+    compare(case, shapes, fused=fused, value_dtype=dtype, device=device)
+
+
+@needs_native
+def test_inputs_need_not_be_contiguous():
+    shapes = ((4, 6), (2, 3))
+    value, references, offsets, logits = (tensor.detach() for tensor in make_case(shapes=shapes, dtype=torch.float32))
+    flat = [4, 6, 2, 3]
+    expected = native.ms_deform_attn_fused(value, flat, references, offsets, logits)
+    strided = (tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (references, offsets, logits))
+    assert torch.equal(native.ms_deform_attn_fused(value.transpose(1, 2).contiguous().transpose(1, 2), flat, *strided), expected)
+
+
+@needs_native
+def test_threads_do_not_change_the_result():
+    shapes = ((8, 16), (4, 8), (2, 4))
+    case = make_case(batch=2, queries=168, heads=4, dim=24, points=4, shapes=shapes, dtype=torch.float32)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            output = native.ms_deform_attn_fused(case[0], [side for shape in shapes for side in shape], *case[1:])
+            results.append((output, *torch.autograd.grad(output.square().sum(), case)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))

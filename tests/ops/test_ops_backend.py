@@ -1,0 +1,94 @@
+"""Which backend is chosen, what is said when there is none, and what a build without a compiler does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ops_cases import needs_native
+
+from mrt.errors import MrtError
+from mrt.ops import backend, fallback_reason, native
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TWO_CALLS = """
+import torch
+from mrt.ops import backend, ms_deform_attn
+for _ in range(2):
+    out = ms_deform_attn(torch.ones(1, 4, 1, 2), [(2, 2)], torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1))
+print(backend(out), out.flatten().tolist())
+"""
+
+
+def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    variables = {key: value for key, value in os.environ.items() if key != "MRT_OPS_BACKEND"}
+    variables |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_without_the_extension_the_fallback_is_announced_once(tmp_path):
+    shutil.copytree(ROOT / "mrt" / "ops", tmp_path / "mrt" / "ops")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "mrt" / name, tmp_path / "mrt" / name)
+    done = run_python(TWO_CALLS, tmp_path)
+    assert done.stdout.split() == ["python", "[1.0,", "1.0]"], done.stderr
+    assert done.stderr.count("slower PyTorch path") == 1
+    assert "mrt/_C was not built" in done.stderr and "pip install" in done.stderr
+
+
+def test_a_broken_extension_gives_its_reason(tmp_path):
+    shutil.copytree(ROOT / "mrt" / "ops", tmp_path / "mrt" / "ops")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "mrt" / name, tmp_path / "mrt" / name)
+    (tmp_path / "mrt" / "_C.abi3.so").write_bytes(b"not a library")
+    done = run_python(TWO_CALLS, tmp_path)
+    assert done.returncode == 0 and "_C.abi3.so could not be loaded" in done.stderr
+
+
+def test_asking_for_the_pytorch_path_is_not_announced():
+    done = run_python(TWO_CALLS, ROOT, MRT_OPS_BACKEND="python")
+    assert done.stdout.startswith("python") and done.stderr == ""
+
+
+def test_choice(monkeypatch):
+    monkeypatch.setattr(native, "_has_kernel", lambda device_type: device_type == "cpu")
+    assert [native.choose(device, "auto") for device in ("cpu", "cuda", "mps")] == ["cpu", "python", "python"]
+    assert native.choose("cpu", "python") == "python"
+    assert native.choose("cuda", "cpu") == "python"
+    with pytest.raises(MrtError, match="MRT_OPS_BACKEND=cuda, but"):
+        native.choose("cuda", "cuda")
+    with pytest.raises(MrtError, match="MRT_OPS_BACKEND=gpu is not a backend"):
+        native.choose("cpu", "gpu")
+    monkeypatch.setattr(native, "requested", "gpu")
+    monkeypatch.setattr(native, "_chosen", {})
+    with pytest.raises(MrtError, match="auto, python, cpu or cuda"):
+        backend(torch.zeros(1))
+
+
+@needs_native
+def test_reasons(monkeypatch):
+    monkeypatch.setattr(native, "requested", "auto")
+    assert fallback_reason("cpu") is None
+    assert "without kernels for mps" in fallback_reason("mps")
+    monkeypatch.setattr(native, "requested", "python")
+    assert fallback_reason("cpu") == "MRT_OPS_BACKEND=python"
+
+
+def test_a_build_without_a_compiler_says_why_and_succeeds(tmp_path):
+    for name in ("csrc", "mrt/__init__.py", "setup.py"):
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    environment = {**os.environ, "CXX": "no-such-compiler", "CC": "no-such-compiler", "MRT_BUILD": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kernels for CPU could not be built" in done.stderr and "the PyTorch path it is" in done.stderr
+    assert not list(tmp_path.glob("mrt/_C*"))
