@@ -122,9 +122,24 @@ def _depth_of_columns(thing: Thing, cam: Camera, columns: np.ndarray) -> np.ndar
     return np.where(hit, np.maximum(enter, NEAR), max(near, min(thing.distance(cam), near + 0.5)))
 
 
+def _outside(thing: Thing, cam: Camera) -> bool:
+    """Whether a circle around the thing lies outside the view, so that nothing of it can be seen."""
+    x0, x1, z0, z1, _ = thing.model.extent
+    radius = thing.scale * math.hypot(max(-x0, x1), max(-z0, z1))
+    depth = thing.distance(cam)
+    sideways = (thing.x - cam.x) * cam.cos - thing.z * cam.sin
+    if depth + radius < NEAR:
+        return True
+    reach = depth + radius
+    left, right = -cam.centre / cam.focal * reach, (cam.width - cam.centre) / cam.focal * reach
+    return sideways + radius < left or sideways - radius > right
+
+
 def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch | None:
     """Draw one thing alone; None when nothing of it falls into the picture."""
     m = thing.model
+    if _outside(thing, cam):
+        return None
     points = thing.to_camera(m.vertices, cam)
     first = m.starts[:-1]
     deepest = np.minimum.reduceat(points[:, 2], first)
