@@ -181,7 +181,7 @@ def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], str]:
         info = timm.create_model(name, features_only=True).feature_info
         strides = info.reduction()
         indices = [info.out_indices[strides.index(stride)] for stride in (8, 16, 32)]
-    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
+    except (RuntimeError, AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise MrtError(f'backbone "{name}" gives no feature maps of strides 8, 16 and 32', "Choose a convolutional timm model.") from error
     body = timm.create_model(name, features_only=True, out_indices=tuple(indices))
     for conv_name, conv in list(body.named_modules()):

