@@ -60,7 +60,7 @@ def read_state(path: Path) -> State:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # official Deformable DETR files keep their arguments in one
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
         raise MrtError(
             f"{path} is not a readable weights file: {str(error).splitlines()[0]}", "Give a .safetensors or a PyTorch file."
         ) from error

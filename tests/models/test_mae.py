@@ -109,8 +109,9 @@ def test_the_paper_keeps_padding_masked_and_the_published_code_forgets_it():
         level.add_(mask[:, None] * 3.0)  # only padding cells change
     other = detector.extract(images, padding)
     other.levels = changed
-    for variant, same in (("paper", True), ("published", False)):
-        mae = small_mae(detector, variant=variant)
+    cases = (("paper", None, True), ("published", None, False), ("published", True, True), ("paper", False, False))
+    for variant, keep_padding, same in cases:
+        mae = small_mae(detector, variant=variant, keep_padding=keep_padding)
         inside = ~features.masks[2][1]
         first, second = mae(detector, features, masks).prediction[1], mae(detector, other, masks).prediction[1]
         assert torch.equal(first[:, inside], second[:, inside]) == same
