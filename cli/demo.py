@@ -51,11 +51,12 @@ def demo(
     roots = find_roots(data_root, run_root)
     words = _words("--data-root", data_root) + _words("--run-root", run_root)
     started = time.monotonic()
+    run_folder(roots.run_root, name)
     with watching() as watcher:
         road = Road(roots, name, list(dict.fromkeys(seeds or [0])), overrides or [], device, watcher, words)
-        run_folder(roots.run_root, name)
+        start = None if from_scratch else road.shipped_source()
         road.prepare()
-        start = road.source(from_scratch)
+        start = start or road.trained_source()
         for seed in road.seeds:
             road.compare(seed, start, oracle)
     finish(road, record, images)
@@ -109,17 +110,20 @@ class Road:
         else:
             self.watcher.say("already prepared")
 
-    def source(self, from_scratch: bool) -> str:
-        """The detector that adaptation and its baseline start from: the shipped one, or one trained now."""
-        from mrt.engine import stages
+    def shipped_source(self) -> str:
+        """The detector that ships with mrt, which adaptation and its baseline start from."""
         from mrt.engine.inference import SHIPPED
         from mrt.errors import MrtError
 
-        config = self.config(self.seeds[0])
-        if not from_scratch:
-            if config.init is None or not (Path(config.init).exists() or (SHIPPED / f"{config.init}.safetensors").is_file()):
-                raise MrtError(f"the demo starts from {config.init!r}, which is not here", "train it first: mrt demo --from-scratch")
-            return config.init
+        init = self.config(self.seeds[0]).init
+        if init is None or not (Path(init).exists() or (SHIPPED / f"{init}.safetensors").is_file()):
+            raise MrtError(f"the demo starts from {init!r}, which is not here", "train it first: mrt demo --from-scratch")
+        return init
+
+    def trained_source(self) -> str:
+        """The same, trained now: with the preset's own seed, whatever the seeds of the comparison."""
+        from mrt.engine import stages
+
         config, folder = self.config(0), self.folder("source")
         self.show("pretrain-source --preset demo", "--name", f"{self.name}/source")
 

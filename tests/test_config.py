@@ -209,7 +209,12 @@ def test_wrong_files_and_presets_are_named(tmp_path: Path):
         load_config("city2fogy")
     with pytest.raises(MrtError, match=r"nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
-    for name, text, word in (("a.toml", "seed = ", "TOML"), ("b.json", "{", "JSON"), ("c.json", "[1]", "list"), ("d.toml", "[mea]\nx=1", "mea")):
+    for name, text, word in (
+        ("a.toml", "seed = ", "TOML"),
+        ("b.json", "{", "JSON"),
+        ("c.json", "[1]", "list"),
+        ("d.toml", "[mea]\nx=1", "mea"),
+    ):
         path = tmp_path / name
         path.write_text(text)
         with pytest.raises(MrtError, match=word) as caught:
@@ -225,7 +230,7 @@ def test_a_users_own_toml_is_a_preset(tmp_path: Path):
 
 
 def test_unknown_keys_are_refused_inside_values_too():
-    with pytest.raises(MrtError, match="unknown setting 'teach.epoch'"):
+    with pytest.raises(MrtError, match=r"unknown setting 'teach\.epoch'"):
         validate({"teach": {"epochs": 1, "epoch": 2}})
 
 

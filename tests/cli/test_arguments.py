@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 import typer
+from mrt_cli.arguments import AXES, AxisCommand, ListCommand, is_option
 from typer.testing import CliRunner
 
-from mrt_cli.arguments import AXES, AxisCommand, ListCommand, is_option
 
-
-@pytest.mark.parametrize(("word", "expected"), [("--seeds", True), ("-h", True), ("0", False), ("-1", False), ("-.5", False), ("-", False), ("a", False)])
+@pytest.mark.parametrize(
+    ("word", "expected"), [("--seeds", True), ("-h", True), ("0", False), ("-1", False), ("-.5", False), ("-", False), ("a", False)]
+)
 def test_negative_numbers_are_values(word, expected):
     assert is_option(word) is expected
 
@@ -19,10 +22,10 @@ def run(cls, *words: str) -> dict:
     @app.command(cls=cls)
     def command(
         context: typer.Context,
-        seeds: list[int] = typer.Option(None),
-        axis: list[str] = typer.Option(None),
+        seeds: Annotated[list[int] | None, typer.Option()] = None,
+        axis: Annotated[list[str] | None, typer.Option()] = None,
         name: str = "none",
-        dry: bool = typer.Option(False, "--dry"),
+        dry: Annotated[bool, typer.Option("--dry")] = False,
     ) -> None:
         seen.update(seeds=list(seeds or []), name=name, dry=dry, axes=context.meta.get(AXES))
 
@@ -44,7 +47,24 @@ def test_a_list_option_without_a_value_and_stray_words_are_usage_errors():
 
 
 def test_unknown_options_are_axes_in_any_order():
-    seen = run(AxisCommand, "--mask-ratio", "0.5", "0.8", "--seeds", "1", "2", "--decay", "none", "--name", "n", "--axis", "a.b", "-1", "2", "--dry")
+    seen = run(
+        AxisCommand,
+        "--mask-ratio",
+        "0.5",
+        "0.8",
+        "--seeds",
+        "1",
+        "2",
+        "--decay",
+        "none",
+        "--name",
+        "n",
+        "--axis",
+        "a.b",
+        "-1",
+        "2",
+        "--dry",
+    )
     assert seen["axes"] == [("mask-ratio", ["0.5", "0.8"]), ("decay", ["none"]), ("a.b", ["-1", "2"])]
     assert (seen["seeds"], seen["name"], seen["dry"]) == ([1, 2], "n", True)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-
 from mrt_cli.app import app
 
 LIST = Path(__file__).parent / "options.json"

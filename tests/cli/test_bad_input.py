@@ -1,0 +1,174 @@
+"""Every mistake of a user ends with exit code 2, one clear message, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command_line import TINY, mrt, refused
+
+from mrt.errors import Interrupted, RunFailed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        # commands and options
+        ("adopt", ["No such command", "adapt"]),
+        ("adapt --mask-ratio 0.5 --target foggy", ["No such option", "--mask-ratio"]),
+        ("adapt --seed x --target foggy", ["--seed", "integer"]),
+        ("adapt --seed -1 --target foggy", ["--seed"]),
+        ("adapt foggy", ["unexpected", "foggy"]),
+        # data
+        ("adapt", ["adapt to what?", "--target foggy"]),
+        ("adapt --target foggy", ["cityscapes", "mrt prepare-data cityscapes"]),
+        ("adapt --target cityscapes", ["sim10k", "mrt prepare-data sim10k"]),
+        ("adapt --target bdd100k", ["cityscapes", "mrt prepare-data cityscapes"]),
+        ("adapt --target synthetic-foggy", ["synthetic-clear", "mrt prepare-data synthetic"]),
+        ("adapt --target mars", ["mars", "--preset"]),
+        ("pretrain-source --source mars", ["mars", "--preset"]),
+        ("pretrain-source", ["cityscapes", "mrt prepare-data cityscapes"]),
+        ("pretrain-source --preset demo", ["synthetic-clear", "mrt prepare-data synthetic"]),
+        ("demo --set mae.mask_ratio=2", ["mae.mask_ratio"]),
+        ("demo --set init=nowhere", ["'nowhere'", "mrt demo --from-scratch"]),
+        ("prepare-data foggy --raw x", ["no converter", "dataset.json"]),
+        ("prepare-data custom", ["no converter", "COCO"]),
+        ("prepare-data synthetik", ["synthetik", "did you mean synthetic"]),
+        ("prepare-data synthetic --domain fogy", ["fogy", "did you mean foggy"]),
+        ("prepare-data synthetic --size 640", ["--size 640", "640x320"]),
+        ("prepare-data synthetic --size 6x3", ["6x3"]),
+        ("prepare-data synthetic --domain clear --beta 0.1", ["--beta", "foggy"]),
+        ("prepare-data synthetic --domain foggy --beta -1", ["beta", "-1"]),
+        ("prepare-data synthetic --train 0 --val 0 --test 0", ["split"]),
+        # settings
+        ("adapt --preset city2fog", ["city2fog", "city2foggy"]),
+        ("adapt --preset nowhere.toml", ["nowhere.toml"]),
+        ("adapt --target foggy --set mae.mask_ration=0.5", ["mae.mask_ration", "mae.mask_ratio"]),
+        ("adapt --target foggy --set mae.mask_ratio=2", ["mae.mask_ratio", "2", "less than 1"]),
+        ("adapt --target foggy --set mae.mask_ratio", ["section.key=value"]),
+        ("adapt --target foggy --amp fp8", ["engine.amp", "fp8"]),
+        ("adapt --target foggy --device tpu", ["engine.device", "tpu"]),
+        ("adapt --target foggy --stage tech", ["--stage tech", "mae and teach"]),
+        ("pretrain-source --oracle both", ["--oracle both", "source+target"]),
+        # runs
+        ("adapt --resume --name nothing", ["nothing", "no run to continue"]),
+        ("adapt --target foggy --name ../out", ["--name ../out"]),
+        ("eval nothing", ["nothing", "no run folder"]),
+        ("eval", ["RUN|WEIGHTS"]),
+        ("eval x --which best", ["--which best"]),
+        ("eval x --picture p.pdf", ["p.pdf", ".png"]),
+        # ablations
+        ("ablate", ["nothing to vary", "--mask-ratio 0.5 0.8"]),
+        ("ablate --mask-ration 0.5", ["--mask-ration", "did you mean", "mask"]),
+        ("ablate --mask-ratio", ["--mask-ratio", "no values"]),
+        ("ablate --mask-ratio 0.5 --mask-ratio 0.8", ["given twice"]),
+        ("ablate --epochs 1 2", ["pretrain.epochs", "teach.epochs", "--axis"]),
+        ("ablate --axis", ["no setting is named"]),
+        ("ablate --axis mae.mask_ratio", ["no values"]),
+        ("ablate --mask-ratio 0.5 high --dry-run", ["mae.mask_ratio", "high"]),
+        ("ablate --seed 1 2", ["--seeds 0 1 2"]),
+        ("ablate --mask-ratio 0.5 0.8", ["synthetic-clear", "mrt prepare-data synthetic"]),
+        ("ablate 0.5 --mask-ratio 0.8", ["unexpected", "0.5"]),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_do(words, expected):
+    message = refused(*words.split())
+    for word in expected:
+        assert word in message, message
+
+
+def test_a_data_root_from_the_environment_is_used(monkeypatch, worlds):
+    monkeypatch.setenv("MRT_DATA_ROOT", str(worlds))
+    assert "init" in refused("adapt", "--target", "synthetic-foggy", "--set", "init=none")
+
+
+def test_a_split_that_is_not_there(worlds, runs):
+    assert "no split 'dev'" in refused("eval", "demo-source", "--split", "dev", "--data-root", worlds, "--run-root", runs)
+
+
+def test_a_file_that_is_no_checkpoint(worlds, somewhere):
+    (somewhere / "weights.safetensors").write_bytes(b"no weights")
+    assert "weights.safetensors" in refused("eval", "weights.safetensors", "--data-root", worlds, "--data", "synthetic-foggy")
+
+
+def test_a_run_is_not_overwritten_and_keeps_its_settings(worlds, runs):
+    words = ["pretrain-source", "--preset", "demo", "--data-root", worlds, "--run-root", runs]
+    message = refused(*words, "--set", *TINY)
+    assert "exists already" in message and "--resume" in message and "--name" in message
+    message = refused(*words, "--resume", "--set", "pretrain.lr=1")
+    assert "keeps its settings" in message and "pretrain" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RunFailed("a loss is not finite: class nan"), ["a loss is not finite"]),
+        (Interrupted("stopped at step 3"), ["stopped at step 3", "continue with: mrt pretrain-source --resume --name demo-source"]),
+        (KeyboardInterrupt(), ["interrupted"]),
+    ],
+)
+def test_a_failed_or_stopped_run_ends_with_exit_code_1(error, words, worlds, monkeypatch):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
+    result = mrt("pretrain-source", "--preset", "demo", "--data-root", worlds)
+    assert result.exit_code == 1
+    for word in words:
+        assert word in " ".join(result.stderr.split())
+
+
+def test_failed_trials_do_not_stop_the_others(worlds, runs, monkeypatch):
+    from mrt.engine import stages
+
+    adapt = stages.adapt
+
+    def fail_at(config, *args, **options):
+        if config.mae.mask_ratio == 0.5:
+            raise RunFailed("a loss is not finite")
+        return adapt(config, *args, **options)
+
+    monkeypatch.setattr(stages, "adapt", fail_at)
+    result = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY)
+    assert result.exit_code == 1
+    assert "1 of 2 trials failed" in result.stderr and "failed" in result.stdout and "±" not in result.stdout
+
+
+def test_an_ablation_notices_that_its_data_changed(worlds, runs, somewhere):
+    words = ["ablate", "--mask-ratio", 0.6, "--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
+    assert mrt(*words).exit_code == 0
+    (stored,) = (somewhere / "runs" / "ablate" / "trials").glob("*/result.json")
+    result = json.loads(stored.read_text())
+    result["data"]["synthetic-foggy/val"] = "other"
+    stored.write_text(json.dumps(result))
+    assert "other data" in refused(*words)
+
+
+def test_ctrl_c_leaves_a_run_that_resume_continues(worlds, runs, somewhere):
+    """A real process, a real signal."""
+    command = [sys.executable, "-m", "mrt_cli", "pretrain-source", "--preset", "demo", "--name", "stopped", "--data-root", str(worlds)]
+    process = subprocess.Popen(
+        [*command, "--set", *TINY, "pretrain.epochs=2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    log = somewhere / "runs" / "stopped" / "metrics.jsonl"
+    try:
+        for _ in range(600):
+            if process.poll() is not None or (log.is_file() and log.read_text().count("\n") > 2):
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "continue with: mrt pretrain-source --resume --name stopped" in errors
+    assert (somewhere / "runs" / "stopped" / "checkpoints" / "last.pt").is_file()

@@ -1,0 +1,182 @@
+"""Every command on a tiny synthetic world, from data to table."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from command_line import TINY, mrt
+from PIL import Image
+
+
+def test_prepare_data_writes_sets_and_previews(somewhere):
+    words = [
+        "prepare-data",
+        "synthetic",
+        "--domain",
+        "night",
+        "rain",
+        "--train",
+        2,
+        "--val",
+        1,
+        "--test",
+        0,
+        "--size",
+        "96x64",
+        "--workers",
+        1,
+    ]
+    result = mrt(*words, "--preview", 2)
+    assert result.exit_code == 0, result.output
+    for name in ("night", "rain"):
+        card = json.loads((somewhere / "data" / f"synthetic-{name}" / "dataset.json").read_text())
+        assert card["domain"] == name and {split: part["num_images"] for split, part in card["splits"].items()} == {"train": 2, "val": 1}
+        assert Image.open(somewhere / "data" / f"synthetic-{name}" / "preview.png").size[0] >= 2 * 96
+    assert mrt(*words).exit_code == 2
+    assert mrt(*words, "--overwrite").exit_code == 0
+
+
+def test_several_fog_levels(somewhere):
+    words = ["--domain", "foggy", "--beta", 0.05, 0.2, "--train", 2, "--val", 0, "--test", 0, "--size", "96x64", "--workers", 1]
+    assert mrt("prepare-data", "synthetic", *words).exit_code == 0
+    assert json.loads((somewhere / "data" / "synthetic-foggy" / "dataset.json").read_text())["details"]["beta"] == [0.05, 0.2]
+
+
+def test_pretrain_source_leaves_a_run(runs):
+    folder = runs / "demo-source"
+    assert (folder / "student.safetensors").is_file() and (folder / "config.json").is_file()
+    assert json.loads((folder / "config.json").read_text())["model"]["hidden_dim"] == 16
+
+
+def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewhere):
+    roots = ["--data-root", worlds, "--run-root", runs]
+    settings = ["--set", *TINY]
+    result = mrt("adapt", "--target", "synthetic-foggy", "--init", runs / "demo-source", *roots, *settings)
+    assert result.exit_code == 0, result.output
+    assert json.loads((runs / "demo-adapt" / "run.json").read_text())["finished"] == ["mae", "teach"]
+    result = mrt("pretrain-source", "--preset", "demo", "--match-adapt", "--init", runs / "demo-source", *roots, *settings)
+    assert result.exit_code == 0, result.output
+
+    result = mrt("eval", "demo-fair", runs / "demo-adapt", "--split", "test", "--picture", "out/p.png", "--images", 2, *roots)
+    assert result.exit_code == 0, result.output
+    for word in ("AP50 car", "demo-fair (teacher)", "demo-adapt (teacher)", "sha256", "beta"):
+        assert word in result.output
+    assert Image.open(somewhere / "out" / "p.png").size[0] > 3 * 96
+    found = json.loads((runs / "demo-adapt" / "eval-synthetic-foggy-test-teacher.json").read_text())
+    assert found[0]["split"] == "test" and set(found[0]["metrics"]) >= {"AP", "AP50", "AP75", "per_class"}
+    with open(runs / "demo-adapt" / "eval-synthetic-foggy-test-teacher.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows][:2] == ["all", "person"] and len(rows) == 9
+
+    result = mrt("eval", "demo-adapt", "--which", "student", "--data", "synthetic-clear", "--json", "a.json", "--csv", "b.csv", *roots)
+    assert result.exit_code == 0, result.output
+    found = json.loads((somewhere / "a.json").read_text())[0]
+    assert (found["network"], found["data"], found["split"]) == ("student", "synthetic-clear", "val")
+    assert (somewhere / "b.csv").read_text().startswith("run,network,data,split,class,AP,AP50,AP75\n")
+
+
+def test_only_one_stage(worlds, runs):
+    roots = ["--data-root", worlds, "--run-root", runs]
+    result = mrt(
+        "adapt", "--preset", "demo", "--stage", "mae", "--name", "only-mae", "--init", runs / "demo-source", *roots, "--set", *TINY
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((runs / "only-mae" / "run.json").read_text())["finished"] == ["mae"]
+
+
+def test_ablate_prints_a_table_and_only_runs_what_is_missing(worlds, runs, somewhere):
+    words = ["--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
+    listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
+    assert listed.exit_code == 0 and listed.output.count("to run") == 2
+
+    result = mrt("ablate", "--mask-ratio", 0.5, 0.8, *words)
+    assert result.exit_code == 0, result.output
+    for word in ("mae.mask_ratio", "0.5", "0.8", "AP50", "AP75"):
+        assert word in result.output
+    with open(somewhere / "runs" / "ablate" / "mask_ratio.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["mae.mask_ratio"], row["seeds"], row["failed"]) for row in rows] == [("0.5", "1", "0"), ("0.8", "1", "0")]
+    report = json.loads((somewhere / "runs" / "ablate" / "mask_ratio.json").read_text())
+    assert len(report["trials"]) == 2 and report["axes"] == {"mae.mask_ratio": ["0.5", "0.8"]}
+
+    again = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--seeds", 0, 1, "--name", "both", *words)
+    assert again.exit_code == 0 and again.output.count("already done") == 2 and again.output.count("teach:") == 2
+    with open(somewhere / "runs" / "ablate" / "both.csv") as file:
+        assert [row["seeds"] for row in csv.DictReader(file)] == ["2", "2"]
+    listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
+    assert listed.output.count("done") == 2
+
+
+def test_doctor_says_what_to_do(worlds, somewhere):
+    result = mrt("doctor", "--data-root", worlds)
+    assert result.exit_code == 0, result.output
+    for word in ("torch", "op on cpu", "data synthetic-foggy", "mrt prepare-data cityscapes", "run root"):
+        assert word in result.output
+    broken = somewhere / "data" / "mine"
+    broken.mkdir(parents=True)
+    (broken / "dataset.json").write_text("{")
+    result = mrt("doctor")
+    assert result.exit_code == 1 and "broken" in result.output and "mine" in result.output
+
+
+@pytest.fixture(scope="module")
+def demo(worlds, tmp_path_factory):
+    """The demo from scratch with its oracle, in seconds."""
+    root = tmp_path_factory.mktemp("demo")
+    words = [
+        "demo",
+        "--from-scratch",
+        "--oracle",
+        "--images",
+        2,
+        "--record",
+        root / "record.json",
+        "--data-root",
+        worlds,
+        "--run-root",
+        root,
+        "--set",
+        *TINY,
+    ]
+    return root, words, mrt(*words)
+
+
+def test_the_demo_ends_with_a_table_and_a_picture(demo):
+    root, _, result = demo
+    assert result.exit_code == 0, result.output
+    for word in (
+        "$ mrt pretrain-source",
+        "$ mrt adapt --target synthetic-foggy",
+        "fair source-only",
+        "adapted (last teacher)",
+        "oracle",
+        "gain",
+    ):
+        assert word in result.output
+    assert Image.open(root / "demo" / "figures" / "before-after.png").size[0] > 3 * 96
+    figures = json.loads((root / "demo" / "results.json").read_text())
+    assert set(figures["columns"]) == {"fair source-only", "adapted (last teacher)", "oracle"}
+    assert figures["split"] == "test" and "AP50" in figures["gain"]
+    assert json.loads((root / "record.json").read_text()) == figures
+
+
+def test_the_demo_does_nothing_twice_and_refuses_to_mix_settings(demo):
+    _, words, _ = demo
+    again = mrt(*words)
+    assert again.exit_code == 0 and again.output.count("already done") == 4
+    other = mrt(*words, "mae.mask_ratio=0.1")
+    assert other.exit_code == 2 and "other settings" in other.stderr
+
+
+def test_the_baseline_gets_as_many_steps_as_the_adapted_detector(demo):
+    root, _, _ = demo
+
+    def steps(name: str) -> list[tuple[str, int]]:
+        lines = [json.loads(line) for line in (root / "demo" / name / "metrics.jsonl").read_text().splitlines()]
+        return [(line["stage"], line["step"]) for line in lines if line["kind"] == "train"]
+
+    assert steps("fair-seed0") == steps("adapt-seed0") == steps("oracle-seed0")
+    inits = {json.loads((root / "demo" / name / "run.json").read_text())["init"] for name in ("fair-seed0", "adapt-seed0", "oracle-seed0")}
+    assert inits == {str(root / "demo" / "source")}

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from command_line import mrt
+from mrt_cli.console import BarWatcher, LineWatcher, clock, figure
+
+
+def settings(*words: object) -> dict:
+    """What --dry-run prints, and nothing is written."""
+    result = mrt(*words, "--dry-run")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "preset", "source", "target"),
+    [
+        ("adapt --target foggy", "city2foggy", "cityscapes", "foggy"),
+        ("adapt --target cityscapes", "sim2city", "sim10k", "cityscapes"),
+        ("adapt --target bdd100k", "city2bdd", "cityscapes", "bdd100k"),
+        ("adapt --target synthetic-foggy", "demo", "synthetic-clear", "synthetic-foggy"),
+        ("adapt --target synthetic-night", "demo", "synthetic-clear", "synthetic-night"),
+        ("adapt --target foggy --source synthetic-clear", "city2foggy", "synthetic-clear", "foggy"),
+        ("adapt --target mars --source venus --preset city2foggy", "city2foggy", "venus", "mars"),
+        ("adapt --preset sim2city", "sim2city", "sim10k", "cityscapes"),
+        ("pretrain-source", "city2foggy", "cityscapes", "foggy"),
+        ("pretrain-source --source sim10k", "sim2city", "sim10k", "cityscapes"),
+        ("pretrain-source --source synthetic-clear", "demo", "synthetic-clear", "synthetic-foggy"),
+    ],
+)
+def test_data_sets_choose_the_preset(words, preset, source, target, somewhere):
+    found = settings(*words.split())
+    assert (found["preset"], found["data"]["source"], found["data"]["target"]) == (preset, source, target)
+    assert not list(somewhere.iterdir())
+
+
+def test_options_and_set_reach_the_settings():
+    found = settings(
+        *("adapt", "--target", "foggy", "--seed", 7, "--device", "cpu", "--amp", "bf16", "--init", "a/b"),
+        *("--set", "mae.mask_ratio=0.5", "teach.epochs=3", "--set", "retrain.every=0"),
+    )
+    assert (found["seed"], found["engine"]["device"], found["engine"]["amp"], found["init"]) == (7, "cpu", "bf16", "a/b")
+    assert (found["mae"]["mask_ratio"], found["teach"]["epochs"], found["retrain"]["every"]) == (0.5, 3, 0)
+
+
+def test_an_ablation_lists_its_grid():
+    result = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--axis", "teach.epochs", 1, 2, "--seeds", 0, 1, "--dry-run")
+    assert result.exit_code == 0 and result.output.count("to run") == 8 and "8 trials of preset demo" in result.output
+    same = mrt("ablate", "--mask-ratio", "0.5", "0.50", "--dry-run")
+    assert "1 trials" in same.output
+
+
+HEAVY = {"torch", "torchvision", "numpy", "timm", "scipy", "PIL", "mrt.config", "mrt.engine"}  # pydantic is typer's own business
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["adapt", "--help"], ["ablate", "--help"], ["prepare-data", "synthetic", "--help"]]
+)
+def test_help_imports_nothing_heavy(words):
+    code = (
+        "import sys\nfrom mrt_cli.app import main\nsys.argv = ['mrt', *%r]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print('\\nLOADED', *sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code % words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stdout.rpartition("LOADED")[2].split())
+
+
+def test_a_dry_run_needs_no_torch():
+    code = (
+        "import sys\nfrom mrt_cli.app import main\nsys.argv = ['mrt', 'adapt', '--target', 'foggy', '--dry-run']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_python_m_works_and_only_the_first_process_talks():
+    command = [sys.executable, "-m", "mrt_cli", "adapt", "--target", "foggy", "--dry-run"]
+    assert '"preset": "city2foggy"' in subprocess.run(command, capture_output=True, text=True).stdout
+    silent = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": "1"})
+    assert (silent.returncode, silent.stdout) == (0, "")
+    failing = subprocess.run([*command, "--seed", "3", "--amp", "x"], capture_output=True, text=True, env=os.environ | {"RANK": "1"})
+    assert failing.returncode == 2 and failing.stderr.startswith("mrt (process 1): ")
+
+
+def test_progress_as_lines(capsys, monkeypatch):
+    monkeypatch.setattr("mrt_cli.console.SECONDS_BETWEEN_LINES", 0.0)
+    watcher = LineWatcher()
+    watcher.begin("teach", 3, done=1)
+    watcher.advance(1, total=1.5, lr=0.1)
+    watcher.begin("evaluate", 1)
+    watcher.advance()
+    watcher.end()
+    watcher.say("hello [bold]")
+    watcher.advance()
+    watcher.end()
+    watcher.end()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("teach: 2/3, ") and "left" in lines[0] and "loss 1.5" in lines[0] and "lr" not in lines[0]
+    assert lines[1].startswith("evaluate: 1/1 in") and lines[2] == "hello [bold]" and lines[3].startswith("teach: 3/3 in")
+
+
+def test_progress_bars_survive_nesting_and_an_early_end(capsys):
+    with BarWatcher() as watcher:
+        watcher.advance()
+        watcher.begin("teach", 2)
+        watcher.advance(1, total=2.0)
+        watcher.begin("evaluate", 1)
+        watcher.advance()
+        watcher.end()
+        watcher.end()
+        watcher.end()
+    assert "teach: " in capsys.readouterr().out
+
+
+def test_figures_and_clocks():
+    assert [figure(None), figure(43.21), figure(43.21, 1.04), figure(1.0, None)] == ["-", "43.2", "43.2 ± 1.0", "1.0"]
+    assert [clock(0.4), clock(75), clock(3700)] == ["0:00", "1:15", "1:01:40"]
