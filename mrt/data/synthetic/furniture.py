@@ -46,7 +46,12 @@ def traffic_light(rng: np.random.Generator) -> Model:
     on = int(rng.choice(3, p=[0.5, 0.1, 0.4]))
     for k, name in enumerate(("red", "amber", "green")):
         y = h - 0.12 - 0.31 * k
-        s.face([(0.12 * np.cos(a), y + 0.12 * np.sin(a), -0.16) for a in np.linspace(0, 2 * np.pi, 10)[:-1]], name, 1.0 if k == on else 0.25, lit=k != on)
+        s.face(
+            [(0.12 * np.cos(a), y + 0.12 * np.sin(a), -0.16) for a in np.linspace(0, 2 * np.pi, 10)[:-1]],
+            name,
+            1.0 if k == on else 0.25,
+            lit=k != on,
+        )
     s.lamp(("red", "amber", "green")[on], (0, h - 0.12 - 0.31 * on, -0.17), 0.22)
     return s.done()
 

@@ -93,11 +93,16 @@ def _check(
     except (TypeError, ValueError):
         raise MrtError(f"size is {size!r}, expected (width, height)") from None
     if not (96 <= width <= 4096 and 64 <= height <= 4096 and 1.0 <= width / height <= 4.0):
-        raise MrtError(f"size is {width}x{height}: no sensible street scene", "Width 96 to 4096, height from 64, 1 to 4 times as wide as high; 640x320 is usual.")
+        raise MrtError(
+            f"size is {width}x{height}: no sensible street scene",
+            "Width 96 to 4096, height from 64, 1 to 4 times as wide as high; 640x320 is usual.",
+        )
     if not isinstance(seed, int) or seed < 0:
         raise MrtError(f"seed is {seed!r}, expected a whole number from 0")
     if not betas or not all(0 < b <= 10 for b in betas):
-        raise MrtError(f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10", "0.15 leaves about 20 m of visibility.")
+        raise MrtError(
+            f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10", "0.15 leaves about 20 m of visibility."
+        )
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise MrtError(f"workers is {workers!r}, expected a whole number from 1")
     return width, height
@@ -130,7 +135,14 @@ def _write(
     if domain == "foggy":
         details |= {"beta": list(betas) if len(betas) > 1 else betas[0], "visibility_metres": [round(3 / b, 1) for b in betas]}
     card = DatasetCard(
-        name=name, domain=domain, classes=CLASSES, splits=cards, image_sizes=sizes, source="mrt synthetic street scenes", details=details, folder=work
+        name=name,
+        domain=domain,
+        classes=CLASSES,
+        splits=cards,
+        image_sizes=sizes,
+        source="mrt synthetic street scenes",
+        details=details,
+        folder=work,
     )
     write_card(card)
     return card
@@ -167,7 +179,14 @@ def _coco(entries: list[dict[str, Any]], size: tuple[int, int], domain: str, see
         images.append({**image, "beta": entry["beta"]} if "beta" in entry else image)
         for a in entry["annotations"]:
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": a.label + 1, "bbox": list(a.box), "area": a.area, "iscrowd": int(a.ignored)}
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": a.label + 1,
+                    "bbox": list(a.box),
+                    "area": a.area,
+                    "iscrowd": int(a.ignored),
+                }
             )
     info = {"description": "mrt synthetic street scenes", "domain": domain, "seed": seed}
     return {"info": info, "images": images, "annotations": annotations, "categories": coco_categories(CLASSES)}

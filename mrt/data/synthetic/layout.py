@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PLASTER = np.array([(196, 176, 148), (214, 203, 178), (178, 186, 190), (206, 160, 128), (222, 214, 200), (164, 150, 136), (190, 196, 170), (150, 120, 104)])
-BRICK = np.array([(150, 84, 64), (132, 76, 62), (166, 108, 82), (112, 82, 74)])
-ROOF = np.array([(128, 68, 54), (92, 84, 82), (108, 74, 62), (74, 78, 86)])
-AWNING = np.array([(168, 44, 40), (38, 88, 66), (40, 62, 118), (204, 168, 72), (90, 46, 84), (52, 52, 56), (214, 208, 196)])
-DOOR = np.array([(84, 56, 40), (44, 62, 52), (110, 36, 34), (52, 60, 84), (60, 60, 62)])
+from mrt.data.synthetic.palettes import hex_colours, jitter
+
+PLASTER = np.array(hex_colours("c4b094 d6cbb2 b2babe cea080 ded6c8 a49688 bec4aa 967868"))
+BRICK = np.array(hex_colours("965440 844c3e a66c52 70524a"))
+ROOF = np.array(hex_colours("804436 5c5452 6c4a3e 4a4e56"))
+AWNING = np.array(hex_colours("a82c28 265842 283e76 cca848 5a2e54 343438 d6d0c4"))
+DOOR = np.array(hex_colours("543828 2c3e34 6e2422 343c54 3c3c3e"))
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,6 @@ class Street:
     def verge(self) -> float:
         """Distance of the pavement's outer edge from the middle of the road."""
         return self.half_road + self.pavement
-
-
-def jitter(rng: np.random.Generator, colour, spread: float = 12.0) -> tuple[float, float, float]:
-    """A colour (0..255) a little brighter or darker and a little off in hue."""
-    noise = rng.standard_normal(4).tolist()
-    red, green, blue = (min(250.0, max(6.0, c + spread * (noise[0] + noise[k + 1] / 3))) for k, c in enumerate(colour))
-    return red, green, blue
 
 
 def _houses(rng: np.random.Generator, setback: float, cuts: np.ndarray, gaps: float, tall: float) -> Wall:

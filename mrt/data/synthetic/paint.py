@@ -263,7 +263,7 @@ def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray
             reach = height / max(sun[1], 0.3)
             if thing.label is None and height > 2:
                 base = base * 0.3 + base.mean(0) * 0.7
-            far = base + (-sun[0] * reach, 0.0, -sun[2] * reach)
+            far = base - reach * np.array([sun[0], 0.0, sun[2]])
             quads += [base, far, *(base[[i, i - 1, i - 1, i]] * SIDE + far[[i, i - 1, i - 1, i]] * (1 - SIDE) for i in range(4))]
             values += [value] * 6
     for thing, base in zip(things, bases, strict=True):

@@ -144,12 +144,17 @@ def rider(rng: np.random.Generator, on: str) -> Model:
         s.line([knee, foot], 0.12, "trousers", 0.9 + 0.08 * side)
         s.line([(foot[0], foot[1] - 0.04, foot[2] - 0.04), (foot[0], foot[1] - 0.04, foot[2] + 0.16)], 0.08, "dark")
     s.part(2)
-    back = [(hip_z - 0.14, hip_y - 0.05), (shoulder_z - 0.12, shoulder_y + 0.06), (shoulder_z + 0.1, shoulder_y + 0.04), (hip_z + 0.14, hip_y - 0.02)]
+    back = [
+        (hip_z - 0.14, hip_y - 0.05),
+        (shoulder_z - 0.12, shoulder_y + 0.06),
+        (shoulder_z + 0.1, shoulder_y + 0.04),
+        (hip_z + 0.14, hip_y - 0.02),
+    ]
     s.prism(back, -0.2, 0.2, "top")
     for side in (-1, 1):
         s.part(2)
-        s.line([(side * 0.23, shoulder_y, shoulder_z), (side * (hand_x + 0.02), 0.5 * (shoulder_y + hand_y) - 0.06, 0.5 * (shoulder_z + hand_z)),
-                (side * hand_x, hand_y, hand_z)], 0.11, "top", 0.88)  # fmt: skip
+        elbow = (side * (hand_x + 0.02), 0.5 * (shoulder_y + hand_y) - 0.06, 0.5 * (shoulder_z + hand_z))
+        s.line([(side * 0.23, shoulder_y, shoulder_z), elbow, (side * hand_x, hand_y, hand_z)], 0.11, "top", 0.88)
         s.ball((side * hand_x, hand_y, hand_z), 0.05, 0.05, "skin")
     s.part(3)
     hy, hz = shoulder_y + 0.24, shoulder_z + 0.08

@@ -13,7 +13,9 @@ COLOURS = ((213, 94, 0), (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158
 IGNORED = (128, 128, 128)
 
 
-def contact_sheet(folder: Path | str, n: int = 16, *, split: str | None = None, columns: int = 4, width: int = 400, boxes: bool = True) -> Image.Image:
+def contact_sheet(
+    folder: Path | str, n: int = 16, *, split: str | None = None, columns: int = 4, width: int = 400, boxes: bool = True
+) -> Image.Image:
     """The first ``n`` images of a split (default: the first one) side by side, ``width`` pixels each.
 
     Boxes are drawn in one colour per class (Okabe and Ito's, safe for colour blindness) with the class name; ignored ones in grey.

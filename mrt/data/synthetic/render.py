@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrt.data.synthetic import labels as labelling
-from mrt.data.synthetic import surfaces, weather
+from mrt.data.synthetic import night, rain, surfaces, weather
 from mrt.data.synthetic.camera import FAR, draw_camera
 from mrt.data.synthetic.labels import Annotation
 from mrt.data.synthetic.layout import draw_street
@@ -56,7 +56,8 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
     image[first:] = floor * (1 - 0.75 * shade * (0.5 + 0.5 * sunlit))[..., None]
     image[len(above) : first] = floor[:1]
     depth[first:] = row_depth[:, None]
-    surfaces.facades(cam, street, light, image, depth)
+    windows = np.zeros_like(image) if domain == "night" else None
+    surfaces.facades(cam, street, light, image, depth, windows)
 
     canvas = Canvas(image, depth, np.zeros((height, width), np.int16), surfaces.noise_textures()[0])
     distance = [t.distance(cam) - 1e-3 * (t.label == 1) for t in things]
@@ -78,5 +79,13 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
         beta = float(betas[int(air.integers(len(betas)))])
         image, optical = weather.add_fog(image, depth, beta, air)
         unseen = labelling.hidden_by_fog(canvas.instance, classes, optical)
-    picture = weather.sensor(image, chip, metering=0.44 if domain == "clear" else None)
+    noise = (0.006, 0.016)
+    if domain == "night":
+        noise = (0.015, 0.035)
+        image = night.add_night(image, depth, canvas.instance, windows, cam, street, things, air)
+        unseen = night.unseen_at_night(image, canvas.instance, classes, noise[0])
+    elif domain == "rain":
+        image, drops = rain.add_rain(image, depth, canvas.instance, cam, things, air)
+        unseen = rain.unseen_through_drops(drops, canvas.instance, classes)
+    picture = weather.sensor(image, chip, noise=noise, metering=0.44 if domain == "clear" else None)
     return Rendering(picture, labelling.annotate(canvas.instance, classes, covered, unseen), depth, canvas.instance, beta)

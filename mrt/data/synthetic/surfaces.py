@@ -155,9 +155,7 @@ def sun_at(street: Street, light: Light, x: np.ndarray, z: np.ndarray) -> np.nda
     return np.clip((run * sun[1] - wall.heights.astype(np.float32)[index]) / 0.5 + 0.5, 0, 1).astype(np.float32)
 
 
-def facades(
-    cam: Camera, street: Street, light: Light, image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None = None
-) -> None:
+def facades(cam: Camera, street: Street, light: Light, image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None = None) -> None:
     """Paint all walls onto ``image`` (H, W, 3) and ``depth`` (H, W) in place.
 
     ``lit_windows`` (H, W, 3), if given, receives the light of windows at night.
@@ -269,7 +267,8 @@ def _paint_wall(
     solid = cover > 0.5
     np.copyto(depth[rows, cols], np.broadcast_to(z, solid.shape), where=solid)
     if lit_windows is not None:
-        lamp = (chance > 0.75) * (pane + low_pane) * 0.5 + shop_pane * (chance > -0.6) * 0.9
+        goods = white[(y * 2.2).astype(np.int32) & 511, ((along * 1.6).astype(np.int32) & 1023)[None, :]]
+        lamp = (chance > 0.75) * (pane + low_pane) * (1 - 0.7 * mullion) * 0.5 + shop_pane * (chance > -0.6) * (0.62 + 0.16 * goods)
         glow = (cover * lamp)[..., None] * WINDOW_LIGHT * (0.5 + 0.2 * np.clip(chance, -1, 2))[..., None]
         target = lit_windows[rows, cols]
         target *= 1 - cover[..., None]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 from mrt.data.synthetic import furniture, people, vehicles
 from mrt.data.synthetic.geometry import Model
-from mrt.data.synthetic.layout import Street, jitter
+from mrt.data.synthetic.layout import Street
 from mrt.data.synthetic.paint import Thing
+from mrt.data.synthetic.palettes import palette
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 """The common classes, in the order every converted data set uses."""
@@ -18,71 +19,32 @@ FARTHEST = 50.0
 SHAPES = 14
 """How many different shapes of each kind there are; scale, colour and heading vary on top."""
 
-PAINT = [(228, 228, 226), (28, 28, 31), (92, 95, 100), (168, 172, 176), (34, 58, 122), (160, 28, 30), (58, 92, 140), (44, 84, 60), (176, 132, 60), (96, 26, 40), (208, 196, 168), (196, 92, 36)]
-PAINT_SHARE = np.array([0.17, 0.16, 0.15, 0.15, 0.1, 0.09, 0.06, 0.03, 0.03, 0.03, 0.02, 0.01])
-CAB = [(224, 224, 222), (40, 78, 150), (180, 36, 34), (228, 150, 40), (46, 110, 76), (70, 74, 80)]
-LOAD = [(226, 226, 220), (200, 204, 206), (60, 92, 150), (178, 52, 44), (206, 172, 70), (88, 118, 88), (150, 98, 66)]
-BUS = [(206, 168, 36), (186, 34, 36), (46, 92, 160), (54, 128, 82), (226, 224, 214), (120, 48, 110)]
-BUS_LOWER = [(228, 226, 218), (60, 66, 76), (190, 40, 40), (40, 80, 140), (230, 180, 50)]
-TRAM = [(232, 228, 216), (228, 228, 228), (240, 210, 60), (206, 210, 214)]
-TRAM_BAND = [(176, 30, 36), (28, 110, 82), (36, 84, 158), (60, 62, 66), (214, 120, 30)]
-CLOTHES = [(40, 46, 70), (28, 28, 30), (120, 36, 38), (64, 92, 130), (190, 182, 168), (94, 96, 100), (60, 84, 62), (200, 160, 60), (150, 70, 100), (226, 226, 224), (210, 96, 40)]
-TROUSERS = [(38, 44, 66), (26, 26, 28), (92, 84, 72), (70, 74, 80), (128, 116, 96), (52, 60, 84)]
-SKIN = [(226, 178, 146), (204, 148, 112), (150, 98, 70), (98, 66, 50)]
-HAIR = [(46, 32, 24), (24, 20, 18), (110, 78, 46), (170, 140, 90), (130, 128, 126)]
-HELMET = [(208, 60, 44), (236, 236, 232), (36, 36, 40), (60, 100, 180), (230, 190, 50)]
-FIXED = {
-    "tyre": (24, 24, 26), "dark": (34, 35, 38), "rim": (138, 140, 144), "frame": (52, 54, 58), "tank": (150, 154, 158), "plate": (226, 224, 206),
-    "headlamp": (246, 244, 226), "taillamp": (186, 22, 24), "display": (244, 164, 44), "hazard_red": (200, 34, 30), "hazard_white": (236, 236, 232),
-    "cargo": (120, 96, 70), "red": (250, 60, 44), "amber": (250, 180, 50), "green": (60, 230, 110), "bark": (84, 66, 50),
-}  # fmt: skip
 MODELS = {
-    "car": vehicles.car, "truck": vehicles.truck, "bus": vehicles.bus, "train": vehicles.tram, "person": people.person, "bicycle": people.bicycle,
-    "motorcycle": people.motorcycle, "tree": furniture.tree, "lamp_post": furniture.lamp_post, "traffic_light": furniture.traffic_light,
-    "sign": furniture.sign, "bin": furniture.bin_, "bollard": furniture.bollard, "shelter": furniture.shelter, "hedge": furniture.hedge,
-}  # fmt: skip
+    "car": vehicles.car,
+    "truck": vehicles.truck,
+    "bus": vehicles.bus,
+    "train": vehicles.tram,
+    "person": people.person,
+    "bicycle": people.bicycle,
+    "motorcycle": people.motorcycle,
+    "tree": furniture.tree,
+    "lamp_post": furniture.lamp_post,
+    "traffic_light": furniture.traffic_light,
+    "sign": furniture.sign,
+    "bin": furniture.bin_,
+    "bollard": furniture.bollard,
+    "shelter": furniture.shelter,
+    "hedge": furniture.hedge,
+}
 
 
-@lru_cache(maxsize=None)
+@cache
 def shape(kind: str, number: int) -> Model:
     """Shape ``number`` of a kind; the same in every process."""
     rng = np.random.default_rng([77, number, *kind.encode()])
     if kind.startswith("rider_"):
         return people.rider(rng, kind.removeprefix("rider_"))
     return MODELS[kind](rng)
-
-
-def _pick(rng: np.random.Generator, colours, spread: float = 14.0, p=None) -> tuple[float, float, float]:
-    index = rng.integers(len(colours)) if p is None else np.searchsorted(np.cumsum(p), rng.random())
-    return jitter(rng, colours[min(int(index), len(colours) - 1)], spread)
-
-
-def palette(rng: np.random.Generator, kind: str) -> dict[str, tuple[float, float, float]]:
-    """Colours for one thing of a kind."""
-    glass = jitter(rng, (52, 64, 76), 8)
-    p = {**FIXED, "glass": glass}
-    if kind == "car":
-        p["paint"] = _pick(rng, PAINT, 10, PAINT_SHARE)
-    elif kind == "truck":
-        p |= {"paint": _pick(rng, CAB), "load": _pick(rng, LOAD), "stripe": _pick(rng, BUS_LOWER)}
-    elif kind == "bus":
-        p |= {"paint": _pick(rng, BUS), "paint2": _pick(rng, BUS_LOWER)}
-    elif kind == "train":
-        p |= {"paint": _pick(rng, TRAM, 6), "paint2": _pick(rng, TRAM_BAND)}
-    elif kind in ("bicycle", "motorcycle"):
-        p |= {"paint": _pick(rng, PAINT, 16), "basket": jitter(rng, (140, 110, 70))}
-    elif kind == "person" or kind.startswith("rider_"):
-        p |= {"top": _pick(rng, CLOTHES, 16), "trousers": _pick(rng, TROUSERS, 12), "skin": _pick(rng, SKIN, 6), "hair": _pick(rng, HAIR, 8),
-              "bag": _pick(rng, CLOTHES, 12), "helmet": _pick(rng, HELMET, 10)}  # fmt: skip
-    elif kind in ("tree", "hedge"):
-        p["leaf"] = _pick(rng, [(72, 104, 46), (88, 112, 52), (58, 92, 50), (120, 116, 48)], 10)
-        p["bark"] = jitter(rng, (84, 68, 52), 8)
-    else:
-        red, blue = (196, 34, 36), (36, 78, 160)
-        face = [(red, (236, 236, 232)), (blue, (226, 230, 236)), ((236, 236, 232), red), ((228, 186, 40), (240, 236, 220))][int(rng.integers(4))]
-        p |= {"metal": jitter(rng, (104, 108, 110), 10), "sign": face[0], "sign2": face[1], "bin": _pick(rng, [(60, 74, 62), (70, 72, 76), (52, 70, 104)]),
-              "advert": _pick(rng, CLOTHES), "advert2": _pick(rng, CLOTHES)}  # fmt: skip
-    return p
 
 
 class Crowd:
@@ -93,7 +55,9 @@ class Crowd:
         self.things: list[Thing] = []
         self.taken: list[tuple[float, float, float, float]] = []
 
-    def put(self, kind: str, x: float, z: float, heading: float = 0.0, *, margin: float = 0.3, force: bool = False, lamps_on: bool = True) -> bool:
+    def put(
+        self, kind: str, x: float, z: float, heading: float = 0.0, *, margin: float = 0.3, force: bool = False, lamps_on: bool = True
+    ) -> bool:
         """Place one thing if its rectangle on the ground is free; whether it was."""
         rng = self.rng
         model = shape(kind, int(rng.integers(SHAPES)))
@@ -118,7 +82,16 @@ class Crowd:
         vehicle = self.things[-1]
         rider = f"rider_{kind}"
         self.things.append(
-            Thing(shape(rider, int(self.rng.integers(SHAPES))), palette(self.rng, rider), x, z, heading, vehicle.scale, CLASSES.index("rider"), 0.025)
+            Thing(
+                shape(rider, int(self.rng.integers(SHAPES))),
+                palette(self.rng, rider),
+                x,
+                z,
+                heading,
+                vehicle.scale,
+                CLASSES.index("rider"),
+                0.025,
+            )
         )
         return True
 
@@ -175,7 +148,12 @@ def _junction(crowd: Crowd) -> None:
                     crowd.put(kind, x, z, heading)
                 x += direction * rng.uniform(8, 18) * rng.choice([-1, 1])
         if rng.random() < 0.5:
-            crowd.put(str(rng.choice(["car", "truck", "bus"], p=[0.7, 0.15, 0.15])), rng.uniform(-4, 4), middle + rng.uniform(-1, 1), rng.uniform(-2.6, 2.6))
+            crowd.put(
+                str(rng.choice(["car", "truck", "bus"], p=[0.7, 0.15, 0.15])),
+                rng.uniform(-4, 4),
+                middle + rng.uniform(-1, 1),
+                rng.uniform(-2.6, 2.6),
+            )
 
 
 def _parked(crowd: Crowd) -> None:
@@ -201,7 +179,13 @@ def _parked(crowd: Crowd) -> None:
             z = _depths(rng, 6, 22)
             for _ in range(int(rng.integers(1, 4))):
                 if not crowd.in_junction(z, 2):
-                    crowd.put("motorcycle", side * (street.half_road + rng.uniform(0.6, 1.2)), z, side * np.pi / 2 + rng.normal(0, 0.5), lamps_on=False)
+                    crowd.put(
+                        "motorcycle",
+                        side * (street.half_road + rng.uniform(0.6, 1.2)),
+                        z,
+                        side * np.pi / 2 + rng.normal(0, 0.5),
+                        lamps_on=False,
+                    )
                 z += rng.uniform(0.9, 1.4)
         for _ in range(int(rng.poisson(0.4))):
             z = _depths(rng, 5, 22)
@@ -229,7 +213,12 @@ def _walkers(crowd: Crowd) -> None:
     for stripe, _, kind in street.crosswalks:
         if kind == "zebra":
             for _ in range(int(rng.poisson(0.8))):
-                crowd.put("person", rng.uniform(-street.half_road, street.half_road), stripe + rng.uniform(-1, 1), rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.2))
+                crowd.put(
+                    "person",
+                    rng.uniform(-street.half_road, street.half_road),
+                    stripe + rng.uniform(-1, 1),
+                    rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.2),
+                )
     if rng.random() < 0.35:
         crowd.put("person", rng.uniform(-street.half_road, street.half_road), _depths(rng, 7, 24), rng.choice([-1, 1]) * np.pi / 2)
     for side in (-1, 1):

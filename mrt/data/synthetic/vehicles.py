@@ -70,7 +70,12 @@ def car(rng: np.random.Generator) -> Model:
         for z in (cowl - 0.15, 0.5 * (cowl + tail_low) - 0.1, tail_low + 0.75):
             s.face([(x, sill + 0.15, z), (x, sill + 0.15, z + 0.04), (x, belt, z + 0.04), (x, belt, z)], "paint", 0.6)
     nose_quad = [(-w / 2, sill, front + 0.01), (w / 2, sill, front + 0.01), (w / 2, nose, front + 0.01), (-w / 2, nose, front + 0.01)]
-    tail_quad = [(-w / 2, sill, rear - 0.01), (w / 2, sill, rear - 0.01), (w / 2, belt - 0.04, rear - 0.01), (-w / 2, belt - 0.04, rear - 0.01)]
+    tail_quad = [
+        (-w / 2, sill, rear - 0.01),
+        (w / 2, sill, rear - 0.01),
+        (w / 2, belt - 0.04, rear - 0.01),
+        (-w / 2, belt - 0.04, rear - 0.01),
+    ]
     s.face(inside(nose_quad, 0.03, 0.97, 0.0, 0.22), "dark")
     s.face(inside(nose_quad, 0.27, 0.73, 0.5, 0.86), "dark", 0.8)
     s.face(inside(nose_quad, 0.36, 0.64, 0.27, 0.42), "plate")
@@ -102,7 +107,9 @@ def car(rng: np.random.Generator) -> Model:
             _glass(s, quad, 0.37, 0.63, 0.1, 0.88)
             _glass(s, quad, 0.67, 0.93, 0.1, 0.88)
     for side in (-1, 1):
-        s.part(2).box(side * w / 2 - 0.09 + side * 0.09, side * w / 2 + 0.09 + side * 0.09, belt, belt + 0.15, cowl - 0.45, cowl - 0.3, "paint", 0.8)
+        s.part(2).box(
+            side * w / 2 - 0.09 + side * 0.09, side * w / 2 + 0.09 + side * 0.09, belt, belt + 0.15, cowl - 0.45, cowl - 0.3, "paint", 0.8
+        )
         s.lamp("head", (side * (w / 2 - 0.26), nose - 0.15, front), 0.2)
         s.lamp("tail", (side * (w / 2 - 0.2), belt - 0.2, rear), 0.16)
     return s.done()
@@ -125,7 +132,12 @@ def truck(rng: np.random.Generator) -> Model:
     for side in (-1, 1):
         x = side * (w / 2 - 0.1)
         s.face([(x, 0.42, load_front - 1.5), (x, 0.42, load_front - 0.3), (x, 0.85, load_front - 0.3), (x, 0.85, load_front - 1.5)], "tank")
-    bar = [(-w / 2 + 0.1, 0.45, rear - 0.01), (w / 2 - 0.1, 0.45, rear - 0.01), (w / 2 - 0.1, deck - 0.05, rear - 0.01), (-w / 2 + 0.1, deck - 0.05, rear - 0.01)]
+    bar = [
+        (-w / 2 + 0.1, 0.45, rear - 0.01),
+        (w / 2 - 0.1, 0.45, rear - 0.01),
+        (w / 2 - 0.1, deck - 0.05, rear - 0.01),
+        (-w / 2 + 0.1, deck - 0.05, rear - 0.01),
+    ]
     s.face(inside(bar, 0, 1, 0.0, 0.3), "frame", 1.3)
     for k in range(8):
         s.face(inside(bar, k / 8, (k + 1) / 8, 0.05, 0.26), "hazard_red" if k % 2 else "hazard_white")
@@ -176,7 +188,12 @@ def truck(rng: np.random.Generator) -> Model:
                     s.face(inside(wall, 0.15, 0.85, 0.42, 0.7), "stripe")
                     s.face(inside(wall, 0.2, 0.62, 0.5, 0.62), "load", 1.05)
     s.part(1)
-    s.prism([(cab_back, 0.62), (cab_back, cab_top), (front - 0.35, cab_top), (front, 1.75), (front, 0.42), (front - 1.7, 0.42)], -cw, cw, "paint")
+    s.prism(
+        [(cab_back, 0.62), (cab_back, cab_top), (front - 0.35, cab_top), (front, 1.75), (front, 0.42), (front - 1.7, 0.42)],
+        -cw,
+        cw,
+        "paint",
+    )
     low_front = [(-cw, 0.42, front + 0.01), (cw, 0.42, front + 0.01), (cw, 1.75, front + 0.01), (-cw, 1.75, front + 0.01)]
     screen = [(-cw, 1.75, front + 0.01), (cw, 1.75, front + 0.01), (cw, cab_top, front - 0.34), (-cw, cab_top, front - 0.34)]
     _glass(s, screen, 0.07, 0.93, 0.04, 0.78)
@@ -194,7 +211,9 @@ def truck(rng: np.random.Generator) -> Model:
         s.face([(x, 0.9, cab_back + 0.3), (x, 0.9, cab_back + 0.36), (x, 2.3, cab_back + 0.36), (x, 2.3, cab_back + 0.3)], "paint", 0.6)
     _wheel_sides(s, 2 * cw + 0.06, axles[-1:], radius)
     if kind in ("box", "tarp") and rng.random() < 0.6:
-        s.part(1).prism([(cab_back + 0.1, cab_top), (cab_back + 0.1, load_top - 0.15), (front - 0.6, cab_top)], -cw + 0.2, cw - 0.2, "paint", 0.92)
+        s.part(1).prism(
+            [(cab_back + 0.1, cab_top), (cab_back + 0.1, load_top - 0.15), (front - 0.6, cab_top)], -cw + 0.2, cw - 0.2, "paint", 0.92
+        )
     for side in (-1, 1):
         s.part(1).box(side * cw, side * (cw + 0.28), 1.65, 2.25, front - 0.25, front - 0.12, "dark")
         s.lamp("head", (side * (cw - 0.25), 0.65, front), 0.26)
@@ -253,7 +272,9 @@ def bus(rng: np.random.Generator) -> Model:
         s.part(1).box(side * (w / 2 + 0.05), side * (w / 2 + 0.28), 2.1, 2.65, front + 0.05, front + 0.18, "dark")
         s.lamp("head", (side * (w / 2 - 0.35), 0.75, front), 0.26)
         s.lamp("tail", (side * (w / 2 - 0.2), 1.0, rear), 0.22)
-    for z in np.linspace(rear + 1, front - 1, 5):
+    s.lamp("display", (-0.45, top - 0.3, front), 0.3)
+    s.lamp("display", (0.45, top - 0.3, front), 0.3)
+    for z in np.arange(rear + 1.3, front - 1.2, 0.75):
         for side in (-1, 1):
             s.lamp("cabin", (side * w / 2, 2.0, z), 0.9)
     return s.done()
@@ -310,6 +331,6 @@ def tram(rng: np.random.Generator) -> Model:
     for side in (-1, 1):
         s.lamp("head", (side * 0.9, 0.85, front), 0.26)
         s.lamp("tail", (side * 0.9, 0.85, rear), 0.2)
-        for zc in np.linspace(rear + 1.5, front - 1.5, 2 * segments + 1):
+        for zc in np.arange(rear + 1.8, front - 1.7, 0.75):
             s.lamp("cabin", (side * w / 2, 2.0, zc), 1.0)
     return s.done()
