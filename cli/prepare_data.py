@@ -25,12 +25,12 @@ class DataSets(TyperGroup):
     """The group of data sets; a name it cannot make gets an answer that says what to do instead."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        from mrt.config import nearest
-        from mrt.errors import MrtError
-
         name = args[0] if args else ""
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
+        from mrt.config import nearest
+        from mrt.errors import MrtError
+
         if name in DOWNLOADED:
             raise MrtError(
                 f"prepare-data {name}: this version of mrt has no converter for it yet",
