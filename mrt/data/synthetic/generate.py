@@ -6,18 +6,24 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.card import CARD_NAME, DatasetCard, coco_categories, describe_split, write_card
 from mrt.data.synthetic.render import DOMAINS, render
 from mrt.data.synthetic.traffic import CLASSES
-from mrt.errors import MrtError
+from mrt.errors import MrtError, RunFailed
 
 SPLITS = {"train": 600, "val": 200, "test": 300}
 JPEG_QUALITY = 95
@@ -47,7 +53,7 @@ def generate(
         The card, with ``folder`` set.
 
     Raises:
-        MrtError: for an unknown domain, a size or count that makes no sense, or an output that exists.
+        MrtError: for an unknown domain, a size or count that makes no sense, an output that exists or cannot be written.
     """
     root, betas = Path(root), _betas(beta)
     splits = dict(SPLITS if splits is None else splits)
@@ -55,16 +61,25 @@ def generate(
     target = root / name
     if target.exists() and not overwrite:
         raise MrtError(f"{target} exists already", "Give another name, or overwrite it with --overwrite (overwrite=True).")
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=root))
+    if target.exists() and not (target / CARD_NAME).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise MrtError(f"{target} is not a data set and will not be overwritten", "Give another name, or remove it yourself.")
     try:
-        card = _write(work, name, domain, splits, size, seed, betas, workers or _cores(), on_progress)
-        work.chmod(0o755)
-        _put_in_place(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return DatasetCard(**{**vars(card), "folder": target})
+        root.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=root))
+        try:
+            card = _write(work, name, domain, splits, size, seed, betas, workers or _cores(), on_progress)
+            work.chmod(0o755)
+            _put_in_place(work, target)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise MrtError(
+            f"{target} cannot be written: {error.strerror or error}", "Choose another folder, or make room on the disk."
+        ) from error
+    except BrokenProcessPool:
+        raise RunFailed(f"{target}: a worker process ended, perhaps for want of memory; try fewer workers") from None
+    return replace(card, folder=target)
 
 
 def _betas(beta: float | Iterable[float]) -> tuple[float, ...]:
@@ -150,16 +165,30 @@ def _write(
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[dict[str, Any]]:
     """Results in the order of the jobs, whatever the number of processes."""
-    if workers == 1 or len(jobs) < 4:
+    if workers == 1 or len(jobs) < 8:
         yield from map(_one, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    # forking is quick and needs nothing of the caller's script, but is only safe while nothing else runs in this process
+    alone = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
+    context = multiprocessing.get_context("fork" if alone else "spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (os.getpid(),)) as pool:
         try:
-            yield from pool.map(_one, jobs, chunksize=min(16, -(-len(jobs) // workers)))
+            yield from pool.map(_one, jobs, chunksize=max(1, min(8, len(jobs) // (2 * workers))))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _start_worker(parent: int) -> None:
+    """Leave ctrl-c to the parent, and end with it even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _one(job: tuple) -> dict[str, Any]:
