@@ -10,6 +10,7 @@ import numpy as np
 from mrt.data.synthetic import labels as labelling
 from mrt.data.synthetic import night, rain, surfaces, weather
 from mrt.data.synthetic.camera import FAR, draw_camera
+from mrt.data.synthetic.facades import facades
 from mrt.data.synthetic.labels import Annotation
 from mrt.data.synthetic.layout import draw_street
 from mrt.data.synthetic.light import draw_light
@@ -57,7 +58,7 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
     image[len(above) : first] = floor[:1]
     depth[first:] = row_depth[:, None]
     windows = np.zeros_like(image) if domain == "night" else None
-    surfaces.facades(cam, street, light, image, depth, windows)
+    facades(cam, street, light, image, depth, windows)
 
     canvas = Canvas(image, depth, np.zeros((height, width), np.int16), surfaces.noise_textures()[0])
     distance = [t.distance(cam) - 1e-3 * (t.label == 1) for t in things]

@@ -1,6 +1,6 @@
-"""What is ray-cast per pixel: sky with clouds, ground with road and pavement, and facades along the street.
+"""Sky and ground, ray-cast per pixel; houses are in facades.py.
 
-Every edge is softened over one pixel's footprint in metres, so far windows and markings fade instead of flickering.
+Every edge is softened over one pixel's footprint in metres, so far markings fade instead of flickering.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import numpy as np
 from PIL import Image
 
 from mrt.data.synthetic.camera import FAR, Camera
-from mrt.data.synthetic.layout import Street, Wall
+from mrt.data.synthetic.layout import Street
 from mrt.data.synthetic.light import Light
-
-WINDOW_LIGHT = np.array([1.0, 0.78, 0.42], np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -153,123 +151,3 @@ def sun_at(street: Street, light: Light, x: np.ndarray, z: np.ndarray) -> np.nda
     run = np.maximum(side * wall.setback - x * 1.0 if side > 0 else x + wall.setback, 0.0) / abs(sun[0])
     index = np.clip(np.searchsorted(wall.cuts, z + run * sun[2]) - 1, 0, len(wall.heights) - 1)
     return np.clip((run * sun[1] - wall.heights.astype(np.float32)[index]) / 0.5 + 0.5, 0, 1).astype(np.float32)
-
-
-def facades(cam: Camera, street: Street, light: Light, image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None = None) -> None:
-    """Paint all walls onto ``image`` (H, W, 3) and ``depth`` (H, W) in place.
-
-    ``lit_windows`` (H, W, 3), if given, receives the light of windows at night.
-    """
-    dx, dz = cam.column_rays()
-    for side in (-1, 1):
-        wall = street.walls[side]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where(side * dx > 1e-4, (side * wall.setback - cam.x) / dx, FAR)
-        z = np.where(z > 0.3, z, FAR)
-        along = z * dz
-        hit = (z < FAR) & (along > wall.cuts[0]) & (along < wall.cuts[-1])
-        _paint_wall(cam, wall, light, np.array([-side, 0.0, 0.0]), z, along, hit, image, depth, lit_windows)
-    for end in street.ends:
-        z = end.z / np.maximum(dz, 1e-3)
-        across = cam.x + z * dx
-        hit = (across > end.x0) & (across < end.x1) & (z > 0.5) & (z < FAR)
-        _paint_wall(cam, end.wall, light, np.array([0.0, 0.0, -1.0]), z, across + 300.0, hit, image, depth, lit_windows)
-
-
-def _paint_wall(
-    cam: Camera, wall: Wall, light: Light, normal: np.ndarray, z: np.ndarray, along: np.ndarray, hit: np.ndarray,
-    image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None,
-) -> None:  # fmt: skip
-    """One vertical plane: depth ``z``, metres ``along`` it and whether it is hit, each per column (W,)."""
-    index = np.clip(np.searchsorted(wall.cuts, along) - 1, 0, len(wall.heights) - 1)
-    hit = hit & (wall.heights[index] > 0)
-    columns = np.flatnonzero(hit)
-    if not len(columns):
-        return
-    low, high = columns[0], columns[-1] + 1
-    cols = slice(low, high)
-    hit, index = hit[cols], index[cols]
-    z, along = z[cols].astype(np.float32), along[cols].astype(np.float32)
-    foot = np.maximum(z / cam.focal, 0.003)
-    step = np.abs(np.gradient(along)) if len(along) > 1 else foot
-    step = np.clip(step, 0.003, 50).astype(np.float32)
-    height = wall.heights.astype(np.float32)[index]
-    top_row = int(np.clip(np.floor((cam.horizon + cam.focal * (cam.height_m - height[hit]) / z[hit]).min()), 0, cam.height - 1))
-    base_row = int(np.clip(np.ceil((cam.horizon + cam.focal * cam.height_m / z[hit]).max()), 1, cam.height))
-    if base_row <= top_row:
-        return
-    rows = slice(top_row, base_row)
-    slope = cam.row_slopes()[rows].astype(np.float32)[:, None]
-    y = cam.height_m - slope * z
-    cover = np.clip((height - y) / foot + 0.5, 0, 1) * np.clip(y / foot + 0.5, 0, 1) * hit
-    cover *= z < depth[rows, cols]
-    white, clouds = noise_textures()
-
-    def per(values: np.ndarray) -> np.ndarray:
-        return np.asarray(values, np.float32)[index]
-
-    storey, bay, wide, tall = per(wall.storey), per(wall.bay), per(wall.window_width), per(wall.window_height)
-    shop = per(wall.shop)
-    start = wall.cuts.astype(np.float32)[index]
-    offset = along - start
-    # 1-D across the columns: bays; 2-D: storeys
-    in_bay = offset % bay - bay / 2
-    bay_number = (offset / bay).astype(np.int32)
-    pane_x = soft(in_bay, wide / 2, step)
-    frame_x = soft(in_bay, wide / 2 + 0.12, step)
-    mullion = soft(in_bay, 0.035, step)
-    ground_floor = 3.4
-    upper = (y - ground_floor) % storey - 0.52 * storey
-    floor = ((y - ground_floor) / storey).astype(np.int32)
-    below_roof = y < height - np.maximum(per(wall.roof), 0.9)
-    is_upper = ((y > ground_floor) & below_roof).astype(np.float32)
-    pane = pane_x * soft(upper, tall / 2, foot) * is_upper
-    frame = frame_x * soft(upper, tall / 2 + 0.12, foot) * is_upper
-    # ground floor: shop windows, or ordinary windows and doors
-    at_ground = ((y <= ground_floor) & (y > 0)).astype(np.float32)
-    wide_x = soft(in_bay, 0.46 * bay, step)
-    shop_pane = wide_x * soft(y - 1.55, 1.05, foot) * at_ground * shop
-    is_door = (bay_number % 3 == 1).astype(np.float32) * (1 - shop)
-    door = soft(in_bay, 0.5, step) * soft(y - 1.1, 1.1, foot) * at_ground * is_door
-    low_pane = pane_x * soft(y - 1.75, 0.65, foot) * at_ground * (1 - shop) * (1 - is_door)
-    low_frame = frame_x * soft(y - 1.75, 0.77, foot) * at_ground * (1 - shop) * (1 - is_door)
-    awning = soft(y - 2.95, 0.32, foot) * at_ground * shop
-    # colours
-    base = wall.colours.astype(np.float32)[index]
-    grain = white[(y * 11).astype(np.int32) & 511, ((along * 4).astype(np.int32) & 1023)[None, :]]
-    stain = clouds[(y * 14).astype(np.int32) & 511, ((along * 14).astype(np.int32) & 511)[None, :]] - 0.5
-    courses = soft(y % 0.3 - 0.15, 0.02, foot) * per(wall.brick) * np.clip(0.04 / foot, 0, 1)
-    level = 1 + 0.05 * grain * np.clip(0.12 / foot, 0.15, 1) + 0.26 * stain - 0.25 * courses
-    level *= 0.8 + 0.2 * np.clip(y / 1.5, 0, 1)
-    colour = base.T[:, None, :] * level
-    trim = rgb(0.86, 0.85, 0.82)
-    top = per(wall.roof)
-    roof = np.clip((y - (height - top)) / foot + 0.5, 0, 1) * (top > 0)
-    blend(colour, roof, wall.roof_colours.astype(np.float32)[index].T[:, None, :] * (1 + 0.16 * grain))
-    lines = np.maximum(soft(y - (height - top - 0.18), 0.2, foot), 0.6 * soft(y - ground_floor - 0.1, 0.12, foot))
-    lines = np.maximum(lines, 0.9 * np.maximum(frame, low_frame))
-    blend(colour, 0.85 * lines, trim)
-    blend(colour, awning, wall.awnings.astype(np.float32)[(bay_number // 3 + index) % len(wall.awnings)].T[:, None, :])
-    blend(colour, door, wall.doors.astype(np.float32)[(bay_number + index) % len(wall.doors)].T[:, None, :])
-    glass = np.clip(pane + low_pane + shop_pane, 0, 1)
-    chance = white[(floor * 5 + 17) & 511, ((bay_number * 3 + index * 37) & 1023)[None, :]]
-    reflect = np.clip(0.2 + 0.13 * chance + 0.035 * y, 0.1, 0.62) * (1 - 0.35 * at_ground)
-    blend(colour, glass, reflect * rgb(0.86, 0.97, 1.1))
-    blend(colour, pane * (chance > 1.0) * np.float32(0.8), rgb(0.78, 0.76, 0.70))
-    blend(colour, 0.6 * mullion * (pane + low_pane), trim)
-    ends = soft(offset, 0.06, step) + soft(offset - (wall.cuts.astype(np.float32)[index + 1] - start), 0.06, step)
-    bright = np.float32(light.shade(normal[None], 1.0)[0])
-    # glass does not brighten with the sun as plaster does
-    colour *= bright * (1 - 0.3 * np.clip(ends, 0, 1)) * (1 - (0.3 if bright > 1 else 0.0) * glass)
-    colour *= rgb(*light.tint)
-    view = image[rows, cols]
-    view += (cover * (colour - view.transpose(2, 0, 1))).transpose(1, 2, 0)
-    solid = cover > 0.5
-    np.copyto(depth[rows, cols], np.broadcast_to(z, solid.shape), where=solid)
-    if lit_windows is not None:
-        goods = white[(y * 2.2).astype(np.int32) & 511, ((along * 1.6).astype(np.int32) & 1023)[None, :]]
-        lamp = (chance > 0.75) * (pane + low_pane) * (1 - 0.7 * mullion) * 0.5 + shop_pane * (chance > -0.6) * (0.62 + 0.16 * goods)
-        glow = (cover * lamp)[..., None] * WINDOW_LIGHT * (0.5 + 0.2 * np.clip(chance, -1, 2))[..., None]
-        target = lit_windows[rows, cols]
-        target *= 1 - cover[..., None]
-        target += glow
