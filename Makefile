@@ -66,6 +66,7 @@ $(VENV)/.needs: $(VENV)/.created pyproject.toml
 
 # Editable: Python changes need no new install; a change of the native sources or the metadata does.
 $(VENV)/.installed: $(VENV)/.needs $(SOURCES)
-	@echo "Installing mrt and building its native op."
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[demo,dev]'
+	@echo "Installing mrt and building its native op: a minute or two. Details: $(VENV)/install.log"
+	@$(BIN)/python -m pip install -v --no-build-isolation -e '.[demo,dev]' > $(VENV)/install.log 2>&1 || { tail -n 40 $(VENV)/install.log >&2; exit 1; }
+	@grep -ho 'mrt build:.*' $(VENV)/install.log || true
 	touch $@

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
-import platform
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +49,9 @@ def _safely(look: Callable[[], list[Row]]) -> list[Row]:
 
 def versions() -> list[Row]:
     """mrt, Python, torch and the other packages."""
+    import importlib.metadata
+    import platform
+
     import torch
 
     import mrt
@@ -112,6 +111,8 @@ def devices() -> list[Row]:
 
 def weights() -> list[Row]:
     """Pretrained backbones and the detector that ships with mrt."""
+    import importlib.util
+
     import torch
 
     from mrt.engine.inference import SHIPPED
@@ -176,6 +177,8 @@ def data_sets(root: Path) -> list[Row]:
 
 def folders(run_root: Path) -> list[Row]:
     """Where runs are written."""
+    import shutil
+
     place = run_root.resolve()
     while not place.exists():
         place = place.parent
