@@ -127,7 +127,7 @@ class Sketch:
             slot=np.array([slots.index(s) for s in slot.tolist()]), slots=slots,
             tone=tone.astype(float), lit=lit.astype(bool), two_sided=two_sided.astype(bool),
             part=part, part_centre=centre, part_layer=np.array(self.layers)[used],
-            extent=(low[0] - thick, high[0] + thick, low[2] - thick, high[2] + thick, high[1]),
+            extent=tuple(float(v) for v in (low[0] - thick, high[0] + thick, low[2] - thick, high[2] + thick, high[1])),
             lamps=tuple(self.lamps), normals=normals,
         )  # fmt: skip
 

@@ -8,6 +8,8 @@ added as light of their own with a glow. All in linear light.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mrt.data.synthetic.camera import FAR, Camera
@@ -18,6 +20,7 @@ from mrt.data.synthetic.surfaces import rgb
 from mrt.data.synthetic.weather import to_linear, to_srgb
 
 STRENGTH = {"head": 14.0, "tail": 2.2, "street": 8.0, "cabin": 0.16, "display": 0.5, "red": 3.0, "amber": 3.0, "green": 2.4}
+SODIUM, LED, SHOP, FAINT_SKY = (1.0, 0.66, 0.32), (0.95, 0.97, 1.0), (1.0, 0.80, 0.50), (0.75, 0.85, 1.15)
 NIGHT_CONTRAST = 0.035
 """Contrast, in shares of the display's range, from which on a thing can be seen at night."""
 
@@ -41,16 +44,15 @@ def add_night(
     y = cam.height_m - depth * cam.row_slopes().astype(np.float32)[:, None]
     is_ground = (instance == 0) & (y < 0.04)
     lamps = lamps_of(things)
-    light = rgb(0.75, 0.85, 1.15) * np.float32(rng.uniform(0.010, 0.030)) + np.zeros_like(reflectance)
-    light += rgb(*COLOURS["head"]) * _own_beam(cam, x, y, z, depth, is_ground, rng)
+    faint = rng.uniform(0.010, 0.030)
+    beams = _own_beam(cam, x, y, z, depth, is_ground, rng) + _other_beams(things, cam, x, z, y)
     sodium = rng.random() < 0.6
-    street_colour = rgb(1.0, 0.66, 0.32) if sodium else rgb(0.95, 0.97, 1.0)
-    light += (
-        street_colour * _street_lamps([k for k in lamps if k.name == "street"], cam, x, y, z, is_ground) * np.float32(rng.uniform(0.6, 1.4))
-    )
-    light += rgb(*COLOURS["head"]) * _other_beams(things, cam, x, z, y)
+    posts = _street_lamps([k for k in lamps if k.name == "street"], x, y, z, is_ground) * np.float32(rng.uniform(0.6, 1.4))
     shops = np.exp(-np.abs(np.abs(x) - min(wall.setback for wall in street.walls.values())) / 2.5 - np.maximum(y, 0) / 2.5)
-    light += rgb(1.0, 0.80, 0.50) * (np.float32(rng.uniform(0.02, 0.10)) * shops)
+    shops *= np.float32(rng.uniform(0.02, 0.10))
+    light = np.empty_like(reflectance)
+    for channel, (head, post, shop, sky) in enumerate(zip(COLOURS["head"], SODIUM if sodium else LED, SHOP, FAINT_SKY, strict=True)):
+        light[channel] = sky * faint + head * beams + post * posts + shop * shops
     is_sky = depth >= FAR * 0.99
     # the city's own light hangs in the haze above the roofs
     haze = np.exp(-np.maximum(-cam.row_slopes(), 0) / 0.22).astype(np.float32)[:, None]
@@ -80,16 +82,22 @@ def _own_beam(
     return (power * spread * below * facing / (reach * reach + 30.0)).astype(np.float32)
 
 
-def _street_lamps(lamps: list[Lamp], cam: Camera, x: np.ndarray, y: np.ndarray, z: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
-    """Illumination (H, W) by street lamps: inverse square, Lambert's cosine on the ground and half of it on upright surfaces."""
+def _street_lamps(lamps: list[Lamp], x: np.ndarray, y: np.ndarray, z: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
+    """Illumination (H, W) by street lamps: inverse square, Lambert's cosine on the ground and about half of it on upright surfaces."""
     total = np.zeros_like(x)
     for lamp in lamps:
-        if not -6 < lamp.position[2] < 75:
+        lamp_x, lamp_y, lamp_z = lamp.position.tolist()
+        if not -6 < lamp_z < 60:
             continue
-        up = np.maximum(lamp.position[1] - y, 0.3)
-        square = (lamp.position[0] - x) ** 2 + up * up + (lamp.position[2] - z) ** 2
-        cosine = up / np.sqrt(square)
-        total += np.where(is_ground, cosine, 0.25 + 0.35 * cosine) * cosine / square
+        up = np.maximum(lamp_y - y, np.float32(0.3))
+        up *= up
+        inverse = (lamp_x - x) ** 2
+        inverse += up
+        inverse += (lamp_z - z) ** 2
+        np.reciprocal(inverse, out=inverse)
+        cosine = up * inverse  # squared: once for the angle of the surface, once for the lamp's own
+        inverse *= np.where(is_ground, cosine, 0.25 * np.sqrt(cosine) + 0.35 * cosine)
+        total += inverse
     return total * 14.0
 
 
@@ -98,16 +106,15 @@ def _other_beams(things: list[Thing], cam: Camera, x: np.ndarray, z: np.ndarray,
     driving = [t for t in things if t.lamps_on and any(name == "head" for name, _, _ in t.model.lamps) and 1 < t.distance(cam) < 50]
     total = np.zeros_like(x)
     for thing in sorted(driving, key=lambda t: t.distance(cam))[:6]:
-        s, c = np.sin(thing.heading), np.cos(thing.heading)
-        front = thing.model.extent[3] * thing.scale
+        s, c = math.sin(thing.heading), math.cos(thing.heading)
+        front = float(thing.model.extent[3]) * thing.scale
         ahead = (x - thing.x) * s + (z - thing.z) * c - front
         aside = (x - thing.x) * c - (z - thing.z) * s
-        reach = np.maximum(ahead, 0.5)
-        width = 0.9 + 0.3 * reach
+        reach = np.maximum(ahead, np.float32(0.5))
         power = 3.0 if thing.model.extent[1] - thing.model.extent[0] > 1.2 else 1.0
-        pool = np.exp(-((aside / width) ** 2)) / (reach * reach + 10.0) * np.exp(-np.maximum(y, 0) / 0.8)
-        total += np.clip(ahead - 0.3, 0, 1) * power * pool  # not on its own front
-    return total
+        pool = np.exp(-((aside / (0.9 + 0.3 * reach)) ** 2)) / (reach * reach + 10.0)
+        total += np.clip(ahead - 0.3, 0, 1) * (power * pool)  # not on its own front
+    return total * np.exp(-np.maximum(y, 0) / 0.8)
 
 
 def unseen_at_night(display: np.ndarray, instance: np.ndarray, labels: dict[int, int], noise: float) -> set[int]:

@@ -50,31 +50,31 @@ def _wet_ground(light: np.ndarray, depth: np.ndarray, instance: np.ndarray, cam:
     the film is rough and the mirror image blurred up and down.
     """
     h, w = depth.shape
-    slopes = cam.row_slopes().astype(np.float32)
-    with np.errstate(divide="ignore"):
-        flat = np.where(slopes > 1e-4, cam.height_m / slopes, np.inf)[:, None]
-    ground = (instance == 0) & (np.abs(depth - flat) < 0.02 * depth + 0.05)
-    rows = np.arange(h)[:, None]
-    contact = np.maximum.accumulate(np.where(ground, -1, rows), axis=0)
+    first = max(0, int(np.ceil(cam.horizon)))
+    flat = (cam.height_m / np.maximum(cam.row_slopes()[first:], 1e-4)).astype(np.float32)[:, None]
+    floor, depth = light[:, first:], depth[first:]
+    ground = (instance[first:] == 0) & (np.abs(depth - flat) < 0.02 * depth + 0.05)
+    rows = np.arange(first, h)[:, None]
+    contact = np.maximum.accumulate(np.where(ground, first - 1, rows), axis=0)
     mirrored = np.clip(2 * contact - rows + 1, 0, h - 1)
-    columns = np.broadcast_to(np.arange(w), (h, w))
-    image = light[:, mirrored, columns]
+    image = np.take(light.reshape(3, -1), (mirrored * w + np.arange(w)).ravel(), axis=1).reshape(floor.shape)
     # blur along the columns by a running mean whose length follows the picture's height
     k = max(3, h // 24)
-    padded = np.cumsum(np.pad(image, ((0, 0), (k + 1, k), (0, 0)), mode="edge"), axis=1)
-    rough = (padded[:, 2 * k + 1 :] - padded[:, : -2 * k - 1]) / (2 * k + 1)
+    total = np.cumsum(np.pad(image, ((0, 0), (k + 1, k), (0, 0)), mode="edge"), axis=1)
+    rough = (total[:, 2 * k + 1 :] - total[:, : -2 * k - 1]) * np.float32(1 / (2 * k + 1))
     dx, dz = (d.astype(np.float32) for d in cam.column_rays())
     x, z = cam.x + depth * dx, depth * dz
     _, clouds = noise_textures()
-    offset = rng.integers(0, 512, 2)
+    offset = rng.integers(0, 512, 2).tolist()
     pool = clouds[(z * 22 + offset[0]).astype(np.int32) & 511, (x * 30 + offset[1]).astype(np.int32) & 511]
     puddle = np.clip((pool - rng.uniform(0.50, 0.62)) * 12, 0, 1)
     cosine = cam.height_m / np.sqrt(cam.height_m**2 + depth * depth)
-    fresnel = 0.02 + 0.98 * (1 - cosine) ** 5
-    mirror = puddle * image + (1 - puddle) * rough
-    share = fresnel * (0.45 + 0.5 * puddle)
-    wet = light * (0.55 - 0.15 * puddle) * (1 - share) + mirror * share
-    return np.where(ground, wet, light)
+    share = (0.02 + 0.98 * (1 - cosine) ** 5) * (0.45 + 0.5 * puddle) * ground
+    film = np.where(ground, (0.55 - 0.15 * puddle) * (1 - share), 1)
+    rough += puddle * (image - rough)
+    out = light.copy()
+    out[:, first:] = floor * film + rough * share
+    return out
 
 
 def _streaks(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
