@@ -8,7 +8,8 @@ otherwise ignored (``iscrowd`` 1), so that a detector is neither taught nor char
   1.5 % on its shorter, and holds at least 10 visible pixels;
 * fog: the median optical depth of its visible pixels is at most 3, i.e. it stands nearer than the meteorological
   visibility 3/beta (5 % of its contrast is left);
-* night and rain: see ``night.seen_at_night`` and ``rain``.
+* night: it stands out from its surroundings by contrast (``night.unseen_at_night``);
+* rain: at most half of its visible pixels lie under drops on the lens (``rain.unseen_through_drops``).
 
 Things of which fewer than 4 pixels are visible are not there for anybody and get no annotation.
 """

@@ -63,7 +63,7 @@ def add_night(
     sources = shine(lamps, cam, depth, strength)
     radiance += 0.45 * house_light + sources
     radiance += glow(sources + 0.25 * house_light, ((0.006, 0.28), (0.03, 0.10), (0.12, 0.05)))
-    exposure = rng.uniform(1.7, 2.6)
+    exposure = rng.uniform(1.1, 2.0)
     return to_srgb(1 - np.exp(-exposure * radiance)).transpose(1, 2, 0)
 
 
