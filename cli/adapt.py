@@ -58,9 +58,9 @@ def adapt(
     start = None if resume else experiment.source_weights(config, roots.run_root)
     command = "adapt" + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
 
-    from mrt.engine import stages
-
     with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
+        from mrt.engine import stages
+
         stages.adapt(config, folder, stages=chosen, init=start, resume=resume, data_root=roots.data_root, watcher=watcher)
     say(f"Written to {folder}. Evaluate it: mrt eval {folder}")
 

@@ -149,12 +149,14 @@ class BarWatcher(Watcher):
 
     def __enter__(self) -> BarWatcher:
         self._progress.start()
+        self._starting = self._progress.add_task("starting", total=None, numbers="")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
+        self._progress.update(self._starting, visible=False)
         handle = self._progress.add_task(task, total=total, completed=done, numbers="")
         self._running.append((handle, task, time.monotonic(), {}))
 
@@ -167,8 +169,9 @@ class BarWatcher(Watcher):
     def end(self) -> None:
         if self._running:
             handle, task, start, latest = self._running.pop()
+            bar = next(bar for bar in self._progress.tasks if bar.id == handle)
+            self.say(f"{task}: {bar.completed:.0f}/{bar.total:.0f} in {clock(time.monotonic() - start)}  {_numbers(latest)}".rstrip())
             self._progress.remove_task(handle)
-            self.say(f"{task}: {clock(time.monotonic() - start)}  {_numbers(latest)}".rstrip())
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, soft_wrap=True)

@@ -114,8 +114,11 @@ def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path
     """Adds to an interruption the command that continues the run; the roots are the options as they were given."""
     try:
         yield
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:
+        if not (folder / "checkpoints" / "last.pt").is_file():
+            raise
         words = ["mrt", *command.split(), "--resume", "--name", str(folder.relative_to(find_roots(None, run_root).run_root))]
         for option, path in (("--data-root", data_root), ("--run-root", run_root)):
             words += [option, str(path)] if path is not None else []
-        raise Interrupted(f"{error}\ncontinue with: {shlex.join(words)}") from error
+        what = str(error) or "stopped at once; the run goes on from its last checkpoint"
+        raise Interrupted(f"{what}\ncontinue with: {shlex.join(words)}") from None

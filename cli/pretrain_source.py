@@ -63,9 +63,9 @@ def pretrain_source(
     start = experiment.source_weights(config, roots.run_root) if match_adapt and not (init or resume) else init
     command = "pretrain-source" + (" --match-adapt" if match_adapt else "") + (f" --oracle {oracle}" if oracle else "")
 
-    from mrt.engine import stages
-
     with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
+        from mrt.engine import stages
+
         stages.pretrain_source(
             config, folder, init=start, resume=resume, match_adapt=match_adapt, oracle=oracle, data_root=roots.data_root, watcher=watcher
         )

@@ -68,7 +68,7 @@ def find_key(name: str) -> str:
         raise MrtError(
             f"--{name}: several settings have this name: {', '.join(found)}", f"write the whole key, e.g. --axis {found[0]} VALUE VALUE"
         )
-    guess = nearest(plain, keys) or nearest(plain, [key.rpartition(".")[2] for key in keys])
+    guess = nearest(plain, [key.rpartition(".")[2] for key in keys]) or nearest(plain, keys)
     meant = f": did you mean --{guess if '.' in guess else flag_name(guess)}?" if guess else ""
     raise MrtError(f"--{name}: neither an option nor a setting{meant}", "see every setting with: mrt adapt --preset demo --dry-run")
 

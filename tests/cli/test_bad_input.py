@@ -109,11 +109,13 @@ def test_a_run_is_not_overwritten_and_keeps_its_settings(worlds, runs):
     [
         (RunFailed("a loss is not finite: class nan"), ["a loss is not finite"]),
         (Interrupted("stopped at step 3"), ["stopped at step 3", "continue with: mrt pretrain-source --resume --name demo-source"]),
-        (KeyboardInterrupt(), ["interrupted"]),
+        (KeyboardInterrupt(), ["stopped at once", "continue with: mrt pretrain-source --resume --name demo-source"]),
     ],
 )
 def test_a_failed_or_stopped_run_ends_with_exit_code_1(error, words, worlds, monkeypatch):
-    def fail(*_args, **_options):
+    def fail(_config, folder, **_options):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "last.pt").touch()
         raise error
 
     monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
