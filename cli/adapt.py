@@ -54,6 +54,8 @@ def adapt(
     if dry_run:
         say(config.to_json().rstrip())
         return
+    if not resume:
+        experiment.require_new(folder)
     experiment.require_data([config.data.source, config.data.target], roots.data_root)
     start = None if resume else experiment.source_weights(config, roots.run_root)
     command = "adapt" + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))

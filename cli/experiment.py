@@ -86,6 +86,12 @@ def run_folder(root: Path, name: str) -> Path:
     return root / path
 
 
+def require_new(folder: Path) -> None:
+    """MrtError if there is a run in ``folder`` already. Under torchrun every process asks before the first one begins to write."""
+    if folder.exists() and any(folder.iterdir()):
+        raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
+
+
 def require_data(names: Sequence[str], data_root: Path) -> None:
     """MrtError for the first data set that is not prepared; it says which ``mrt prepare-data`` to run."""
     from mrt.data.registry import find_dataset

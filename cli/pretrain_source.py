@@ -59,6 +59,8 @@ def pretrain_source(
     if dry_run:
         say(config.to_json().rstrip())
         return
+    if not resume:
+        experiment.require_new(folder)
     experiment.require_data([config.data.source, *([config.data.target] if match_adapt or oracle else [])], roots.data_root)
     start = experiment.source_weights(config, roots.run_root) if match_adapt and not (init or resume) else init
     command = "pretrain-source" + (" --match-adapt" if match_adapt else "") + (f" --oracle {oracle}" if oracle else "")
