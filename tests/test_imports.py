@@ -42,7 +42,15 @@ RULES = {
     ],
 }
 # Importing these must not import torch: they answer at once, or run in many processes.
-TORCH_FREE = ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.synthetic", "mrt.data.convert", "mrt.engine.report", "mrt.ablate"]
+TORCH_FREE = [
+    "mrt.config",
+    "mrt.data.card",
+    "mrt.data.registry",
+    "mrt.data.synthetic",
+    "mrt.data.convert",
+    "mrt.engine.report",
+    "mrt.ablate",
+]
 
 
 class Import(NamedTuple):
