@@ -32,7 +32,9 @@ def ablate(
     amp: options.Amp = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials, and which are done, and stop.")] = False,
 ) -> None:
-    """Vary any setting: mrt ablate --mask-ratio 0.5 0.8 --decay none hard --seeds 0 1 2.
+    """Train and evaluate a grid of settings, and print it as one table.
+
+    For example: mrt ablate --mask-ratio 0.5 0.8 --decay none hard --seeds 0 1 2
 
     Every setting is an option here, by the last part of its name, and takes all the values that follow; several options make a grid.
     The default preset is demo. Repeating a command only runs what is missing.

@@ -20,6 +20,11 @@ RUN_FAILED, BAD_INPUT = 1, 2
 class Root(TyperGroup):
     """The group of all commands, where errors become one message and an exit code."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which a newcomer meets them."""
+        order = ["demo", "prepare-data", "pretrain-source", "adapt", "eval", "ablate", "doctor"]
+        return sorted(self.commands, key=order.index)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

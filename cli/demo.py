@@ -41,7 +41,7 @@ def demo(
     run_root: options.RunRoot = None,
     device: options.Device = None,
 ) -> None:
-    """Adapt a detector from clear weather to fog on synthetic streets: data, source-only, adaptation, evaluation.
+    """Take a detector from clear weather into fog, in minutes: data, source-only, adaptation, evaluation.
 
     What an earlier call has finished is not done again; each step shows the command that does the same.
     """

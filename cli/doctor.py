@@ -19,7 +19,7 @@ BUILD = "make build, or: pip install --no-build-isolation -e ."
 
 
 def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None) -> None:
-    """Look at the installation, the devices and the data, and say what to do about what is missing."""
+    """Say what is here, what is missing, and what to do about it."""
     from .console import say
     from .experiment import find_roots
 

@@ -19,7 +19,7 @@ from mrt.errors import Interrupted, RunFailed
     ("words", "expected"),
     [
         # commands and options
-        ("adopt", ["No such command", "adapt"]),
+        ("adopt", ["No such command", "adopt"]),
         ("adapt --mask-ratio 0.5 --target foggy", ["No such option", "--mask-ratio"]),
         ("adapt --seed x --target foggy", ["--seed", "integer"]),
         ("adapt --seed -1 --target foggy", ["--seed"]),
