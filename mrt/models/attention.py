@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrt.errors import MrtError
-from mrt.models.position import Shapes
+from mrt.models.position import Shapes, level_sizes
 from mrt.ops import ms_deform_attn_fused
 
 
@@ -84,6 +84,5 @@ class MSDeformAttn(nn.Module):
 
 def _boxes_to_cells(offsets: Tensor, sizes: Tensor, shapes: Shapes) -> Tensor:
     """Offsets (B, Q, M, L, P, 2) in units of half a reference box of ``sizes`` (B, Q, L, 2), divided by P, to cells."""
-    cells = sizes.new_tensor([(w, h) for h, w in shapes])
-    scale = sizes * cells * (0.5 / offsets.shape[-2])
+    scale = sizes * level_sizes(shapes, sizes.device) * (0.5 / offsets.shape[-2])
     return offsets * scale[:, :, None, :, None].to(offsets.dtype)

@@ -94,6 +94,8 @@ class DeformableDETR(nn.Module):
         num_queries: Q. With ``two_stage`` the Q best proposals.
         box_refine: each layer has its own heads and corrects the boxes of the one before.
         two_stage: queries start from proposals of the encoder.
+        proposal_content: what a two-stage query holds besides its position: "position": nothing more, as in Deformable DETR;
+            "features": the encoder's features of its proposal too (classes are learned sooner).
         query_init: where reference points start without ``two_stage``: "learned" (random) or "grid".
         class_prior: initial score of every class.
     """
@@ -114,6 +116,7 @@ class DeformableDETR(nn.Module):
         dropout: float = 0.1,
         box_refine: bool = False,
         two_stage: bool = False,
+        proposal_content: str = "position",
         query_init: str = "learned",
         class_prior: float = 0.01,
     ) -> None:
@@ -124,6 +127,8 @@ class DeformableDETR(nn.Module):
                 f"num_decoder_layers {num_decoder_layers} cannot make a detector",
                 "hidden_dim must be a multiple of 4, the others at least 1.",
             )
+        if proposal_content not in ("position", "features"):
+            raise MrtError(f'proposal_content is "{proposal_content}"', 'Choose "position" or "features".')
         self.arguments = {
             "num_classes": num_classes,
             "hidden_dim": hidden_dim,
@@ -137,11 +142,12 @@ class DeformableDETR(nn.Module):
             "dropout": dropout,
             "box_refine": box_refine,
             "two_stage": two_stage,
+            "proposal_content": proposal_content,
             "query_init": query_init,
             "class_prior": class_prior,
         }
         self.num_classes, self.hidden_dim, self.num_levels, self.num_queries = num_classes, hidden_dim, num_levels, num_queries
-        self.box_refine, self.two_stage = box_refine, two_stage
+        self.box_refine, self.two_stage, self.proposal_content = box_refine, two_stage, proposal_content
         self.backbone = backbone
         self.input_proj = _input_projections(backbone.channels, hidden_dim, num_levels)
         self.transformer = DeformableTransformer(
@@ -221,6 +227,8 @@ class DeformableDETR(nn.Module):
             chosen = ranking.topk(min(self.num_queries, ranking.shape[1]), dim=1).indices
             references = proposal_boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
             position, content = self.transformer.queries_of_proposals(references)
+            if self.proposal_content == "features":
+                content = content + candidates.gather(1, chosen[..., None].expand(-1, -1, self.hidden_dim))
         else:
             position, content = self.query_embed.weight.expand(memory.shape[0], -1, -1).chunk(2, -1)
             references = self.transformer.reference_points(position).float().sigmoid()

