@@ -12,7 +12,7 @@ from model_cases import small_backbone
 
 from mrt.errors import MrtError
 from mrt.models.backbone import SameConv2d, build_backbone, fold_state
-from mrt.models.pretrained import lite0_file, classifier_state, read_state
+from mrt.models.pretrained import classifier_state, lite0_file, read_state
 
 
 @pytest.fixture(scope="module")
