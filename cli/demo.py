@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FAIR, ADAPTED, ORACLE = "fair source-only", "adapted (last teacher)", "oracle"
 SPLIT = "test"
+EMPTY = {"mean": None, "std": None}
 
 
 def demo(
@@ -202,7 +203,7 @@ def finish(road: Road, record: Path | None, images: int) -> None:
 
     figures = summarise(road)
     say()
-    show(figures, recorded_oracle(figures, bool(road.overrides)))
+    show(figures, recorded_figures(figures))
     first = {"before: " + FAIR: road.results[FAIR][0], "after: " + ADAPTED: road.results[ADAPTED][0]}
     picture = road.folder("figures") / "before-after.png"
     evaluate.draw(picture, first, images)
@@ -246,47 +247,43 @@ def _caption(result: Result) -> str:
     return describe(result)
 
 
-def recorded_oracle(figures: dict[str, Any], changed: bool) -> dict[str, Any] | None:
-    """The figures that ship with mrt, if they were measured on the same images with the same settings."""
+def recorded_figures(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures that ship with mrt; none if this demo ran with other settings."""
     from mrt.config import PRESETS
     from mrt.data.card import read_json
 
     path = PRESETS / "demo-results.json"
-    if not path.is_file() or changed:
-        return None
-    recorded = read_json(path)
-    return recorded if recorded.get("sha256") == figures["sha256"] else None
+    return read_json(path) if path.is_file() and not figures["settings"] else None
 
 
 def show(figures: dict[str, Any], recorded: dict[str, Any] | None) -> None:
-    """The closing table."""
+    """The closing table; where no oracle was trained, its column comes from the record."""
     from .console import figure, show_table
 
     columns = dict(figures["columns"])
-    notes = [figures["caption"]]
     if recorded and ORACLE not in columns and ORACLE in recorded["columns"]:
         columns[f"{ORACLE} (recorded)"] = recorded["columns"][ORACLE]
-        notes.append(
-            f"the oracle's figures are on record, over seeds {', '.join(map(str, recorded['seeds']))}; train it with mrt demo --oracle"
-        )
-    if recorded:
-        means = [
-            f"{name} {figure(recorded['columns'][name]['AP50']['mean'], recorded['columns'][name]['AP50']['std'])}"
-            for name in (FAIR, ADAPTED)
-        ]
-        gain = recorded["gain"]["AP50"]
-        notes.append(f"on record, AP50: {', '.join(means)}, gain {figure(gain['mean'], gain['std'])}")
-    rows = []
-    for metric in figures["gain"]:
-        values = [column.get(metric, {"mean": None, "std": None}) for column in (*columns.values(), figures["gain"])]
-        rows.append([metric, *(figure(value["mean"], value["std"]) for value in values)])
-    several = (
-        f", mean ± deviation over seeds {', '.join(map(str, figures['seeds']))}"
-        if len(figures["seeds"]) > 1
-        else f", seed {figures['seeds'][0]}"
-    )
-    title = f"{figures['data']}, split {figures['split']}{several}"
-    show_table(title, ["", *columns, "gain"], rows, caption="\n".join(notes))
+    columns["gain"] = figures["gain"]
+    rows = [
+        [metric, *(figure(value["mean"], value["std"]) for value in (column.get(metric, EMPTY) for column in columns.values()))]
+        for metric in figures["gain"]
+    ]
+    seeds = ", ".join(map(str, figures["seeds"]))
+    over = f"mean ± deviation over seeds {seeds}" if len(figures["seeds"]) > 1 else f"seed {seeds}"
+    notes = [figures["caption"], *(record_notes(figures, recorded) if recorded else [])]
+    show_table(f"{figures['data']}, split {figures['split']}, {over}", ["", *columns], rows, caption="\n".join(notes))
+
+
+def record_notes(figures: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """What the record says, and how far it may be compared."""
+    from .console import figure
+
+    told = {**recorded["columns"], "gain": recorded["gain"]}
+    means = ", ".join(f"{name} {figure(column['AP50']['mean'], column['AP50']['std'])}" for name, column in told.items())
+    notes = [f"on record, AP50 over seeds {', '.join(map(str, recorded['seeds']))}: {means}"]
+    if recorded["sha256"] != figures["sha256"]:
+        notes.append(f"the record was made on other images (annotations sha256 {recorded['sha256'][:12]}): compare with care")
+    return notes
 
 
 def register(app: typer.Typer) -> None:

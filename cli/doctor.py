@@ -15,7 +15,7 @@ OK, MISSING, BROKEN = "ok", "missing", "broken"
 STYLES = {OK: None, MISSING: "yellow", BROKEN: "bold red"}
 Row = tuple[str, str, str, str]  # state, what, found, what to do
 PACKAGES = ("torchvision", "timm", "numpy", "scipy", "pycocotools", "pydantic", "tensorboard", "safetensors")
-BUILD = "make build, or: pip install --no-build-isolation -e ."
+BUILD = "with a C++ compiler at hand: make clean build (or: pip install --no-build-isolation -e .)"
 
 
 def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None) -> None:

@@ -151,7 +151,7 @@ def test_an_ablation_notices_that_its_data_changed(worlds, runs, somewhere):
     assert "other data" in refused(*words)
 
 
-def test_ctrl_c_leaves_a_run_that_resume_continues(worlds, runs, somewhere):
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(worlds, runs, somewhere):
     """A real process, a real signal."""
     command = [sys.executable, "-m", "mrt_cli", "pretrain-source", "--preset", "demo", "--name", "stopped", "--data-root", str(worlds)]
     process = subprocess.Popen(

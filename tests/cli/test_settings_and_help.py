@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from command_line import mrt
+from mrt_cli import demo
 from mrt_cli.console import BarWatcher, LineWatcher, clock, figure
 
 
@@ -122,3 +123,27 @@ def test_progress_bars_survive_nesting_and_an_early_end(capsys):
 def test_figures_and_clocks():
     assert [figure(None), figure(43.21), figure(43.21, 1.04), figure(1.0, None)] == ["-", "43.2", "43.2 ± 1.0", "1.0"]
     assert [clock(0.4), clock(75), clock(3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+def test_the_demo_shows_the_recorded_oracle_as_such(capsys):
+    def column(mean: float, std: float | None = None) -> dict:
+        return {"AP50": {"mean": mean, "std": std}, "AP50 bus": {"mean": None, "std": None}}
+
+    figures = {
+        "columns": {demo.FAIR: column(40.0), demo.ADAPTED: column(46.5)},
+        "gain": column(6.5),
+        "seeds": [0],
+        "sha256": "a" * 64,
+        "data": "synthetic-foggy",
+        "split": "test",
+        "caption": "fog",
+    }
+    record = figures | {"columns": {**figures["columns"], demo.ORACLE: column(60.25, 1.5)}, "seeds": [0, 1, 2]}
+    demo.show(figures, record)
+    shown = capsys.readouterr().out
+    assert "oracle (recorded)" in shown and "60.2 ± 1.5" in shown and "over seeds 0, 1, 2" in shown and "6.5" in shown
+    assert "other images" not in shown
+    demo.show(figures, record | {"sha256": "b" * 64})
+    assert "other images" in capsys.readouterr().out
+    demo.show(figures, None)
+    assert "record" not in capsys.readouterr().out
