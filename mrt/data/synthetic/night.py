@@ -64,7 +64,9 @@ def add_night(
     radiance += 0.45 * house_light + sources
     radiance += glow(sources + 0.25 * house_light, ((0.006, 0.28), (0.03, 0.10), (0.12, 0.05)))
     exposure = rng.uniform(1.1, 2.0)
-    return to_srgb(1 - np.exp(-exposure * radiance)).transpose(1, 2, 0)
+    radiance *= -exposure
+    np.exp(radiance, out=radiance)
+    return to_srgb(np.subtract(1, radiance, out=radiance)).transpose(1, 2, 0)
 
 
 def _own_beam(
@@ -72,7 +74,7 @@ def _own_beam(
 ) -> np.ndarray:
     """Illumination (H, W) by the own car's dipped beam: two lamps 0.65 m high, cut off a little below the horizontal."""
     sideways = (x - cam.x) * cam.cos - z * cam.sin
-    reach = np.maximum(depth, 1.0)
+    reach = np.maximum(depth, np.float32(1.0))
     angle = sideways / reach
     cut = 0.65 - 0.008 * reach + 0.12 * np.clip(angle, 0, 0.5) * reach  # the kerb side reaches higher
     below = 0.10 + 0.90 / (1 + np.exp(np.clip((y - cut - 0.25) * 5, -30, 30)))

@@ -31,6 +31,12 @@ def noise_textures() -> tuple[np.ndarray, np.ndarray]:
     return white, clouds / clouds.max()
 
 
+def strips(height: int, width: int) -> list[slice]:
+    """Rows 0 to ``height`` in pieces of about 32,768 pixels: intermediate results then stay in the processor's cache."""
+    step = max(8, 32768 // max(width, 1))
+    return [slice(a, min(a + step, height)) for a in range(0, height, step)]
+
+
 def soft(distance: np.ndarray, half: float | np.ndarray, footprint: np.ndarray) -> np.ndarray:
     """Share of a pixel inside a band: 1 where ``|distance| < half``, softened over ``footprint`` (all metres)."""
     return np.clip((half - np.abs(distance)) / footprint + 0.5, 0, 1)
@@ -83,7 +89,17 @@ def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) 
     slopes = cam.row_slopes()
     first = int(np.searchsorted(slopes, cam.height_m / FAR))
     depth = (cam.height_m / slopes[first:]).astype(np.float32)
-    z = depth[:, None]
+    phase = rng.uniform(0, 9)
+    image = np.empty((len(depth), cam.width, 3), np.float32)
+    sunlit = np.empty(image.shape[:2], np.float32)
+    for rows in strips(len(depth), cam.width):
+        planes, sunlit[rows] = _ground_rows(cam, street, light, phase, depth[rows, None])
+        image[rows] = planes.transpose(1, 2, 0)
+    return first, image, depth, sunlit
+
+
+def _ground_rows(cam: Camera, street: Street, light: Light, phase: float, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (3, h, W) and sunlight (h, W) of the ground at depths ``z`` (h, 1); ``phase`` shifts the dashes."""
     dx, dz = (d.astype(np.float32)[None, :] for d in cam.column_rays())
     x_world, z_world = cam.x + z * dx, z * dz
     foot_x = np.maximum(z / cam.focal, 0.004)
@@ -113,7 +129,6 @@ def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) 
     blend(image, 0.75 * kerb, rgb(0.66, 0.65, 0.63))
     # markings, worn here and there
     paint = np.zeros_like(x_world)
-    phase = rng.uniform(0, 9)
     dash = soft((z_world + phase) % 9 - 4.5, 1.6, foot_z)
     for line_x, solid in street.lines:
         paint = np.maximum(paint, soft(x_world - line_x, 0.07, foot_x) * (1.0 if solid else dash))
@@ -138,12 +153,12 @@ def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) 
     level, shadow = (np.float32(light.shade(up, sun)[0]) for sun in (1.0, 0.0))
     image *= shadow + (level - shadow) * sunlit
     image *= rgb(*light.tint)
-    return first, image.transpose(1, 2, 0), depth, sunlit
+    return image, sunlit
 
 
 def sun_at(street: Street, light: Light, x: np.ndarray, z: np.ndarray) -> np.ndarray:
     """1 where the sun reaches the ground, 0 in the shadow of the facades on its side; shaped as ``x`` and ``z`` (metres)."""
-    sun = light.sun
+    sun = light.sun.tolist()
     if light.direct < 0.2 or abs(sun[0]) < 0.08:
         return np.ones_like(x)
     side = 1 if sun[0] > 0 else -1

@@ -9,24 +9,36 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from mrt.data.synthetic.surfaces import strips
+
 _STEPS = 4096
 _GRID = np.arange(_STEPS + 1) / _STEPS
 _DECODE = np.where(_GRID <= 0.04045, _GRID / 12.92, ((_GRID + 0.055) / 1.055) ** 2.4).astype(np.float32)
-_ENCODE = np.where(_GRID <= 0.0031308, 12.92 * _GRID, 1.055 * _GRID ** (1 / 2.4) - 0.055).astype(np.float32)
+# the table goes over the square root of linear light, which keeps the dark end smooth
+_ENCODE = np.where(_GRID**2 <= 0.0031308, 12.92 * _GRID**2, 1.055 * _GRID ** (2 / 2.4) - 0.055).astype(np.float32)
 
 
 def to_linear(image: np.ndarray) -> np.ndarray:
     """sRGB values in 0..1 -> linear light in 0..1 (IEC 61966-2-1), through a table of 4,096 steps."""
-    return _DECODE[(np.clip(image, 0, 1) * _STEPS + 0.5).astype(np.int32)]
+    return _looked_up(_DECODE, image, root=False)
 
 
 def to_srgb(image: np.ndarray) -> np.ndarray:
-    """Linear light -> sRGB values in 0..1; a table of 4,096 steps over the square root keeps the dark end smooth."""
-    root = np.sqrt(np.clip(image, 0, 1))
-    return _ENCODE_ROOT[(root * _STEPS + 0.5).astype(np.int32)]
+    """Linear light -> sRGB values in 0..1; what is brighter than 1 is cut."""
+    return _looked_up(_ENCODE, image, root=True)
 
 
-_ENCODE_ROOT = np.where(_GRID**2 <= 0.0031308, 12.92 * _GRID**2, 1.055 * _GRID ** (2 / 2.4) - 0.055).astype(np.float32)
+def _looked_up(table: np.ndarray, image: np.ndarray, *, root: bool) -> np.ndarray:
+    out = np.empty(image.shape, np.float32)
+    flat, result = np.ascontiguousarray(image).reshape(-1), out.reshape(-1)
+    for a in range(0, flat.size, 65536):
+        values = np.clip(flat[a : a + 65536], 0, 1)
+        if root:
+            np.sqrt(values, out=values)
+        values *= _STEPS
+        values += 0.5
+        np.take(table, values.astype(np.int32), out=result[a : a + 65536], mode="clip")
+    return out
 
 
 def smooth_noise(rng: np.random.Generator, width: int, height: int, cells: tuple[int, int]) -> np.ndarray:
@@ -74,8 +86,13 @@ def sensor(
     gain = (exposure * (1 + rng.normal(0, 0.009, 3))).astype(np.float32)
     y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None, :]
     vignette = 1 - np.float32(rng.uniform(0.02, 0.10)) * (x * x + y * y)
-    out = image * gain * vignette[..., None]
     sigma = np.float32(rng.uniform(*noise))
-    out += rng.standard_normal(out.shape, np.float32) * sigma
-    np.clip(out, 0, 1, out=out)
-    return (out * 255 + 0.5).astype(np.uint8)
+    out = np.empty(image.shape, np.uint8)
+    for rows in strips(h, w):
+        part = image[rows] * gain * vignette[rows, :, None]
+        part += rng.standard_normal(part.shape, np.float32) * sigma
+        np.clip(part, 0, 1, out=part)
+        part *= 255
+        part += 0.5
+        out[rows] = part
+    return out
