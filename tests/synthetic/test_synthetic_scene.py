@@ -10,7 +10,7 @@ import pytest
 from mrt.data.synthetic import CLASSES, DOMAINS
 from mrt.data.synthetic.camera import FAR, Camera, draw_camera
 from mrt.data.synthetic.geometry import Sketch
-from mrt.data.synthetic.labels import annotate, hidden_by_fog
+from mrt.data.synthetic.labels import annotate, hidden_by_fog, visible_pixels
 from mrt.data.synthetic.light import draw_light
 from mrt.data.synthetic.paint import Canvas, Thing, paint, rasterise
 from mrt.data.synthetic.palettes import FIXED
@@ -134,7 +134,7 @@ def test_what_is_hidden_or_tiny_is_ignored():
     instance[60, 60:63] = 4
     instance[70:90, 100:130] = 5
     instance[70:90, 150:180] = 6
-    found = annotate(instance, {1: 2, 2: 0, 3: 0, 4: 0, 5: 4}, {1: 900, 2: 1200, 3: 9, 4: 3, 5: 600, 6: 600}, {5})
+    found = annotate(visible_pixels(instance), 100, {1: 2, 2: 0, 3: 0, 4: 0, 5: 4}, {1: 900, 2: 1200, 3: 9, 4: 3, 5: 600, 6: 600}, {5})
     assert [(a.label, a.box, a.area, a.ignored) for a in found] == [
         (2, (10, 10, 30, 30), 900, False),
         (0, (60, 10, 10, 30), 300, True),  # 25 % visible
@@ -148,7 +148,7 @@ def test_fog_hides_what_stands_beyond_three_over_beta():
     instance[:, :10], instance[:, 10:20] = 1, 2
     beta = 0.15
     depth = np.where(instance == 1, 3 / beta - 0.5, 3 / beta + 0.5)
-    assert hidden_by_fog(instance, {1: 0, 2: 0, 7: 0}, beta * depth) == {2}
+    assert hidden_by_fog(visible_pixels(instance), {1: 0, 2: 0, 7: 0}, beta * depth) == {2}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mrt.data.synthetic.camera import FAR, Camera
+from mrt.data.synthetic.labels import visible_pixels
 from mrt.data.synthetic.lamps import glow, lamps_of, shine
 from mrt.data.synthetic.night import unseen_at_night
 from mrt.data.synthetic.paint import Thing
@@ -119,8 +120,8 @@ def test_at_night_contrast_decides():
     display[instance == 1] = 0.12  # a dark coat before a dark wall
     display[instance == 2] = 0.20
     display[30:34, 145:150] = 0.9  # dark but for one lamp
-    assert unseen_at_night(display, instance, {1: 0, 2: 0, 3: 2, 9: 0}, noise=0.02) == {1}
-    assert unseen_at_night(display, instance, {2: 0}, noise=0.2) == {2}
+    assert unseen_at_night(display, visible_pixels(instance), {1: 0, 2: 0, 3: 2, 9: 0}, noise=0.02) == {1}
+    assert unseen_at_night(display, visible_pixels(instance), {2: 0}, noise=0.2) == {2}
 
 
 def test_a_wet_road_mirrors_what_stands_on_it(cam):
@@ -144,5 +145,5 @@ def test_drops_hide_what_lies_under_them():
     instance[:, :5], instance[:, 10:15] = 1, 2
     covered = np.zeros((10, 20), np.float32)
     covered[:, :3], covered[:2, 10:15] = 0.9, 0.9
-    assert unseen_through_drops(covered, instance, {1: 0, 2: 0}) == {1}
-    assert unseen_through_drops(np.zeros_like(covered), instance, {1: 0, 2: 0}) == set()
+    assert unseen_through_drops(covered, visible_pixels(instance), {1: 0, 2: 0}) == {1}
+    assert unseen_through_drops(np.zeros_like(covered), visible_pixels(instance), {1: 0, 2: 0}) == set()

@@ -41,7 +41,7 @@ def generate(
 
     Images are JPEG of quality 95 with full colour resolution: measured at 640x320, 1.4 ms and 114 kB each with a mean
     change of 2.4 grey levels, below the sensor's noise, where PNG at its fastest costs 19 ms and 389 kB. One core renders
-    at least 34 images of 256x128 a second, or 11 of 640x320 (clear and foggy; night and rain take about 1.4 times as long).
+    about 34 images of 256x128 a second, or 12 of 640x320 (measured beside other work; night and rain take 1.1 to 1.5 times as long).
 
     Args:
         domain: "clear", "foggy", "night" or "rain".

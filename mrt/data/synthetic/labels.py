@@ -35,42 +35,47 @@ class Annotation:
     ignored: bool
 
 
-def annotate(instance: np.ndarray, labels: dict[int, int], covered: dict[int, int], unseen: set[int] | None = None) -> list[Annotation]:
-    """Annotations of one picture, in the order of their identities.
+Pixels = dict[int, tuple[np.ndarray, np.ndarray]]
+"""Rows and columns of the visible pixels of each identity."""
 
-    Args:
-        instance: (H, W) identity per pixel, 0 for none. labels: class of each identity.
-        covered: pixels each identity covers inside the picture, hidden ones included.
-        unseen: identities the weather hides.
-    """
-    height = instance.shape[0]
+
+def visible_pixels(instance: np.ndarray) -> Pixels:
+    """Where each identity of an instance picture (H, W; 0 for none) is seen, by rising identity."""
     ys, xs = np.nonzero(instance)
     owner = instance[ys, xs]
     order = np.argsort(owner, kind="stable")
-    ys, xs, owner = ys[order], xs[order], owner[order]
-    found, first = np.unique(owner, return_index=True)
+    ys, xs = ys[order], xs[order]
+    found, first = np.unique(owner[order], return_index=True)
+    ends = [*first[1:].tolist(), len(ys)]
+    return {k: (ys[a:b], xs[a:b]) for k, a, b in zip(found.tolist(), first.tolist(), ends, strict=True)}
+
+
+def annotate(pixels: Pixels, height: int, labels: dict[int, int], covered: dict[int, int], unseen: set[int]) -> list[Annotation]:
+    """Annotations of one picture, in the order of their identities.
+
+    Args:
+        height: of the picture, in pixels. labels: class of each identity.
+        covered: pixels each identity covers inside the picture, hidden ones included.
+        unseen: identities the weather hides.
+    """
     result = []
-    for identity, a, b in zip(found.tolist(), first.tolist(), [*first[1:].tolist(), len(owner)], strict=True):
-        if identity not in labels or b - a < GHOST:
+    for identity, (ys, xs) in pixels.items():
+        seen = len(ys)
+        if identity not in labels or seen < GHOST:
             continue
-        x0, x1, y0, y1 = int(xs[a:b].min()), int(xs[a:b].max()) + 1, int(ys[a:b].min()), int(ys[a:b].max()) + 1
-        w, h = x1 - x0, y1 - y0
+        x, y = int(xs.min()), int(ys.min())
+        w, h = int(xs.max()) + 1 - x, int(ys.max()) + 1 - y
         clear = (
-            b - a >= MIN_VISIBLE * covered[identity]
+            seen >= MIN_VISIBLE * covered[identity]
             and max(w, h) >= max(5, 0.04 * height)
             and min(w, h) >= max(2.5, 0.015 * height)
-            and b - a >= 10
-            and identity not in (unseen or ())
+            and seen >= 10
+            and identity not in unseen
         )
-        result.append(Annotation(labels[identity], (x0, y0, w, h), b - a, not clear))
+        result.append(Annotation(labels[identity], (x, y, w, h), seen, not clear))
     return result
 
 
-def hidden_by_fog(instance: np.ndarray, labels: dict[int, int], optical: np.ndarray) -> set[int]:
+def hidden_by_fog(pixels: Pixels, labels: dict[int, int], optical: np.ndarray) -> set[int]:
     """Identities whose visible pixels have a median optical depth above 3 (transmission below 5 %)."""
-    hidden = set()
-    for identity in labels:
-        seen = optical[instance == identity]
-        if len(seen) and float(np.median(seen)) > FOG_LIMIT:
-            hidden.add(identity)
-    return hidden
+    return {k for k in labels if k in pixels and float(np.median(optical[pixels[k]])) > FOG_LIMIT}

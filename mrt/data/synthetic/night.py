@@ -9,18 +9,21 @@ added as light of their own with a glow. All in linear light.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from mrt.data.synthetic.camera import FAR, Camera
+from mrt.data.synthetic.labels import Pixels
 from mrt.data.synthetic.lamps import COLOURS, Lamp, glow, lamps_of, shine
 from mrt.data.synthetic.layout import Street
 from mrt.data.synthetic.paint import Thing
-from mrt.data.synthetic.surfaces import rgb
+from mrt.data.synthetic.surfaces import strips
 from mrt.data.synthetic.weather import to_linear, to_srgb
 
 STRENGTH = {"head": 14.0, "tail": 2.2, "street": 8.0, "cabin": 0.16, "display": 0.5, "red": 3.0, "amber": 3.0, "green": 2.4}
 SODIUM, LED, SHOP, FAINT_SKY = (1.0, 0.66, 0.32), (0.95, 0.97, 1.0), (1.0, 0.80, 0.50), (0.75, 0.85, 1.15)
+NIGHT_SKY, CITY_GLOW = (0.014, 0.018, 0.028), (0.030, 0.024, 0.020)
 NIGHT_CONTRAST = 0.035
 """Contrast, in shares of the display's range, from which on a thing can be seen at night."""
 
@@ -38,54 +41,84 @@ def add_night(
     Returns:
         (H, W, 3) sRGB in 0..1, before the sensor's noise.
     """
-    reflectance = to_linear(image).transpose(2, 0, 1)
-    dx, dz = (d.astype(np.float32) for d in cam.column_rays())
-    x, z = cam.x + depth * dx, depth * dz
-    y = cam.height_m - depth * cam.row_slopes().astype(np.float32)[:, None]
-    is_ground = (instance == 0) & (y < 0.04)
+    h, w = depth.shape
     lamps = lamps_of(things)
-    faint = rng.uniform(0.010, 0.030)
-    beams = _own_beam(cam, x, y, z, depth, is_ground, rng) + _other_beams(things, cam, x, z, y)
-    sodium = rng.random() < 0.6
-    posts = _street_lamps([k for k in lamps if k.name == "street"], x, y, z, is_ground) * np.float32(rng.uniform(0.6, 1.4))
-    shops = np.exp(-np.abs(np.abs(x) - min(wall.setback for wall in street.walls.values())) / 2.5 - np.maximum(y, 0) / 2.5)
-    shops *= np.float32(rng.uniform(0.02, 0.10))
-    light = np.empty_like(reflectance)
-    for channel, (head, post, shop, sky) in enumerate(zip(COLOURS["head"], SODIUM if sodium else LED, SHOP, FAINT_SKY, strict=True)):
-        light[channel] = sky * faint + head * beams + post * posts + shop * shops
-    is_sky = depth >= FAR * 0.99
-    # the city's own light hangs in the haze above the roofs
-    haze = np.exp(-np.maximum(-cam.row_slopes(), 0) / 0.22).astype(np.float32)[:, None]
-    night_sky = rgb(0.014, 0.018, 0.028) + rgb(0.030, 0.024, 0.020) * (haze * np.float32(rng.uniform(0.3, 1.3)))
-    radiance = reflectance * np.where(is_sky, night_sky, light)
+    night = _draw_night(rng)
+    sources = shine(lamps, cam, depth, night.strength)
     house_light = windows.transpose(2, 0, 1) * (instance == 0)
-    strength = STRENGTH if sodium else {**STRENGTH, "street": 6.0}
-    sources = shine(lamps, cam, depth, strength)
-    radiance += 0.45 * house_light + sources
+    radiance = np.empty((3, h, w), np.float32)
+    for rows in strips(h, w):
+        lit = _illumination(cam, street, things, lamps, night, rows, depth[rows], instance[rows] == 0)
+        radiance[:, rows] = to_linear(image[rows]).transpose(2, 0, 1) * lit + 0.45 * house_light[:, rows] + sources[:, rows]
     radiance += glow(sources + 0.25 * house_light, ((0.006, 0.28), (0.03, 0.10), (0.12, 0.05)))
-    exposure = rng.uniform(1.1, 2.0)
-    radiance *= -exposure
+    radiance *= -night.exposure
     np.exp(radiance, out=radiance)
     return to_srgb(np.subtract(1, radiance, out=radiance)).transpose(1, 2, 0)
 
 
-def _own_beam(
-    cam: Camera, x: np.ndarray, y: np.ndarray, z: np.ndarray, depth: np.ndarray, is_ground: np.ndarray, rng: np.random.Generator
+@dataclass(frozen=True)
+class Night:
+    """What differs from night to night: strengths of the kinds of light, colour of the street lamps, exposure."""
+
+    faint: float
+    beam: float
+    posts: float
+    shops: float
+    city: float
+    post_colour: tuple[float, float, float]
+    strength: dict[str, float]
+    exposure: float
+
+
+def _draw_night(rng: np.random.Generator) -> Night:
+    sodium = rng.random() < 0.6
+    return Night(
+        faint=rng.uniform(0.010, 0.030),
+        beam=rng.uniform(22, 45),
+        posts=14.0 * rng.uniform(0.6, 1.4),
+        shops=rng.uniform(0.02, 0.10),
+        city=rng.uniform(0.3, 1.3),
+        post_colour=SODIUM if sodium else LED,
+        strength=STRENGTH if sodium else {**STRENGTH, "street": 6.0},
+        exposure=rng.uniform(1.1, 2.0),
+    )
+
+
+def _illumination(
+    cam: Camera, street: Street, things: list[Thing], lamps: list[Lamp], night: Night, rows: slice, depth: np.ndarray, bare: np.ndarray
 ) -> np.ndarray:
-    """Illumination (H, W) by the own car's dipped beam: two lamps 0.65 m high, cut off a little below the horizontal."""
+    """Light (3, h, w) that falls on the pixels of some rows; ``depth`` (h, w) metres, ``bare`` (h, w) where no thing is."""
+    dx, dz = (d.astype(np.float32) for d in cam.column_rays())
+    slopes = cam.row_slopes()[rows].astype(np.float32)[:, None]
+    x, y, z = cam.x + depth * dx, cam.height_m - depth * slopes, depth * dz
+    is_ground = bare & (y < 0.04)
+    beams = _own_beam(cam, x, y, z, depth, is_ground) * night.beam + _other_beams(things, cam, x, y, z)
+    posts = _street_lamps([k for k in lamps if k.name == "street"], x, y, z, is_ground) * night.posts
+    setback = min(wall.setback for wall in street.walls.values())
+    shops = np.exp((-np.abs(np.abs(x) - setback) - np.maximum(y, 0)) / 2.5) * night.shops
+    # the city's own light hangs in the haze above the roofs
+    haze = night.city * np.exp(-np.maximum(-slopes, 0) / 0.22)
+    is_sky = depth >= FAR * 0.99
+    light = np.empty((3, *depth.shape), np.float32)
+    for k in range(3):
+        light[k] = FAINT_SKY[k] * night.faint + COLOURS["head"][k] * beams + night.post_colour[k] * posts + SHOP[k] * shops
+        light[k] = np.where(is_sky, NIGHT_SKY[k] + CITY_GLOW[k] * haze, light[k])
+    return light
+
+
+def _own_beam(cam: Camera, x: np.ndarray, y: np.ndarray, z: np.ndarray, depth: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
+    """The own car's dipped beam (h, w) at power 1: two lamps 0.65 m high, cut off a little below the horizontal."""
     sideways = (x - cam.x) * cam.cos - z * cam.sin
     reach = np.maximum(depth, np.float32(1.0))
     angle = sideways / reach
     cut = 0.65 - 0.008 * reach + 0.12 * np.clip(angle, 0, 0.5) * reach  # the kerb side reaches higher
     below = 0.10 + 0.90 / (1 + np.exp(np.clip((y - cut - 0.25) * 5, -30, 30)))
-    spread = np.exp(-((angle / 0.42) ** 2))
-    facing = np.where(is_ground, 0.25 + 0.6 / reach, 1.0)
-    power = np.float32(rng.uniform(22, 45))
-    return (power * spread * below * facing / (reach * reach + 30.0)).astype(np.float32)
+    facing = np.where(is_ground, 0.25 + 0.6 / reach, np.float32(1.0))
+    return np.exp(-((angle / 0.42) ** 2)) * below * facing / (reach * reach + 30.0)
 
 
 def _street_lamps(lamps: list[Lamp], x: np.ndarray, y: np.ndarray, z: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
-    """Illumination (H, W) by street lamps: inverse square, Lambert's cosine on the ground and about half of it on upright surfaces."""
+    """Illumination (h, w) by street lamps of power 1: inverse square, Lambert's cosine on the ground, about half of it on walls."""
     total = np.zeros_like(x)
     for lamp in lamps:
         lamp_x, lamp_y, lamp_z = lamp.position.tolist()
@@ -100,11 +133,11 @@ def _street_lamps(lamps: list[Lamp], x: np.ndarray, y: np.ndarray, z: np.ndarray
         cosine = up * inverse  # squared: once for the angle of the surface, once for the lamp's own
         inverse *= np.where(is_ground, cosine, 0.25 * np.sqrt(cosine) + 0.35 * cosine)
         total += inverse
-    return total * 14.0
+    return total
 
 
-def _other_beams(things: list[Thing], cam: Camera, x: np.ndarray, z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Illumination (H, W) on the road before other vehicles, by the nearest six whose lamps are on."""
+def _other_beams(things: list[Thing], cam: Camera, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Illumination (h, w) on the road before other vehicles, by the nearest six whose lamps are on."""
     driving = [t for t in things if t.lamps_on and any(name == "head" for name, _, _ in t.model.lamps) and 1 < t.distance(cam) < 50]
     total = np.zeros_like(x)
     for thing in sorted(driving, key=lambda t: t.distance(cam))[:6]:
@@ -119,31 +152,25 @@ def _other_beams(things: list[Thing], cam: Camera, x: np.ndarray, z: np.ndarray,
     return total * np.exp(-np.maximum(y, 0) / 0.8)
 
 
-def unseen_at_night(display: np.ndarray, instance: np.ndarray, labels: dict[int, int], noise: float) -> set[int]:
+def unseen_at_night(display: np.ndarray, pixels: Pixels, labels: dict[int, int], noise: float) -> set[int]:
     """Identities that lack the contrast to be seen.
 
     The picture before noise, as displayed (sRGB luminance), counts. A thing is seen when the root mean square of the
-    difference between its visible pixels and the mean of the ring around it (2 % of the picture's height wide, without
-    its own pixels) reaches ``NIGHT_CONTRAST`` or the standard deviation of the sensor's noise, whichever is more: a dark car with
-    lit lamps is seen, a dark pedestrian before a dark wall is not.
+    difference between its visible pixels and the mean of what is around it (its box and 2 % of the picture's height on
+    each side, without its own pixels) reaches ``NIGHT_CONTRAST`` or the standard deviation of the sensor's noise,
+    whichever is more: a dark car with lit lamps is seen, a dark pedestrian before a dark wall is not.
     """
     luminance = display @ np.array([0.2126, 0.7152, 0.0722], np.float32)
-    height, width = instance.shape
-    margin = max(2, round(0.02 * height))
+    margin = max(2, round(0.02 * len(display)))
     hidden = set()
     for identity in labels:
-        own = instance == identity
-        ys, xs = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
-        if not len(ys):
+        if identity not in pixels:
             continue
-        box = (
-            slice(max(0, ys[0] - margin), min(height, ys[-1] + 1 + margin)),
-            slice(max(0, xs[0] - margin), min(width, xs[-1] + 1 + margin)),
-        )
-        inside, values = own[box], luminance[box]
-        around = values[~inside]
-        ground = float(around.mean()) if len(around) else 0.0
-        contrast = float(np.sqrt(np.mean((values[inside] - ground) ** 2)))
-        if contrast < max(NIGHT_CONTRAST, noise):
+        ys, xs = pixels[identity]
+        own = luminance[ys, xs]
+        around = luminance[max(0, ys.min() - margin) : ys.max() + 1 + margin, max(0, xs.min() - margin) : xs.max() + 1 + margin]
+        outside = around.size - own.size
+        ground = (float(around.sum(dtype=np.float64)) - float(own.sum(dtype=np.float64))) / outside if outside else 0.0
+        if float(np.sqrt(np.mean((own - ground) ** 2))) < max(NIGHT_CONTRAST, noise):
             hidden.add(identity)
     return hidden

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from mrt.data.synthetic.camera import Camera
+from mrt.data.synthetic.labels import Pixels
 from mrt.data.synthetic.lamps import glow, lamps_of, shine
 from mrt.data.synthetic.paint import Thing
 from mrt.data.synthetic.surfaces import noise_textures, rgb
@@ -121,10 +122,6 @@ def _lens_drops(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
     return out, covered
 
 
-def unseen_through_drops(covered: np.ndarray, instance: np.ndarray, labels: dict[int, int]) -> set[int]:
+def unseen_through_drops(covered: np.ndarray, pixels: Pixels, labels: dict[int, int]) -> set[int]:
     """Identities of whose visible pixels more than half lie under drops."""
-    under = instance[covered > 0.5]
-    if not len(under):
-        return set()
-    hits, all_ = np.bincount(under, minlength=1), np.bincount(instance.ravel())
-    return {k for k in labels if k < len(hits) and hits[k] > DROP_LIMIT * all_[k]}
+    return {k for k in labels if k in pixels and float((covered[pixels[k]] > 0.5).mean()) > DROP_LIMIT}

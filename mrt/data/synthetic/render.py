@@ -75,18 +75,20 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
         if things[k].label is not None:
             classes[identity] = things[k].label
     image = np.clip(image, 0, 1)
-    beta, unseen = 0.0, set()
-    if domain == "foggy":
+    pixels = labelling.visible_pixels(canvas.instance)
+    beta, unseen, noise, metering = 0.0, set(), (0.006, 0.016), None
+    if domain == "clear":
+        metering = 0.44
+    elif domain == "foggy":
         beta = float(betas[int(air.integers(len(betas)))])
         image, optical = weather.add_fog(image, depth, beta, air)
-        unseen = labelling.hidden_by_fog(canvas.instance, classes, optical)
-    noise = (0.006, 0.016)
-    if domain == "night":
+        unseen = labelling.hidden_by_fog(pixels, classes, optical)
+    elif domain == "night":
         noise = (0.015, 0.035)
         image = night.add_night(image, depth, canvas.instance, windows, cam, street, things, air)
-        unseen = night.unseen_at_night(image, canvas.instance, classes, noise[0])
+        unseen = night.unseen_at_night(image, pixels, classes, noise[0])
     elif domain == "rain":
         image, drops = rain.add_rain(image, depth, canvas.instance, cam, things, air)
-        unseen = rain.unseen_through_drops(drops, canvas.instance, classes)
-    picture = weather.sensor(image, chip, noise=noise, metering=0.44 if domain == "clear" else None)
-    return Rendering(picture, labelling.annotate(canvas.instance, classes, covered, unseen), depth, canvas.instance, beta)
+        unseen = rain.unseen_through_drops(drops, pixels, classes)
+    picture = weather.sensor(image, chip, noise=noise, metering=metering)
+    return Rendering(picture, labelling.annotate(pixels, height, classes, covered, unseen), depth, canvas.instance, beta)
