@@ -14,13 +14,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mrt.errors import MrtError
 
 PRESETS = Path(__file__).parent / "presets"
 Share = Annotated[float, Field(ge=0, le=1)]
+OPTIONAL = ("init", "data.classes", "teacher.ignore_above")  # where the word none means nothing; elsewhere it is a choice
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -112,11 +123,22 @@ class MaeConfig(Section):
     weight: NonNegativeFloat = 1.0
     decay: Literal["none", "hard", "linear"] = "hard"
     decay_epoch: NonNegativeInt = Field(10, description="epochs of the teaching stage after which the weight is 0 (hard, linear)")
-    variant: Literal["published", "paper"] = Field("published", description="what visible cells of the decoder's input are")
+    variant: Literal["published", "paper"] = Field(
+        "published",
+        description="what the decoder sees of visible cells (a learned embedding, the encoder's output); sets the next four too",
+    )
     mse_over: Literal["all", "masked"] = "all"
-    valid_ratios: Literal["padding", "mask"] = "padding"
-    keep_padding: bool = Field(False, description="padding cells stay masked in the masked pass (the paper)")
-    carry_over: bool = Field(False, description="teaching begins with the MAE stage's decoder (the paper), not a new one")
+    valid_ratios: Literal["padding", "mask"] = Field("mask", description='"mask" repeats the published code\'s bug')
+    keep_padding: bool = Field(False, description="padding cells stay masked in the masked pass")
+    carry_over: bool = Field(False, description="teaching begins with the MAE stage's decoder, not with a new one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_variant(cls, values: Any) -> Any:
+        """Where the paper and its code differ (method.md), settings that are not given follow the variant."""
+        if isinstance(values, Mapping) and values.get("variant") == "paper":
+            return {"mse_over": "masked", "valid_ratios": "padding", "keep_padding": True, "carry_over": True, **values}
+        return values
 
 
 class TeacherConfig(Section):
@@ -279,7 +301,9 @@ def _read(preset: str | Path) -> tuple[dict[str, Any], str]:
         path = PRESETS / f"{preset}.toml"
         if not path.is_file():
             guess = nearest(str(preset), preset_names())
-            raise MrtError(f"unknown preset {str(preset)!r}" + (f": did you mean {guess!r}?" if guess else ""), f"presets: {', '.join(preset_names())}")
+            raise MrtError(
+                f"unknown preset {str(preset)!r}" + (f": did you mean {guess!r}?" if guess else ""), f"presets: {', '.join(preset_names())}"
+            )
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -297,16 +321,17 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     free_form = dotted.startswith("data.class_map.")
     if dotted not in known and not free_form:
         guess = nearest(dotted, known) or next((key for key in known if key.endswith("." + dotted)), None)
-        raise MrtError(f"unknown setting {dotted!r}" + (f": did you mean {guess!r}?" if guess else ""), "see every setting with: mrt pretrain-source --dry-run")
+        raise MrtError(
+            f"unknown setting {dotted!r}" + (f": did you mean {guess!r}?" if guess else ""),
+            "see every setting with: mrt pretrain-source --dry-run",
+        )
     *sections, key = dotted.split(".", 2) if free_form else dotted.split(".")
     for section in sections:
         values = values.setdefault(section, {})
-    values[key] = value
+    values[key] = None if value == "none" and dotted in OPTIONAL else value
 
 
 def _parse(raw: str) -> Any:
-    if raw.lower() in ("none", "null"):
-        return None
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:

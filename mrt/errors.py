@@ -21,3 +21,7 @@ class MrtError(Exception):
 
 class RunFailed(Exception):
     """A run that started properly but could not go on (a non-finite loss, a failed worker): exit code 1."""
+
+
+class Interrupted(RunFailed):
+    """The user stopped a run; its state is on disk and ``--resume`` continues it."""

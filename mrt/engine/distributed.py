@@ -1,0 +1,84 @@
+"""The processes of a run, as ``torchrun`` starts them; one process needs nothing of this.
+
+Every reduction is the identity when there is one process, so no caller asks which case it is in.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mrt.errors import MrtError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process' place: its rank, how many there are, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of ``tensor`` over all processes (in place where there are several)."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of ``tensor`` over all processes."""
+        return self.sum(tensor) / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """``module`` with its gradients averaged over the processes."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def join(device: str = "auto") -> World:
+    """Join the process group described by ``torchrun``'s environment; without it, be the only process.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MrtError("engine.device = 'cuda', but torch sees no GPU", "run mrt doctor, or use --device cpu")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    chosen = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        if local >= torch.cuda.device_count():
+            raise MrtError(
+                f"process {local} on this machine has no GPU: there are {torch.cuda.device_count()}", "start at most one process per GPU"
+            )
+        torch.cuda.set_device(chosen)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=chosen if cuda else None)
+    return World(rank, size, chosen)
+
+
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,121 @@
+"""A run's folder: what is in it, how it starts, and what it remembers.
+
+``runs/<name>/`` holds config.json, run.json (the command, provenance, finished stages), metrics.jsonl, TensorBoard events,
+checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mrt
+from mrt.config import Config, load_config
+from mrt.data.card import DatasetCard, write_text_atomic
+from mrt.engine.step import Learner
+from mrt.errors import MrtError
+from mrt.models.weights import save_weights
+from mrt.ops import backend
+
+
+def begin_run(folder: Path, config: Config, command: dict[str, Any], cards: dict[str, DatasetCard], classes: list[str]) -> None:
+    """Make the folder and write what the run is. MrtError when there is one already."""
+    if folder.exists() and any(folder.iterdir()):
+        raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / "config.json", config.to_json())
+    data = {
+        domain: {
+            "name": card.name,
+            "domain": card.domain,
+            "sha256": {split: facts.sha256 for split, facts in card.splits.items()},
+            "details": card.details,
+        }
+        for domain, card in cards.items()
+    }
+    facts = {
+        **command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "classes": classes,
+        "data": data,
+        "finished": [],
+        "environment": provenance(),
+    }
+    write_text_atomic(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+
+
+def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The configuration and the command of a run that is to go on."""
+    facts = read_facts(folder)
+    if facts["command"] != command["command"]:
+        raise MrtError(
+            f"{folder}: is a run of mrt {facts['command']}, not of mrt {command['command']}",
+            f"mrt {facts['command']} --resume --name {folder.name}",
+        )
+    for name in ("stages", "match_adapt", "oracle"):
+        if name in command and command[name] != facts.get(name):
+            raise MrtError(
+                f"{folder}: was started with {name} = {facts.get(name)!r}, not {command[name]!r}",
+                "resume with the options of the first call",
+            )
+    return load_config(folder / "config.json"), {key: facts.get(key) for key in command}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder."""
+    path = Path(folder) / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MrtError(
+            f"{folder}: not a run folder (no run.json)", "name a folder that mrt pretrain-source or mrt adapt has written"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise MrtError(f"{path}: not readable: {error}") from None
+
+
+def finish_stage(folder: Path, stage: str) -> None:
+    """Remember that a stage is done."""
+    facts = read_facts(folder)
+    facts["finished"] = [*(name for name in facts["finished"] if name != stage), stage]
+    write_text_atomic(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+
+
+def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:
+    """``student.safetensors`` and, where there is one, ``teacher.safetensors``, each enough to rebuild its detector."""
+    networks = {"student": learner.student.detector}
+    if learner.teacher is not None:
+        networks["teacher"] = learner.teacher.module
+    for name, network in networks.items():
+        save_weights(
+            folder / f"{name}.safetensors", network, {"classes": classes, "network": name, "config": config.model_dump(mode="json")}
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, device and commit: what somebody needs who wants the same numbers."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "mrt": mrt.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "op": backend(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,159 @@
+"""A trained detector from wherever it is kept, and its figures on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrt.config import Config, validate
+from mrt.data.card import DatasetCard
+from mrt.data.dataset import DetectionDataset
+from mrt.data.loader import Batch, build_loader
+from mrt.engine import build, distributed
+from mrt.engine.report import Watcher
+from mrt.errors import MrtError
+from mrt.evaluate.coco import ImageDetections, Metrics, evaluate
+from mrt.models.detector import DeformableDETR
+from mrt.models.postprocess import top_detections
+from mrt.models.weights import load_weights
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+
+
+@dataclass
+class Result:
+    """A detector's figures on one split.
+
+    Attributes:
+        where: what was evaluated, as the caller named it. network: "teacher" or "student".
+        card, split: on what. metrics, detections: see :mod:`mrt.evaluate.coco`.
+        facts: what the weights file says of itself (classes, configuration).
+    """
+
+    where: str
+    network: str
+    card: DatasetCard
+    split: str
+    dataset: DetectionDataset
+    metrics: Metrics
+    detections: list[ImageDetections]
+    facts: dict[str, Any]
+
+
+def find_weights(where: str | Path, which: str = "auto") -> Path:
+    """The weights file of a run folder (its teacher's first), of a file, or of a name that ships with mrt.
+
+    Args:
+        which: "auto", "teacher" or "student"; only matters to a run folder.
+    """
+    path = Path(where)
+    if path.is_dir():
+        wanted = ["teacher", "student"] if which == "auto" else [which]
+        for name in wanted:
+            if (path / f"{name}.safetensors").is_file():
+                return path / f"{name}.safetensors"
+        raise MrtError(f"{path}: has no {' or '.join(wanted)} weights yet", "let the run finish a stage: continue it with --resume")
+    if path.is_file():
+        return path
+    shipped = SHIPPED / f"{where}.safetensors"
+    if shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
+    raise MrtError(
+        f"{where}: no run folder, weights file or shipped weights of that name", f"shipped with mrt: {', '.join(names) or 'none'}"
+    )
+
+
+def load_detector(where: str | Path, *, which: str = "auto", device: str | torch.device = "cpu") -> tuple[DeformableDETR, dict[str, Any]]:
+    """Rebuild a detector from its weights.
+
+    Returns:
+        The detector in eval mode on ``device``, and facts: "classes", "network" ("teacher" or "student"), "config" (plain values), "file".
+    """
+    path = find_weights(where, which)
+    detector, facts = load_weights(path)
+    return detector.to(device).eval(), {"network": "student", **facts, "file": str(path)}
+
+
+def predictor(
+    detector: DeformableDETR, device: torch.device, precision: AbstractContextManager | None = None
+) -> Callable[[Batch], list[dict]]:
+    """A function from a batch to detections in pixels of the original images: scores, labels, boxes (xyxy), best first."""
+
+    def predict(batch: Batch) -> list[dict]:
+        moved = batch.to(device)
+        with torch.inference_mode(), precision or nullcontext():
+            output = detector(moved.images, moved.padding_mask)
+            return top_detections(output.logits[-1], output.boxes[-1], [target["original_size"] for target in batch.targets])
+
+    return predict
+
+
+def measure(
+    detector: DeformableDETR,
+    dataset: DetectionDataset,
+    batch_size: int,
+    device: torch.device,
+    precision: AbstractContextManager | None = None,
+    watcher: Watcher | None = None,
+    workers: int = 0,
+) -> Metrics:
+    """COCO figures of a detector in per cent; the detector is left in eval mode."""
+    detector.eval()
+    watcher = watcher or Watcher()
+    loader = build_loader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers)
+    watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", len(dataset))
+    done = 0
+
+    def progress(images: int, _total: int) -> None:
+        nonlocal done
+        watcher.advance(images - done)
+        done = images
+
+    metrics = evaluate(predictor(detector, device, precision), loader, dataset, progress)
+    watcher.end()
+    return metrics
+
+
+def evaluate_detector(
+    where: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    which: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+    data_root: Path,
+    watcher: Watcher | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Result:
+    """Evaluate a run or a weights file on a prepared data set.
+
+    Args:
+        where, which: see :func:`find_weights`.
+        data: the data set's name; none takes the target of the run's configuration.
+        split: one of the set's splits.
+        overrides: settings to change for the evaluation, by dotted key, e.g. ``{"data.sides": [600]}``.
+    """
+    world = distributed.join(device)
+    detector, facts = load_detector(where, which=which, device=world.device)
+    config = _config(facts, overrides or {})
+    card = build.card_of(data or config.data.target, data_root)
+    if not card.labelled:
+        raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another one with --data")
+    dataset = build.evaluation_set(config, card, split, list(facts["classes"]))
+    metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world.device, None, watcher, config.engine.workers)
+    return Result(str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts)
+
+
+def _config(facts: dict[str, Any], overrides: dict[str, Any]) -> Config:
+    values = dict(facts.get("config") or {})
+    for key, value in overrides.items():
+        section, _, name = key.rpartition(".")
+        values[section] = {**values.get(section, {}), name: value}
+    return validate(values, facts["file"])

@@ -1,0 +1,292 @@
+"""The loop that every stage runs: steps, learning rate, logging, end of epoch, checkpoints, and stopping without loss."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mrt.adapt.retrain import restore
+from mrt.config import Config, MaeConfig, StageConfig
+from mrt.data.loader import Batch
+from mrt.engine import checkpoint
+from mrt.engine.report import RunLog, Watcher
+from mrt.engine.step import Learner, training_step
+from mrt.errors import Interrupted, RunFailed
+
+LABEL_ALARM = 1.5  # pseudo labels per image, as a multiple of the source's boxes per image, that hint at an explosion
+
+
+class Stream:
+    """Batches without end from a loader, shuffled anew for each pass, that can go on from any position.
+
+    Args:
+        loader: from :func:`mrt.data.loader.build_loader`.
+        position: batches already taken from the beginning of the stage.
+    """
+
+    def __init__(self, loader: DataLoader, position: int = 0) -> None:
+        loader.sampler.set_epoch(0)
+        self.loader, self.position, self.length = loader, position, len(loader)
+        self._batches: Iterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        for _ in range(2):
+            if self._batches is None:
+                epoch, done = divmod(self.position, self.length)
+                self.loader.sampler.set_epoch(epoch, done * self.loader.batch_size)
+                self._batches = iter(self.loader)
+            batch = next(self._batches, None)
+            if batch is not None:
+                self.position += 1
+                return batch
+            self._batches = None
+        raise RunFailed("the data loader gave no batch: there are fewer images than the batch size")
+
+
+@dataclass
+class Run:
+    """A run folder that is being written, and who watches.
+
+    Attributes:
+        evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the evaluated network.
+    """
+
+    folder: Path
+    config: Config
+    log: RunLog
+    watcher: Watcher
+    facts: dict[str, Any] = field(default_factory=dict)
+    evaluate: Callable[[Learner], dict[str, Any]] | None = None
+    stopping: bool = False
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that ``--resume`` continues."""
+        return self.folder / "checkpoints" / "last.pt"
+
+
+class StopSignals:
+    """While inside, Ctrl-C and SIGTERM ask the run to stop after the current step; a second Ctrl-C stops at once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.previous = run, {}
+
+    def __enter__(self) -> None:
+        try:
+            self.previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            self.previous = {}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.run.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.run.stopping = True
+        self.run.watcher.say("Stopping after this step; the state will be saved. (Ctrl-C again stops at once.)")
+
+
+def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int, warmup_steps: int) -> float:
+    """The factor on every group's base rate at a step (from 0) of the stage."""
+    total = stage.epochs * steps_per_epoch
+    ramp = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if stage.schedule == "step":
+        return ramp * (0.1 if step // steps_per_epoch >= stage.lr_drop else 1.0)
+    if stage.schedule == "linear":
+        return ramp * min(1.0, (total - step) / max(1.0, 0.4 * total))
+    return ramp
+
+
+def mae_weight(settings: MaeConfig, epoch: int, teaching: bool) -> float:
+    """lambda_mask in an epoch (from 0): constant in the MAE stage, decaying in the teaching stage (method.md, masked autoencoder)."""
+    if not teaching or settings.decay == "none":
+        return settings.weight
+    if settings.decay == "hard":
+        return settings.weight if epoch < settings.decay_epoch else 0.0
+    return settings.weight * max(0.0, 1.0 - epoch / max(1, settings.decay_epoch))
+
+
+def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: Run, steps_per_epoch: int, source_boxes: float) -> None:
+    """Run a stage from ``learner.step`` to its end.
+
+    Args:
+        name: "pretrain", "mae" or "teach"; names the log lines and the checkpoint.
+        learner: what is trained, possibly part of the way.
+        streams: batches by domain.
+        run: where to write.
+        steps_per_epoch: optimiser steps.
+        source_boxes: labelled boxes per source image, to notice pseudo labels that explode.
+
+    Raises:
+        Interrupted: stopped by a signal, after writing a checkpoint.
+        RunFailed: a loss that is not finite; the last checkpoint is from before it.
+    """
+    stage, engine = learner.stage, learner.config.engine
+    total = stage.epochs * steps_per_epoch
+    rates = [group["lr"] for group in learner.optimiser.param_groups]
+    meter = Meter()
+    run.watcher.begin(name, total, learner.step)
+    with StopSignals(run):
+        while learner.step < total:
+            epoch = learner.step // steps_per_epoch
+            factor = learning_rate(stage, learner.step, steps_per_epoch, engine.warmup_steps)
+            for group, rate in zip(learner.optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            batches = [
+                {domain: next(stream).to(learner.world.device) for domain, stream in streams.items()} for _ in range(engine.accumulate)
+            ]
+            meter.add(
+                training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
+            )
+            ends = learner.step % steps_per_epoch == 0
+            numbers: dict[str, float] = {}
+            stopping = learner.world.any(run.stopping)
+            if ends or stopping or learner.step % engine.log_every == 0:
+                numbers = {**meter.read(), "lr": stage.lr * factor}
+                run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
+            run.watcher.advance(1, **numbers)
+            if ends:
+                _end_epoch(name, learner, streams, run, epoch + 1, source_boxes, numbers, rates)
+            if stopping:
+                save_checkpoint(name, learner, streams, run, rates)
+                run.watcher.end()
+                raise Interrupted(f"stopped at step {learner.step} of {total} of stage {name}; the state is in {run.last}")
+    run.watcher.end()
+
+
+class Meter:
+    """Means of the losses since they were last read; one copy to the host per reading."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        for name, value in seen.items():
+            self._sums[name] = self._sums.get(name, 0) + value.double()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means by name.
+
+        Raises:
+            RunFailed: one of them is not finite; all are printed.
+        """
+        if not self._sums:
+            return {}
+        values = torch.stack(list(self._sums.values())).tolist()
+        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
+        self._sums, self._counts = {}, {}
+        if not all(math.isfinite(value) for name, value in means.items() if name != "grad_norm"):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            raise RunFailed(f"a loss is not finite: {shown}. Resume from the last checkpoint with a lower learning rate or without fp16.")
+        return means
+
+
+def _reversal(learner: Learner, total: int) -> float:
+    settings = learner.config.domain
+    return settings.reversal * (min(1.0, learner.step / (settings.ramp * total)) if settings.ramp else 1.0)
+
+
+def _end_epoch(
+    name: str,
+    learner: Learner,
+    streams: Mapping[str, Stream],
+    run: Run,
+    done: int,
+    source_boxes: float,
+    numbers: Mapping[str, float],
+    rates: list,
+) -> None:
+    """Thresholds, selective retraining, evaluation, log and checkpoint; ``done`` epochs are over."""
+    facts: dict[str, Any] = {"epoch": done}
+    if learner.parts.teach:
+        thresholds = learner.thresholds.update(learner.world.sum)
+        facts["thresholds"] = dict(zip(run.facts["classes"], [round(value, 6) for value in thresholds.tolist()], strict=True))
+        if numbers.get("pseudo_labels", 0.0) > LABEL_ALARM * source_boxes:
+            run.watcher.say(
+                f"Warning: {numbers['pseudo_labels']:.1f} pseudo labels per image, the source has {source_boxes:.1f} boxes: "
+                "the teacher may be running away. Raise teacher.threshold_min."
+            )
+    settings = learner.config.retrain
+    if learner.reinit and settings.every and done % settings.every == 0 and done < learner.stage.epochs:
+        restore(learner.student.detector, learner.reinit)
+        facts["retrained"] = len(learner.reinit)
+        run.watcher.say(f"epoch {done}: selective retraining put {settings.parts} back to where teaching began")
+    every = learner.config.engine.eval_every
+    if run.evaluate is not None and every and done % every == 0 and done < learner.stage.epochs:
+        for network, metrics in run.evaluate(learner).items():
+            run.log.write(name, "eval", learner.step, {"epoch": done, "network": network, **metrics})
+    run.log.write(name, "epoch", learner.step, facts)
+    save_checkpoint(name, learner, streams, run, rates)
+    keep = learner.config.engine.keep_checkpoints
+    if keep and learner.world.main:
+        _keep_numbered(run, name, done, keep)
+
+
+def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], run: Run, rates: list[float]) -> None:
+    """Write everything needed to go on from here (every process' random state, too)."""
+    states = _gather(learner, checkpoint.random_state())
+    if not learner.world.main:
+        return
+    optimiser = learner.optimiser.state_dict()
+    for group, rate in zip(optimiser["param_groups"], rates, strict=True):
+        group["lr"] = rate  # the base rate: the schedule is a function of the step
+    checkpoint.save(
+        run.last,
+        {
+            "stage": name,
+            "step": learner.step,
+            "student": learner.student.state_dict(),
+            "teacher": learner.teacher.state_dict() if learner.teacher is not None else None,
+            "optimiser": optimiser,
+            "scaler": learner.scaler.state_dict(),
+            "thresholds": learner.thresholds.state_dict(),
+            "reinit": learner.reinit,
+            "positions": {domain: stream.position for domain, stream in streams.items()},
+            "random": states,
+        },
+    )
+
+
+def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapping[str, Stream]) -> None:
+    """Undo :func:`save_checkpoint`."""
+    learner.student.load_state_dict(state["student"])
+    if learner.teacher is not None:
+        learner.teacher.load_state_dict(state["teacher"])
+    learner.optimiser.load_state_dict(state["optimiser"])
+    learner.scaler.load_state_dict(state["scaler"])
+    learner.thresholds.load_state_dict(state["thresholds"])
+    learner.reinit = {key: value.to(learner.world.device) for key, value in state["reinit"].items()}
+    learner.step = state["step"]
+    for domain, stream in streams.items():
+        stream.position = state["positions"][domain]
+    states = state["random"]
+    checkpoint.restore_random_state(states[min(learner.world.rank, len(states) - 1)])
+
+
+def _gather(learner: Learner, mine: dict[str, Any]) -> list[dict[str, Any]]:
+    if learner.world.size == 1:
+        return [mine]
+    everyone: list[Any] = [None] * learner.world.size
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _keep_numbered(run: Run, name: str, done: int, keep: int) -> None:
+    copy = run.last.with_name(f"{name}-{done:04d}.pt")
+    copy.unlink(missing_ok=True)
+    copy.hardlink_to(run.last)
+    for old in sorted(run.last.parent.glob(f"{name}-*.pt"))[:-keep]:
+        old.unlink()

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import make_set, tiny_config
+
+from mrt.engine import stages
+from mrt.engine.inference import evaluate_detector, load_detector
+from mrt.engine.report import Watcher
+from mrt.errors import Interrupted, MrtError, RunFailed
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_set(root, "clear", seed=1)
+    make_set(root, "hazy", haze=0.5, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(world, tmp_path_factory) -> Path:
+    """A source run to start from."""
+    return stages.pretrain_source(tiny_config(), tmp_path_factory.mktemp("runs") / "source", data_root=world)
+
+
+def lines(folder: Path, kind: str | None = None) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if kind in (None, line["kind"])]
+
+
+def numbers(line: dict) -> dict:
+    return {key: value for key, value in line.items() if key != "time"}
+
+
+def weights(folder: Path, name: str = "student") -> dict[str, torch.Tensor]:
+    return load_detector(folder, which=name)[0].state_dict()
+
+
+class StopAt(Watcher):
+    """Sends a signal to this process after so many steps, as Ctrl-C or a scheduler would."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.left, self.number = step, number
+
+    def advance(self, n: int = 1, **_: float) -> None:
+        self.left -= n
+        if self.left == 0:
+            signal.raise_signal(self.number)
+
+
+def test_a_source_run_leaves_all_that_is_promised(source):
+    names = {path.name for path in source.iterdir()}
+    assert {"config.json", "run.json", "metrics.jsonl", "student.safetensors", "teacher.safetensors", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    facts = json.loads((source / "run.json").read_text())
+    assert facts["finished"] == ["pretrain"] and facts["environment"]["torch"] == torch.__version__
+    assert {"source/class", "source/box", "source/giou", "source/proposal_class", "total", "grad_norm", "lr"} <= set(
+        lines(source, "train")[0]
+    )
+
+
+def test_adaptation_uses_every_part_of_the_method(world, source, tmp_path):
+    run = stages.adapt(tiny_config(), tmp_path / "run", init=str(source), data_root=world)
+    mae = [line for line in lines(run, "train") if line["stage"] == "mae"]
+    teach = [line for line in lines(run, "train") if line["stage"] == "teach"]
+    assert len(mae) == len(teach) == 4
+    assert "target/mae" in mae[0] and "target/class" not in mae[0] and "source/domain" not in mae[0]
+    assert {
+        "target/mae",
+        "target/class",
+        "source/domain",
+        "target/domain_backbone",
+        "target/domain_encoder",
+        "target/domain_decoder",
+    } <= set(teach[0])
+    assert "target/box" not in teach[0], "box losses on pseudo labels are off"
+    assert "target/mae" not in teach[-1], "the hard decay switches the branch off after decay_epoch"
+    assert teach[0]["pseudo_labels"] > 0
+    epochs = [line for line in lines(run, "epoch") if line["stage"] == "teach"]
+    assert epochs[0]["thresholds"] != epochs[1]["thresholds"]
+    assert "retrained" in epochs[0] and "retrained" not in epochs[-1], "never after the last epoch"
+
+
+def test_the_fair_baseline_takes_the_same_steps_without_adaptive_parts(world, source, tmp_path):
+    config = tiny_config()
+    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_adapt=True, data_root=world)
+    mrt = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=world)
+    steps = [[(line["stage"], line["step"], line["lr"]) for line in lines(run, "train")] for run in (fair, mrt)]
+    assert steps[0] == steps[1]
+    assert not any(name.startswith("target") or "domain" in name for line in lines(fair, "train") for name in line)
+    assert (fair / "teacher.safetensors").is_file()
+
+
+def test_the_oracle_learns_from_target_labels(world, source, tmp_path):
+    for oracle in ("target", "source+target"):
+        run = stages.pretrain_source(tiny_config(), tmp_path / oracle, init=str(source), match_adapt=True, oracle=oracle, data_root=world)
+        assert json.loads((run / "run.json").read_text())["oracle"] == oracle
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [1, 4, 5, 7])
+def test_resuming_equals_never_having_stopped(world, source, tmp_path, stop, number):
+    config = tiny_config()
+    whole = stages.adapt(config, tmp_path / "whole", init=str(source), data_root=world)
+    with pytest.raises(Interrupted, match=r"last\.pt"):
+        stages.adapt(config, tmp_path / "stopped", init=str(source), data_root=world, watcher=StopAt(stop, number))
+    stopped = stages.adapt(config, tmp_path / "stopped", resume=True, data_root=world)
+    for name in ("student", "teacher"):
+        expected, found = weights(whole, name), weights(stopped, name)
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert [numbers(line) for line in lines(whole, "train")][-2:] == [numbers(line) for line in lines(stopped, "train")][-2:]
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(world, source, tmp_path):
+    class Killed(Exception):
+        pass
+
+    class Kill(StopAt):
+        def advance(self, n: int = 1, **_: float) -> None:
+            self.left -= n
+            if self.left == 0:
+                raise Killed
+
+    config = tiny_config()
+    whole = stages.adapt(config, tmp_path / "whole", init=str(source), data_root=world)
+    with pytest.raises(Killed):
+        stages.adapt(config, tmp_path / "killed", init=str(source), data_root=world, watcher=Kill(7))
+    killed = stages.adapt(config, tmp_path / "killed", resume=True, data_root=world)
+    expected, found = weights(whole), weights(killed)
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_one_seed_one_result_and_workers_do_not_matter(world, tmp_path):
+    runs = [
+        stages.pretrain_source(tiny_config(**{"engine.workers": workers, "seed": seed}), tmp_path / f"{seed}-{workers}", data_root=world)
+        for seed, workers in ((0, 0), (0, 1), (1, 0))
+    ]
+    first, workers, other = (weights(run) for run in runs)
+    assert all(torch.equal(first[key], workers[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_accumulated_batches_give_the_whole_batch_gradient(world, tmp_path):
+    changes = {"model.dropout": 0.0, "pretrain.epochs": 1, "pretrain.steps_per_epoch": 1}
+    for accumulate in (1, 2):
+        stages.pretrain_source(tiny_config(**changes, **{"engine.accumulate": accumulate}), tmp_path / str(accumulate), data_root=world)
+    one, two = (lines(tmp_path / name, "train")[0] for name in "12")
+    assert one["source/class"] == pytest.approx(two["source/class"], rel=0.3), "normalised by each part's own boxes"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_shown(world, tmp_path):
+    with pytest.raises(RunFailed, match="not finite"):
+        stages.pretrain_source(tiny_config(**{"pretrain.lr": 1e30}), tmp_path / "run", data_root=world)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w, s, t: stages.adapt(tiny_config(), t / "r", data_root=w), "mrt pretrain-source"),
+        (lambda w, s, t: stages.adapt(tiny_config(), t / "r", init="nothing", data_root=w), "no run folder, weights file"),
+        (lambda w, s, t: stages.adapt(tiny_config(), s, init=str(s), data_root=w), "exists already"),
+        (lambda w, s, t: stages.adapt(tiny_config(), t / "r", resume=True, data_root=w), "not a run folder"),
+        (lambda w, s, t: stages.adapt(tiny_config(), s, resume=True, data_root=w), "is a run of mrt pretrain-source"),
+        (lambda w, s, t: stages.adapt(tiny_config(), t / "r", init=str(s), stages=("tech",), data_root=w), "tech"),
+        (
+            lambda w, s, t: stages.adapt(tiny_config(**{"data.target": "foggy"}), t / "r", init=str(s), data_root=w),
+            "mrt prepare-data foggy",
+        ),
+        (lambda w, s, t: stages.adapt(tiny_config(**{"model.num_queries": 9}), t / "r", init=str(s), data_root=w), "do not fit|classes"),
+        (lambda w, s, t: stages.adapt(tiny_config(**{"data.classes": ["red", "blue"]}), t / "r", init=str(s), data_root=w), "blue"),
+        (
+            lambda w, s, t: stages.adapt(tiny_config(**{"data.classes": ["red"]}), t / "r", init=str(s), data_root=w),
+            "its classes are red, green",
+        ),
+        (lambda w, s, t: stages.adapt(tiny_config(**{"engine.batch_size": 64}), t / "r", init=str(s), data_root=w), "fewer than a batch"),
+    ],
+)
+def test_bad_input_gives_one_clear_error(world, source, tmp_path, call, message):
+    with pytest.raises(MrtError, match=message):
+        call(world, source, tmp_path)
+
+
+def test_evaluating_a_run_and_its_weights_file_agree(world, source):
+    by_run = evaluate_detector(source, data="hazy", data_root=world)
+    by_file = evaluate_detector(source / "teacher.safetensors", data="hazy", data_root=world)
+    assert by_run.network == "teacher" and by_run.metrics.to_dict() == by_file.metrics.to_dict()
+    assert by_run.metrics.num_images == 8 and len(by_run.detections) == 8
+
+
+def test_an_unlabelled_target_is_enough_to_adapt_but_not_to_evaluate(world, source, tmp_path):
+    make_set(tmp_path, "clear", seed=1)
+    make_set(tmp_path, "hazy", haze=0.5, seed=2, labelled=False)
+    config = tiny_config(**{"engine.eval_every": 1})
+    stages.adapt(config, tmp_path / "run", init=str(source), data_root=tmp_path)
+    with pytest.raises(MrtError, match="no labels"):
+        evaluate_detector(tmp_path / "run", data_root=tmp_path)
