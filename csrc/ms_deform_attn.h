@@ -55,7 +55,8 @@ inline Sizes check_value(const Tensor& value, const Shapes& shapes, const Tensor
   return sizes;
 }
 
-inline void check_like(const Tensor& value, const Tensor& tensor, ScalarType dtype, const char* name, std::initializer_list<int64_t> expected) {
+inline void check_like(const Tensor& value, const Tensor& tensor, ScalarType dtype, const char* name,
+                       std::initializer_list<int64_t> expected) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(i) == expected.begin()[i];
   STD_TORCH_CHECK(same, "mrt: ", name, " has a shape that does not fit");
@@ -96,7 +97,8 @@ using Grads4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
   Tensor ms_deform_attn(Tensor value, Shapes shapes, Tensor locations, Tensor weights);                                                 \
   Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights);                    \
   Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits);                           \
-  Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits); \
+  Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets,              \
+                                       Tensor logits);                                                                                  \
   }
 
 MRT_DECLARE_BACKEND(cpu)

@@ -2,13 +2,17 @@
 // pragma may use these instructions.
 #include <cmath>
 #include <cstring>
-#include <memory>
+#include <limits>
 #include <new>
+#include <utility>
 
 #include "kernels.h"
 
 #ifdef MRT_X86_LEVELS
 #pragma GCC target("arch=x86-64-v3")
 #define MRT_INSTRUCTION_SET avx2
+#define MRT_VECTOR_BYTES 32
+#include "vectors.inl"
+#include "points.inl"
 #include "slices.inl"
 #endif

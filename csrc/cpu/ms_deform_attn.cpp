@@ -1,5 +1,7 @@
 // CPU host code: tensors to pointers, 16-bit values to float32 and back, work to threads, and the choice of instruction set.
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 
 #include "kernels.h"
 
@@ -9,13 +11,17 @@ namespace {
 // About this many multiply-adds are worth a thread of their own.
 constexpr int64_t kWorkPerThread = 1 << 18;
 
+// The best one this processor has; like PyTorch's own kernels, ATEN_CPU_CAPABILITY=avx2 or =default asks for less.
 const InstructionSet& instruction_set() {
 #ifdef MRT_X86_LEVELS
-  static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  static const char* const asked = std::getenv("ATEN_CPU_CAPABILITY");
+  static const std::string_view most = asked == nullptr ? "" : asked;
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                                 __builtin_cpu_supports("avx512vl");
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  if (has_avx512) return avx512;
-  if (has_avx2) return avx2;
+  if (has_avx512 && most != "avx2" && most != "default") return avx512;
+  if (has_avx2 && most != "default") return avx2;
 #endif
   return baseline;
 }
@@ -49,7 +55,8 @@ Tensor compact(const Tensor& tensor, ScalarType dtype) { return torch::stable::c
 Tensor like(const Tensor& tensor, ScalarType dtype) { return torch::stable::new_empty(tensor, tensor.sizes(), dtype); }
 
 template <typename T>
-void run_forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights, const Tensor& output) {
+void run_forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights,
+                 const Tensor& output) {
   Call<T> call{};
   call.sizes = &sizes;
   call.value = read<T>(value);

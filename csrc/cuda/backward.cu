@@ -83,19 +83,22 @@ template <typename V, typename R>
 cudaError_t launch_backward(const Geometry& geometry, const Inputs<V, R>& inputs, const V* grad_output, const Gradients<R>& gradients,
                             cudaStream_t stream) {
   if (geometry.items == 0) return cudaSuccess;
-  backward_kernel<V, R><<<static_cast<unsigned>(blocks_for(geometry.items * kWarp)), kThreads, 0, stream>>>(geometry, inputs, grad_output, gradients);
+  const unsigned blocks = static_cast<unsigned>(blocks_for(geometry.items * kWarp));
+  backward_kernel<V, R><<<blocks, kThreads, 0, stream>>>(geometry, inputs, grad_output, gradients);
   return cudaGetLastError();
 }
 
 template <typename R>
-cudaError_t launch_reference_gradient(const Geometry& geometry, int64_t batch, const R* grad_offsets, R* grad_references, cudaStream_t stream) {
+cudaError_t launch_reference_gradient(const Geometry& geometry, int64_t batch, const R* grad_offsets, R* grad_references,
+                                      cudaStream_t stream) {
   const int64_t total = batch * geometry.queries * geometry.levels;
   if (total == 0) return cudaSuccess;
   reference_kernel<R><<<static_cast<unsigned>(blocks_for(total)), kThreads, 0, stream>>>(geometry, total, grad_offsets, grad_references);
   return cudaGetLastError();
 }
 
-#define MRT_BACKWARD(V, R) template cudaError_t launch_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients<R>&, cudaStream_t);
+#define MRT_BACKWARD(V, R) \
+  template cudaError_t launch_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients<R>&, cudaStream_t);
 MRT_BACKWARD(float, float)
 MRT_BACKWARD(double, double)
 MRT_BACKWARD(c10::BFloat16, float)

@@ -40,6 +40,7 @@ cudaError_t launch_backward(const Geometry& geometry, const Inputs<V, R>& inputs
 
 // grad_references (N, Q, L, 2) from the offsets' gradient (N, Q, M, L, P, 2).
 template <typename R>
-cudaError_t launch_reference_gradient(const Geometry& geometry, int64_t batch, const R* grad_offsets, R* grad_references, cudaStream_t stream);
+cudaError_t launch_reference_gradient(const Geometry& geometry, int64_t batch, const R* grad_offsets, R* grad_references,
+                                      cudaStream_t stream);
 
 }  // namespace mrt::cuda

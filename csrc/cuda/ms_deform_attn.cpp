@@ -49,7 +49,8 @@ Tensor compact(const Tensor& tensor) { return torch::stable::contiguous(tensor);
 
 template <typename V, typename R>
 Inputs<V, R> inputs(const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights) {
-  return {data<const V>(value), references == nullptr ? nullptr : data<const R>(*references), data<const R>(points), data<const R>(weights)};
+  const R* centres = references == nullptr ? nullptr : data<const R>(*references);
+  return {data<const V>(value), centres, data<const R>(points), data<const R>(weights)};
 }
 
 // Calls body with a value of the tensor's dtype and one of its arithmetic's.
@@ -84,12 +85,14 @@ Grads3 backward(const Sizes& sizes, const Tensor& grad_output_in, const Tensor& 
   const Tensor value = compact(value_in), points = compact(points_in), weights = compact(weights_in), grad_output = compact(grad_output_in);
   // Added up in float32 (float64 for float64), whatever value is.
   const Tensor grad_value = torch::stable::new_zeros(value, value.sizes(), point_dtype(value));
-  const Tensor grad_points = torch::stable::new_empty(points, points.sizes()), grad_weights = torch::stable::new_empty(weights, weights.sizes());
+  const Tensor grad_points = torch::stable::new_empty(points, points.sizes());
+  const Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
   with_dtypes(value, [&](auto v, auto r) {
     using V = decltype(v);
     using R = decltype(r);
     const Gradients<R> gradients{data<R>(grad_value), data<R>(grad_points), data<R>(grad_weights)};
-    STD_CUDA_CHECK(launch_backward(g, inputs<V, R>(value, references, points, weights), data<const V>(grad_output), gradients, current_stream(value)));
+    const Inputs<V, R> in = inputs<V, R>(value, references, points, weights);
+    STD_CUDA_CHECK(launch_backward(g, in, data<const V>(grad_output), gradients, current_stream(value)));
   });
   return {torch::stable::to(grad_value, value.scalar_type()), grad_points, grad_weights};
 }

@@ -62,8 +62,8 @@ struct Point {
 };
 
 template <typename R>
-__device__ __forceinline__ Point<R> read_point(const Geometry& g, const R* references, const R* points, const R* weights, int64_t item, int64_t k,
-                                               const Softmax<R>& softmax) {
+__device__ __forceinline__ Point<R> read_point(const Geometry& g, const R* references, const R* points, const R* weights, int64_t item,
+                                               int64_t k, const Softmax<R>& softmax) {
   Point<R> p{R(0), R(0), R(0), {-1, -1, -1, -1}, 0};
   if (k >= g.samples) return p;
   const int level = static_cast<int>(k / g.points);

@@ -27,7 +27,7 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Sequence[Sequence[int]], sampl
         value: (N, S, M, D) features of M heads, D channels each; the S cells are the levels' rows one after another.
             float32, bfloat16, float16 (arithmetic in float32) or float64.
         spatial_shapes: (H, W) of each of the L levels, plain integers; their areas sum to S.
-        sampling_locations: (N, Q, M, L, P, 2), (x, y) as shares of the level, (0, 0) its top left corner; float32 (float64 for a float64 value).
+        sampling_locations: (N, Q, M, L, P, 2), (x, y) as shares of the level, (0, 0) its top left corner; float32 (float64 where value is).
         attention_weights: (N, Q, M, L, P), same dtype as the locations.
 
     Returns:

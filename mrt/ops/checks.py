@@ -74,9 +74,8 @@ def _check_value(op: str, value: Tensor, spatial_shapes: Sequence[Sequence[int]]
             raise ValueError(f"{op}: every entry of spatial_shapes must be (H, W) with both at least 1, got {tuple(shape)}")
         cells += shape[0] * shape[1]
     if cells != value.shape[1]:
-        raise ValueError(
-            f"{op}: spatial_shapes {[tuple(shape) for shape in spatial_shapes]} hold {cells} cells, but value (N, S, M, D) has S = {value.shape[1]}"
-        )
+        levels = [tuple(shape) for shape in spatial_shapes]
+        raise ValueError(f"{op}: spatial_shapes {levels} hold {cells} cells, but value (N, S, M, D) has S = {value.shape[1]}")
     return len(spatial_shapes)
 
 
@@ -86,7 +85,8 @@ def _check_like(op: str, value: Tensor, name: str, tensor: Tensor, names: str, e
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     if tensor.dtype != dtype:
         raise TypeError(
-            f"{op}: {name} must be {dtype} where value is {value.dtype} (16-bit locations miss their cell), got {tensor.dtype}; pass {name}.to({dtype})"
+            f"{op}: {name} must be {dtype} where value is {value.dtype}, got {tensor.dtype} (16-bit locations miss their cell); "
+            f"pass {name}.to({dtype})"
         )
     if tensor.device != value.device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, but value is on {value.device}")

@@ -102,7 +102,7 @@ def _fresh(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def _fake_plain(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+def _fake_plain(value, spatial_shapes, sampling_locations, attention_weights) -> Tensor:
     check_plain(value, _pairs(spatial_shapes), sampling_locations, attention_weights)
     return _output(value, sampling_locations.shape[1])
 
@@ -113,7 +113,7 @@ def _fake_plain_backward(grad_output, value, spatial_shapes, sampling_locations,
     return _fresh(value), _fresh(sampling_locations), _fresh(attention_weights)
 
 
-def _fake_fused(value: Tensor, spatial_shapes: Shapes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor) -> Tensor:
+def _fake_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits) -> Tensor:
     check_fused(value, _pairs(spatial_shapes), reference_points, sampling_offsets, attention_logits)
     return _output(value, sampling_offsets.shape[1])
 
@@ -130,14 +130,16 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _plain_gradient(ctx, grad_output: Tensor):
-    value, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = torch.ops.mrt.ms_deform_attn_backward(grad_output, value, ctx.spatial_shapes, locations, weights)
-    return grad_value, None, grad_locations, grad_weights
+    value, *points = ctx.saved_tensors
+    backward = torch.ops.mrt.ms_deform_attn_backward.default
+    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points)
+    return grad_value, None, *grads
 
 
 def _fused_gradient(ctx, grad_output: Tensor):
-    value, points, offsets, logits = ctx.saved_tensors
-    grad_value, *grads = torch.ops.mrt.ms_deform_attn_fused_backward(grad_output, value, ctx.spatial_shapes, points, offsets, logits)
+    value, *points = ctx.saved_tensors
+    backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
+    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points)
     return grad_value, None, *grads
 
 

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: the oracle the native kernels are tested against, and the fallback where they are missing."""
+"""Multi-scale deformable attention in plain PyTorch: the oracle of the kernels' tests, and the fallback where there are no kernels."""
 
 from __future__ import annotations
 

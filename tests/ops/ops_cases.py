@@ -25,7 +25,18 @@ def use_backend(monkeypatch: pytest.MonkeyPatch, device: str, backend: str) -> N
 
 
 def make_case(
-    *, batch=2, heads=2, dim=8, queries=5, shapes=((4, 6), (2, 3)), points=3, spread=1.5, dtype=torch.float64, value_dtype=None, device="cpu", seed=0
+    *,
+    batch=2,
+    heads=2,
+    dim=8,
+    queries=5,
+    shapes=((4, 6), (2, 3)),
+    points=3,
+    spread=1.5,
+    dtype=torch.float64,
+    value_dtype=None,
+    device="cpu",
+    seed=0,
 ):
     """(value, reference_points, sampling_offsets, attention_logits), leaves that require a gradient; points keep off cell borders."""
     generator = torch.Generator().manual_seed(seed)

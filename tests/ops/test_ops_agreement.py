@@ -10,8 +10,9 @@ from ops_cases import NATIVE_CPU, make_case, needs_cuda, needs_native, plain_inp
 
 from mrt.ops import native, reference
 
-# Largest error as a share of the array's largest value: measured here times about three. float16 and bfloat16 round value and output.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+# Largest error as a share of the array's largest value. Measured over the usual sizes: 2e-15, 8e-7, 5e-4 and 4e-3; the last two are one
+# rounding of the output or of value's gradient.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 6))
 DEVICES = [pytest.param("cpu", marks=needs_native), pytest.param("cuda", marks=needs_cuda)]
@@ -30,17 +31,17 @@ def compare(case, shapes, *, fused, value_dtype, device="cpu"):
     ours = [tensor.detach().to(device, value_dtype if i == 0 else point_dtype).requires_grad_() for i, tensor in enumerate(inputs)]
     exact = [tensor.detach().double().requires_grad_() for tensor in ours]
     flat = [side for shape in shapes for side in shape]
-    op, oracle = (native.ms_deform_attn_fused, reference.ms_deform_attn_fused) if fused else (native.ms_deform_attn, reference.ms_deform_attn)
-    output, expected = op(ours[0], flat, *ours[1:]), oracle(exact[0], shapes, *exact[1:])
+    name = "ms_deform_attn_fused" if fused else "ms_deform_attn"
+    output, expected = getattr(native, name)(ours[0], flat, *ours[1:]), getattr(reference, name)(exact[0], shapes, *exact[1:])
     assert output.dtype == value_dtype and output.shape == expected.shape
     upstream = torch.randn_like(expected).to(value_dtype)
     output.backward(upstream)
     expected.backward(upstream.double())
     tolerance = TOLERANCE[value_dtype]
-    assert relative_error(output, expected) <= tolerance
+    assert relative_error(output, expected) <= tolerance, "output"
     for name, mine, theirs in zip(("value", "points 1", "points 2", "points 3"), ours, exact, strict=False):
         assert mine.grad.dtype == mine.dtype
-        assert relative_error(mine.grad, theirs.grad) <= 3 * tolerance, f"gradient of {name}"
+        assert relative_error(mine.grad, theirs.grad) <= tolerance, f"gradient of {name}"
 
 
 @pytest.mark.skipif(not NATIVE_CPU, reason="no C++ kernels")

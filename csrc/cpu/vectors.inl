@@ -1,0 +1,185 @@
+// Vectors of one register: how to load, store, shuffle and sum them. Included before points.inl and slices.inl, once per instruction set
+// (baseline.cpp, avx2.cpp, avx512.cpp), each time into an unnamed namespace of its own. MRT_VECTOR_BYTES is the register's length.
+
+namespace mrt::cpu {
+namespace {
+
+constexpr int kBytes = MRT_VECTOR_BYTES;
+constexpr int kMaxVectors = kBytes == 16 ? 8 : 4;  // per row, kept in registers; wider heads are done in several passes over the channels
+
+// Vectors of one register in the compiler's own notation. Comparisons give Integers: all bits set or none.
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kBytes)));
+  typedef int32_t integers __attribute__((vector_size(kBytes)));
+  using integer = int32_t;
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kBytes)));
+  typedef int64_t integers __attribute__((vector_size(kBytes)));
+  using integer = int64_t;
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+template <typename T>
+using Integers = typename VectorOf<T>::integers;
+template <typename T>
+using Integer = typename VectorOf<T>::integer;
+template <typename T>
+constexpr int kLanes = kBytes / sizeof(T);
+template <typename T>
+using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+
+#define MRT_INLINE inline __attribute__((always_inline))
+
+template <typename T>
+MRT_INLINE Vector<T> load(const T* from) {
+  Vector<T> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <typename T>
+MRT_INLINE Integers<T> load_integers(const Integer<T>* from) {
+  Integers<T> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <typename E, typename V>
+MRT_INLINE void store(E* to, V v) {
+  std::memcpy(to, &v, sizeof(v));
+}
+
+template <typename T>
+MRT_INLINE void prefetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) __builtin_prefetch(from + i);
+}
+
+// The first `count` (fewer than kLanes) elements, zeros after them. Reads a whole vector unless that would pass `end`.
+template <typename T>
+MRT_INLINE Vector<T> load_part(const T* from, int64_t count, const T* end) {
+  Vector<T> v{};
+  if (end - from >= kLanes<T>) {
+    Integers<T> lane;
+    for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+    v = lane < static_cast<Integer<T>>(count) ? load(from) : v;
+  } else {
+    for (int64_t i = 0; i < count; ++i) v[i] = from[i];
+  }
+  return v;
+}
+
+template <typename T>
+MRT_INLINE void store_part(T* to, Vector<T> v, int64_t count) {
+  constexpr int64_t half = kLanes<T> / 2;
+  if (count >= half) std::memcpy(to, &v, half * sizeof(T));
+  for (int64_t i = count >= half ? half : 0; i < count; ++i) to[i] = v[i];
+}
+
+// V vectors' worth of a row of `width` elements.
+template <typename T, int V>
+MRT_INLINE void load_row(const T* from, int64_t width, const T* end, Vector<T> (&row)[V]) {
+  for (int v = 0; v < V; ++v) {
+    const int64_t left = width - v * kLanes<T>;
+    row[v] = left >= kLanes<T> ? load(from + v * kLanes<T>) : load_part(from + v * kLanes<T>, left, end);
+  }
+}
+
+template <typename T, int V>
+MRT_INLINE void store_row(T* to, int64_t width, const Vector<T> (&row)[V]) {
+  for (int v = 0; v < V; ++v) {
+    const int64_t left = width - v * kLanes<T>;
+    left >= kLanes<T> ? store(to + v * kLanes<T>, row[v]) : store_part(to + v * kLanes<T>, row[v], left);
+  }
+}
+
+template <int N, typename V, int... I>
+MRT_INLINE V rotate(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I + N) % static_cast<int>(sizeof...(I))...);
+}
+
+// Every second element of a and b, from element N (0 or 1) on.
+template <int N, typename V, int... I>
+MRT_INLINE V every_second(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, 2 * I + N...);
+}
+
+// a0 b0 a1 b1 ..., starting with element N of each.
+template <int N, typename V, int... I>
+MRT_INLINE V interleave(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, I / 2 + N + I % 2 * static_cast<int>(sizeof...(I))...);
+}
+
+// All lanes combined, in every lane.
+template <typename T, typename Combine>
+MRT_INLINE Vector<T> fold(Vector<T> v, const Combine& combine) {
+  if constexpr (kLanes<T> > 8) v = combine(v, rotate<8>(v, Lanes<T>{}));
+  if constexpr (kLanes<T> > 4) v = combine(v, rotate<4>(v, Lanes<T>{}));
+  if constexpr (kLanes<T> > 2) v = combine(v, rotate<2>(v, Lanes<T>{}));
+  return combine(v, rotate<1>(v, Lanes<T>{}));
+}
+
+template <typename T>
+MRT_INLINE Vector<T> sum_of(Vector<T> v) {
+  return fold<T>(v, [](Vector<T> a, Vector<T> b) { return a + b; });
+}
+
+template <typename T>
+MRT_INLINE Vector<T> largest_of(Vector<T> v) {
+  return fold<T>(v, [](Vector<T> a, Vector<T> b) { return a > b ? a : b; });
+}
+
+// The sums of a float vector's lanes that are 4 apart.
+typedef float Four __attribute__((vector_size(16)));
+template <typename V>
+MRT_INLINE Four sum_to_four(V v) {
+  if constexpr (sizeof(V) == 64) {
+    return sum_to_four(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else if constexpr (sizeof(V) == 32) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  } else {
+    return v;
+  }
+}
+
+// The sums of four vectors' lanes, together cheaper than one by one.
+MRT_INLINE void sum_lanes(const Vector<float> (&s)[4], float* sums) {
+  const Four a = sum_to_four(s[0]), b = sum_to_four(s[1]), c = sum_to_four(s[2]), d = sum_to_four(s[3]);
+  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  store(sums, __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+}
+
+MRT_INLINE void sum_lanes(const Vector<double> (&s)[4], double* sums) {
+  for (int c = 0; c < 4; ++c) sums[c] = sum_of<double>(s[c])[0];
+}
+
+// exp(x) for x <= 0: x = n ln 2 + r, Taylor series for exp(r), n into the exponent. 1 ulp or so; 0 below exp(-80), before products with
+// attention weights become denormal numbers, on which processors are slow.
+MRT_INLINE Vector<float> exponential(Vector<float> argument) {
+  const Integers<float> tiny = argument < -80.0f;
+  const Vector<float> x = tiny ? Vector<float>{} : argument;
+  const Integers<float> n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers<float>);  // rounds to nearest: x is not positive
+  const Vector<float> whole = __builtin_convertvector(n, Vector<float>);
+  const Vector<float> r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Vector<float> e = r * (1.0f / 5040) + 1.0f / 720;
+  e = e * r + 1.0f / 120;
+  e = e * r + 1.0f / 24;
+  e = e * r + 1.0f / 6;
+  e = e * r + 0.5f;
+  e = e * r + 1.0f;
+  e = e * r + 1.0f;
+  return tiny ? Vector<float>{} : e * (Vector<float>)((n + 127) << 23);
+}
+
+MRT_INLINE Vector<double> exponential(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+}  // namespace
+}  // namespace mrt::cpu
