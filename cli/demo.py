@@ -196,7 +196,7 @@ def finish(road: Road, record: Path | None, images: int) -> None:
     """The table, the picture and the figures as JSON."""
     import json
 
-    from mrt.data.card import write_text_atomic
+    from mrt.files import write_text
 
     from . import evaluate
     from .console import RANK, say
@@ -210,7 +210,7 @@ def finish(road: Road, record: Path | None, images: int) -> None:
     if RANK == 0:
         for path in (road.folder("results.json"), *([record] if record else [])):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(path, json.dumps(figures, indent=1) + "\n")
+            write_text(path, json.dumps(figures, indent=1) + "\n")
     say(f"The same foggy images before and after: {picture}")
     say(f"All figures: {road.folder('results.json')}")
 

@@ -167,13 +167,13 @@ def write(names: Sequence[str], results: Sequence[Result], run_root: Path, json_
 def _write(json_file: Path | None, csv_file: Path | None, records: list[dict[str, Any]]) -> list[Path]:
     import json
 
-    from mrt.data.card import write_text_atomic
+    from mrt.files import write_text
 
     texts = {json_file: json.dumps(records, indent=1) + "\n", csv_file: to_csv(records)}
     paths = [path for path in texts if path is not None]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, texts[path])
+        write_text(path, texts[path])
     return paths
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mrt.engine.report import Watcher
 
 DEMO_DOMAINS = ["clear", "foggy"]
-DEMO_SPLITS = {"train": 600, "val": 200, "test": 300}
+DEMO_SPLITS = {"train": 800, "val": 200, "test": 300}
 DEMO_SIZE = "256x128"
 DOWNLOADED = ("cityscapes", "foggy", "sim10k", "bdd100k", "custom")
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mrt.config import Config, flag_name, known_keys, load_config, nearest
-from mrt.data.card import file_sha256, read_json, write_text_atomic
+from mrt.data.card import file_sha256, read_json
 from mrt.data.registry import find_dataset
 from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt.files import write_text
 
 MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints")  # of [engine]: they change no result
 SHIPPED = Path(__file__).parent / "weights"
@@ -252,7 +253,7 @@ def _run_one(trial: Trial, root: Path, data_root: Path, split: str, data: Mappin
         "data": dict(data),
         "metrics": found.metrics.to_dict(),
     }
-    write_text_atomic(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -303,8 +304,8 @@ def write_tables(
     """Write ``stem.json`` (rows, every trial, what it was made with) and ``stem.csv`` (a line per row); returns both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
-    write_text_atomic(paths[0], json.dumps({**about, "rows": list(rows), "trials": list(results)}, indent=1) + "\n")
-    write_text_atomic(paths[1], to_csv(rows))
+    write_text(paths[0], json.dumps({**about, "rows": list(rows), "trials": list(results)}, indent=1) + "\n")
+    write_text(paths[1], to_csv(rows))
     return paths
 
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt.errors import MrtError
+from mrt.files import write_text
 
 CARD_NAME = "dataset.json"
 CARD_VERSION = 1
@@ -96,33 +95,12 @@ class DatasetCard:
         return self.folder / self.split(split).images  # an absolute path replaces the folder
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 text under a temporary name in the same folder, fsync, rename: a reader sees the old file or the whole new one."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 def write_card(card: DatasetCard, folder: Path | None = None) -> Path:
     """Write ``dataset.json`` into ``folder`` (default: the card's own), atomically; returns its path."""
     path = (card.folder if folder is None else Path(folder)) / CARD_NAME
     content = {"version": CARD_VERSION, **asdict(card), "classes": list(card.classes)}
     del content["folder"]
-    write_text_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -128,13 +128,6 @@ class EpochSampler(Sampler[SampleKey]):
         for index in order[self.rank :: self.world_size][self.start :]:
             yield SampleKey(index, f"{self.seed}/{self.epoch}/{index}")
 
-    def state_dict(self, batches_done: int, batch_size: int) -> dict[str, int]:
-        """Where a run is after ``batches_done`` batches of this iteration (workers have read ahead, so the loop has to say)."""
-        return {"epoch": self.epoch, "start": self.start + batches_done * batch_size}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.set_epoch(state["epoch"], state["start"])
-
 
 def build_loader(
     dataset: DetectionDataset,
@@ -151,8 +144,8 @@ def build_loader(
     """A ``DataLoader`` of :class:`Batch`; ``batch_size`` is per process. Call ``loader.sampler.set_epoch(epoch)`` before each epoch."""
     if drop_last and len(dataset) // world_size < batch_size:
         raise MrtError(
-            f"{dataset.card.name}/{dataset.split}: {len(dataset)} images do not fill {world_size} x {batch_size} (processes x batch)",
-            "Choose a smaller batch, or use more images.",
+            f"{len(dataset)} images do not fill a batch: {world_size} processes x {batch_size} images",
+            "Choose a smaller batch (engine.batch_size), or use more images.",
         )
     sampler = EpochSampler(len(dataset), seed, shuffle, rank, world_size, drop_last)
     return DataLoader(
@@ -167,15 +160,3 @@ def build_loader(
         prefetch_factor=4 if num_workers > 0 else None,
         generator=torch.Generator().manual_seed(seed),  # else each pass draws from the generator that dropout and masks use
     )
-
-
-def endless(loader: DataLoader, batches_done: int = 0) -> Iterator[Batch]:
-    """Batches of epoch after epoch for a set that is shorter than the run; starts after ``batches_done`` batches counted from epoch 0."""
-    sampler: EpochSampler = loader.sampler
-    sampler.set_epoch(0)
-    per_epoch = len(loader)
-    epoch, start = divmod(batches_done, per_epoch)
-    while True:
-        sampler.set_epoch(epoch, start * loader.batch_size)
-        yield from loader
-        epoch, start = epoch + 1, 0

@@ -102,10 +102,6 @@ def training_loader(config: Config, dataset: DetectionDataset | Joined, world: W
             f"engine.batch_size = {engine.batch_size} cannot be shared by {world.size} processes x {engine.accumulate} accumulated batches",
             f"take a multiple of {world.size * engine.accumulate}",
         )
-    if len(dataset) < engine.batch_size // engine.accumulate:
-        raise MrtError(
-            f"{len(dataset)} images are fewer than a batch of {engine.batch_size}", "use --set engine.batch_size=... or more images"
-        )
     return build_loader(
         dataset,
         batch_size=share,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from mrt.errors import MrtError
+from mrt.files import replacing
 
 
 def random_state() -> dict[str, Any]:
@@ -40,17 +39,8 @@ def seed_everything(seed: int) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """``torch.save`` under a temporary name in the same folder, fsynced and renamed: never a half-written checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -17,9 +17,10 @@ import torch
 
 import mrt
 from mrt.config import Config, load_config
-from mrt.data.card import DatasetCard, write_text_atomic
+from mrt.data.card import DatasetCard
 from mrt.engine.step import Learner
 from mrt.errors import MrtError
+from mrt.files import write_text
 from mrt.models.weights import save_weights
 from mrt.ops import backend
 
@@ -29,7 +30,7 @@ def begin_run(folder: Path, config: Config, command: dict[str, Any], cards: dict
     if folder.exists() and any(folder.iterdir()):
         raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / "config.json", config.to_json())
+    write_text(folder / "config.json", config.to_json())
     data = {
         domain: {
             "name": card.name,
@@ -47,7 +48,7 @@ def begin_run(folder: Path, config: Config, command: dict[str, Any], cards: dict
         "finished": [],
         "environment": provenance(),
     }
-    write_text_atomic(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+    write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
 
 def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
@@ -84,7 +85,7 @@ def finish_stage(folder: Path, stage: str) -> None:
     """Remember that a stage is done."""
     facts = read_facts(folder)
     facts["finished"] = [*(name for name in facts["finished"] if name != stage), stage]
-    write_text_atomic(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+    write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
 
 def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mrt.errors import MrtError
+from mrt.files import replacing
 from mrt.models.backbone import build_backbone, fold_state
 from mrt.models.detector import DeformableDETR
 from mrt.models.discriminators import Discriminators
@@ -222,7 +221,8 @@ def save_weights(path: Path, detector: DeformableDETR, metadata: dict[str, Any] 
         "metadata": metadata or {},
     }
     content = save({key: value.detach().cpu().contiguous() for key, value in state.items()}, {"mrt": json.dumps(header)})
-    _write_atomically(Path(path), content)
+    with replacing(Path(path)) as file:
+        file.write(content)
 
 
 def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[DeformableDETR, dict[str, Any]]:
@@ -310,18 +310,6 @@ def _read_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise MrtError(f"{path} has no description of its detector in format {FORMAT}", "Write it with save_weights of this version.")
     return header
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise MrtError(f"{path} could not be written: {error}", "Check the folder's permissions and free space.") from error
 
 
 def _modules(detector: nn.Module, mae: nn.Module | None, discriminators: nn.Module | None) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from mrt.data.card import CARD_NAME, check_card, read_card, read_json, write_card, write_text_atomic
+from mrt.data.card import CARD_NAME, check_card, read_card, read_json, write_card
 from mrt.data.registry import find_dataset, list_datasets
 from mrt.errors import MrtError
 
@@ -76,14 +76,6 @@ def test_broken_cards_name_the_field(tmp_path, content, words):
 def test_a_byte_order_mark_is_accepted(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(tmp_path / "a.json") == {"a": 1}
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.json"
-    write_text_atomic(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text_atomic(path, "\ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_registry_finds_by_name_and_path(small_set, tmp_path):

@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_shown(world, tmp_path):
             lambda w, s, t: stages.adapt(tiny_config(**{"data.classes": ["red"]}), t / "r", init=str(s), data_root=w),
             "its classes are red, green",
         ),
-        (lambda w, s, t: stages.adapt(tiny_config(**{"engine.batch_size": 64}), t / "r", init=str(s), data_root=w), "fewer than a batch"),
+        (lambda w, s, t: stages.adapt(tiny_config(**{"engine.batch_size": 64}), t / "r", init=str(s), data_root=w), "do not fill a batch"),
     ],
 )
 def test_bad_input_gives_one_clear_error(world, source, tmp_path, call, message):

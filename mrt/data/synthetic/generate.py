@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 def generate(
     root: Path | str, *, name: str, domain: str, splits: Mapping[str, int] | None = None, size: tuple[int, int] = (640, 320), seed: int = 0,
-    beta: float | Iterable[float] = 0.15, workers: int | None = None, on_progress: Progress | None = None, overwrite: bool = False,
+    beta: float | Iterable[float] = 0.1, workers: int | None = None, on_progress: Progress | None = None, overwrite: bool = False,
 ) -> DatasetCard:  # fmt: skip
     """Render a data set to ``root/name``.
 
@@ -48,7 +48,7 @@ def generate(
         splits: images per split; default 600 train, 200 val, 300 test.
         size: (width, height) in pixels, 96 to 4096, about twice as wide as high.
         beta: extinction of the fog per metre (only for "foggy"), or several of which each image draws one. The
-            meteorological visibility is 3 / beta metres: 20 m at 0.15.
+            meteorological visibility is 3 / beta metres: 30 m at 0.1.
         workers: processes; default one per available core.
         on_progress: called with (images done, images in all).
         overwrite: replace an existing ``root/name``.
@@ -120,7 +120,7 @@ def _check(
         raise MrtError(f"seed is {seed!r}, expected a whole number from 0")
     if not betas or not all(0 < b <= 10 for b in betas):
         raise MrtError(
-            f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10", "0.15 leaves about 20 m of visibility."
+            f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10", "0.1 leaves about 30 m of visibility."
         )
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise MrtError(f"workers is {workers!r}, expected a whole number from 1")
