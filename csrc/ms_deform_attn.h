@@ -20,6 +20,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shapes = std::vector<int64_t>;  // H0, W0, H1, W1, ...
 
+constexpr int kMaxLevels = 16;  // so that the CUDA kernels can take the geometry as an argument
+
 struct Level {
   int32_t height, width, start;  // start: index of the level's first cell
 };
@@ -39,6 +41,7 @@ inline Sizes check_value(const Tensor& value, const Shapes& shapes, const Tensor
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
                   "mrt: value must be float32, bfloat16, float16 or float64");
   STD_TORCH_CHECK(!shapes.empty() && shapes.size() % 2 == 0, "mrt: spatial_shapes must be H0, W0, H1, W1, ...");
+  STD_TORCH_CHECK(shapes.size() <= 2 * kMaxLevels, "mrt: at most ", kMaxLevels, " levels, got ", shapes.size() / 2);
   Sizes sizes{value.size(0), value.size(1), value.size(2), value.size(3), points.size(1), points.size(4), {}};
   STD_TORCH_CHECK(sizes.cells < INT32_MAX, "mrt: more than 2^31 cells in one image");
   STD_TORCH_CHECK(sizes.heads >= 1 && sizes.dim >= 1 && sizes.points >= 1, "mrt: there must be at least one head, channel and point");

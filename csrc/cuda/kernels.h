@@ -7,12 +7,12 @@
 
 namespace mrt::cuda {
 
-constexpr int kMaxLevels = 16;
+constexpr int kLevels = 16;  // room for as many as the checks let through
 
 struct Geometry {  // passed by value to every kernel
   int64_t cells, heads, dim, queries, points, levels, samples;  // S, M, D, Q, P, L, K = L * P
   int64_t items;                                                // N * Q * M, one warp each
-  int32_t height[kMaxLevels], width[kMaxLevels], start[kMaxLevels];
+  int32_t height[kLevels], width[kLevels], start[kLevels];
 };
 
 // V: dtype of values and outputs; R: dtype of everything else (float, or double for double values), also of the arithmetic.

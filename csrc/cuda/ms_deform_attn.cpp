@@ -20,8 +20,8 @@ cudaStream_t current_stream(const Tensor& tensor) {
 }
 
 Geometry geometry(const Sizes& sizes) {
+  static_assert(kLevels >= kMaxLevels);
   const int64_t levels = sizes.levels.size();
-  STD_TORCH_CHECK(levels <= kMaxLevels, "mrt: the CUDA kernels take at most ", kMaxLevels, " levels, got ", levels);
   Geometry g{};
   g.cells = sizes.cells;
   g.heads = sizes.heads;

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MAX_LEVELS = 16  # csrc/ms_deform_attn.h
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -66,8 +67,8 @@ def _check_value(op: str, value: Tensor, spatial_shapes: Sequence[Sequence[int]]
         raise ValueError(f"{op}: value (N, S, M, D) needs at least one head and one channel, got shape {tuple(value.shape)}")
     if isinstance(spatial_shapes, Tensor):
         raise TypeError(f"{op}: spatial_shapes must be a sequence of (H, W) integers, got a tensor; pass spatial_shapes.tolist()")
-    if len(spatial_shapes) == 0:
-        raise ValueError(f"{op}: spatial_shapes must name at least one level")
+    if not 1 <= len(spatial_shapes) <= MAX_LEVELS:
+        raise ValueError(f"{op}: spatial_shapes must name 1 to {MAX_LEVELS} levels, got {len(spatial_shapes)}")
     cells = 0
     for shape in spatial_shapes:
         if len(shape) != 2 or shape[0] < 1 or shape[1] < 1:

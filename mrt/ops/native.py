@@ -85,7 +85,8 @@ def _announce(device_type: str) -> None:
     global _announced
     _announced = True
     if requested != "python":
-        print(f"mrt: deformable attention runs on the slower PyTorch path: {fallback_reason(device_type)}. {BUILD_HINT}", file=sys.stderr)
+        hint = f". {BUILD_HINT}" if device_type in ("cpu", "cuda") else ""
+        print(f"mrt: deformable attention runs on the slower PyTorch path: {fallback_reason(device_type)}{hint}", file=sys.stderr)
 
 
 def _pairs(shapes: Shapes) -> list[Sequence[int]]:

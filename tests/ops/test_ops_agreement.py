@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,6 +68,26 @@ def test_usual_sizes(device, dtype, fused, heads, dim, levels, points):
     shapes = ((8, 16), (4, 8), (2, 4), (1, 2))[:levels]
     case = make_case(batch=2, queries=40, heads=heads, dim=dim, points=points, shapes=shapes, spread=2)
     compare(case, shapes, fused=fused, value_dtype=dtype, device=device)
+
+
+@needs_native
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_lesser_instruction_sets(capability):
+    """The kernels this processor would not choose; PyTorch's own setting asks for them, once per process."""
+    code = """if True:
+        import torch
+        from ops_cases import make_case
+        from test_ops_agreement import compare
+        shapes = ((8, 16), (4, 8), (2, 4))
+        for heads, dim, points in ((4, 24, 4), (2, 130, 9), (3, 32, 1)):
+            for dtype in (torch.float32, torch.float64):
+                compare(make_case(queries=21, heads=heads, dim=dim, points=points, shapes=shapes), shapes, fused=True, value_dtype=dtype)
+    """
+    tests = Path(__file__).parents[1]
+    variables = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, (tests.parent, tests, tests / "ops")))
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_native
