@@ -1,13 +1,13 @@
 """Builds the kernels in csrc/ into mrt/_C.abi3.so: for CUDA if torch and nvcc agree, else for the CPU. Metadata is in pyproject.toml.
 
-A build that fails says why and leaves the package working on its PyTorch path; it never fails the installation.
-MRT_BUILD=auto|cpu|cuda|none chooses; CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to PyTorch.
+A build that fails says why and leaves the PyTorch path; it never fails the installation. MRT_BUILD=auto|cpu|cuda|none chooses.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +53,6 @@ def extensions() -> tuple[list, type[build_ext]]:
     if wanted not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"MRT_BUILD={wanted}: choose auto, cpu, cuda or none")
     if wanted == "none":
-        say("MRT_BUILD=none, the PyTorch path it is")
         return [], build_ext
     home = cuda_home()
     if home is not None:
@@ -69,35 +68,31 @@ def extensions() -> tuple[list, type[build_ext]]:
     def extension(with_cuda: bool):
         folders = ("csrc", "csrc/cpu", "csrc/cuda") if with_cuda else ("csrc", "csrc/cpu")
         paths = [path for folder in folders for path in ROOT.glob(f"{folder}/*") if path.suffix in (".cpp", ".cu")]
-        macros = [("TORCH_TARGET_VERSION", ABI)]
-        flags = {"cxx": CXX_FLAGS}
-        if with_cuda:
-            macros += [("MRT_WITH_CUDA", None), ("USE_CUDA", None)]
-            flags["nvcc"] = ["-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
+        macros = [("TORCH_TARGET_VERSION", ABI), *([("MRT_WITH_CUDA", None), ("USE_CUDA", None)] if with_cuda else [])]
         return (CUDAExtension if with_cuda else CppExtension)(
             "mrt._C",
             sorted(str(path.relative_to(ROOT)) for path in paths),
             depends=[str(path) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl", ".cuh")],
             define_macros=macros,
-            extra_compile_args=flags,
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]},
             py_limited_api=True,
             optional=True,
         )
 
     class BuildOrExplain(BuildExtension):
         def build_extensions(self) -> None:
-            attempts = [False]
-            reason = cuda_disagreement(home, torch.version.cuda) if wanted != "cpu" else "MRT_BUILD=cpu"
-            if reason is None:
-                attempts = [True] if wanted == "cuda" else [True, False]
-            elif wanted == "cuda":
-                return say(f"MRT_BUILD=cuda, but {reason}; the PyTorch path it is")
-            else:
+            compiler = os.environ.get("CXX", "c++").split()[0]
+            if shutil.which(compiler) is None:
+                return say(f"there is no C++ compiler {compiler} (install g++, or set CXX); the PyTorch path it is: correct, but slower")
+            attempts = {"cpu": [False], "cuda": [True], "auto": [True, False]}[wanted]  # with CUDA?
+            reason = cuda_disagreement(home, torch.version.cuda) if wanted == "auto" else None
+            if reason is not None:
                 say(f"without CUDA kernels: {reason}")
+                attempts = [False]
             for with_cuda in attempts:
                 device = "CPU and CUDA" if with_cuda else "CPU"
-                vars(self.extensions[0]).update(vars(extension(with_cuda)))
                 try:
+                    vars(self.extensions[0]).update(vars(extension(with_cuda)))
                     super().build_extensions()
                     return say(f"kernels for {device} are built")
                 except Exception as error:  # any compiler's any failure: the package works without

@@ -80,15 +80,19 @@ def test_reasons(monkeypatch):
     assert fallback_reason("cpu") == "MRT_OPS_BACKEND=python"
 
 
-def test_a_build_without_a_compiler_says_why_and_succeeds(tmp_path):
+@pytest.mark.parametrize(
+    "compiler, reason",
+    [("no-such-compiler", "there is no C++ compiler no-such-compiler"), ("false", "kernels for CPU could not be built")],
+    ids=["missing", "failing"],
+)
+def test_a_build_without_a_compiler_says_why_and_succeeds(tmp_path, compiler, reason):
     for name in ("csrc", "mrt/__init__.py", "setup.py"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    environment = {**os.environ, "CXX": "no-such-compiler", "CC": "no-such-compiler", "MRT_BUILD": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "CXX": compiler, "CC": compiler, "MRT_BUILD": "cpu"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "kernels for CPU could not be built" in done.stderr and "the PyTorch path it is" in done.stderr
+    assert reason in done.stderr and "the PyTorch path it is" in done.stderr
     assert not list(tmp_path.glob("mrt/_C*"))
