@@ -19,13 +19,14 @@ BUILD_NEEDS = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject
     print(*(p["build-system"]["requires"] + ["ninja"] + [d for d in p["project"]["dependencies"] if d.startswith("torch")]), sep="\n")'
 SOURCES := pyproject.toml setup.py mrt/__init__.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo demo-from-scratch demo-results test lint build bench clean
+.PHONY: help demo demo-from-scratch demo-results demo-source test lint build bench clean
 
 help:
 	@echo "make demo                a detector goes from clear weather into fog, in minutes, on the CPU"
 	@echo "make test                every test"
 	@echo "make demo-from-scratch   the demo, source detector included"
 	@echo "make demo-results        the README's figures: three seeds and their oracles"
+	@echo "make demo-source         the source detector that ships with mrt, again"
 	@echo "make lint | build | bench | clean"
 
 demo: $(VENV)/.installed
@@ -36,6 +37,11 @@ demo-from-scratch: $(VENV)/.installed
 
 demo-results: $(VENV)/.installed
 	$(BIN)/mrt demo --seeds 0 1 2 --oracle --record mrt/presets/demo-results.json $(DEMO)
+
+# Remakes the source detector that ships with mrt.
+demo-source: $(VENV)/.installed
+	test -f data/synthetic-clear/dataset.json || $(BIN)/mrt prepare-data synthetic
+	$(BIN)/mrt pretrain-source --preset demo --name demo-source --ship mrt/weights/demo-source.safetensors
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(TESTS)

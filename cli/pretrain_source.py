@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,9 @@ def pretrain_source(
             help="Train on the target's labels, an upper bound: target, or source+target. Fair together with --match-adapt.",
             metavar="DOMAINS",
         ),
+    ] = None,
+    ship: Annotated[
+        Path | None, typer.Option(help="Also write the weights without the frozen pretrained backbone to this file, small enough to ship.")
     ] = None,
     init: options.Init = None,
     resume: options.Resume = False,
@@ -71,6 +75,11 @@ def pretrain_source(
         stages.pretrain_source(
             config, folder, init=start, resume=resume, match_adapt=match_adapt, oracle=oracle, data_root=roots.data_root, watcher=watcher
         )
+    if ship is not None:
+        from mrt.engine.inference import write_slim
+
+        write_slim(folder, ship)
+        say(f"Written to {ship} ({ship.stat().st_size / 1e6:.1f} MB)")
     say(f"Written to {folder}. Evaluate it: mrt eval {folder}")
 
 

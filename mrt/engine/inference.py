@@ -15,12 +15,13 @@ from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import Batch, build_loader
 from mrt.engine import build, distributed
+from mrt.engine.folder import read_facts
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, evaluate
 from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_detections
-from mrt.models.weights import load_weights
+from mrt.models.weights import load_weights, save_weights
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 
@@ -78,6 +79,14 @@ def load_detector(where: str | Path, *, which: str = "auto", device: str | torch
     path = find_weights(where, which)
     detector, facts = load_weights(path)
     return detector.to(device).eval(), {"network": "student", **facts, "file": str(path)}
+
+
+def write_slim(folder: Path, path: Path) -> None:
+    """Write a run's last average (else its student) without the frozen pretrained backbone; data and environment go on record."""
+    detector, facts = load_detector(folder)
+    started = read_facts(folder)
+    record = {name: started[name] for name in ("command", "data", "environment")}
+    save_weights(path, detector, {**{name: facts[name] for name in ("classes", "network", "config")}, "run": record}, slim=True)
 
 
 def predictor(
