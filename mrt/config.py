@@ -112,6 +112,12 @@ class DomainConfig(Section):
     ramp: Share = Field(0.0, description="share of the teaching stage over which eta grows linearly from 0; 0: at once")
 
 
+VARIANTS = {
+    "published": {"mse_over": "all", "valid_ratios": "mask", "keep_padding": False, "carry_over": False},
+    "paper": {"mse_over": "masked", "valid_ratios": "padding", "keep_padding": True, "carry_over": True},
+}
+
+
 class MaeConfig(Section):
     """The masked-autoencoder branch."""
 
@@ -125,20 +131,20 @@ class MaeConfig(Section):
     decay_epoch: NonNegativeInt = Field(10, description="epochs of the teaching stage after which the weight is 0 (hard, linear)")
     variant: Literal["published", "paper"] = Field(
         "published",
-        description="what the decoder sees of visible cells (a learned embedding, the encoder's output); sets the next four too",
+        description="what the decoder sees of visible cells (a learned embedding, the encoder's output); if given, sets the next four too",
     )
     mse_over: Literal["all", "masked"] = "all"
-    valid_ratios: Literal["padding", "mask"] = Field("mask", description='"mask" repeats the published code\'s bug')
-    keep_padding: bool = Field(False, description="padding cells stay masked in the masked pass")
-    carry_over: bool = Field(False, description="teaching begins with the MAE stage's decoder, not with a new one")
+    valid_ratios: Literal["padding", "mask"] = Field("padding", description='"mask" repeats the published code\'s bug')
+    keep_padding: bool = Field(True, description="padding cells stay masked in the masked pass")
+    carry_over: bool = Field(True, description="teaching begins with the MAE stage's decoder, not with a new one")
 
     @model_validator(mode="before")
     @classmethod
     def _follow_variant(cls, values: Any) -> Any:
-        """Where the paper and its code differ (method.md), settings that are not given follow the variant."""
-        if isinstance(values, Mapping) and values.get("variant") == "paper":
-            return {"mse_over": "masked", "valid_ratios": "padding", "keep_padding": True, "carry_over": True, **values}
-        return values
+        """Where the paper and its code differ (docs/method.md), settings that are not given follow a variant that is."""
+        if not isinstance(values, Mapping):
+            return values
+        return {**VARIANTS.get(values.get("variant"), {}), **values}
 
 
 class TeacherConfig(Section):
@@ -193,7 +199,9 @@ class EngineConfig(Section):
     workers: NonNegativeInt = 4
     threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0: torch's own choice")
     log_every: PositiveInt = 20
-    eval_every: NonNegativeInt = Field(1, description="epochs between evaluations on the validation split; 0: only at the end")
+    eval_every: NonNegativeInt = Field(
+        1, description="epochs between evaluations on the validation split, and once at the end of each stage; 0: none"
+    )
     eval_batch_size: PositiveInt = 8
     keep_checkpoints: NonNegativeInt = Field(0, description="numbered checkpoints to keep beside the last one")
 

@@ -32,10 +32,10 @@ RULES = {
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.errors"],
     "mrt.evaluate": ["torch", "torchvision", "numpy", "PIL", "pycocotools", "mrt.data", "mrt.boxes", "mrt.errors"],
     "mrt.engine": [
-        *("torch", "numpy", "mrt", "mrt.errors", "mrt.files", "mrt.boxes", "mrt.config"),
+        *("torch", "numpy", "safetensors", "mrt", "mrt.errors", "mrt.files", "mrt.boxes", "mrt.config"),
         *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops"),
     ],
-    "mrt.engine.report": ["torch"],
+    "mrt.engine.report": ["torch", "mrt.files"],
     "mrt.ablate": ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.engine", "mrt.errors", "mrt.files"],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),

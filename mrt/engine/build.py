@@ -13,7 +13,6 @@ from mrt.config import Config, StageConfig
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import build_loader
-from mrt.data.registry import find_dataset
 from mrt.data.transforms import Sample, build_transform
 from mrt.engine.distributed import World
 from mrt.errors import MrtError
@@ -44,11 +43,6 @@ def class_names(config: Config, source: DatasetCard) -> list[str]:
     return list(config.data.classes)
 
 
-def card_of(name: str, data_root: Path) -> DatasetCard:
-    """The card of a prepared data set."""
-    return find_dataset(name, data_root)
-
-
 def training_set(
     config: Config, card: DatasetCard, split: str, classes: list[str], kind: str, *, first_stage: bool, labelled: bool
 ) -> DetectionDataset:
@@ -63,7 +57,7 @@ def training_set(
     sides, crop = (data.source_sides, data.source_crop) if first_stage else (data.sides, False)
     transform = build_transform(kind, sides, data.max_size, crop=crop)
     return DetectionDataset(
-        card, split, classes=classes, transform=transform, class_map=data.class_map, labelled=labelled, cache=_cache(config)
+        card, split, classes=classes, transform=transform, class_map=class_map_for(config, card), labelled=labelled, cache=_cache(config)
     )
 
 
@@ -71,8 +65,15 @@ def evaluation_set(config: Config, card: DatasetCard, split: str, classes: list[
     """A data set as it is evaluated: resized only."""
     transform = build_transform("eval", config.data.sides, config.data.max_size)
     return DetectionDataset(
-        card, split, classes=classes, transform=transform, class_map=config.data.class_map, labelled=True, cache=_cache(config)
+        card, split, classes=classes, transform=transform, class_map=class_map_for(config, card), labelled=True, cache=_cache(config)
     )
+
+
+def class_map_for(config: Config, card: DatasetCard) -> dict[str, str]:
+    """``data.class_map`` as it applies to a set: it is about the target's names; other sets take what they know of it."""
+    if card.name == Path(config.data.target).name:
+        return config.data.class_map
+    return {theirs: ours for theirs, ours in config.data.class_map.items() if theirs in card.classes}
 
 
 class Joined(Dataset):
@@ -124,7 +125,11 @@ def build_detector(config: Config, classes: Sequence[str]) -> DeformableDETR:
 
 def build_mae(config: Config, detector: DeformableDETR) -> MaskedAutoencoder:
     """A new masked-autoencoder branch for the detector."""
-    model, mae = config.model, config.mae
+    model, mae, channels = config.model, config.mae, detector.backbone.channels
+    if mae.level >= len(channels):
+        raise MrtError(
+            f"mae.level = {mae.level}: the backbone has {len(channels)} maps to rebuild", f"levels are 0 to {len(channels) - 1} (C5)"
+        )
     return MaskedAutoencoder(
         model.hidden_dim,
         model.num_heads,
@@ -133,10 +138,11 @@ def build_mae(config: Config, detector: DeformableDETR) -> MaskedAutoencoder:
         model.feedforward_dim,
         num_layers=mae.layers,
         level=mae.level,
-        out_channels=detector.backbone.channels[min(mae.level, len(detector.backbone.channels) - 1)],
+        out_channels=channels[mae.level],
         variant=mae.variant,
         valid_ratios=mae.valid_ratios,
         keep_padding=mae.keep_padding,
+        dropout=model.dropout,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,14 @@ class World:
         """Whether the flag is set in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
+    def gather(self, mine: Any) -> list[Any]:
+        """What every process has, in the order of their ranks (anything that can be pickled)."""
+        if self.size == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:
@@ -62,6 +71,8 @@ def join(device: str = "auto") -> World:
     Args:
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise MrtError(f"device {device!r}: unknown", "choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise MrtError("engine.device = 'cuda', but torch sees no GPU", "run mrt doctor, or use --device cpu")
     cuda = device != "cpu" and torch.cuda.is_available()

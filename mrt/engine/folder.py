@@ -13,38 +13,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import nn
 
 import mrt
 from mrt.config import Config, load_config
 from mrt.data.card import DatasetCard
 from mrt.engine.step import Learner
 from mrt.errors import MrtError
-from mrt.files import write_text
+from mrt.files import replacing, write_text
 from mrt.models.weights import save_weights
 from mrt.ops import backend
+
+AUTOENCODER = "mae.safetensors"
 
 
 def begin_run(folder: Path, config: Config, command: dict[str, Any], cards: dict[str, DatasetCard], classes: list[str]) -> None:
     """Make the folder and write what the run is. MrtError when there is one already."""
-    if folder.exists() and any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MrtError(f"{folder}: cannot be a run folder: {error.strerror}", "choose another name with --name") from None
+    if any(folder.iterdir()):
         raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", config.to_json())
-    data = {
-        domain: {
-            "name": card.name,
-            "domain": card.domain,
-            "sha256": {split: facts.sha256 for split, facts in card.splits.items()},
-            "details": card.details,
-        }
-        for domain, card in cards.items()
-    }
     facts = {
         **command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "classes": classes,
-        "data": data,
+        "data": {domain: _describe(card) for domain, card in cards.items()},
         "finished": [],
         "environment": provenance(),
     }
@@ -66,6 +64,20 @@ def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, A
                 "resume with the options of the first call",
             )
     return load_config(folder / "config.json"), {key: facts.get(key) for key in command}
+
+
+def require_same_data(folder: Path, cards: dict[str, DatasetCard]) -> None:
+    """MrtError if a data set's annotations are not those the run was started with."""
+    for domain, then in read_facts(folder)["data"].items():
+        if domain in cards and _describe(cards[domain])["sha256"] != then["sha256"]:
+            raise MrtError(
+                f"{folder}: data set {then['name']!r} has changed since the run was started", "prepare the same data again, or start anew"
+            )
+
+
+def _describe(card: DatasetCard) -> dict[str, Any]:
+    hashes = {split: facts.sha256 for split, facts in card.splits.items()}
+    return {"name": card.name, "domain": card.domain, "sha256": hashes, "details": card.details}
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -97,6 +109,24 @@ def save_networks(folder: Path, config: Config, classes: list[str], learner: Lea
         save_weights(
             folder / f"{name}.safetensors", network, {"classes": classes, "network": name, "config": config.model_dump(mode="json")}
         )
+
+
+def save_autoencoder(folder: Path, mae: nn.Module) -> None:
+    """``mae.safetensors``: what a later teaching stage carries over."""
+    with replacing(folder / AUTOENCODER) as file:
+        file.write(safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in mae.state_dict().items()}))
+
+
+def load_autoencoder(folder: Path, mae: nn.Module) -> bool:
+    """Fill the branch with what :func:`save_autoencoder` wrote; False if the folder holds none or one of another shape."""
+    path = Path(folder) / AUTOENCODER
+    if not path.is_file():
+        return False
+    saved = safetensors.torch.load_file(path)
+    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in mae.state_dict().items()}:
+        return False
+    mae.load_state_dict(saved)
+    return True
 
 
 def provenance() -> dict[str, Any]:

@@ -10,20 +10,22 @@ from typing import Any
 
 import torch
 
-from mrt.config import Config, validate
+from mrt.config import Config, load_config, validate
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import Batch, build_loader
+from mrt.data.registry import find_dataset
 from mrt.engine import build, distributed
 from mrt.engine.folder import read_facts
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
-from mrt.evaluate.coco import ImageDetections, Metrics, evaluate
+from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_detections
-from mrt.models.weights import load_weights, save_weights
+from mrt.models.weights import describe_published, load_published, load_weights, save_weights
 
 SHIPPED = Path(__file__).parent.parent / "weights"
+REPORT_LINES = 12  # of what did not fit, as much as one reads
 
 
 @dataclass
@@ -73,12 +75,35 @@ def find_weights(where: str | Path, which: str = "auto") -> Path:
 def load_detector(where: str | Path, *, which: str = "auto", device: str | torch.device = "cpu") -> tuple[DeformableDETR, dict[str, Any]]:
     """Rebuild a detector from its weights.
 
+    A file that is not ``.safetensors`` is taken for a published MRT or an official Deformable DETR checkpoint of a ResNet-50.
+
     Returns:
         The detector in eval mode on ``device``, and facts: "classes", "network" ("teacher" or "student"), "config" (plain values), "file".
     """
     path = find_weights(where, which)
-    detector, facts = load_weights(path)
+    detector, facts = load_weights(path) if path.suffix == ".safetensors" else _load_published(path)
     return detector.to(device).eval(), {"network": "student", **facts, "file": str(path)}
+
+
+def _load_published(path: Path) -> tuple[DeformableDETR, dict[str, Any]]:
+    """A foreign checkpoint's detector, in the configuration of the published Cityscapes run, and its facts.
+
+    Raises:
+        MrtError: neither kind of checkpoint, or one with weights that have no place in that detector.
+    """
+    about = describe_published(path)
+    settings = {"backbone": "resnet50", "weights": "checkpoint", **about.arguments}
+    config = load_config("city2foggy", changes={f"model.{name}": value for name, value in settings.items()})
+    detector = build.build_detector(config, about.classes)
+    report = load_published(detector, path, classes=about.classes, checkpoint_classes=about.columns)
+    if not report.complete:
+        lines = str(report).splitlines()
+        rest = [f"  and {len(lines) - REPORT_LINES} more"] if len(lines) > REPORT_LINES else []
+        raise MrtError(
+            "\n".join([f"{path}: its weights do not fit the published detector", *lines[:REPORT_LINES], *rest]),
+            "Only checkpoints of a ResNet-50 at the published sizes can be read: 4 levels, 256 channels, 6 + 6 layers.",
+        )
+    return detector, {"classes": about.classes, "network": "student", "config": config.model_dump(mode="json")}
 
 
 def write_slim(folder: Path, path: Path) -> None:
@@ -107,16 +132,17 @@ def measure(
     detector: DeformableDETR,
     dataset: DetectionDataset,
     batch_size: int,
-    device: torch.device,
+    world: distributed.World,
     precision: AbstractContextManager | None = None,
     watcher: Watcher | None = None,
     workers: int = 0,
 ) -> Metrics:
-    """COCO figures of a detector in per cent; the detector is left in eval mode."""
+    """COCO figures of a detector in per cent, the images shared among the processes; the detector is left in eval mode."""
     detector.eval()
     watcher = watcher or Watcher()
-    loader = build_loader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers)
-    watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", len(dataset))
+    loader = build_loader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers, rank=world.rank, world_size=world.size)
+    total = -(-len(dataset) // world.size)
+    watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", total)
     done = 0
 
     def progress(images: int, _total: int) -> None:
@@ -124,9 +150,9 @@ def measure(
         watcher.advance(images - done)
         done = images
 
-    metrics = evaluate(predictor(detector, device, precision), loader, dataset, progress)
+    mine = collect(predictor(detector, world.device, precision), loader, total, progress)
     watcher.end()
-    return metrics
+    return score([found for share in world.gather(mine) for found in share], dataset)
 
 
 def evaluate_detector(
@@ -152,11 +178,11 @@ def evaluate_detector(
     world = distributed.join(device)
     detector, facts = load_detector(where, which=which, device=world.device)
     config = _config(facts, overrides or {})
-    card = build.card_of(data or config.data.target, data_root)
+    card = find_dataset(data or config.data.target, data_root)
     if not card.labelled:
         raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another one with --data")
     dataset = build.evaluation_set(config, card, split, list(facts["classes"]))
-    metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world.device, None, watcher, config.engine.workers)
+    metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world, None, watcher, config.engine.workers)
     return Result(str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from mrt.engine.report import RunLog, Watcher
 from mrt.engine.step import Learner, training_step
 from mrt.errors import Interrupted, RunFailed
 
+ADVICE = "The run's last checkpoint is from before it. Start a new run with a lower learning rate, or without fp16."
 LABEL_ALARM = 1.5  # pseudo labels per image, as a multiple of the source's boxes per image, that hint at an explosion
 
 
@@ -130,12 +132,12 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
 
     Raises:
         Interrupted: stopped by a signal, after writing a checkpoint.
-        RunFailed: a loss that is not finite; the last checkpoint is from before it.
+        RunFailed: a loss or gradient that is not finite; the last checkpoint is from before it.
     """
     stage, engine = learner.stage, learner.config.engine
     total = stage.epochs * steps_per_epoch
     rates = [group["lr"] for group in learner.optimiser.param_groups]
-    meter = Meter()
+    meter = Meter(learner)
     run.watcher.begin(name, total, learner.step)
     with StopSignals(run):
         while learner.step < total:
@@ -166,9 +168,10 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
 
 
 class Meter:
-    """Means of the losses since they were last read; one copy to the host per reading."""
+    """Means of the losses since they were last read, over steps and processes; one copy to the host per reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -181,16 +184,17 @@ class Meter:
         """The means by name.
 
         Raises:
-            RunFailed: one of them is not finite; all are printed.
+            RunFailed: one of them is not finite; all are printed. (A gradient scaler looks after infinite gradients itself.)
         """
         if not self._sums:
             return {}
-        values = torch.stack(list(self._sums.values())).tolist()
+        values = self.learner.world.mean(torch.stack(list(self._sums.values()))).tolist()
         means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
         self._sums, self._counts = {}, {}
-        if not all(math.isfinite(value) for name, value in means.items() if name != "grad_norm"):
+        excused = ("grad_norm",) if self.learner.scaler.is_enabled() else ()
+        if not all(math.isfinite(value) for name, value in means.items() if name not in excused):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-            raise RunFailed(f"a loss is not finite: {shown}. Resume from the last checkpoint with a lower learning rate or without fp16.")
+            raise RunFailed(f"a loss or gradient is not finite: {shown}. {ADVICE}")
         return means
 
 
@@ -209,7 +213,7 @@ def _end_epoch(
     numbers: Mapping[str, float],
     rates: list,
 ) -> None:
-    """Thresholds, selective retraining, evaluation, log and checkpoint; ``done`` epochs are over."""
+    """Thresholds, selective retraining, log, checkpoint and evaluation; ``done`` epochs are over."""
     facts: dict[str, Any] = {"epoch": done}
     if learner.parts.teach:
         thresholds = learner.thresholds.update(learner.world.sum)
@@ -224,20 +228,23 @@ def _end_epoch(
         restore(learner.student.detector, learner.reinit)
         facts["retrained"] = len(learner.reinit)
         run.watcher.say(f"epoch {done}: selective retraining put {settings.parts} back to where teaching began")
-    every = learner.config.engine.eval_every
-    if run.evaluate is not None and every and done % every == 0 and done < learner.stage.epochs:
-        for network, metrics in run.evaluate(learner).items():
-            run.log.write(name, "eval", learner.step, {"epoch": done, "network": network, **metrics})
     run.log.write(name, "epoch", learner.step, facts)
     save_checkpoint(name, learner, streams, run, rates)
     keep = learner.config.engine.keep_checkpoints
     if keep and learner.world.main:
         _keep_numbered(run, name, done, keep)
+    every = learner.config.engine.eval_every
+    if run.evaluate is not None and every and done % every == 0 and done < learner.stage.epochs and not learner.world.any(run.stopping):
+        for network, metrics in run.evaluate(learner).items():
+            run.log.write(name, "eval", learner.step, {"epoch": done, "network": network, **metrics})
 
 
 def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], run: Run, rates: list[float]) -> None:
     """Write everything needed to go on from here (every process' random state, too)."""
-    states = _gather(learner, checkpoint.random_state())
+    states = learner.world.gather(checkpoint.random_state())
+    _average_statistics(learner)
+    thresholds = learner.thresholds.state_dict()
+    thresholds["record"] = learner.world.sum(thresholds["record"])
     if not learner.world.main:
         return
     optimiser = learner.optimiser.state_dict()
@@ -252,7 +259,7 @@ def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], 
             "teacher": learner.teacher.state_dict() if learner.teacher is not None else None,
             "optimiser": optimiser,
             "scaler": learner.scaler.state_dict(),
-            "thresholds": learner.thresholds.state_dict(),
+            "thresholds": thresholds,
             "reinit": learner.reinit,
             "positions": {domain: stream.position for domain, stream in streams.items()},
             "random": states,
@@ -268,6 +275,8 @@ def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapp
     learner.optimiser.load_state_dict(state["optimiser"])
     learner.scaler.load_state_dict(state["scaler"])
     learner.thresholds.load_state_dict(state["thresholds"])
+    if not learner.world.main:
+        learner.thresholds.record_.zero_()  # the first process keeps the sum over all
     learner.reinit = {key: value.to(learner.world.device) for key, value in state["reinit"].items()}
     learner.step = state["step"]
     for domain, stream in streams.items():
@@ -276,17 +285,17 @@ def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapp
     checkpoint.restore_random_state(states[min(learner.world.rank, len(states) - 1)])
 
 
-def _gather(learner: Learner, mine: dict[str, Any]) -> list[dict[str, Any]]:
-    if learner.world.size == 1:
-        return [mine]
-    everyone: list[Any] = [None] * learner.world.size
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone
+def _average_statistics(learner: Learner) -> None:
+    """The same batch-norm statistics in every process (each has seen its own share of the images)."""
+    if learner.world.size > 1:
+        networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
+        for buffer in (buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()):
+            buffer.copy_(learner.world.mean(buffer.clone()))
 
 
 def _keep_numbered(run: Run, name: str, done: int, keep: int) -> None:
     copy = run.last.with_name(f"{name}-{done:04d}.pt")
     copy.unlink(missing_ok=True)
-    copy.hardlink_to(run.last)
+    shutil.copyfile(run.last, copy)
     for old in sorted(run.last.parent.glob(f"{name}-*.pt"))[:-keep]:
         old.unlink()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from mrt.files import write_text
 
 
 class Watcher:
@@ -44,11 +48,12 @@ class RunLog:
         """One line of the file; every plain number of it to TensorBoard as ``stage/name``."""
         if self._file is None:
             return
-        line = {"stage": stage, "kind": kind, "step": step, "time": round(time.time(), 3), **numbers}
+        line = {"stage": stage, "kind": kind, "step": step, "time": round(time.time(), 3), **_finite(numbers)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        tag = "/".join([stage, *([numbers["network"]] if "network" in numbers else [])])
         for name, value in _scalars(numbers):
-            self._board.add_scalar(f"{stage}/{name}", value, step)
+            self._board.add_scalar(f"{tag}/{name}", value, step)
 
     def __enter__(self) -> RunLog:
         return self
@@ -57,6 +62,32 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._board.close()
+
+
+def forget_later_lines(path: Path, earlier: Collection[str], stage: str, step: int) -> None:
+    """Take out of a run's ``metrics.jsonl`` what came after the checkpoint it goes on from, and a line that was cut short.
+
+    Args:
+        earlier: stages that were finished before ``stage``. step: of the checkpoint.
+    """
+    if not path.is_file():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line["stage"] in earlier or (line["stage"] == stage and line["step"] <= step):
+            kept.append(text + "\n")
+    write_text(path, "".join(kept))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: null instead (fp16's first gradient norms)."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(numbers: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

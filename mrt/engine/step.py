@@ -95,23 +95,23 @@ def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_wei
     if learner.student.discriminators is not None:
         learner.student.discriminators.eta = reversal
     learner.optimiser.zero_grad(set_to_none=True)
+    with learner.precision:
+        labels = [teach(learner, batch[TARGET]) if parts.teach else None for batch in batches]
+    boxes = {
+        SOURCE: _mean_boxes(learner, [batch[SOURCE].targets for batch in batches]),
+        TARGET: _mean_boxes(learner, labels) if parts.teach else None,
+    }
+    detect = [name for name, wanted in ((SOURCE, parts.supervise), (TARGET, parts.teach)) if wanted or parts.judge]
     seen: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
-        images = {
-            name: views(item, strong=learner.stage.augment == "strong" if name == SOURCE else parts.teach) for name, item in batch.items()
-        }
-        last = number == len(batches) - 1
-        with _synchronise(learner.wrapped, last):
+        strong = {SOURCE: learner.stage.augment == "strong", TARGET: parts.teach}
+        images = {name: views(item, strong[name]) for name, item in batch.items()}
+        with _synchronise(learner.wrapped, now=number == len(batches) - 1):
             with learner.precision:
-                labels = teach(learner, batch[TARGET]) if parts.teach else None
                 passes: Passes = learner.wrapped(
-                    images,
-                    detect=([SOURCE] if parts.supervise or parts.judge else []) + ([TARGET] if parts.teach or parts.judge else []),
-                    judge=parts.judge,
-                    rebuild=parts.rebuild if mae_weight else (),
-                    mask_ratio=config.mae.mask_ratio,
+                    images, detect=detect, judge=parts.judge, rebuild=parts.rebuild if mae_weight else (), mask_ratio=config.mae.mask_ratio
                 )
-            losses, total = objective(learner, passes, batch, labels, mae_weight)
+            losses, total = objective(learner, passes, batch, labels[number], boxes, mae_weight)
             learner.scaler.scale(total / len(batches)).backward()
         for name, value in {**losses, "total": total}.items():
             seen[name] = seen.get(name, 0) + value.detach() / len(batches)
@@ -134,10 +134,24 @@ def teach(learner: Learner, target: Batch) -> list[dict[str, Tensor]]:
     return pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
 
 
+def _mean_boxes(learner: Learner, targets: Sequence[Sequence[dict]]) -> Tensor:
+    """Boxes per micro-batch and process, at least 1 in the whole batch: what the detection losses are divided by."""
+    boxes = torch.tensor(sum(count_boxes(batch) for batch in targets) / len(targets), device=learner.world.device)
+    return learner.world.mean(boxes).clamp(min=1 / (len(targets) * learner.world.size))
+
+
 def objective(
-    learner: Learner, passes: Passes, batch: dict[str, Batch], labels: list[dict[str, Tensor]] | None, mae_weight: float
+    learner: Learner,
+    passes: Passes,
+    batch: dict[str, Batch],
+    labels: list[dict[str, Tensor]] | None,
+    boxes: dict[str, Tensor | None],
+    mae_weight: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """All losses of one micro-batch: ``L_sup + L_domain(source) + coef (L_unsup + L_domain(target) + lambda L_mask)``.
+
+    Args:
+        labels: pseudo labels of the target images. boxes: by domain, what the detection losses are divided by.
 
     Returns:
         Unweighted losses by ``domain/name`` (and "pseudo_labels", how many an image has), and their weighted sum.
@@ -148,9 +162,9 @@ def objective(
     for domain, scale in ((SOURCE, 1.0), (TARGET, config.loss.target_weight)):
         output = passes.detections.get(domain)
         if output is not None and domain == SOURCE and parts.supervise:
-            terms.append(_detection(learner, output, batch[SOURCE].targets, True, domain, losses))
+            terms.append(_detection(learner, output, batch[SOURCE].targets, boxes[SOURCE], True, domain, losses))
         if output is not None and domain == TARGET and labels is not None:
-            terms.append(scale * _detection(learner, output, labels, config.teacher.box_loss, domain, losses))
+            terms.append(scale * _detection(learner, output, labels, boxes[TARGET], config.teacher.box_loss, domain, losses))
             losses["pseudo_labels"] = torch.as_tensor(count_boxes(labels) / max(len(labels), 1), device=learner.world.device)
         if domain in passes.domains:
             settings = config.domain
@@ -160,9 +174,9 @@ def objective(
             terms.append(scale * found["domain"])
         if domain in passes.reconstructions:
             rebuilt = passes.reconstructions[domain]
-            loss = reconstruction_loss(
-                rebuilt.prediction, rebuilt.target, rebuilt.mask, rebuilt.padding if config.mae.keep_padding else None, config.mae.mse_over
-            )
+            over = config.mae.mse_over
+            padding = rebuilt.padding if over == "masked" else None  # the whole map includes its padding, as published
+            loss = reconstruction_loss(rebuilt.prediction, rebuilt.target, rebuilt.mask, padding, over)
             losses[f"{domain}/mae"] = loss
             terms.append(scale * mae_weight * loss)
     if not terms:
@@ -171,12 +185,16 @@ def objective(
 
 
 def _detection(
-    learner: Learner, output: DetectorOutput, targets: Sequence[dict], with_boxes: bool, domain: str, losses: dict[str, Tensor]
+    learner: Learner,
+    output: DetectorOutput,
+    targets: Sequence[dict],
+    count: Tensor,
+    with_boxes: bool,
+    domain: str,
+    losses: dict[str, Tensor],
 ) -> Tensor:
     """The weighted detection loss of one domain (with the proposals' where the detector has two stages)."""
     config = learner.config.loss
-    boxes = torch.tensor(float(count_boxes(targets)), device=learner.world.device)
-    count = learner.world.mean(boxes).clamp(min=1)
     found, matches = learner.detection_loss(output.logits, output.boxes, targets, count, with_boxes)
     if domain == SOURCE:
         learner.thresholds.record(*matched_confidences(output.logits[-1], matches))

@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_world import make_set
-
-from mrt.engine.inference import load_detector
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -21,7 +18,7 @@ from pathlib import Path
 from tiny_world import tiny_config
 from mrt.engine import distributed, stages
 folder, data = Path(sys.argv[1]), Path(sys.argv[2])
-changes = {"model.dropout": 0.0, "mae.mask_ratio": 0.0, "engine.threads": 1}
+changes = {"model.dropout": 0.0, "model.weights": "checkpoint", "model.freeze": "stem", "mae.mask_ratio": 0.0, "engine.threads": 1}
 if sys.argv[3] == "source":
     stages.pretrain_source(tiny_config(**changes), folder, data_root=data)
 else:
@@ -54,14 +51,15 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
+def totals(lines: list[dict]) -> list[float]:
+    return [line["total"] for line in lines if line["kind"] == "train"]
+
+
 def test_two_processes_give_what_one_gives(data, tmp_path):
-    """Same total batch, no randomness in the network: after the first steps the weights differ by rounding only."""
-    launch(tmp_path / "one", data, "source", 1)
-    launch(tmp_path / "two", data, "source", 2)
-    one, two = (load_detector(tmp_path / name, which="student")[0].state_dict() for name in ("one", "two"))
-    trained = [key for key in one if "running" not in key and "num_batches" not in key]  # batch norm sees half of each batch
-    differences = {key: float((one[key] - two[key]).abs().max()) for key in trained if "backbone" not in key}
-    assert max(differences.values()) < 5e-3, max(differences, key=differences.get)
-    lines = launch(tmp_path / "adapted", data, str(tmp_path / "two"), 2)
-    assert [line["step"] for line in lines if line["stage"] == "teach" and line["kind"] == "train"] == [1, 2, 3, 4]
-    assert torch.isfinite(torch.tensor([line["total"] for line in lines if line["kind"] == "train"])).all()
+    """Same total batch, batch norm frozen, nothing random in the network: the losses are those of a single process."""
+    one, two = (totals(launch(tmp_path / str(n), data, "source", n)) for n in (1, 2))
+    assert one[0] == pytest.approx(two[0], rel=1e-5)
+    assert one == pytest.approx(two, rel=1e-2), "later steps: AdamW's first steps magnify rounding"
+    adapted = [totals(launch(tmp_path / f"adapt{n}", data, str(tmp_path / "1"), n)) for n in (1, 2)]
+    assert adapted[0][0] == pytest.approx(adapted[1][0], rel=1e-5)
+    assert len(adapted[1]) == 8 and adapted[0] == pytest.approx(adapted[1], rel=5e-2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from tiny_world import make_set, tiny_config
 
-from mrt.engine import stages
+from mrt.engine import distributed, prepare, stages
 from mrt.engine.inference import evaluate_detector, load_detector
 from mrt.engine.report import Watcher
+from mrt.engine.step import Parts, training_step
+from mrt.engine.student import SOURCE
 from mrt.errors import Interrupted, MrtError, RunFailed
 
 
@@ -145,12 +148,19 @@ def test_one_seed_one_result_and_workers_do_not_matter(world, tmp_path):
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-def test_accumulated_batches_give_the_whole_batch_gradient(world, tmp_path):
-    changes = {"model.dropout": 0.0, "pretrain.epochs": 1, "pretrain.steps_per_epoch": 1}
+def test_accumulated_batches_give_the_whole_batchs_gradient(world, source, tmp_path):
+    """Without anything that looks at a whole batch (batch norm), two halves take the step that the whole takes."""
+    frozen = {"model.dropout": 0.0, "model.freeze": "none", "pretrain.epochs": 1, "pretrain.steps_per_epoch": 1}
+    norms = []
     for accumulate in (1, 2):
-        stages.pretrain_source(tiny_config(**changes, **{"engine.accumulate": accumulate}), tmp_path / str(accumulate), data_root=world)
-    one, two = (lines(tmp_path / name, "train")[0] for name in "12")
-    assert one["source/class"] == pytest.approx(two["source/class"], rel=0.3), "normalised by each part's own boxes"
+        config = tiny_config(**frozen, **{"engine.accumulate": accumulate})
+        shop = prepare.open_workshop(config, distributed.join("cpu"), prepare.find_cards([], config, world), str(source), continued=False)
+        stage = prepare.prepare(prepare.Plan("pretrain", config.pretrain, Parts()), shop, Watcher())
+        stage.learner.student.eval()
+        batches = [{SOURCE: next(stage.streams[SOURCE])} for _ in range(accumulate)]
+        seen = training_step(stage.learner, batches, 0.0, 1.0)
+        norms.append((float(seen["total"]), float(seen["grad_norm"])))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_shown(world, tmp_path):
@@ -171,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_shown(world, tmp_path):
             lambda w, s, t: stages.adapt(tiny_config(**{"data.target": "foggy"}), t / "r", init=str(s), data_root=w),
             "mrt prepare-data foggy",
         ),
-        (lambda w, s, t: stages.adapt(tiny_config(**{"model.num_queries": 9}), t / "r", init=str(s), data_root=w), "do not fit|classes"),
+        (lambda w, s, t: stages.adapt(tiny_config(**{"model.hidden_dim": 32}), t / "r", init=str(s), data_root=w), "do not fit|classes"),
         (lambda w, s, t: stages.adapt(tiny_config(**{"data.classes": ["red", "blue"]}), t / "r", init=str(s), data_root=w), "blue"),
         (
             lambda w, s, t: stages.adapt(tiny_config(**{"data.classes": ["red"]}), t / "r", init=str(s), data_root=w),
@@ -190,6 +200,82 @@ def test_evaluating_a_run_and_its_weights_file_agree(world, source):
     by_file = evaluate_detector(source / "teacher.safetensors", data="hazy", data_root=world)
     assert by_run.network == "teacher" and by_run.metrics.to_dict() == by_file.metrics.to_dict()
     assert by_run.metrics.num_images == 8 and len(by_run.detections) == 8
+
+
+def test_the_baseline_takes_adaptations_steps_when_they_follow_the_data(world, source, tmp_path):
+    """One pass over the smaller domain, for whoever runs the stage and whatever it loads."""
+    make_set(tmp_path, "clear", images=12, seed=1)
+    make_set(tmp_path, "hazy", images=4, haze=0.5, seed=2)
+    changes = {f"{stage}.steps_per_epoch": 0 for stage in ("pretrain", "mae_stage", "teach")} | {"engine.batch_size": 2}
+    config = tiny_config(**changes)
+    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_adapt=True, data_root=tmp_path)
+    both = stages.pretrain_source(config, tmp_path / "both", init=str(source), match_adapt=True, oracle="source+target", data_root=tmp_path)
+    adapted = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=tmp_path)
+    steps = [[(line["stage"], line["step"]) for line in lines(run, "epoch")] for run in (fair, both, adapted)]
+    assert steps[0] == steps[1] == steps[2] == [("mae", 2), ("mae", 4), ("teach", 2), ("teach", 4)]
+
+
+def test_teaching_alone_carries_the_autoencoder_over(world, source, tmp_path):
+    class Ear(Watcher):
+        heard = ""
+
+        def say(self, text: str) -> None:
+            self.heard += text
+
+    config = tiny_config()
+    mae = stages.adapt(config, tmp_path / "mae", stages=("mae",), init=str(source), data_root=world)
+    assert (mae / "mae.safetensors").is_file()
+    carried, missing = Ear(), Ear()
+    stages.adapt(config, tmp_path / "teach", stages=("teach",), init=str(mae), data_root=world, watcher=carried)
+    stages.adapt(config, tmp_path / "bare", stages=("teach",), init=str(source), data_root=world, watcher=missing)
+    assert "No masked autoencoder" not in carried.heard and "No masked autoencoder" in missing.heard
+
+
+def test_a_run_goes_on_from_another_folder_and_without_its_start(world, source, tmp_path, monkeypatch):
+    start = tmp_path / "start"
+    shutil.copytree(source, start)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted):
+        stages.adapt(tiny_config(), Path("run"), init="start", data_root=world, watcher=StopAt(3))
+    shutil.rmtree(start)
+    monkeypatch.chdir("/")
+    stages.adapt(tiny_config(), tmp_path / "run", resume=True, data_root=world)
+    steps = [(line["stage"], line["step"]) for line in lines(tmp_path / "run", "train")]
+    assert steps == [(stage, step) for stage in ("mae", "teach") for step in (1, 2, 3, 4)], "no line twice, none missing"
+
+
+def test_data_that_changed_is_noticed(source, tmp_path):
+    make_set(tmp_path, "clear", seed=1)
+    make_set(tmp_path, "hazy", haze=0.5, seed=2)
+    with pytest.raises(Interrupted):
+        stages.adapt(tiny_config(), tmp_path / "run", init=str(source), data_root=tmp_path, watcher=StopAt(3))
+    card = json.loads((tmp_path / "hazy" / "dataset.json").read_text())
+    card["splits"]["train"]["sha256"] = "0" * 64
+    (tmp_path / "hazy" / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(MrtError, match="'hazy' has changed"):
+        stages.adapt(tiny_config(), tmp_path / "run", resume=True, data_root=tmp_path)
+
+
+def test_a_class_map_renames_the_targets_classes_only(source, tmp_path):
+    make_set(tmp_path, "clear", seed=1)
+    make_set(tmp_path, "hazy", haze=0.5, seed=2, classes=("red", "verde"))
+    config = tiny_config(**{"data.class_map.verde": "green", "engine.eval_every": 1, "mae_stage.epochs": 1, "teach.epochs": 1})
+    stages.adapt(config, tmp_path / "run", init=str(source), data_root=tmp_path)
+    assert {line["network"] for line in lines(tmp_path / "run", "eval")} == {"student", "teacher"}
+    found = evaluate_detector(tmp_path / "run", data_root=tmp_path)
+    assert found.metrics.per_class["green"].num_boxes > 0
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_sixteen_bit_training_runs(world, source, tmp_path, amp):
+    run = stages.adapt(tiny_config(**{"engine.amp": amp}), tmp_path / amp, init=str(source), data_root=world)
+    assert all(line["total"] > 0 for line in lines(run, "train"))
+
+
+def test_a_refused_run_leaves_no_folder(world, source, tmp_path):
+    with pytest.raises(MrtError):
+        stages.adapt(tiny_config(**{"engine.batch_size": 64}), tmp_path / "run", init=str(source), data_root=world)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unlabelled_target_is_enough_to_adapt_but_not_to_evaluate(world, source, tmp_path):

@@ -15,14 +15,16 @@ CLASSES = ("red", "green")
 COLOURS = ((220, 40, 40), (40, 200, 60))
 
 
-def make_set(root: Path, name: str, *, images: int = 8, haze: float = 0.0, seed: int = 0, labelled: bool = True) -> None:
+def make_set(
+    root: Path, name: str, *, images: int = 8, haze: float = 0.0, seed: int = 0, labelled: bool = True, classes: tuple = CLASSES
+) -> None:
     """A prepared set with splits train and val: 64x48 pictures with one to three rectangles."""
     rng = np.random.default_rng(seed)
     splits = {}
     for split in ("train", "val"):
         folder = root / name / "images" / split
         folder.mkdir(parents=True)
-        coco = {"images": [], "annotations": [], "categories": [{"id": i + 1, "name": label} for i, label in enumerate(CLASSES)]}
+        coco = {"images": [], "annotations": [], "categories": [{"id": i + 1, "name": label} for i, label in enumerate(classes)]}
         for number in range(1, images + 1):
             pixels = rng.integers(90, 130, (48, 64, 3)).astype(float)
             for _ in range(rng.integers(1, 4)):
@@ -37,7 +39,7 @@ def make_set(root: Path, name: str, *, images: int = 8, haze: float = 0.0, seed:
             coco["annotations"] = []
         (root / name / f"{split}.json").write_text(json.dumps(coco))
         splits[split] = SplitCard(f"{split}.json", f"images/{split}", num_images=images, num_boxes=len(coco["annotations"]))
-    write_card(DatasetCard(name, "haze" if haze else "clear", CLASSES, splits, labelled=labelled), root / name)
+    write_card(DatasetCard(name, "haze" if haze else "clear", classes, splits, labelled=labelled), root / name)
 
 
 def tiny_config(**changes: object) -> Config:
@@ -61,6 +63,7 @@ def tiny_config(**changes: object) -> Config:
         "mae.decay_epoch": 1,
         "teacher.threshold_start": 0.0,
         "teacher.threshold_min": 0.0,
+        "teacher.box_loss": False,
         "retrain.every": 1,
         "engine.batch_size": 4,
         "engine.log_every": 1,

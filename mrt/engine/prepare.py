@@ -1,0 +1,225 @@
+"""What a stage needs before its first step: data, networks, averages, and the weights they start from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mrt.adapt.retrain import reinit_state
+from mrt.adapt.teacher import Teacher
+from mrt.adapt.thresholds import DynamicThresholds
+from mrt.config import Config, StageConfig
+from mrt.data.card import DatasetCard
+from mrt.data.registry import find_dataset
+from mrt.engine import build
+from mrt.engine.distributed import World
+from mrt.engine.folder import load_autoencoder
+from mrt.engine.inference import load_detector, measure
+from mrt.engine.loop import Stream
+from mrt.engine.report import Watcher
+from mrt.engine.step import Learner, Parts
+from mrt.engine.student import SOURCE, TARGET, Student
+from mrt.errors import MrtError
+from mrt.models.detector import DeformableDETR
+from mrt.models.mae import MaskedAutoencoder
+
+TRAINED = 1000  # updates by which the average's warm-up is ahead when it starts from a trained detector
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage of a run: its name, settings and parts, and whose labels supervise it ("source", "target", "source+target")."""
+
+    name: str
+    settings: StageConfig
+    parts: Parts
+    labels: str = SOURCE
+
+
+@dataclass
+class Workshop:
+    """What all stages of a run share.
+
+    Attributes:
+        cards: data sets by domain. classes: what is detected.
+        start: the run, file or shipped name that the detector's weights came from.
+        mae: the branch that the stage before has trained.
+        continued: whether a checkpoint will fill in every weight.
+        source_weights, random_weights: what selective retraining may go back to, where the configuration asks for them.
+    """
+
+    config: Config
+    world: World
+    cards: dict[str, DatasetCard]
+    classes: list[str]
+    detector: DeformableDETR
+    start: str | None = None
+    continued: bool = False
+    mae: MaskedAutoencoder | None = None
+    source_weights: dict[str, Tensor] | None = None
+    random_weights: dict[str, Tensor] | None = None
+
+
+@dataclass
+class Stage:
+    """A stage that is ready to run: its learner, its streams by domain, its length, and how many boxes a labelled image has."""
+
+    learner: Learner
+    streams: dict[str, Stream]
+    steps_per_epoch: int
+    boxes_per_image: float
+
+
+def find_cards(plans: list[Plan], config: Config, data_root: Path) -> dict[str, DatasetCard]:
+    """The cards of the sets that the plans use; the source is always needed, for its class names."""
+    cards = {SOURCE: find_dataset(config.data.source, data_root)}
+    if any(plan.name != "pretrain" or plan.labels != SOURCE for plan in plans):
+        cards[TARGET] = find_dataset(config.data.target, data_root)
+    return cards
+
+
+def open_workshop(config: Config, world: World, cards: dict[str, DatasetCard], start: str | None, continued: bool) -> Workshop:
+    """Build the detector and give it its first weights (unless a checkpoint will)."""
+    classes = build.class_names(config, cards[SOURCE])
+    detector = build.build_detector(config, classes)
+    shop = Workshop(config, world, cards, classes, detector, start, continued)
+    if config.retrain.source == "random":
+        shop.random_weights = copy.deepcopy(detector.state_dict())
+    if start and (not continued or config.retrain.source == "source"):
+        _take_weights(detector, start, classes)
+    if config.retrain.source == "source":
+        shop.source_weights = copy.deepcopy(detector.state_dict())
+    return shop
+
+
+def _take_weights(detector: DeformableDETR, start: str, classes: list[str]) -> None:
+    """Copy trained weights into the detector; the class heads must be of the same classes."""
+    trained, facts = load_detector(start, which="auto", device="cpu")
+    if list(facts["classes"]) != list(classes):
+        theirs, ours = ", ".join(facts["classes"]), ", ".join(classes)
+        raise MrtError(f"{start}: its classes are {theirs}; this run's are {ours}", "use --set data.classes=[...]")
+    theirs, ours = trained.state_dict(), detector.state_dict()
+    different = [key for key in ours if key not in theirs or theirs[key].shape != ours[key].shape]
+    different += [key for key in theirs if key not in ours]
+    if different:
+        found = f"{start}: {len(different)} weights do not fit this model, first {different[0]!r}"
+        raise MrtError(found, "use the [model] settings it was trained with")
+    detector.load_state_dict(theirs)
+
+
+def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
+    """Data, networks, optimiser, thresholds and teacher of a stage."""
+    config, world, detector = shop.config, shop.world, shop.detector
+    streams, boxes_per_image = _streams(plan, shop)
+    student = Student(
+        detector,
+        _autoencoder(plan, shop, watcher) if plan.parts.rebuild else None,
+        build.build_discriminators(config, detector) if plan.parts.judge else None,
+    ).to(world.device)
+    student.train()
+    settings = config.teacher
+    thresholds = DynamicThresholds(
+        len(shop.classes),
+        settings.threshold_alpha,
+        settings.threshold_gamma,
+        settings.threshold_start,
+        settings.threshold_min,
+        settings.threshold_max,
+        enabled=settings.dynamic,
+        device=world.device,
+    )
+    ahead = 0 if plan.name == "pretrain" else TRAINED
+    teacher = Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=ahead) if plan.parts.ema else None
+    optimiser = build.build_optimiser(config, plan.settings, student, world.device)
+    learner = Learner(config, plan.settings, plan.parts, world, student, optimiser, thresholds, teacher)
+    learner.reinit = _retraining_state(plan, shop)
+    return Stage(learner, streams, _steps_per_epoch(plan, shop), boxes_per_image)
+
+
+def _streams(plan: Plan, shop: Workshop) -> tuple[dict[str, Stream], float]:
+    config, cards, first = shop.config, shop.cards, plan.name == "pretrain"
+    splits = {SOURCE: config.data.source_split, TARGET: config.data.target_split}
+    domains = plan.labels.split("+")
+    parts = []
+    for domain in domains:
+        if not cards[domain].labelled:
+            raise MrtError(f"data set {cards[domain].name!r} has no labels to train on", "name a labelled set, or leave out --oracle")
+        kind = plan.settings.augment
+        parts.append(build.training_set(config, cards[domain], splits[domain], shop.classes, kind, first_stage=first, labelled=True))
+    datasets: dict[str, Any] = {SOURCE: parts[0] if len(parts) == 1 else build.Joined(parts)}
+    if plan.parts.target:
+        view = "pair" if plan.parts.teach else "weak"
+        datasets[TARGET] = build.training_set(config, cards[TARGET], splits[TARGET], shop.classes, view, first_stage=False, labelled=False)
+    streams = {
+        domain: Stream(build.training_loader(config, dataset, shop.world, config.seed + 7919 * number))
+        for number, (domain, dataset) in enumerate(datasets.items())
+    }
+    counted = [cards[domain].split(splits[domain]) for domain in domains]
+    return streams, sum(split.num_boxes for split in counted) / max(1, sum(split.num_images for split in counted))
+
+
+def _steps_per_epoch(plan: Plan, shop: Workshop) -> int:
+    """Optimiser steps: the configuration's, or one pass over the smaller domain.
+
+    Stages 2 and 3 count both domains whether or not they use them, so that baselines, oracles and ablations take the steps that
+    adaptation takes.
+    """
+    data, batch = shop.config.data, shop.config.engine.batch_size
+    if plan.settings.steps_per_epoch:
+        return plan.settings.steps_per_epoch
+    splits = {SOURCE: data.source_split, TARGET: data.target_split}
+    images = {domain: card.split(splits[domain]).num_images for domain, card in shop.cards.items()}
+    if plan.name == "pretrain":
+        return max(1, sum(images[domain] for domain in plan.labels.split("+")) // batch)
+    return max(1, min(images.values()) // batch)
+
+
+def _autoencoder(plan: Plan, shop: Workshop, watcher: Watcher) -> MaskedAutoencoder:
+    """The branch of the stage before, of the run that this one starts from, or a new one."""
+    if shop.mae is not None and shop.config.mae.carry_over:
+        return shop.mae
+    mae = build.build_mae(shop.config, shop.detector)
+    alone = plan.name == "teach" and shop.mae is None and not shop.continued
+    if alone and shop.config.mae.carry_over and not (shop.start and load_autoencoder(Path(shop.start), mae)):
+        watcher.say(f"No masked autoencoder to carry over in {shop.start}: teaching begins with a new one.")
+    return mae
+
+
+def _retraining_state(plan: Plan, shop: Workshop) -> dict[str, Tensor]:
+    """What selective retraining goes back to: the weights teaching begins with, the source's, or random ones (paper, table 6)."""
+    settings = shop.config.retrain
+    if plan.name != "teach" or not plan.parts.target or not settings.every:
+        return {}
+    state = reinit_state(shop.detector, settings.parts)
+    other = {"mae": None, "source": shop.source_weights, "random": shop.random_weights}[settings.source]
+    return state if other is None else {key: other[key].to(value.device) for key, value in state.items()}
+
+
+def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str, Any]] | None:
+    """A function that measures student and teacher on the validation split of the domain that matters; none where it has no labels."""
+    config, split = shop.config, shop.config.data.validation_split
+    card = shop.cards.get(TARGET, shop.cards[SOURCE])
+    if config.engine.eval_every == 0 or not card.labelled or split not in card.splits:
+        return None
+    dataset = build.evaluation_set(config, card, split, shop.classes)
+
+    def evaluate(learner: Learner) -> dict[str, Any]:
+        networks = {"student": learner.student.detector, **({"teacher": learner.teacher.module} if learner.teacher is not None else {})}
+        found = {}
+        for name, network in networks.items():
+            training = network.training
+            metrics = measure(
+                network, dataset, config.engine.eval_batch_size, shop.world, learner.precision, watcher, config.engine.workers
+            )
+            network.train(training)
+            found[name] = metrics.to_dict()
+            figure = "no boxes of these classes" if metrics.AP50 is None else f"AP50 {metrics.AP50:.1f}"
+            watcher.say(f"{name} on {card.name} {split}: {figure}")
+        return found
+
+    return evaluate
