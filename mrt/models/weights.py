@@ -27,7 +27,9 @@ from mrt.models.mae import MaskedAutoencoder
 from mrt.models.pretrained import State, read_state
 
 PUBLISHED_CLASSES = ("person", "car", "train", "rider", "truck", "motorcycle", "bicycle", "bus")  # category ids 1..8; column 0 is unused
+CITYSCAPES_ORDER = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # the order of our models
 COCO_COLUMNS = 91
+NO_CLASS = "N/A"  # what torchvision calls COCO's unused category ids
 FORMAT = 1
 
 # (published prefix, our prefix): the first that fits wins, in both directions. Class and box heads have rules of their own below.
@@ -108,12 +110,7 @@ def load_published(
     """
     state = dict(source) if isinstance(source, dict) else read_state(source)
     what = "the checkpoint" if isinstance(source, dict) else str(source)
-    layout = next((name for name, rules in _LAYOUTS.items() if any(key.startswith(rules[0][0]) for key in state)), None)
-    if layout is None:
-        raise MrtError(
-            f"{what} is neither a published MRT nor a Deformable DETR checkpoint", "Its keys name no backbone; see load_weights."
-        )
-    report = LoadReport(layout)
+    report = LoadReport(layout := _layout(state, what))
     modules = _modules(detector, mae, discriminators)
     target = {f"{part}.{key}": value for part, module in modules.items() for key, value in module.state_dict().items()}
     placed = {key: our for key in state if (our := _place(key, detector, _LAYOUTS[layout])) is not None}
@@ -150,6 +147,60 @@ def load_published(
             {our.removeprefix(f"{part}."): v for our, v in new_state.items() if our.startswith(f"{part}.")}, strict=False
         )
     return report
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a foreign checkpoint says of the detector that it is for.
+
+    Attributes:
+        classes: names for a detector: those of ``columns`` that name a class, the published eight in Cityscapes' order.
+        columns: names of the class columns 1, 2, ...: the published list (9 columns), COCO's (91 columns), else "class 1", ...
+        arguments: ``num_queries``, ``box_refine`` and ``two_stage`` as :class:`DeformableDETR` takes them.
+    """
+
+    classes: list[str]
+    columns: list[str]
+    arguments: dict[str, Any]
+
+
+def describe_published(path: Path) -> Published:
+    """Look at a published MRT or official Deformable DETR checkpoint.
+
+    Raises:
+        MrtError: the file is neither, or has no class heads.
+    """
+    state = read_state(path)
+    _layout(state, str(path))
+    head = state.get("class_embed.0.bias")
+    if head is None or len(head) < 2:
+        raise MrtError(f"{path} has no class heads (class_embed.0.bias)", "Give a whole detector's checkpoint.")
+    columns = list(_columns_of(len(head)) or (f"class {column}" for column in range(1, len(head))))
+    ours = CITYSCAPES_ORDER if set(columns) == set(CITYSCAPES_ORDER) else [name for name in columns if name != NO_CLASS]
+    boxes = [state.get(f"bbox_embed.{layer}.layers.2.bias") for layer in (0, 1)]
+    arguments: dict[str, Any] = {
+        "box_refine": all(box is not None for box in boxes) and not torch.equal(*boxes),  # else the layers share one head
+        "two_stage": "transformer.enc_output.weight" in state,
+    }
+    if "query_embed.weight" in state:
+        arguments["num_queries"] = len(state["query_embed.weight"])
+    return Published(list(ours), columns, arguments)
+
+
+def _layout(state: State, what: str) -> str:
+    layout = next((name for name, rules in _LAYOUTS.items() if any(key.startswith(rules[0][0]) for key in state)), None)
+    if layout is None:
+        raise MrtError(
+            f"{what} is neither a published MRT nor a Deformable DETR checkpoint",
+            "Its keys name no backbone. A run's own weights are its .safetensors files.",
+        )
+    return layout
+
+
+def _columns_of(width: int) -> tuple[str, ...] | None:
+    """Names of columns 1, 2, ... of class heads of that width, where a list is known."""
+    coco = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return {len(PUBLISHED_CLASSES) + 1: PUBLISHED_CLASSES, COCO_COLUMNS: tuple(coco[1:])}.get(width)
 
 
 def published_state(
@@ -361,11 +412,9 @@ def _columns(
     if len(classes) != detector.num_classes:
         raise MrtError(f"{len(classes)} class names for a detector of {detector.num_classes} classes", "Give one name per class.")
     if checkpoint_classes is None:
-        coco = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-        known = {len(PUBLISHED_CLASSES) + 1: PUBLISHED_CLASSES, COCO_COLUMNS: tuple(coco[1:])}
-        if width not in known:
+        checkpoint_classes = _columns_of(width)
+        if checkpoint_classes is None:
             raise MrtError(f"{what} has {width} class columns of unknown meaning", "Give the names of its classes.")
-        checkpoint_classes = known[width]
     columns = {name: index for index, name in enumerate(checkpoint_classes, start=1) if index < width}
     report.new_classes = [name for name in classes if name not in columns]
     return [columns.get(name) for name in classes]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
+from golden import GOLDEN
 
 from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR, Features
@@ -21,6 +24,7 @@ SMALL = {
     "num_queries": 12,
     "dropout": 0.0,
 }
+HEAD = re.compile(r"(class_embed|bbox_embed)\.\d+\.(.*)")
 
 
 def tensors(golden, prefix: str) -> dict[str, torch.Tensor]:
@@ -64,3 +68,30 @@ def images_and_masks(sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.
         image[:, :h, :w] = torch.randn(3, h, w)
         mask[:h, :w] = False
     return images, masks
+
+
+def random_state(name: str) -> dict[str, torch.Tensor]:
+    """Random values for each key of a golden list; heads are one module under six names."""
+    state, shared = {}, {}
+    for line in (GOLDEN / name).read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        key, shape, _ = line.split("\t")
+        value = torch.rand(tuple(int(side) for side in shape.strip("()").split(",") if side.strip()))
+        head = HEAD.fullmatch(key)
+        state[key] = shared.setdefault(head.groups(), value) if head else value
+    return state
+
+
+def official(state: dict[str, torch.Tensor], columns: int = 91) -> dict[str, torch.Tensor]:
+    """The same weights as an official Deformable DETR checkpoint would name them."""
+    renamed = {key.replace("backbone.intermediate_getter.", "backbone.0.body."): value for key, value in state.items()}
+    for key, value in renamed.items():
+        if key.startswith("class_embed"):
+            renamed[key] = torch.randn(columns, *value.shape[1:])
+    shared = {}
+    for key in list(renamed):
+        head = HEAD.fullmatch(key)
+        if head and head.group(1) == "class_embed":
+            renamed[key] = shared.setdefault(head.group(2), renamed[key])
+    return renamed

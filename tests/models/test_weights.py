@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 import pytest
 import torch
-from golden import GOLDEN
-from model_cases import SMALL, small_backbone, small_detector
+from model_cases import SMALL, official, random_state, small_backbone, small_detector
 
 from mrt.errors import MrtError
 from mrt.models.backbone import build_backbone
@@ -28,20 +26,6 @@ from mrt.models.weights import (
 )
 
 OUR_ORDER = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-HEAD = re.compile(r"(class_embed|bbox_embed)\.\d+\.(.*)")
-
-
-def random_state(name: str) -> dict[str, torch.Tensor]:
-    """Random values for each key of a golden list; heads are one module under six names."""
-    state, shared = {}, {}
-    for line in (GOLDEN / name).read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        key, shape, _ = line.split("\t")
-        value = torch.rand(tuple(int(side) for side in shape.strip("()").split(",") if side.strip()))
-        head = HEAD.fullmatch(key)
-        state[key] = shared.setdefault(head.groups(), value) if head else value
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +76,6 @@ def published_small(**options) -> dict[str, torch.Tensor]:
     for parameter in detector.parameters():
         parameter.data.normal_()
     return published_state(detector, checkpoint_classes=("person", "car", "bus"))
-
-
-def official(state: dict[str, torch.Tensor], columns: int = 91) -> dict[str, torch.Tensor]:
-    """The same weights as an official Deformable DETR checkpoint would name them."""
-    renamed = {key.replace("backbone.intermediate_getter.", "backbone.0.body."): value for key, value in state.items()}
-    for key, value in renamed.items():
-        if key.startswith("class_embed"):
-            renamed[key] = torch.randn(columns, *value.shape[1:])
-    shared = {}
-    for key in list(renamed):
-        head = HEAD.fullmatch(key)
-        if head and head.group(1) == "class_embed":
-            renamed[key] = shared.setdefault(head.group(2), renamed[key])
-    return renamed
 
 
 def test_official_checkpoint_in_a_file(tmp_path):
