@@ -87,7 +87,6 @@ class MaskedAutoencoder(nn.Module):
             raise MrtError(f'mae valid_ratios is "{valid_ratios}"', 'Choose "padding" or "mask".')
         self.variant, self.valid_ratios, self.level = variant, valid_ratios, level
         self.keep_padding = variant == "paper" if keep_padding is None else keep_padding
-        self.keep_padding = variant == "paper" if keep_padding is None else keep_padding
         self.grid = tuple(image_size or PUBLISHED_GRID)
         decoder = Decoder(
             num_layers,
