@@ -62,7 +62,7 @@ class DetectionDataset(Dataset):
         class_map: this set's name -> the detector's name, for names that differ.
         labelled: False never looks at the annotations' boxes: every target is empty, as training on a target domain demands.
         keep_ignored: put crowds and ignored objects into the target as ``ignore_boxes`` and ``ignore_labels``.
-        cache: "ram" keeps decoded images in memory (each worker process its own, unless ``preload`` was called before they start).
+        cache: "ram" keeps decoded images in memory (worker processes share what ``preload`` decoded before they start).
         limit: use the first so many images only.
 
     Raises:
@@ -119,13 +119,11 @@ class DetectionDataset(Dataset):
         rng = random.Random(seed if seed is not None else int(torch.randint(1 << 62, ())))
         return self.transform(image, target, rng)
 
-    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode every image into the cache now, so that worker processes share it; ``progress(done, total)``."""
-        self._cache = {} if self._cache is None else self._cache
-        for index in range(len(self)):
-            self._pixels(index)
-            if progress:
-                progress(index + 1, len(self))
+    def preload(self) -> None:
+        """Decode every image into the cache now; without a cache, none."""
+        if self._cache is not None:
+            for index in range(len(self)):
+                self._pixels(index)
 
     def _pixels(self, index: int) -> Tensor:
         if self._cache is not None and index in self._cache:
@@ -135,9 +133,6 @@ class DetectionDataset(Dataset):
         if self._cache is not None:
             self._cache[index] = pixels
         return pixels
-
-    def picture_path(self, index: int) -> Path:
-        return self.records[index].path
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotations as pycocotools wants them: the detector's classes as categories 1.., ids from 1, ignored objects as crowds."""
@@ -237,7 +232,7 @@ def _match_classes(card: DatasetCard, classes: tuple[str, ...], class_map: Mappi
     if not matched:
         raise MrtError(
             f"{card.name}: none of its classes ({', '.join(card.classes)}) is one of the detector's ({', '.join(classes)})",
-            "Say which name means which with --map-class THEIRS=OURS.",
+            "Say which name means which with --set data.class_map.THEIRS=OURS.",
         )
     return matched
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.transforms import Sample, Target
@@ -129,6 +133,65 @@ class EpochSampler(Sampler[SampleKey]):
             yield SampleKey(index, f"{self.seed}/{self.epoch}/{index}")
 
 
+class BatchLoader(DataLoader):
+    """A ``DataLoader`` of :class:`Batch` whose worker processes leave a user's mistake and the user's signals to the main process.
+
+    An exception of a worker would arrive as the text of its traceback, so an :class:`MrtError` travels in the place of its batch instead
+    and is raised here, message and hint intact.
+    """
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        super().__init__(_Answers(dataset), collate_fn=_collate_answers, worker_init_fn=_leave_signals_to_the_parent, **options)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(super().__iter__())
+
+    @staticmethod
+    def _batches(answers: Iterator[Batch | MrtError]) -> Iterator[Batch]:
+        for answer in answers:
+            if isinstance(answer, MrtError):
+                # A new one: raising what this frame holds would tie frame and workers into a cycle, and workers of a cycle end late.
+                raise MrtError(answer.message, answer.hint) from answer
+            yield answer
+
+
+class _Answers(Dataset):
+    """A data set that answers with a sample, or with the error that it would raise."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample | MrtError:
+        try:
+            return self.dataset[key]
+        except MrtError as error:
+            return error
+
+
+def _collate_answers(answers: Sequence[Sample | MrtError]) -> Batch | MrtError:
+    return next((answer for answer in answers if isinstance(answer, MrtError)), None) or collate(answers)
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a whole group of processes: workers must go on until the main process has saved its state and ends them.
+
+    A worker's death by signal would raise in the midst of the main process' step. A SIGTERM that the main process sends is obeyed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_the_parent, daemon=True).start()
+
+
+def _obey_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def build_loader(
     dataset: DetectionDataset,
     *,
@@ -140,20 +203,24 @@ def build_loader(
     world_size: int = 1,
     drop_last: bool = False,
     pin_memory: bool = False,
-) -> DataLoader:
-    """A ``DataLoader`` of :class:`Batch`; ``batch_size`` is per process. Call ``loader.sampler.set_epoch(epoch)`` before each epoch."""
+) -> BatchLoader:
+    """Batches of a data set; ``batch_size`` is per process. Call ``loader.sampler.set_epoch(epoch)`` before each epoch.
+
+    A data set that caches decodes all its images now if there are workers, so that they share them.
+    """
     if drop_last and len(dataset) // world_size < batch_size:
         raise MrtError(
             f"{len(dataset)} images do not fill a batch: {world_size} processes x {batch_size} images",
             "Choose a smaller batch (engine.batch_size), or use more images.",
         )
     sampler = EpochSampler(len(dataset), seed, shuffle, rank, world_size, drop_last)
-    return DataLoader(
+    if num_workers > 0 and hasattr(dataset, "preload"):
+        dataset.preload()
+    return BatchLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
         drop_last=drop_last,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

@@ -8,7 +8,7 @@ from pathlib import Path
 from mrt.data.card import CARD_NAME, DatasetCard, read_card
 from mrt.errors import MrtError
 
-# Names that `mrt prepare-data` makes, and what to type for each.
+# Benchmark names, and what to type for each once this program has its converter.
 PREPARE_COMMANDS = {
     "cityscapes": "mrt prepare-data cityscapes --raw FOLDER_OR_ZIPS",
     "foggy": "mrt prepare-data foggy --raw FOLDER_OR_ZIPS",
@@ -21,7 +21,7 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     """The card of a prepared set, by its name under ``data_root`` or by the path of its folder or card.
 
     Raises:
-        MrtError: not there; says which ``mrt prepare-data`` makes it, or which sets there are.
+        MrtError: not there; says which ``mrt prepare-data`` makes it, the prepared form, and which sets there are.
     """
     data_root, asked = Path(data_root), Path(name_or_path)
     for candidate in (data_root / asked, asked):
@@ -29,24 +29,23 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
             return read_card(candidate)
     name = str(name_or_path)
     there = [folder.name for folder in _prepared(data_root)]
+    prepared = f"{CARD_NAME} and the COCO files that it names (fields: mrt/data/card.py)"
     if name in PREPARE_COMMANDS:
-        hint = f"Make it with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
+        hint = (
+            f"`{PREPARE_COMMANDS[name]} --data-root {data_root}` is to make it, but this version has no converter for it yet.\n"
+            f"Until then put its prepared form into {data_root / name}: {prepared}."
+        )
     elif name.startswith("synthetic"):
         world = name.removeprefix("synthetic").strip("-_")
         hint = f"Make it with: mrt prepare-data synthetic {f'--domain {world} ' if world else ''}--data-root {data_root}"
     elif asked.is_dir():
-        hint = f"{asked} is a folder without {CARD_NAME}: make a set from it with: mrt prepare-data custom --raw {asked}"
+        hint = f"{asked} is a folder without {CARD_NAME}; a set of your own is {prepared}."
     else:
-        hint = "Your own data becomes a set with: mrt prepare-data custom --raw FOLDER"
+        hint = f"A set of your own is a folder {data_root / name} with {prepared}."
     close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS], n=1)
     if close and name not in PREPARE_COMMANDS:
         hint = f"Did you mean '{close[0]}'? {hint}"
     raise MrtError(f"No data set '{name}' in {data_root} (there: {', '.join(there) or 'none'})", hint)
-
-
-def list_datasets(data_root: Path | str) -> list[DatasetCard]:
-    """The cards of all sets under the data root, by folder name."""
-    return [read_card(folder) for folder in _prepared(Path(data_root))]
 
 
 def _prepared(data_root: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mrt.data.card import CARD_NAME, check_card, read_card, read_json, write_card
-from mrt.data.registry import find_dataset, list_datasets
+from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 
 
@@ -82,17 +82,19 @@ def test_registry_finds_by_name_and_path(small_set, tmp_path):
     for asked in ("small", small_set.folder, small_set.folder / CARD_NAME):
         assert find_dataset(asked, tmp_path) == small_set
     (tmp_path / "half_made").mkdir()
-    assert [card.name for card in list_datasets(tmp_path)] == ["small"]
-    assert list_datasets(tmp_path / "nowhere") == []
+    with pytest.raises(MrtError, match="there: small\\)"):
+        find_dataset("absent", tmp_path)
+    with pytest.raises(MrtError, match="there: none"):
+        find_dataset("absent", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("foggy", "mrt prepare-data foggy"),
+        ("foggy", "mrt prepare-data foggy .*no converter for it yet(.|\n)*foggy: dataset.json and the COCO files"),
         ("synthetic-night", "mrt prepare-data synthetic --domain night --data-root"),
         ("cityscape", "Did you mean 'cityscapes'"),
-        ("mine", "there: small.*\n.*custom"),
+        ("mine", "there: small.*\n.*mine with dataset.json and the COCO files"),
     ],
 )
 def test_a_missing_set_says_what_to_run(small_set, tmp_path, name, words):

@@ -74,7 +74,7 @@ def test_classes_are_matched_by_name(make_set):
     assert dataset[0].target["labels"].tolist() == [1, 0]
     assert dataset.unmatched == {"dog": 2}
     assert [c["name"] for c in dataset.coco_ground_truth()["categories"]] == ["car", "motorcycle", "bus"]
-    with pytest.raises(MrtError, match=r"none of its classes \(motor, car, dog\)"):
+    with pytest.raises(MrtError, match=r"none of its classes \(motor, car, dog\)(.|\n)*--set data\.class_map\.THEIRS=OURS"):
         DetectionDataset(card, "train", classes=["tree"])
     for class_map, name in (({"motr": "car"}, "motr"), ({"motor": "boat"}, "boat")):
         with pytest.raises(MrtError, match=name):
@@ -128,13 +128,11 @@ def test_missing_cut_and_mismatched_images_are_named(make_set):
 
 def test_memory_cache_gives_the_same_items(small_set):
     plain, cached = (DetectionDataset(small_set, "train", cache=cache) for cache in (None, "ram"))
-    steps = []
-    cached.preload(lambda *step: steps.append(step))
+    cached.preload()
     expected = [plain[i].image for i in range(7)]
     for path in small_set.images_root("train").iterdir():
         path.unlink()
     assert all(torch.equal(cached[i].image, expected[i]) for i in range(7))
-    assert steps[-1] == (7, 7)
     with pytest.raises(MrtError, match="disk"):
         DetectionDataset(small_set, "train", cache="disk")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import time
 
 import pytest
 import torch
@@ -122,3 +125,70 @@ def test_a_batch_of_weak_views_has_no_strong_ones():
 def test_a_set_smaller_than_a_batch_is_an_error(small_set):
     with pytest.raises(MrtError, match="7 images"):
         pair_loader(small_set, batch_size=8, drop_last=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_unreadable_image_is_the_same_error_from_a_worker(small_set, num_workers, training):
+    path = small_set.images_root("train") / "0003.png"
+    path.write_bytes(b"no picture")
+    loader = pair_loader(small_set, shuffle=training, drop_last=training, batch_size=1, num_workers=num_workers)
+    with pytest.raises(MrtError) as error:
+        list(loader)
+    assert error.value.message.startswith(f"{path}: cannot be read as an image") and "Traceback" not in str(error.value)
+    assert error.value.hint == "Get the file again, or leave it out of the annotations."
+
+
+def test_workers_share_a_cache_that_is_filled_before_they_start(small_set):
+    plain = [batch.images for batch in pair_loader(small_set)]
+    dataset = DetectionDataset(small_set, "train", transform=build_transform("pair", [20, 24], 40, crop=True), cache="ram")
+    loader = build_loader(dataset, batch_size=2, seed=5, shuffle=True, num_workers=1)
+    for path in small_set.images_root("train").iterdir():
+        path.unlink()
+    assert all(torch.equal(batch.images, images) for batch, images in zip(loader, plain, strict=True))
+
+
+class SignalProbe(torch.utils.data.Dataset):
+    """Samples that take a while and say in which process and with how many threads they were made."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        time.sleep(0.02)
+        return Sample(torch.zeros(3, 4, 4), {"image_id": (os.getpid(), torch.get_num_threads())})
+
+
+def test_signals_to_the_group_do_not_reach_workers_but_the_parent_ends_them():
+    asked = []
+    previous = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        loader = build_loader(SignalProbe(), batch_size=1, num_workers=1)
+        batches = iter(loader)
+        worker, threads = next(batches).targets[0]["image_id"]
+        assert worker != os.getpid() and threads == 1
+        sender = os.fork()
+        if sender == 0:  # anybody but the worker's parent
+            os.kill(worker, signal.SIGINT)
+            os.kill(worker, signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(sender, 0)
+        assert len(list(batches)) == 11 and len(list(loader)) == 12
+        os.kill(worker, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not alive(worker)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    assert asked == []
+
+
+def alive(pid):
+    """Running, that is neither gone nor a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
