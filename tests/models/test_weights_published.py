@@ -40,7 +40,17 @@ def test_box_refinement_and_two_stages_are_seen(published, tmp_path):
         state[key] = torch.rand_like(state[key])
         state[f"transformer.decoder.{key}"] = state[key]
     torch.save({"model": state}, tmp_path / "refine.pth")
-    assert load_detector(tmp_path / "refine.pth")[0].box_refine
+    detector, _ = load_detector(tmp_path / "refine.pth")
+    assert detector.box_refine and not detector.two_stage
+    for key in ("query_embed.weight", "transformer.reference_points.weight", "transformer.reference_points.bias"):
+        del state[key]
+    for layer, sizes in {"enc_output": (256, 256), "enc_output_norm": (256,), "pos_trans": (512, 512), "pos_trans_norm": (512,)}.items():
+        state |= {f"transformer.{layer}.weight": torch.rand(sizes), f"transformer.{layer}.bias": torch.rand(sizes[0])}
+    for key in [key for key in state if "_embed.5." in key]:
+        state[key.replace(".5.", ".6.")] = state[key]
+    torch.save({"model": state}, tmp_path / "two_stage.pth")
+    detector, facts = load_detector(tmp_path / "two_stage.pth")
+    assert detector.box_refine and detector.two_stage and len(facts["classes"]) == 80
 
 
 def test_weights_without_a_place_are_listed(published, tmp_path):
