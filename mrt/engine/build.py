@@ -80,6 +80,7 @@ class Joined(Dataset):
     """Several data sets of the same classes, one after the other (the oracle that trains on source and target)."""
 
     def __init__(self, parts: Sequence[DetectionDataset]) -> None:
+        self.parts = parts
         self.places = [(part, index) for part in parts for index in range(len(part))]
 
     def __len__(self) -> int:
@@ -88,6 +89,11 @@ class Joined(Dataset):
     def __getitem__(self, key: SampleKey) -> Sample:
         part, index = self.places[key.index]
         return part[SampleKey(index, key.seed)]
+
+    def preload(self) -> None:
+        """Decode what the parts keep in memory, before worker processes start."""
+        for part in self.parts:
+            part.preload()
 
 
 def _cache(config: Config) -> str | None:
