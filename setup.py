@@ -57,13 +57,16 @@ def extensions() -> tuple[list, type[build_ext]]:
     home = cuda_home()
     if home is not None:
         os.environ["CUDA_HOME"] = home  # read when cpp_extension is imported
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    if not os.environ.get("CXX", "c++").strip():
+        del os.environ["CXX"]
     try:
         import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         say(f"no kernels, the PyTorch path it is: {error} (install torch first, then use --no-build-isolation)")
         return [], build_ext
+    if not torch.cuda.is_available():  # with a GPU, torch builds for that one
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 
     def extension(with_cuda: bool):
         folders = ("csrc", "csrc/cpu", "csrc/cuda") if with_cuda else ("csrc", "csrc/cpu")
@@ -108,7 +111,7 @@ setup(
     version=version,
     packages=[*find_packages(include=["mrt", "mrt.*"]), "mrt_cli", *(f"mrt_cli.{name}" for name in find_packages("cli"))],
     package_dir={"mrt_cli": "cli"},
-    package_data={"mrt": ["presets/*", "weights/*"]},
+    package_data={"mrt": ["presets/*.toml", "presets/*.json", "weights/*.safetensors"]},
     ext_modules=modules,
     cmdclass={"build_ext": command},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -82,15 +82,19 @@ def test_reasons(monkeypatch):
 
 @pytest.mark.parametrize(
     "compiler, reason",
-    [("no-such-compiler", "there is no C++ compiler no-such-compiler"), ("false", "kernels for CPU could not be built")],
-    ids=["missing", "failing"],
+    [
+        ("no-such-compiler", "there is no C++ compiler no-such-compiler"),
+        ("false", "kernels for CPU could not be built"),
+        ("", "there is no C++ compiler c++"),  # an empty CXX is none; and here is no c++ on the PATH
+    ],
+    ids=["missing", "failing", "empty"],
 )
 def test_a_build_without_a_compiler_says_why_and_succeeds(tmp_path, compiler, reason):
     for name in ("csrc", "mrt/__init__.py", "setup.py"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    environment = {**os.environ, "CXX": compiler, "CC": compiler, "MRT_BUILD": "cpu"}
+    environment = {**os.environ, "CXX": compiler, "CC": compiler, "MRT_BUILD": "cpu", **({} if compiler else {"PATH": str(tmp_path)})}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
