@@ -30,7 +30,7 @@ def ablate(
     run_root: options.RunRoot = None,
     device: options.Device = None,
     amp: options.Amp = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials, and which are done, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials, and which are done on the split, and stop.")] = False,
 ) -> None:
     """Train and evaluate a grid of settings, and print it as one table.
 
@@ -45,6 +45,7 @@ def ablate(
     from . import experiment
     from .console import figure, say, show_table, watching
 
+    experiment.require_one_process("ablate")
     axes = grid.make_axes(context.meta[AXES])
     if not axes and not seeds:
         raise MrtError("mrt ablate: nothing to vary", "for example: mrt ablate --mask-ratio 0.5 0.8")
@@ -61,7 +62,7 @@ def ablate(
         keys = [axis.key for axis in axes]
         rows = []
         for trial in trials:
-            done = (grid.trial_folder(folder, trial) / grid.RESULT).is_file()
+            done = grid.result_file(folder, trial, split).is_file()
             rows.append(
                 [*(str(trial.settings[key]) for key in keys), str(trial.config.seed), trial.digest[:16], "done" if done else "to run"]
             )
@@ -70,22 +71,21 @@ def ablate(
     for trial in trials:
         experiment.require_data([trial.config.data.source, trial.config.data.target], roots.data_root)
 
-    with watching() as watcher:
+    with watching() as watcher, experiment.repeatable("ablate"):
         results = grid.run(trials, folder, data_root=roots.data_root, split=split, watcher=watcher)
     rows = grid.summarise(results)
     about = {"preset": str(base), "split": split, "set": list(overrides or ()), "axes": {axis.key: list(axis.values) for axis in axes}}
     paths = grid.write_tables(stem, rows, results, about)
     keys = [axis.key for axis in axes]
-    metrics = ("AP", "AP50", "AP75")
     table = []
     for row in rows:
-        cells = [figure(item["mean"], item["std"]) if (item := row["metrics"].get(metric)) else "failed" for metric in metrics]
+        cells = [figure(item["mean"], item["std"]) if (item := row["metrics"].get(metric)) else "failed" for metric in grid.METRICS]
         table.append([*(str(row["settings"][key]) for key in keys), " ".join(map(str, row["seeds"])) or "-", *cells])
     several = any(len(row["seeds"]) > 1 for row in rows)
     caption = f"{trials[0].config.data.target}, split {split}" + ("; mean ± standard deviation over seeds" if several else "")
     show_table(
         f"Ablation of {', '.join(keys) or 'seeds'}, preset {base}",
-        [*keys, "seeds", *metrics],
+        [*keys, "seeds", *grid.METRICS],
         table,
         caption=caption,
         text_columns=len(keys) + 1,

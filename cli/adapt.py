@@ -44,13 +44,7 @@ def adapt(
     chosen = tuple(item for item in STAGES if item in (stage or STAGES))
     roots = experiment.find_roots(data_root, run_root)
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
-    if resume and name:
-        folder = experiment.run_folder(roots.run_root, name)
-    else:
-        config = experiment.resolve(preset, overrides, given | {"init": init})
-        folder = experiment.run_folder(roots.run_root, name or experiment.default_name("adapt", config))
-    if resume:
-        config = experiment.resolve_started(folder, overrides, given)
+    config, folder = experiment.configure("adapt", preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:
         say(config.to_json().rstrip())
         return

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Annotated, Any
 
@@ -29,12 +30,34 @@ class Root(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (MrtError, RunFailed, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
+            told = explain(error)
+            if told is None:
+                raise
             from .console import show_error
 
-            stopped = isinstance(error, KeyboardInterrupt)
-            show_error(Interrupted("interrupted") if stopped else error)
-            raise typer.Exit(BAD_INPUT if isinstance(error, MrtError) else RUN_FAILED) from None
+            show_error(told)
+            raise typer.Exit(BAD_INPUT if isinstance(told, MrtError) else RUN_FAILED) from None
+
+
+def explain(error: BaseException) -> MrtError | RunFailed | None:
+    """What the user is told of an error; None: it is a bug (or an exit), and goes on."""
+    if isinstance(error, (MrtError, RunFailed)):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, told by name: torch may not be loaded
+        return RunFailed(
+            f"out of memory: {str(error).partition('. ')[0] or 'there is none left'}\n"
+            "take fewer images at a time: --set with a smaller engine.batch_size, or with engine.accumulate=2 or more, "
+            "which keeps the total batch (mrt eval: --batch-size)"
+        )
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:  # a closed pipe (mrt ... | head) is the door's own business
+        reason = error.strerror or str(error) or type(error).__name__
+        if error.filename is None:
+            return RunFailed(reason)
+        return MrtError(f"{error.filename}: {reason}", "check that path and its permissions")
+    return None
 
 
 app = typer.Typer(

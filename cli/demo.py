@@ -47,13 +47,14 @@ def demo(
     What an earlier call has finished is not done again; each step shows the command that does the same.
     """
     from .console import say, watching
-    from .experiment import find_roots, run_folder
+    from .experiment import find_roots, repeatable, require_one_process, run_folder
 
+    require_one_process("demo")
     roots = find_roots(data_root, run_root)
     words = _words("--data-root", data_root) + _words("--run-root", run_root)
     started = time.monotonic()
     run_folder(roots.run_root, name)
-    with watching() as watcher:
+    with watching() as watcher, repeatable("demo"):
         road = Road(roots, name, list(dict.fromkeys(seeds or [0])), overrides or [], device, watcher, words)
         start = None if from_scratch else road.shipped_source()
         road.prepare()
@@ -99,33 +100,36 @@ class Road:
     def prepare(self) -> None:
         """Render the two data sets where they are missing."""
         from mrt.data.card import CARD_NAME
+        from mrt.data.synthetic import SPLITS
 
         from .experiment import SYNTHETIC
-        from .prepare_data import DEMO_DOMAINS, DEMO_SIZE, DEMO_SPLITS, make_synthetic, parse_size
+        from .prepare_data import DEMO_DOMAINS, DEMO_SIZE, make_synthetic, parse_size
 
         missing = [world for world in DEMO_DOMAINS if not (self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME).is_file()]
         words = self.words[: 2 * ("--data-root" in self.words)]
         self.watcher.say("$ " + shlex.join(["mrt", "prepare-data", "synthetic", "--domain", *(missing or DEMO_DOMAINS), *words]))
         if missing:
-            make_synthetic(self.roots.data_root, missing, DEMO_SPLITS, parse_size(DEMO_SIZE), watcher=self.watcher)
+            make_synthetic(self.roots.data_root, missing, SPLITS, parse_size(DEMO_SIZE), watcher=self.watcher)
         else:
             self.watcher.say("already prepared")
 
     def shipped_source(self) -> str:
         """The detector that ships with mrt, which adaptation and its baseline start from."""
-        from mrt.engine.inference import SHIPPED
+        from mrt.engine.inference import find_weights
         from mrt.errors import MrtError
 
         init = self.config(self.seeds[0]).init
-        if init is None or not (Path(init).exists() or (SHIPPED / f"{init}.safetensors").is_file()):
-            raise MrtError(f"the demo starts from {init!r}, which is not here", "train it first: mrt demo --from-scratch")
+        try:
+            find_weights(init or "")
+        except MrtError:
+            raise MrtError(f"the demo starts from {init!r}, which is not here", "train it first: mrt demo --from-scratch") from None
         return init
 
     def trained_source(self) -> str:
         """The same, trained now: with the preset's own seed, whatever the seeds of the comparison."""
         from mrt.engine import stages
 
-        config, folder = self.config(0), self.folder("source")
+        config, folder = self.config(0).model_copy(update={"init": None}), self.folder("source")
         self.show("pretrain-source --preset demo", "--name", f"{self.name}/source")
 
         def train(resume: bool) -> None:
@@ -174,13 +178,9 @@ class Road:
 
     def _finish(self, folder: Path, config: Config, last_stage: str, start: Callable[[bool], None]) -> None:
         from mrt.ablate import finish_run
-        from mrt.errors import Interrupted
 
-        try:
-            if not finish_run(folder, config, last_stage, start):
-                self.watcher.say(f"already done: {folder}")
-        except Interrupted as error:
-            raise Interrupted(f"{error}\nrepeat the command to go on from there") from error
+        if not finish_run(folder, config, last_stage, start):
+            self.watcher.say(f"already done: {folder}")
 
     def _evaluate(self, column: str, folder: Path, config: Config) -> None:
         from mrt.engine.inference import evaluate_detector
@@ -209,7 +209,6 @@ def finish(road: Road, record: Path | None, images: int) -> None:
     evaluate.draw(picture, first, images)
     if RANK == 0:
         for path in (road.folder("results.json"), *([record] if record else [])):
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(figures, indent=1) + "\n")
     say(f"The same foggy images before and after: {picture}")
     say(f"All figures: {road.folder('results.json')}")

@@ -183,8 +183,8 @@ def folders(run_root: Path) -> list[Row]:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
-    writable = os.access(place, os.W_OK)
-    found: Any = f"{run_root.resolve()}, {free:.0f} GiB free" if writable else f"{place} is not writable"
+    writable = place.is_dir() and os.access(place, os.W_OK)
+    found: Any = f"{run_root.resolve()}, {free:.0f} GiB free" if writable else f"{place} is not a writable folder"
     return [(OK if writable else BROKEN, "run root", found, "" if writable else "set MRT_RUN_ROOT or --run-root")]
 
 

@@ -13,8 +13,6 @@ from . import options
 if TYPE_CHECKING:
     from mrt.engine.inference import Result
 
-METRICS = ("AP", "AP50", "AP75")
-
 
 def evaluate(
     runs: Annotated[
@@ -24,7 +22,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     which: Annotated[str, typer.Option(help="teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")] = "auto",
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-<set>-<split>.json in each run.")
+        Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-SET-SPLIT-NETWORK.json in each run.")
     ] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Where to write them as CSV. Default: beside the JSON.")] = None,
     picture: Annotated[
@@ -36,7 +34,7 @@ def evaluate(
     run_root: options.RunRoot = None,
     device: options.Device = None,
 ) -> None:
-    """Evaluate detectors: COCO AP, AP50, AP75, and AP50 of each class."""
+    """Evaluate detectors: COCO AP50, AP, AP75, and AP50 of each class."""
     from mrt.errors import MrtError
 
     from .console import say, watching
@@ -105,6 +103,8 @@ def describe(result: Result) -> str:
 
 def show(titles: Sequence[str], results: Sequence[Result]) -> None:
     """The table: a column per run."""
+    from mrt.ablate import METRICS
+
     from .console import figure, show_table
 
     first = results[0]
@@ -134,6 +134,8 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
     """A line per run and class, "all" first: per cent, empty where a class has no ground truth."""
     import csv
     import io
+
+    from mrt.ablate import METRICS
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -172,7 +174,6 @@ def _write(json_file: Path | None, csv_file: Path | None, records: list[dict[str
     texts = {json_file: json.dumps(records, indent=1) + "\n", csv_file: to_csv(records)}
     paths = [path for path in texts if path is not None]
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, texts[path])
     return paths
 
@@ -193,11 +194,11 @@ def draw(file: Path, columns: Mapping[str, Result], images: int) -> None:
 
 
 def save_picture(picture: Any, file: Path) -> None:
-    """Write a PIL image under a temporary name and rename it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.stem}.part{file.suffix}")
-    picture.save(part)
-    part.replace(file)
+    """Write a PIL image as .png or .jpg, as a whole."""
+    from mrt.files import replacing
+
+    with replacing(file) as out:
+        picture.save(out, format="PNG" if file.suffix.lower() == ".png" else "JPEG")
 
 
 def register(app: typer.Typer) -> None:

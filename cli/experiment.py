@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,26 @@ def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict
     return stored
 
 
+def configure(
+    kind: str,
+    preset: str | None,
+    overrides: Sequence[str] | None,
+    options: dict[str, Any],
+    *,
+    init: str | None = None,
+    name: str | None,
+    resume: bool,
+    run_root: Path,
+) -> tuple[Config, Path]:
+    """The configuration and the folder of a run that begins or, with ``resume``, goes on; without ``name``, ``kind`` gives it one."""
+    if resume and name:
+        folder = run_folder(run_root, name)
+    else:
+        config = resolve(preset, overrides, options | {"init": init})
+        folder = run_folder(run_root, name or default_name(kind, config))
+    return resolve_started(folder, overrides, options) if resume else config, folder
+
+
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
@@ -83,7 +104,20 @@ def run_folder(root: Path, name: str) -> Path:
     path = Path(name)
     if not name.strip() or path.is_absolute() or ".." in path.parts:
         raise MrtError(f"--name {name}: not a folder below the run root {root}", "choose another place for all runs with --run-root")
-    return root / path
+    folder = root / path
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise MrtError(f"{folder}: cannot be a run's folder, because {file} is a file", "choose another --name or --run-root")
+    return folder
+
+
+def require_one_process(command: str) -> None:
+    """MrtError under torchrun, for a command whose runs follow one another in one process."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise MrtError(
+            f"mrt {command}: runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}",
+            "several processes train one run: torchrun ... -m mrt_cli pretrain-source, or adapt",
+        )
 
 
 def require_new(folder: Path) -> None:
@@ -128,3 +162,12 @@ def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path
             words += [option, str(path)] if path is not None else []
         what = str(error) or "stopped at once; the run goes on from its last checkpoint"
         raise Interrupted(f"{what}\ncontinue with: {shlex.join(words)}") from None
+
+
+@contextmanager
+def repeatable(command: str) -> Iterator[None]:
+    """Adds to an interruption that the same command goes on from there."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(f"{str(error) or 'stopped'}\nrepeat the mrt {command} command to go on from there") from None

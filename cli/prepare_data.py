@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mrt.engine.report import Watcher
 
 DEMO_DOMAINS = ["clear", "foggy"]
-DEMO_SPLITS = {"train": 800, "val": 200, "test": 300}
 DEMO_SIZE = "256x128"
 DOWNLOADED = ("cityscapes", "foggy", "sim10k", "bdd100k", "custom")
 
@@ -59,9 +58,9 @@ def synthetic(
         list[str] | None,
         typer.Option(help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME.", metavar="NAME..."),
     ] = DEMO_DOMAINS,
-    train: Annotated[int, typer.Option(min=0, help="Training images of each world.")] = DEMO_SPLITS["train"],
-    val: Annotated[int, typer.Option(min=0, help="Validation images of each world.")] = DEMO_SPLITS["val"],
-    test: Annotated[int, typer.Option(min=0, help="Test images of each world.")] = DEMO_SPLITS["test"],
+    train: Annotated[int | None, typer.Option(min=0, help="Training images of each world. Default: as in the demo.")] = None,
+    val: Annotated[int | None, typer.Option(min=0, help="Validation images of each world. Default: as in the demo.")] = None,
+    test: Annotated[int | None, typer.Option(min=0, help="Test images of each world. Default: as in the demo.")] = None,
     size: Annotated[
         str, typer.Option(help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT")
     ] = DEMO_SIZE,
@@ -78,11 +77,13 @@ def synthetic(
     data_root: options.DataRoot = None,
 ) -> None:
     """Render street scenes: pinhole camera, depth, and fog, night and rain made from them."""
+    from mrt.data.synthetic import SPLITS
     from mrt.errors import MrtError
 
     from .console import watching
     from .experiment import SYNTHETIC, find_roots
 
+    counts = {"train": train, "val": val, "test": test}
     worlds = list(dict.fromkeys(domain or DEMO_DOMAINS))
     if beta and "foggy" not in worlds:
         raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
@@ -94,7 +95,7 @@ def synthetic(
         make_synthetic(
             root,
             worlds,
-            {"train": train, "val": val, "test": test},
+            {split: SPLITS[split] if count is None else count for split, count in counts.items()},
             parse_size(size),
             seed=seed,
             betas=beta,

@@ -52,14 +52,8 @@ def pretrain_source(
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
     roots = experiment.find_roots(data_root, run_root)
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
-    if resume and name:
-        folder = experiment.run_folder(roots.run_root, name)
-    else:
-        config = experiment.resolve(preset, overrides, given)
-        kind = "-".join((["fair"] if match_adapt else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
-        folder = experiment.run_folder(roots.run_root, name or experiment.default_name(kind, config))
-    if resume:
-        config = experiment.resolve_started(folder, overrides, given)
+    kind = "-".join((["fair"] if match_adapt else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
+    config, folder = experiment.configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:
         say(config.to_json().rstrip())
         return

@@ -13,7 +13,7 @@ import itertools
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.files import write_text
 
 MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints")  # of [engine]: they change no result
-SHIPPED = Path(__file__).parent / "weights"
-METRICS = ("AP50", "AP", "AP75")
-RESULT = "result.json"
+METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
 
 
 @dataclass(frozen=True)
@@ -105,13 +103,13 @@ def content_hash(config: Config) -> str:
 
 
 def _fingerprint(init: str) -> str:
-    """sha256 of the weights that an ``init`` names, found as the engine finds them; the name itself where there are none yet."""
-    path = Path(init)
-    folders = [path / "teacher.safetensors", path / "student.safetensors"] if path.is_dir() else [path]
-    for file in (*folders, SHIPPED / f"{init}.safetensors"):
-        if file.is_file():
-            return file_sha256(file)
-    return init
+    """sha256 of the weights that an ``init`` names; the name itself where there are none yet."""
+    from mrt.engine.inference import find_weights
+
+    try:
+        return file_sha256(find_weights(init))
+    except MrtError:
+        return init
 
 
 def plan(
@@ -141,29 +139,39 @@ def trial_folder(root: Path, trial: Trial) -> Path:
     return root / "trials" / trial.digest[:16]
 
 
-def stored_result(root: Path, trial: Trial, data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a finished trial, or None.
+def result_file(root: Path, trial: Trial, split: str) -> Path:
+    """A trial has a result for each split of the target that it was evaluated on."""
+    return trial_folder(root, trial) / f"result-{split}.json"
+
+
+def stored_result(root: Path, trial: Trial, split: str, data: Mapping[str, str]) -> dict[str, Any] | None:
+    """The result of a finished trial on a split, or None.
 
     Raises:
-        MrtError: it was made on data that has changed since (``data`` as :func:`describe_data` gives it).
+        MrtError: it was made on annotations that have changed since (``data`` as :func:`describe_data` gives it).
     """
-    path = trial_folder(root, trial) / RESULT
+    path = result_file(root, trial, split)
     if not path.is_file():
         return None
     result = read_json(path)
-    if result.get("data") != data:
-        raise MrtError(
-            f"{path}: made on other data than what is prepared now",
-            f"delete {path.parent} to run this trial again, or use another --run-root",
-        )
+    _require_same_data(path, data, result["data"].values())
     return result
 
 
-def describe_data(config: Config, data_root: Path, split: str) -> dict[str, str]:
-    """The sets and splits a trial uses, with the sha256 of their annotation files."""
+def describe_data(config: Config, data_root: Path, split: str | None = None) -> dict[str, str]:
+    """The sets and splits a trial is trained (and, on ``split`` of its target, evaluated) on, with the sha256 of their annotations."""
     data = config.data
-    used = ((data.source, data.source_split), (data.target, data.target_split), (data.target, split))
+    used = [(data.source, data.source_split), (data.target, data.target_split), *([(data.target, split)] if split else [])]
     return {f"{name}/{part}": find_dataset(name, data_root).split(part).sha256 for name, part in used}
+
+
+def _require_same_data(where: Path, data: Mapping[str, str], recorded: Collection[str]) -> None:
+    changed = [name for name, sha256 in data.items() if sha256 not in recorded]
+    if changed:
+        raise MrtError(
+            f"{where}: made on other data than what is prepared now ({', '.join(changed)})",
+            "delete the trial's folder to run it again, or use another --run-root",
+        )
 
 
 def run(
@@ -190,7 +198,7 @@ def run(
     results = []
     for number, trial in enumerate(trials, start=1):
         data = describe_data(trial.config, data_root, split)
-        result = stored_result(root, trial, data)
+        result = stored_result(root, trial, split, data)
         if result is None:
             watcher.say(f"[{number}/{len(trials)}] {trial.title}")
             try:
@@ -218,17 +226,21 @@ def finish_run(folder: Path, config: Config, last_stage: str, start: Callable[[b
         Whether there was anything to do.
 
     Raises:
-        MrtError: the folder holds a run with other settings.
+        MrtError: the folder holds a run with other settings, or something that is no run; nothing of it is touched.
     """
     from mrt.engine.folder import read_facts
 
+    facts: dict[str, Any] = {}
     if (folder / "run.json").is_file() and (folder / "config.json").is_file():
         if content_hash(load_config(folder / "config.json")) != content_hash(config):
             raise MrtError(f"{folder}: holds a run with other settings", f"delete {folder}, or use another --run-root")
-        if last_stage in read_facts(folder)["finished"]:
+        facts = read_facts(folder)
+        if last_stage in facts.get("finished", ()):
             return False
     resume = (folder / "checkpoints" / "last.pt").is_file()
-    if folder.exists() and not resume:
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        if facts.get("finished") != [] or any(folder.glob("checkpoints/*.pt")):
+            raise MrtError(f"{folder}: not empty, and no run that could be continued", f"look what it is, then move or delete {folder}")
         shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
     start(resume)
     return True
@@ -236,13 +248,16 @@ def finish_run(folder: Path, config: Config, last_stage: str, start: Callable[[b
 
 def _run_one(trial: Trial, root: Path, data_root: Path, split: str, data: Mapping[str, Any], watcher: Watcher) -> dict[str, Any]:
     from mrt.engine import inference, stages
+    from mrt.engine.folder import read_facts
 
     folder = trial_folder(root, trial)
 
     def start(resume: bool) -> None:
         stages.adapt(trial.config, folder, init=trial.config.init, resume=resume, data_root=data_root, watcher=watcher)
 
-    finish_run(folder, trial.config, "teach", start)
+    if not finish_run(folder, trial.config, "teach", start):
+        recorded = [sha256 for card in read_facts(folder)["data"].values() for sha256 in card["sha256"].values()]
+        _require_same_data(folder, describe_data(trial.config, data_root), recorded)
     target, device = trial.config.data.target, trial.config.engine.device
     found = inference.evaluate_detector(folder, data=target, split=split, device=device, data_root=data_root, watcher=watcher)
     result = {
@@ -253,7 +268,7 @@ def _run_one(trial: Trial, root: Path, data_root: Path, split: str, data: Mappin
         "data": dict(data),
         "metrics": found.metrics.to_dict(),
     }
-    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    write_text(result_file(root, trial, split), json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -302,7 +317,6 @@ def write_tables(
     stem: Path, rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> tuple[Path, Path]:
     """Write ``stem.json`` (rows, every trial, what it was made with) and ``stem.csv`` (a line per row); returns both paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
     write_text(paths[0], json.dumps({**about, "rows": list(rows), "trials": list(results)}, indent=1) + "\n")
     write_text(paths[1], to_csv(rows))

@@ -133,5 +133,14 @@ def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path):
     assert not (tmp_path / "killed").exists()
     make_run(tmp_path / "done", config, ["mae", "teach"], checkpoint=True)
     assert not finish_run(tmp_path / "done", config, "teach", calls.append) and len(calls) == 3
+    foreign = {"finished": {"run.json": '{"finished": ["mae"]}', "config.json": config.to_json()}, "mine": {"thesis.tex": "years of work"}}
+    foreign["last-lost"] = {"run.json": '{"finished": []}', "config.json": config.to_json(), "checkpoints/step3.pt": ""}
+    for name, files in foreign.items():  # nothing that was not begun here is deleted
+        for file, text in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(text)
+        with pytest.raises(MrtError, match="no run that could be continued"):
+            finish_run(tmp_path / name, config, "teach", calls.append)
+        assert len(calls) == 3 and all((tmp_path / name / file).is_file() for file in files)
     with pytest.raises(MrtError, match="other settings"):
         finish_run(tmp_path / "done", load_config("demo", ["seed=1"]), "teach", calls.append)

@@ -12,7 +12,7 @@ from command_line import TINY, mrt
 def somewhere(tmp_path, monkeypatch):
     """An empty working folder, so that the default roots are nowhere else."""
     monkeypatch.chdir(tmp_path)
-    for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT", "RANK"):
+    for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 

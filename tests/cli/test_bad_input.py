@@ -10,9 +10,12 @@ import sys
 import time
 
 import pytest
+import torch
 from command_line import TINY, mrt, refused
+from mrt_cli.evaluate import _write, save_picture
+from PIL import Image
 
-from mrt.errors import Interrupted, RunFailed
+from mrt.errors import Interrupted, MrtError, RunFailed
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,7 @@ from mrt.errors import Interrupted, RunFailed
         ("eval nothing", ["nothing", "no run folder"]),
         ("eval", ["RUN|WEIGHTS"]),
         ("eval x --which best", ["--which best"]),
+        ("eval demo-source --device banana", ["banana", "auto, cpu or cuda"]),
         ("eval x --picture p.pdf", ["p.pdf", ".png"]),
         # ablations
         ("ablate", ["nothing to vary", "--mask-ratio 0.5 0.8"]),
@@ -104,6 +108,75 @@ def test_a_run_is_not_overwritten_and_keeps_its_settings(worlds, runs):
     assert "keeps its settings" in message and "pretrain" in message
 
 
+@pytest.mark.parametrize("words", ["adapt --target foggy --name file", "adapt --target foggy --name file/below", "demo --name file"])
+def test_a_run_folder_that_is_a_file_or_below_one(words, somewhere):
+    (somewhere / "runs").mkdir()
+    (somewhere / "runs" / "file").touch()
+    assert "runs/file is a file" in refused(*words.split())
+    (somewhere / "roots").touch()
+    assert "roots is a file" in refused("pretrain-source", "--preset", "demo", "--run-root", "roots")
+
+
+def test_figures_and_pictures_that_cannot_be_written(somewhere):
+    (somewhere / "file").touch()
+    with pytest.raises(MrtError, match=r"file/p.png: could not be written: (Not a directory|File exists)"):
+        save_picture(Image.new("RGB", (4, 4)), somewhere / "file" / "p.png")
+    with pytest.raises(MrtError, match=r"file/t.csv: could not be written: (Not a directory|File exists)"):
+        _write(None, somewhere / "file" / "t.csv", [])
+
+
+def test_a_picture_that_fails_leaves_nothing_behind(somewhere):
+    with pytest.raises(MrtError, match="could not be written"):
+        save_picture(Image.new("F", (4, 4)), somewhere / "p.jpg")
+    assert not list(somewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (PermissionError(13, "Permission denied", "runs/x"), 2, "runs/x: Permission denied"),
+        (OSError("lost"), 1, "lost"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."), 1, "out of memory: CUDA out of memory take"),
+        (torch.OutOfMemoryError(""), 1, "engine.batch_size, or with engine.accumulate"),
+    ],
+)
+def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("mrt_cli.experiment.find_roots", fail)
+    result = mrt("adapt", "--target", "foggy")
+    assert result.exit_code == code and "Traceback" not in result.output
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("mrt_cli.experiment.find_roots", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mrt("adapt", "--target", "foggy")
+
+
+@pytest.mark.parametrize("words", ["demo", "ablate --mask-ratio 0.5 0.8"])
+def test_commands_of_several_runs_refuse_torchrun(words, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = refused(*words.split())
+    assert "WORLD_SIZE is 2" in message and "torchrun" in message
+
+
+@pytest.mark.parametrize(("stop", "word"), [(Interrupted("stopped at step 3"), "stopped at step 3"), (KeyboardInterrupt(), "stopped")])
+@pytest.mark.parametrize("words", ["ablate --mask-ratio 0.5", "demo --from-scratch"])
+def test_an_interruption_of_several_runs_says_that_repeating_goes_on(stop, word, words, worlds, runs, monkeypatch):
+    def fail(*_, **__):
+        raise stop
+
+    monkeypatch.setattr("mrt.engine.stages.adapt", fail)
+    monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
+    start = [f"init={runs / 'demo-source'}"] if "ablate" in words else []
+    result = mrt(*words.split(), "--data-root", worlds, "--set", *TINY, *start)
+    message = " ".join(result.stderr.split())
+    assert result.exit_code == 1 and word in message and f"repeat the mrt {words.split()[0]} command to go on" in message
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -144,11 +217,16 @@ def test_failed_trials_do_not_stop_the_others(worlds, runs, monkeypatch):
 def test_an_ablation_notices_that_its_data_changed(worlds, runs, somewhere):
     words = ["ablate", "--mask-ratio", 0.6, "--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
     assert mrt(*words).exit_code == 0
-    (stored,) = (somewhere / "runs" / "ablate" / "trials").glob("*/result.json")
+    (stored,) = (somewhere / "runs" / "ablate" / "trials").glob("*/result-val.json")
     result = json.loads(stored.read_text())
     result["data"]["synthetic-foggy/val"] = "other"
     stored.write_text(json.dumps(result))
     assert "other data" in refused(*words)
+    facts = stored.with_name("run.json")
+    started = json.loads(facts.read_text())
+    started["data"]["source"]["sha256"]["train"] = "other"
+    facts.write_text(json.dumps(started))
+    assert "other data than what is prepared now (synthetic-clear/train)" in refused(*words, "--split", "test")
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(worlds, runs, somewhere):

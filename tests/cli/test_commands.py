@@ -74,7 +74,7 @@ def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewh
     assert result.exit_code == 0, result.output
     found = json.loads((somewhere / "a.json").read_text())[0]
     assert (found["network"], found["data"], found["split"]) == ("student", "synthetic-clear", "val")
-    assert (somewhere / "b.csv").read_text().startswith("run,network,data,split,class,AP,AP50,AP75\n")
+    assert (somewhere / "b.csv").read_text().startswith("run,network,data,split,class,AP50,AP,AP75\n")
 
 
 def test_only_one_stage(worlds, runs):
@@ -108,6 +108,12 @@ def test_ablate_prints_a_table_and_only_runs_what_is_missing(worlds, runs, somew
     listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
     assert listed.output.count("done") == 2
 
+    listed = mrt("ablate", "--mask-ratio", 0.5, "--split", "test", "--dry-run", *words)
+    assert listed.output.count("to run") == 1
+    other = mrt("ablate", "--mask-ratio", 0.5, "--split", "test", *words)  # evaluates, and trains nothing
+    assert other.exit_code == 0 and "teach:" not in other.output and "evaluate on synthetic-foggy test" in other.output, other.output
+    assert mrt("ablate", "--mask-ratio", 0.5, *words).output.count("already done") == 1
+
 
 def test_doctor_says_what_to_do(worlds, somewhere):
     result = mrt("doctor", "--data-root", worlds)
@@ -119,6 +125,7 @@ def test_doctor_says_what_to_do(worlds, somewhere):
     (broken / "dataset.json").write_text("{")
     result = mrt("doctor")
     assert result.exit_code == 1 and "broken" in result.output and "mine" in result.output
+    assert "dataset.json is not a writable folder" in mrt("doctor", "--run-root", broken / "dataset.json" / "runs").output
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +172,7 @@ def test_the_demo_ends_with_a_table_and_a_picture(demo):
 def test_the_demo_does_nothing_twice_and_refuses_to_mix_settings(demo):
     _, words, _ = demo
     again = mrt(*words)
-    assert again.exit_code == 0 and again.output.count("already done") == 4
+    assert again.exit_code == 0 and again.output.count("already done") == 4, again.stderr
     other = mrt(*words, "mae.mask_ratio=0.1")
     assert other.exit_code == 2 and "other settings" in other.stderr
 

@@ -25,7 +25,7 @@ from mrt.data.synthetic.render import DOMAINS, render
 from mrt.data.synthetic.traffic import CLASSES
 from mrt.errors import MrtError, RunFailed
 
-SPLITS = {"train": 600, "val": 200, "test": 300}
+SPLITS = {"train": 800, "val": 200, "test": 300}
 JPEG_QUALITY = 95
 Progress = Callable[[int, int], None]
 
@@ -45,7 +45,7 @@ def generate(
 
     Args:
         domain: "clear", "foggy", "night" or "rain".
-        splits: images per split; default 600 train, 200 val, 300 test.
+        splits: images per split; default ``SPLITS``.
         size: (width, height) in pixels, 96 to 4096, about twice as wide as high.
         beta: extinction of the fog per metre (only for "foggy"), or several of which each image draws one. The
             meteorological visibility is 3 / beta metres: 30 m at 0.1.
