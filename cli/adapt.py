@@ -44,14 +44,15 @@ def adapt(
     chosen = tuple(item for item in STAGES if item in (stage or STAGES))
     roots = experiment.find_roots(data_root, run_root)
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
-    config, folder = experiment.configure("adapt", preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
+    kind = chosen[0] if len(chosen) == 1 else "adapt"
+    config, folder = experiment.configure(kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:
         say(config.to_json().rstrip())
         return
     if not resume:
         experiment.require_new(folder)
     experiment.require_data([config.data.source, config.data.target], roots.data_root)
-    start = None if resume else experiment.source_weights(config, roots.run_root)
+    start = None if resume else init or experiment.starting_weights(kind, config, roots.run_root)
     command = "adapt" + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
 
     with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):

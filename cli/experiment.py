@@ -134,6 +134,14 @@ def require_data(names: Sequence[str], data_root: Path) -> None:
         find_dataset(name, data_root)
 
 
+def starting_weights(kind: str, config: Config, root: Path) -> str:
+    """Where `mrt adapt` starts: teaching alone from the run of `--stage mae` where there is one, else as `source_weights`."""
+    refined = root / default_name("mae", config)
+    if kind == "teach" and (refined / "student.safetensors").is_file():
+        return str(refined)
+    return source_weights(config, root)
+
+
 def source_weights(config: Config, root: Path) -> str:
     """Where adaptation starts: the configuration's ``init``, else the run that ``mrt pretrain-source`` writes by default."""
     if config.init is not None:

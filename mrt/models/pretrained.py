@@ -61,9 +61,8 @@ def read_state(path: Path) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):  # official Deformable DETR files keep their arguments in one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
-        raise MrtError(
-            f"{path} is not a readable weights file: {str(error).splitlines()[0]}", "Give a .safetensors or a PyTorch file."
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MrtError(f"{path} is not a readable weights file: {reason}", "Give a .safetensors or a PyTorch file.") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

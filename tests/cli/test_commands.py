@@ -77,13 +77,16 @@ def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewh
     assert (somewhere / "b.csv").read_text().startswith("run,network,data,split,class,AP50,AP,AP75\n")
 
 
-def test_only_one_stage(worlds, runs):
-    roots = ["--data-root", worlds, "--run-root", runs]
-    result = mrt(
-        "adapt", "--preset", "demo", "--stage", "mae", "--name", "only-mae", "--init", runs / "demo-source", *roots, "--set", *TINY
-    )
+def test_one_stage_after_the_other(worlds, runs, somewhere):
+    words = ["--preset", "demo", "--data-root", worlds, "--run-root", somewhere, "--set", *TINY]
+    result = mrt("adapt", "--stage", "mae", "--init", runs / "demo-source", *words)
     assert result.exit_code == 0, result.output
-    assert json.loads((runs / "only-mae" / "run.json").read_text())["finished"] == ["mae"]
+    assert json.loads((somewhere / "demo-mae" / "run.json").read_text())["finished"] == ["mae"]
+    result = mrt("adapt", "--stage", "teach", *words)
+    assert result.exit_code == 0, result.output
+    facts = json.loads((somewhere / "demo-teach" / "run.json").read_text())
+    assert facts["finished"] == ["teach"] and facts["init"] == str((somewhere / "demo-mae").resolve())
+    assert "No masked autoencoder" not in result.output
 
 
 def test_ablate_prints_a_table_and_only_runs_what_is_missing(worlds, runs, somewhere):
