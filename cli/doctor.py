@@ -169,7 +169,7 @@ def data_sets(root: Path) -> list[Row]:
                     MISSING,
                     f"data {name}",
                     f"not prepared; presets {', '.join(presets)} use it",
-                    PREPARE_COMMANDS.get(name, "mrt prepare-data synthetic"),
+                    f"{PREPARE_COMMANDS[name]} (to come)" if name in PREPARE_COMMANDS else "mrt prepare-data synthetic",
                 )
             )
     return rows
