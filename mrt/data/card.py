@@ -5,7 +5,7 @@ A prepared set is a folder::
     foggy/
       dataset.json        this card: written last, so a folder without one is not a finished set
       train.json          COCO: ids of images, annotations and categories start at 1; categories in the card's class order
-      images/train/...    or anywhere else: a split's "images" may be an absolute path, images are referenced and not copied
+      images/train/...    or anywhere else: a split's "images" may be an absolute path, also into a zip archive; images are not copied
 
 The card itself::
 
@@ -107,11 +107,18 @@ def write_card(card: DatasetCard, folder: Path | None = None) -> Path:
 def read_json(path: Path) -> Any:
     """Parse a UTF-8 JSON file; ``MrtError`` says which file is missing, unreadable, cut short or of another encoding."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise MrtError(f"{path}: no such file") from None
     except OSError as error:
         raise MrtError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode_json(content, path)
+
+
+def decode_json(content: bytes, path: Path) -> Any:
+    """Parse the UTF-8 JSON that was read from ``path``; ``MrtError`` names it if it is cut short or of another encoding."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise MrtError(f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again.") from None
     except (json.JSONDecodeError, RecursionError) as error:
@@ -198,19 +205,3 @@ def describe_split(folder: Path, annotations: str, images: str, skipped: Mapping
 def coco_categories(classes: Iterable[str]) -> list[dict[str, Any]]:
     """COCO's category list for class names: ids from 1, in order."""
     return [{"id": index, "name": name} for index, name in enumerate(classes, start=1)]
-
-
-def check_card(card: DatasetCard) -> list[str]:
-    """What no longer fits the card, one line each: a missing or changed annotation file, a missing image. Empty when all is well."""
-    problems = []
-    for name, split in card.splits.items():
-        annotations, root = card.annotations_path(name), card.images_root(name)
-        if not annotations.is_file():
-            problems.append(f"{annotations}: missing")
-            continue
-        if split.sha256 and file_sha256(annotations) != split.sha256:
-            problems.append(f"{annotations}: changed since the card was written (sha256 differs)")
-        missing = [entry["file_name"] for entry in read_json(annotations)["images"] if not (root / entry["file_name"]).is_file()]
-        if missing:
-            problems.append(f"{root}: {len(missing)} of {split.num_images} images of '{name}' are missing, the first is {missing[0]}")
-    return problems

@@ -10,14 +10,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mrt.data.archives import open_file
+from mrt.data.headers import ORIENTATION
 from mrt.errors import MrtError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours.
+    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours. The path may lead into a zip archive.
 
     Grey, palette, transparent, CMYK and 16-bit files become 8-bit RGB (16-bit: the high byte). A photo that its EXIF entry says to turn or
     mirror is made upright, unless ``size`` shows that the annotations were made on the pixels as stored.
@@ -31,7 +30,7 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF blocks and palettes that decode all the same
-            with Image.open(path) as file:
+            with open_file(path) as source, Image.open(source) as file:
                 picture = _upright(file, size)
                 pixels = np.array(_to_rgb(picture))
     except FileNotFoundError:
@@ -46,22 +45,12 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def upright_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) as :func:`read_image` would give, from the file's header only."""
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            return (width, height) if _on_its_side(file) else (height, width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MrtError(f"{path}: cannot be read as an image ({error})", "Get the file again, or remove it.") from None
-
-
 def _on_its_side(picture: Image.Image) -> bool:
-    return picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    if picture.getexif().get(_ORIENTATION, 1) == 1:
+    if picture.getexif().get(ORIENTATION, 1) == 1:
         return picture
     stored_as_annotated = size is not None and _on_its_side(picture) and (picture.height, picture.width) == tuple(size)
     if stored_as_annotated and picture.height != picture.width:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from mrt.data.card import CARD_NAME, check_card, read_card, read_json, write_card
+from mrt.data.card import CARD_NAME, read_card, read_json, write_card
 from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 
@@ -31,16 +31,6 @@ def test_counts(small_set):
 def test_absolute_image_roots_stay(small_set, tmp_path):
     split = replace(small_set.split("train"), images=str(tmp_path / "elsewhere"))
     assert replace(small_set, splits={"train": split}).images_root("train") == tmp_path / "elsewhere"
-
-
-def test_check_finds_changes_and_missing_images(small_set):
-    assert check_card(small_set) == []
-    (small_set.images_root("train") / "0003.png").unlink()
-    assert "0003.png" in check_card(small_set)[0]
-    small_set.annotations_path("train").write_text('{"images": []}')
-    assert "changed" in check_card(small_set)[0]
-    small_set.annotations_path("train").unlink()
-    assert "missing" in check_card(small_set)[0]
 
 
 def test_needs_no_torch():
@@ -91,10 +81,10 @@ def test_registry_finds_by_name_and_path(small_set, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("foggy", "mrt prepare-data foggy .*no converter for it yet(.|\n)*foggy: dataset.json and the COCO files"),
+        ("foggy", "downloads with: mrt prepare-data foggy --raw FOLDER_OR_ZIPS --data-root"),
         ("synthetic-night", "mrt prepare-data synthetic --domain night --data-root"),
         ("cityscape", "Did you mean 'cityscapes'"),
-        ("mine", "there: small.*\n.*mine with dataset.json and the COCO files"),
+        ("mine", "there: small.*\n.*mrt prepare-data custom --raw FOLDER --name mine"),
     ],
 )
 def test_a_missing_set_says_what_to_run(small_set, tmp_path, name, words):

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from mrt.data.card import check_card, read_card
-from mrt.data.synthetic import CLASSES, contact_sheet, generate
+from mrt.data.preview import contact_sheet
+from mrt.data.synthetic import CLASSES, generate
 from mrt.errors import MrtError
 
 SIZE = (96, 64)

@@ -1,11 +1,10 @@
 """Procedurally rendered street scenes with exact labels: a source domain ("clear") and targets by physics ("foggy", "night", "rain").
 
-Needs only the standard library, numpy and Pillow. ``generate`` writes a data set, ``contact_sheet`` shows one.
+Needs only the standard library, numpy and Pillow. ``generate`` writes a data set.
 """
 
 from mrt.data.synthetic.generate import SPLITS, generate
-from mrt.data.synthetic.preview import contact_sheet
 from mrt.data.synthetic.render import DOMAINS
 from mrt.data.synthetic.traffic import CLASSES
 
-__all__ = ["CLASSES", "DOMAINS", "SPLITS", "contact_sheet", "generate"]
+__all__ = ["CLASSES", "DOMAINS", "SPLITS", "generate"]

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mrt.data.card import CARD_NAME, DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.staging import Progress, available_cores, check_name, counted, run_parallel, staged
 from mrt.data.synthetic.render import DOMAINS, render
 from mrt.data.synthetic.traffic import CLASSES
-from mrt.errors import MrtError, RunFailed
+from mrt.errors import MrtError
 
 SPLITS = {"train": 800, "val": 200, "test": 300}
 JPEG_QUALITY = 95
-Progress = Callable[[int, int], None]
 
 
 def generate(
@@ -62,28 +52,9 @@ def generate(
     root, betas = Path(root), _betas(beta)
     splits = dict(SPLITS if splits is None else splits)
     size = _check(name, domain, splits, size, seed, betas, workers)
-    target = root / name
-    if target.exists() and not overwrite:
-        raise MrtError(f"{target} exists already", "Give another name, or overwrite it with --overwrite (overwrite=True).")
-    if target.exists() and not (target / CARD_NAME).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise MrtError(f"{target} is not a data set and will not be overwritten", "Give another name, or remove it yourself.")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=root))
-        try:
-            card = _write(work, name, domain, splits, size, seed, betas, workers or _cores(), on_progress)
-            work.chmod(0o755)
-            _put_in_place(work, target)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise MrtError(
-            f"{target} cannot be written: {error.strerror or error}", "Choose another folder, or make room on the disk."
-        ) from error
-    except BrokenProcessPool:
-        raise RunFailed(f"{target}: a worker process ended, perhaps for want of memory; try fewer workers") from None
-    return replace(card, folder=target)
+    with staged(root, name, overwrite) as work:
+        card = _write(work, name, domain, splits, size, seed, betas, workers or available_cores(), on_progress)
+    return replace(card, folder=root / name)
 
 
 def _betas(beta: float | Iterable[float]) -> tuple[float, ...]:
@@ -96,8 +67,7 @@ def _betas(beta: float | Iterable[float]) -> tuple[float, ...]:
 def _check(
     name: str, domain: str, splits: Mapping[str, int], size: tuple[int, int], seed: int, betas: tuple[float, ...], workers: int | None
 ) -> tuple[int, int]:
-    if not name or Path(name).name != name or name.startswith("."):
-        raise MrtError(f"name is {name!r}, expected a plain folder name such as 'foggy'")
+    check_name(name)
     if domain not in DOMAINS:
         raise MrtError(f"domain is {domain!r}: there is no such synthetic domain", f"Choose one of: {', '.join(DOMAINS)}.")
     if not splits:
@@ -127,10 +97,6 @@ def _check(
     return width, height
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _write(
     work: Path, name: str, domain: str, splits: Mapping[str, int], size: tuple[int, int], seed: int, betas: tuple[float, ...],
     workers: int, on_progress: Progress | None,
@@ -140,15 +106,13 @@ def _write(
         (work / "images" / split).mkdir(parents=True)
         jobs += [(str(work / "images" / split / f"{i:06d}.jpg"), seed, domain, split, i, size, betas) for i in range(count)]
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
-    for done, (job, entry) in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
+    for job, entry in zip(jobs, counted(run_parallel(_one, jobs, workers), len(jobs), on_progress), strict=True):
         entries[job[3]].append(entry)
-        if on_progress is not None:
-            on_progress(done, len(jobs))
     cards, sizes = {}, {}
-    for split, found in entries.items():
-        (work / f"{split}.json").write_text(json.dumps(_coco(found, size, domain, seed)), encoding="utf-8")
-        cards[split], counted = describe_split(work, f"{split}.json", f"images/{split}")
-        for key, count in counted.items():
+    for split, listed in entries.items():
+        (work / f"{split}.json").write_text(json.dumps(_coco(listed, size, domain, seed)), encoding="utf-8")
+        cards[split], found = describe_split(work, f"{split}.json", f"images/{split}")
+        for key, count in found.items():
             sizes[key] = sizes.get(key, 0) + count
     details: dict[str, Any] = {"seed": seed, "size": list(size), "generator": 1}
     if domain == "foggy":
@@ -165,34 +129,6 @@ def _write(
     )
     write_card(card)
     return card
-
-
-def _run(jobs: list[tuple], workers: int) -> Iterator[dict[str, Any]]:
-    """Results in the order of the jobs, whatever the number of processes."""
-    if workers == 1 or len(jobs) < 8:
-        yield from map(_one, jobs)
-        return
-    # forking is quick and needs nothing of the caller's script, but is only safe while nothing else runs in this process
-    alone = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
-    context = multiprocessing.get_context("fork" if alone else "spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (os.getpid(),)) as pool:
-        try:
-            yield from pool.map(_one, jobs, chunksize=max(1, min(8, len(jobs) // (2 * workers))))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _start_worker(parent: int) -> None:
-    """Leave ctrl-c to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _one(job: tuple) -> dict[str, Any]:
@@ -223,18 +159,3 @@ def _coco(entries: list[dict[str, Any]], size: tuple[int, int], domain: str, see
             )
     info = {"description": "mrt synthetic street scenes", "domain": domain, "seed": seed}
     return {"info": info, "images": images, "annotations": annotations, "categories": coco_categories(CLASSES)}
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    """Rename the finished folder to its name; an old one is moved aside first and removed last."""
-    if not target.exists():
-        os.replace(work, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    os.replace(target, aside / "old")
-    try:
-        os.replace(work, target)
-    except OSError:
-        os.replace(aside / "old", target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
