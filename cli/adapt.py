@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .arguments import ListCommand
+from .arguments import ListCommand, parse_pairs
 
 STAGES = ("mae", "teach")
 
@@ -20,6 +20,7 @@ def adapt(
         list[str] | None, typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME...")
     ] = None,
     init: options.Init = None,
+    map_class: options.MapClass = None,
     resume: options.Resume = False,
     name: options.Name = None,
     overrides: options.Set = None,
@@ -44,6 +45,7 @@ def adapt(
     chosen = tuple(item for item in STAGES if item in (stage or STAGES))
     roots = experiment.find_roots(data_root, run_root)
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    given["data.class_map"] = parse_pairs("--map-class", map_class) or None
     kind = chosen[0] if len(chosen) == 1 else "adapt"
     config, folder = experiment.configure(kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:

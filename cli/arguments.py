@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from typer.core import TyperCommand
@@ -25,8 +26,27 @@ def values_after(arguments: Sequence[str], start: int) -> list[str]:
     return list(arguments[start:end])
 
 
+def parse_pairs(option: str, words: Sequence[str] | None) -> dict[str, str]:
+    """["a=b", ...] -> {"a": "b"}; MrtError for anything else."""
+    from mrt.errors import MrtError
+
+    pairs: dict[str, str] = {}
+    for word in words or ():
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if not (equals and key and value):
+            raise MrtError(f"{option} {word}: expected NAME=VALUE")
+        if key in pairs:
+            raise MrtError(f"{option} {word}: {key} is given twice")
+        pairs[key] = value
+    return pairs
+
+
 class ListCommand(TyperCommand):
     """A command without positional arguments, whose list options take all the values that follow them."""
+
+    def takes(self, word: str) -> bool:
+        """Whether a word after a list option is one of its values."""
+        return not is_option(word)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
@@ -35,13 +55,21 @@ class ListCommand(TyperCommand):
         while position < len(args):
             token = args[position]
             position += 1
-            values = values_after(args, position) if token in lists else []
+            values = list(takewhile(self.takes, args[position:])) if token in lists else []
             if not values:
                 spread.append(token)
             for value in values:
                 spread += [token, value]
             position += len(values)
         return super().parse_args(ctx, spread)
+
+
+class PairsCommand(ListCommand):
+    """A command with positional arguments, whose list options take the words of the form NAME=VALUE that follow them."""
+
+    def takes(self, word: str) -> bool:
+        """Whether a word after a list option is one of its values."""
+        return "=" in word and not is_option(word)
 
 
 class AxisCommand(ListCommand):

@@ -103,7 +103,7 @@ class Road:
         from mrt.data.synthetic import SPLITS
 
         from .experiment import SYNTHETIC
-        from .prepare_data import DEMO_DOMAINS, DEMO_SIZE, make_synthetic, parse_size
+        from .prepare_synthetic import DEMO_DOMAINS, DEMO_SIZE, make_synthetic, parse_size
 
         missing = [world for world in DEMO_DOMAINS if not (self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME).is_file()]
         words = self.words[: 2 * ("--data-root" in self.words)]

@@ -136,6 +136,7 @@ def weights() -> list[Row]:
 def data_sets(root: Path) -> list[Row]:
     """Prepared sets under the data root, and the presets' sets that are not there."""
     from mrt.config import load_config, preset_names
+    from mrt.data.archives import inside_zip
     from mrt.data.card import CARD_NAME, read_card
     from mrt.data.registry import PREPARE_COMMANDS
     from mrt.errors import MrtError
@@ -154,7 +155,9 @@ def data_sets(root: Path) -> list[Row]:
             continue
         there.add(folder.name)
         parts = ", ".join(f"{name} {part.num_images}" for name, part in card.splits.items())
-        gone = [str(path) for name in card.splits for path in (card.annotations_path(name), card.images_root(name)) if not path.exists()]
+        roots = [card.images_root(name) for name in card.splits]
+        places = [*(card.annotations_path(name) for name in card.splits), *((inside_zip(place) or (place,))[0] for place in roots)]
+        gone = [str(path) for path in places if not path.exists()]
         found = f"{card.domain}: {parts} images, {len(card.classes)} classes" + (f"; {gone[0]} is gone" if gone else "")
         rows.append((BROKEN if gone else OK, f"data {folder.name}", found, "prepare it again with --overwrite" if gone else ""))
     wanted: dict[str, list[str]] = {}
@@ -169,7 +172,7 @@ def data_sets(root: Path) -> list[Row]:
                     MISSING,
                     f"data {name}",
                     f"not prepared; presets {', '.join(presets)} use it",
-                    f"{PREPARE_COMMANDS[name]} (to come)" if name in PREPARE_COMMANDS else "mrt prepare-data synthetic",
+                    PREPARE_COMMANDS.get(name, "mrt prepare-data synthetic"),
                 )
             )
     return rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
+from .arguments import PairsCommand, parse_pairs
 
 if TYPE_CHECKING:
     from mrt.engine.inference import Result
@@ -30,6 +31,7 @@ def evaluate(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
+    map_class: options.MapClass = None,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
@@ -44,13 +46,12 @@ def evaluate(
         raise MrtError(f"--which {which}: expected teacher, student or auto")
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise MrtError(f"--picture {picture}: expected a .png or .jpg file")
-    roots = find_roots(data_root, run_root)
+    roots, renamed = find_roots(data_root, run_root), parse_pairs("--map-class", map_class)
+    options_of_all = {"split": split, "which": which, "device": device or "auto", "batch_size": batch_size, "class_map": renamed}
     with watching() as watcher:
         results = []
         for name in runs:
-            results.append(
-                run_one(name, roots, data=data, split=split, which=which, device=device or "auto", batch_size=batch_size, watcher=watcher)
-            )
+            results.append(run_one(name, roots, data=data, watcher=watcher, **options_of_all))
             data = data or results[0].card.name
     titles = [short_name(name) for name in runs]
     titles = titles if len(set(titles)) == len(titles) else runs
@@ -74,14 +75,31 @@ def short_name(name: str) -> str:
 
 
 def run_one(
-    name: str, roots: Any, *, data: str | None, split: str, which: str, device: str, watcher: Any, batch_size: int | None = None
+    name: str,
+    roots: Any,
+    *,
+    data: str | None,
+    split: str,
+    which: str,
+    device: str,
+    watcher: Any,
+    batch_size: int | None = None,
+    class_map: Mapping[str, str] | None = None,
 ) -> Result:
-    """Evaluate one run or weights file."""
+    """Evaluate one run or weights file; ``class_map``: the data set's class names in the detector's words, where they differ."""
     from mrt.engine.inference import evaluate_detector
 
     where = find_run(name, roots.run_root)
     return evaluate_detector(
-        where, data=data, split=split, which=which, device=device, batch_size=batch_size, data_root=roots.data_root, watcher=watcher
+        where,
+        data=data,
+        split=split,
+        which=which,
+        device=device,
+        batch_size=batch_size,
+        data_root=roots.data_root,
+        watcher=watcher,
+        overrides={"data.class_map": dict(class_map)} if class_map else None,
     )
 
 
@@ -89,7 +107,7 @@ def describe(result: Result) -> str:
     """What was evaluated on, as an honest table says it."""
     card, part = result.card, result.card.split(result.split)
     details = ", ".join(f"{key} {value}" for key, value in card.details.items() if isinstance(value, (int, float, str)))
-    sizes = ", ".join(card.image_sizes)
+    sizes = ", ".join(card.image_sizes) if len(card.image_sizes) <= 3 else f"{len(card.image_sizes)} sizes"
     return "; ".join(
         text
         for text in (
@@ -202,4 +220,4 @@ def save_picture(picture: Any, file: Path) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval")(evaluate)
+    app.command("eval", cls=PairsCommand)(evaluate)

@@ -18,7 +18,14 @@ SYNTHETIC = "synthetic-"
 
 
 def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
-    """The data and run root: the option, else the environment, else ./data and ./runs."""
+    """The data and run root: the option, else the environment, else ./data and ./runs.
+
+    Where there is no ./data folder, the data root that `mrt prepare-data --data-root` was last given is used.
+    """
+    from . import remembered
+
+    if data_root is None and "MRT_DATA_ROOT" not in os.environ and not Path("data").is_dir():
+        data_root = remembered.data_root()
     given = {"data_root": data_root, "run_root": run_root}
     return Settings(**{name: path for name, path in given.items() if path is not None})
 

@@ -13,6 +13,10 @@ Preset = Annotated[
 ]
 Source = Annotated[str | None, typer.Option(help="Labelled data set: a name under the data root, or a folder.")]
 Target = Annotated[str | None, typer.Option(help="Data set to adapt to; its labels are never trained on.")]
+MapClass = Annotated[
+    list[str] | None,
+    typer.Option(help="A class that the detector calls otherwise, e.g. motor=motorcycle.", metavar="THEIRS=OURS..."),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="Any setting, e.g. --set mae.mask_ratio=0.5 teach.epochs=10.")
 ]
@@ -23,5 +27,7 @@ Name = Annotated[str | None, typer.Option(help="The run's folder under the run r
 Init = Annotated[str | None, typer.Option(help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Where prepared data sets are. Default: $MRT_DATA_ROOT, else ./data.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where prepared data sets are. Default: $MRT_DATA_ROOT, else ./data, else where the last were put.")
+]
 RunRoot = Annotated[Path | None, typer.Option(help="Where runs are written. Default: $MRT_RUN_ROOT, else ./runs.")]

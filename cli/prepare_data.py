@@ -1,8 +1,8 @@
-"""``mrt prepare-data``: makes the data sets that the other commands read."""
+"""``mrt prepare-data``: makes data sets from their owners' downloads, a user's own files, or a renderer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,156 +10,318 @@ import typer
 from typer.core import TyperGroup
 
 from . import options
-from .arguments import ListCommand
+from .arguments import ListCommand, parse_pairs
+from .prepare_synthetic import synthetic
 
 if TYPE_CHECKING:
+    from mrt.data.convert.recipe import Recipe
     from mrt.engine.report import Watcher
 
-DEMO_DOMAINS = ["clear", "foggy"]
-DEMO_SIZE = "256x128"
-DOWNLOADED = ("cityscapes", "foggy", "sim10k", "bdd100k", "custom")
+Raw = Annotated[
+    list[Path] | None,
+    typer.Option(help="The downloads: the unpacked folder, or the zip/tgz files as they came. Remembered.", metavar="PATH..."),
+]
+Name = Annotated[str | None, typer.Option(help="The set's name under the data root. Default: the data set's.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a set that exists.")]
+Preview = Annotated[int, typer.Option(min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png.")]
+Check = Annotated[bool, typer.Option("--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes.")]
+Classes = Annotated[list[str] | None, typer.Option(help="Only these classes, in this order.", metavar="NAME...")]
+MapClass = Annotated[list[str] | None, typer.Option(help="Another name for a class.", metavar="THEIRS=OURS...")]
 
 
 class DataSets(TyperGroup):
-    """The group of data sets; a name it cannot make gets an answer that says what to do instead."""
+    """The group of data sets; the name of any prepared set is a command too, for ``--check`` and ``--preview``."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0] if args else ""
-        if name in self.commands or name.startswith("-"):
-            return super().resolve_command(ctx, args)
-        from mrt.config import nearest
-        from mrt.errors import MrtError
+    def get_command(self, ctx: Any, name: str) -> Any:
+        command = super().get_command(ctx, name)
+        if command is None and not name.startswith("-"):
+            command = super().get_command(ctx, "prepared")
+            ctx.meta["mrt.prepared"] = name
+        return command
 
-        if name in DOWNLOADED:
-            raise MrtError(
-                f"prepare-data {name}: this version of mrt has no converter for it yet",
-                f"Prepared sets are plain COCO: put dataset.json (its fields: mrt/data/card.py), the annotation files it names and the\n"
-                f"images into <data root>/{name}, or start with: mrt prepare-data synthetic",
-            )
-        guess = nearest(name, [*self.commands, *DOWNLOADED])
-        raise MrtError(
-            f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
-            "it makes: " + ", ".join(self.commands),
-        )
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which they are likely to be wanted."""
+        order = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "custom"]
+        return [name for name in order if name in self.commands]
 
-
-def parse_size(text: str) -> tuple[int, int]:
-    """ "640x320" -> (640, 320), width first; MrtError for anything else."""
-    from mrt.errors import MrtError
-
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise MrtError(f"--size {text}: expected WIDTHxHEIGHT in pixels, e.g. 640x320")
-    return int(width), int(height)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] == "--check":  # `mrt prepare-data --check`: all that is there
+            args = ["prepared", *args]
+            ctx.meta["mrt.prepared"] = None
+        return super().parse_args(ctx, args)
 
 
-def synthetic(
-    domain: Annotated[
-        list[str] | None,
-        typer.Option(help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME.", metavar="NAME..."),
-    ] = DEMO_DOMAINS,
-    train: Annotated[int | None, typer.Option(min=0, help="Training images of each world. Default: as in the demo.")] = None,
-    val: Annotated[int | None, typer.Option(min=0, help="Validation images of each world. Default: as in the demo.")] = None,
-    test: Annotated[int | None, typer.Option(min=0, help="Test images of each world. Default: as in the demo.")] = None,
-    size: Annotated[
-        str, typer.Option(help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT")
-    ] = DEMO_SIZE,
-    beta: Annotated[
-        list[float] | None,
-        typer.Option(help="Fog's extinction per metre, 3/visibility; of several, each image draws one.", metavar="NUMBER..."),
+def cityscapes(
+    raw: Raw = None, name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """Cityscapes: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. Boxes of the visible pixels."""
+    from mrt.data.convert.cityscapes import recipe
+
+    _make(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), workers, overwrite, preview, check, data_root)
+
+
+def foggy(
+    raw: Raw = None,
+    fog_beta: Annotated[
+        str, typer.Option(help="0.02 (the benchmark), 0.01, 0.005, or all: three images of each frame, another benchmark.")
+    ] = "0.02",
+    package: Annotated[
+        str | None, typer.Option(help="Which download: foggy (the benchmark) or foggyDBF. Default: what is there.", metavar="NAME")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the worlds; every world and split shows other scenes.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sets that exist.")] = False,
-    preview: Annotated[
-        int, typer.Option(min=0, help="Also draw this many images of each set, with their boxes, into its preview.png.")
-    ] = 0,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Make the fog from Cityscapes' disparity_trainvaltest.zip and camera_trainvaltest.zip.")
+    ] = False,
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """Foggy Cityscapes: leftImg8bit_trainvaltest_foggy.zip, with Cityscapes' labels."""
+    from mrt.data.convert.foggy import recipe
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(paths, root, fog_beta=fog_beta, simulate=simulate, package=package, **hooks)
+
+    _make(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), workers, overwrite, preview, check, data_root, also="cityscapes")
+
+
+def sim10k(
+    raw: Raw = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Classes to keep: car, person, motorcycle.", metavar="NAME...")] = ["car"],  # noqa: B006
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """Sim10k: repro_10k_images.tgz and repro_10k_annotations.tgz. Cars only, as in the benchmark."""
+    from mrt.data.convert.sim10k import recipe
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(paths, root, classes=tuple(classes or ("car",)), **hooks)
+
+    _make(name or "sim10k", make, raw, _raw_of("sim10k"), workers, overwrite, preview, check, data_root)
+
+
+def bdd100k(
+    raw: Raw = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only frames with these attributes, also weather=clear,overcast; all: no filter.", metavar="KEY=VALUE..."),
+    ] = ["timeofday=daytime"],  # noqa: B006
+    labels: Annotated[
+        str | None, typer.Option(help="Year of the label file: 2018 (the benchmark) or 2020. Default: what is there.", metavar="YEAR")
+    ] = None,
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """BDD100K: bdd100k_images_100k.zip and the 2018 or 2020 detection labels. Daytime, as in the benchmark."""
+    from mrt.data.convert.bdd100k import recipe
+
+    filters = parse_where(where or [])
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(paths, root, where=filters, labels=labels, **hooks)
+
+    _make(name or "bdd100k", make, raw, _raw_of("bdd100k"), workers, overwrite, preview, check, data_root)
+
+
+def custom(
+    raw: Raw = None,
+    name: Annotated[str | None, typer.Option(help="The set's name under the data root: what --source and --target call it.")] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="coco, voc, yolo, images (a bare folder, no labels), or auto.", metavar="KIND")
+    ] = "auto",
+    annotations: Annotated[
+        list[str] | None, typer.Option(help="COCO files by split, if they are not found by their names.", metavar="SPLIT=FILE...")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The images' folder or zip, if it is not found below --raw.")] = None,
+    classes: Classes = None,
+    map_class: MapClass = None,
+    val_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the images that becomes the split val, where there is only one split.")
+    ] = 0.0,
+    domain: Annotated[str, typer.Option(help="A word for tables, e.g. night.")] = "custom",
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:
-    """Render street scenes: pinhole camera, depth, and fog, night and rain made from them."""
-    from mrt.data.synthetic import SPLITS
+    """Your own data: a COCO, VOC or YOLO set, or a bare folder of target images."""
+    from mrt.data.convert.custom import recipe
+    from mrt.errors import MrtError
+
+    if not name:
+        raise MrtError("prepare-data custom: what shall it be called?", "add --name WORD: --source and --target will call it that")
+    files = {split: Path(file) for split, file in parse_pairs("--annotations", annotations).items()}
+    renamed = parse_pairs("--map-class", map_class)
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(
+            paths, root, format=kind, annotations=files or None, images=images, classes=tuple(classes) if classes else None,
+            class_map=renamed or None, val_share=val_share, domain=domain, **hooks,
+        )  # fmt: skip
+
+    _make(name, make, raw, _raw_of(name), workers, overwrite, preview, check, data_root)
+
+
+def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, data_root: options.DataRoot = None) -> None:
+    """Check or draw a set that is there."""
+    from mrt.config import nearest
+    from mrt.data.card import CARD_NAME
     from mrt.errors import MrtError
 
     from .console import watching
-    from .experiment import SYNTHETIC, find_roots
+    from .experiment import find_roots
 
-    counts = {"train": train, "val": val, "test": test}
-    worlds = list(dict.fromkeys(domain or DEMO_DOMAINS))
-    if beta and "foggy" not in worlds:
-        raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
-    root = find_roots(data_root, None).data_root
-    for name in worlds:  # before the first is rendered
-        if (root / f"{SYNTHETIC}{name}").exists() and not overwrite:
-            raise MrtError(f"{root / f'{SYNTHETIC}{name}'}: exists already", "replace it with --overwrite, or use another --data-root")
-    with watching() as watcher:
-        make_synthetic(
-            root,
-            worlds,
-            {split: SPLITS[split] if count is None else count for split, count in counts.items()},
-            parse_size(size),
-            seed=seed,
-            betas=beta,
-            workers=workers,
-            overwrite=overwrite,
-            preview=preview,
-            watcher=watcher,
+    name, root = ctx.meta["mrt.prepared"], find_roots(data_root, None).data_root
+    there = sorted(folder.parent.name for folder in root.glob(f"*/{CARD_NAME}"))
+    if name is not None and name not in there:
+        makes = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "custom"]
+        guess = nearest(name, [*makes, *there])
+        raise MrtError(
+            f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
+            f"it makes: {', '.join(makes)} (your own: custom --name {name}); prepared in {root}: {', '.join(there) or 'none'}",
         )
+    if not there:
+        raise MrtError(f"--check: no prepared set in {root}", "name another place with --data-root")
+    if not check and not preview:
+        raise MrtError(
+            f"prepare-data {name}: is prepared already, in {root / name}", "add --check to verify it, or --preview 12 to draw it"
+        )
+    with watching() as watcher:
+        _look_at([root / item for item in ([name] if name else there)], check, preview, watcher)
 
 
-def make_synthetic(
-    root: Path,
-    worlds: Sequence[str],
-    counts: Mapping[str, int],
-    size: tuple[int, int],
-    *,
-    seed: int = 0,
-    betas: Sequence[float] | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-    preview: int = 0,
-    watcher: Watcher,
+def parse_where(words: Sequence[str]) -> dict[str, frozenset[str]]:
+    """["timeofday=daytime", "weather=clear,overcast"] -> attribute -> accepted values; ["all"]: no filter."""
+    if list(words) == ["all"]:
+        return {}
+    pairs = parse_pairs("--where", words)
+    return {key: frozenset(part.strip() for part in value.split(",") if part.strip()) for key, value in pairs.items()}
+
+
+def _raw_of(*names: str) -> dict[str, list[Path]]:
+    """Remembered raw files of these sets."""
+    from . import remembered
+
+    return {name: remembered.raw(name) for name in names}
+
+
+def _make(
+    name: str,
+    make: Callable[..., Recipe],
+    raw: Sequence[Path] | None,
+    known: dict[str, list[Path]],
+    workers: int | None,
+    overwrite: bool,
+    preview: int,
+    check: bool,
+    data_root: Path | None,
+    also: str | None = None,
 ) -> None:
-    """Render a set ``synthetic-<world>`` per world under ``root``, and say what it holds."""
-    from mrt.config import nearest
-    from mrt.data.synthetic import DOMAINS, contact_sheet, generate
+    """Convert raw files to the set ``name``; or, if it is there and nothing asks to make it again, check or draw it.
+
+    Args:
+        known: remembered raw files; used where ``raw`` is not given, and ``also`` names those that are added to what is given.
+    """
+    from mrt.data.card import CARD_NAME
+    from mrt.data.convert.recipe import prepare
+    from mrt.data.staging import check_output
     from mrt.errors import MrtError
 
-    from .evaluate import save_picture
-    from .experiment import SYNTHETIC
+    from . import remembered
+    from .console import watching
+    from .experiment import find_roots
 
-    for world in worlds:
-        if world not in DOMAINS:
-            guess = nearest(world, DOMAINS)
-            raise MrtError(
-                f"--domain {world}: unknown world" + (f", did you mean {guess}?" if guess else ""), f"choose among {', '.join(DOMAINS)}"
-            )
-    splits = {split: count for split, count in counts.items() if count}
-    for world in worlds:
-        name = SYNTHETIC + world
-        fog = {"beta": betas if len(betas) > 1 else betas[0]} if betas and world == "foggy" else {}
-        watcher.begin(f"render {name}", sum(splits.values()))
-        card = generate(
-            root,
-            name=name,
-            domain=world,
-            splits=splits,
-            size=size,
-            seed=seed,
-            workers=workers,
-            on_progress=lambda done, total: watcher.advance(1),
-            overwrite=overwrite,
-            **fog,
+    root = find_roots(data_root, None).data_root
+    if (check or preview) and not raw and not overwrite and (root / name / CARD_NAME).is_file():
+        with watching() as watcher:
+            _look_at([root / name], check, preview, watcher)
+        return
+    paths = [*(raw or [path for found in known.values() for path in found]), *(known.get(also or "", []) if raw else [])]
+    if not paths:
+        raise MrtError(
+            f"prepare-data {name}: where are its files?", "add --raw FOLDER_OR_ARCHIVES: the downloads, unpacked or as they came"
+        )
+    check_output(root, name, overwrite)
+    with watching() as watcher:
+        unpacking = _Unpacking(watcher)
+        recipe = make(list(dict.fromkeys(paths)), root, on_unpack=unpacking)
+        unpacking.end()
+        watcher.begin(f"convert {name}", sum(len(split.jobs) for split in recipe.splits.values()))
+        card, warnings = prepare(
+            recipe, root, name, overwrite=overwrite, workers=workers, on_progress=lambda done, total: watcher.advance(1)
         )
         watcher.end()
-        boxes = ", ".join(f"{split} {part.num_images} images {part.num_boxes} boxes" for split, part in card.splits.items())
-        watcher.say(f"{name}: {boxes}; in {card.folder}")
-        if preview:
-            save_picture(contact_sheet(card.folder, preview), card.folder / "preview.png")
-            watcher.say(f"{name}: drawn in {card.folder / 'preview.png'}")
+        remembered.remember(root if data_root is not None else None, {next(iter(known)): raw} if raw else None)
+        for split, part in card.splits.items():
+            ignored = f", {part.num_ignored} ignored" if part.num_ignored else ""
+            watcher.say(f"{name} {split}: {part.num_images} images ({part.num_empty} without objects), {part.num_boxes} boxes{ignored}")
+            for reason, count in part.skipped.items():
+                watcher.say(f"  left out: {count} x {reason}")
+        for warning in warnings:
+            watcher.say(f"warning: {warning}")
+        watcher.say(f"{name}: in {card.folder}")
+        _look_at([card.folder], check, preview, watcher)
 
 
-group = typer.Typer(cls=DataSets, no_args_is_help=True, help="Make a data set: synthetic worlds, rendered here.")
-group.command("synthetic", cls=ListCommand)(synthetic)
+class _Unpacking:
+    """Progress of tar archives, in megabytes."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher, self._archive, self._done = watcher, None, 0
+
+    def __call__(self, archive: Path, done: int, total: int) -> None:
+        if archive != self._archive:
+            self.end()
+            self._watcher.begin(f"unpack {archive.name} (MB)", total >> 20)
+            self._archive, self._done = archive, 0
+        self._watcher.advance((done >> 20) - self._done)
+        self._done = done >> 20
+
+    def end(self) -> None:
+        """The archive at hand is unpacked."""
+        if self._archive is not None:
+            self._watcher.end()
+            self._archive = None
+
+
+def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watcher) -> None:
+    """Verify and draw prepared sets; MrtError lists what no longer fits."""
+    from mrt.data.card import read_card
+    from mrt.data.check import check_set
+    from mrt.errors import MrtError
+
+    problems = []
+    for folder in folders if check else ():
+        card = read_card(folder)
+        watcher.begin(f"check {folder.name}", sum(part.num_images for part in card.splits.values()))
+        found = check_set(card, on_progress=lambda done, total: watcher.advance(1))
+        watcher.end()
+        watcher.say(f"{folder.name}: {'is as it was made' if not found else f'{len(found)} problems'}")
+        problems += [f"{folder.name}: {line}" for line in found]
+    for folder in folders if preview else ():
+        draw_preview(folder, preview, watcher)
+    if problems:
+        raise MrtError("\n".join(problems), "make it again: mrt prepare-data NAME --raw ... --overwrite")
+
+
+def draw_preview(folder: Path, images: int, watcher: Watcher) -> None:
+    """A contact sheet of the first split in ``preview.png``, of each further one in ``preview-SPLIT.png``."""
+    from mrt.data.card import read_card
+    from mrt.data.preview import contact_sheet
+
+    from .evaluate import save_picture
+
+    for number, (split, part) in enumerate(read_card(folder).splits.items()):
+        if part.num_images:
+            path = folder / (f"preview-{split}.png" if number else "preview.png")
+            save_picture(contact_sheet(folder, images, split=split), path)
+            watcher.say(f"{folder.name}: {split} drawn in {path}")
+
+
+group = typer.Typer(cls=DataSets, no_args_is_help=True, help="Make a data set: from official downloads, your own files, or rendered here.")
+for _command in (synthetic, cityscapes, foggy, sim10k, bdd100k, custom, prepared):
+    group.command(_command.__name__, cls=ListCommand, hidden=_command is prepared)(_command)
 
 
 def register(app: typer.Typer) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,13 @@ def read_json(path: Path) -> Any:
     return decode_json(content, path)
 
 
-def decode_json(content: bytes, path: Path) -> Any:
-    """Parse the UTF-8 JSON that was read from ``path``; ``MrtError`` names it if it is cut short or of another encoding."""
+def decode_json(content: bytes, path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse the UTF-8 JSON that was read from ``path``; ``MrtError`` names it if it is cut short or of another encoding.
+
+    ``object_hook``: what to keep of each object, as ``json.loads`` has it.
+    """
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"), object_hook=object_hook)
     except UnicodeDecodeError as error:
         raise MrtError(f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again.") from None
     except (json.JSONDecodeError, RecursionError) as error:

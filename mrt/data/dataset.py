@@ -119,11 +119,33 @@ class DetectionDataset(Dataset):
         rng = random.Random(seed if seed is not None else int(torch.randint(1 << 62, ())))
         return self.transform(image, target, rng)
 
+    def largest_size(self) -> tuple[int, int]:
+        """(height, width) that every sample fits: what ``build_loader(pad_to=...)`` wants where all batches must have one shape."""
+        sizes = [record.size for record in self.records]
+        if isinstance(self.transform, Transform):
+            return self.transform.largest(sizes)
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+
     def preload(self) -> None:
         """Decode every image into the cache now; without a cache, none."""
         if self._cache is not None:
             for index in range(len(self)):
                 self._pixels(index)
+
+    def left_out(self) -> list[str]:
+        """What of the annotations is not used, one line each: classes without a partner, boxes that are none, classes nobody has."""
+        lines = []
+        if self.unmatched:
+            names = ", ".join(f"{name} ({count})" for name, count in self.unmatched.most_common())
+            lines.append(f"{self.card.name} {self.split}: objects of classes that the detector does not have are left out: {names}")
+        if self.dropped:
+            names = ", ".join(f"{reason} ({count})" for reason, count in self.dropped.most_common())
+            lines.append(f"{self.card.name} {self.split}: boxes that cannot be used are left out: {names}")
+        partners = {self.classes[label] for label in self._label_of_name.values()}
+        missing = [name for name in self.classes if name not in partners]
+        if self.labelled and missing:
+            lines.append(f"{self.card.name} {self.split}: has no class for the detector's {', '.join(missing)}")
+        return lines
 
     def _pixels(self, index: int) -> Tensor:
         if self._cache is not None and index in self._cache:
@@ -232,7 +254,7 @@ def _match_classes(card: DatasetCard, classes: tuple[str, ...], class_map: Mappi
     if not matched:
         raise MrtError(
             f"{card.name}: none of its classes ({', '.join(card.classes)}) is one of the detector's ({', '.join(classes)})",
-            "Say which name means which with --set data.class_map.THEIRS=OURS.",
+            "Say which name means which with --map-class THEIRS=OURS.",
         )
     return matched
 

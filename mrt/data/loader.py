@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +50,11 @@ class Batch:
         """The batch in page-locked memory (the ``DataLoader`` calls this)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the batch and its targets."""
+        own = [tensor for tensor in (self.images, self.padding_mask, self.strong_images) if tensor is not None]
+        return own + [value for target in self.targets for value in target.values() if isinstance(value, Tensor)]
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         plain, joined, counts = _join(self.targets)
         joined = {name: change(tensor) for name, tensor in joined.items()}
@@ -80,20 +87,36 @@ def _part(plain: Sequence[Target], joined: dict[str, Tensor], counts: dict[str, 
     return targets
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad to the largest height and width of the batch."""
-    images, padding_mask = pad([sample.image for sample in samples])
-    strong = None if samples[0].strong is None else pad([sample.strong for sample in samples])[0]
+def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> Batch:
+    """Pad to ``size`` (height, width), by default to the largest height and width of the batch."""
+    images, padding_mask = pad([sample.image for sample in samples], size)
+    strong = None if samples[0].strong is None else pad([sample.strong for sample in samples], size)[0]
     return Batch(images, padding_mask, [sample.target for sample in samples], strong)
 
 
-def pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """List of (3, h, w) -> (B, 3, H, W) zero-padded right and below, and (B, H, W) bool, True = padding."""
-    height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
+def pad(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """List of (3, h, w) -> (B, 3, H, W) zero-padded right and below, and (B, H, W) bool, True = padding.
+
+    Args:
+        size: H and W; by default the largest h and w, so images of one size are stacked as they are.
+
+    Raises:
+        MrtError: an image is larger than ``size``.
+    """
+    largest = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
+    height, width = size or largest
+    if largest[0] > height or largest[1] > width:
+        raise MrtError(
+            f"an image of {largest[1]}x{largest[0]} does not fit a batch of {width}x{height}",
+            "Pad to the data set's largest_size(), or not to a fixed size.",
+        )
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for index, image in enumerate(images):
         mask[index, : image.shape[1], : image.shape[2]] = False
-    full = [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    full = [
+        image if image.shape[1:] == (height, width) else functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
+        for image in images
+    ]
     return default_collate(full), mask  # in a worker process this stacks straight into shared memory
 
 
@@ -140,8 +163,9 @@ class BatchLoader(DataLoader):
     and is raised here, message and hint intact.
     """
 
-    def __init__(self, dataset: Dataset, **options: Any) -> None:
-        super().__init__(_Answers(dataset), collate_fn=_collate_answers, worker_init_fn=_leave_signals_to_the_parent, **options)
+    def __init__(self, dataset: Dataset, pad_to: tuple[int, int] | None = None, **options: Any) -> None:
+        together = partial(_collate_answers, size=pad_to)
+        super().__init__(_Answers(dataset), collate_fn=together, worker_init_fn=_start_worker, **options)
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches(super().__iter__())
@@ -171,11 +195,39 @@ class _Answers(Dataset):
             return error
 
 
-def _collate_answers(answers: Sequence[Sample | MrtError]) -> Batch | MrtError:
-    return next((answer for answer in answers if isinstance(answer, MrtError)), None) or collate(answers)
+def _collate_answers(answers: Sequence[Sample | MrtError], size: tuple[int, int] | None) -> Batch | MrtError:
+    for answer in answers:
+        if isinstance(answer, MrtError):
+            return answer
+    try:
+        return collate(answers, size)
+    except MrtError as error:
+        return error
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    _leave_signals_to_the_parent()
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep blocks of up to 32 MB (its limit) when they are freed, in this process.
+
+    By default each image's buffers go back to the system, and their pages are mapped and zeroed anew for the next one: a sixth of the
+    time of a teaching pair. A worker then stays as large as its largest sample made it. Other C libraries go on as they do.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def _leave_signals_to_the_parent() -> None:
     """Ctrl-C and SIGTERM reach a whole group of processes: workers must go on until the main process has saved its state and ends them.
 
     A worker's death by signal would raise in the midst of the main process' step. A SIGTERM that the main process sends is obeyed.
@@ -203,10 +255,17 @@ def build_loader(
     world_size: int = 1,
     drop_last: bool = False,
     pin_memory: bool = False,
+    pad_to: tuple[int, int] | None = None,
 ) -> BatchLoader:
     """Batches of a data set; ``batch_size`` is per process. Call ``loader.sampler.set_epoch(epoch)`` before each epoch.
 
     A data set that caches decodes all its images now if there are workers, so that they share them.
+
+    Args:
+        pin_memory: hand batches over in page-locked memory, from which they travel to a GPU beside its work (see :func:`on_device`).
+        pad_to: (height, width) of every batch. Without it, batches have the size of their largest image: with ``drop_last`` one and the
+            same shape where the images share a size and are neither cropped nor scaled at random. Where they are not alike and a compiled
+            step or CUDA graph needs one shape, give ``dataset.largest_size()``.
     """
     if drop_last and len(dataset) // world_size < batch_size:
         raise MrtError(
@@ -218,6 +277,7 @@ def build_loader(
         dataset.preload()
     return BatchLoader(
         dataset,
+        pad_to,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
@@ -227,3 +287,40 @@ def build_loader(
         prefetch_factor=4 if num_workers > 0 else None,
         generator=torch.Generator().manual_seed(seed),  # else each pass draws from the generator that dropout and masks use
     )
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device, in order; to a GPU each one is copied on a stream of its own while the one before it is being used.
+
+    Pinned batches (``pin_memory``) are copied without waiting. On a CPU a batch is handed on as it is, when it is asked for.
+    """
+    if device.type != "cuda":
+        return (batch.to(device) for batch in batches)
+    copies = torch.cuda.Stream(device)
+
+    def start(batch: Batch) -> Batch:
+        with torch.cuda.stream(copies):
+            return batch.to(device, non_blocking=True)
+
+    def finish(batch: Batch) -> None:
+        users = torch.cuda.current_stream(device)
+        users.wait_stream(copies)
+        for tensor in batch.tensors():
+            tensor.record_stream(users)  # it came from the other stream's memory, which must not be used anew before the users are done
+
+    return one_ahead(batches, start, finish)
+
+
+def one_ahead(batches: Iterable[Batch], start: Callable[[Batch], Batch], finish: Callable[[Batch], None]) -> Iterator[Batch]:
+    """Start the next batch before the current one, which is finished, is handed out. (An error of the next one therefore comes early.)"""
+    coming: Batch | None = None
+    for batch in batches:
+        ready = coming
+        if ready is not None:
+            finish(ready)  # before the next copy starts, or it would be waited for as well
+        coming = start(batch)
+        if ready is not None:
+            yield ready
+    if coming is not None:
+        finish(coming)
+        yield coming

@@ -8,12 +8,12 @@ from pathlib import Path
 from mrt.data.card import CARD_NAME, DatasetCard, read_card
 from mrt.errors import MrtError
 
-# Benchmark names, and what to type for each once this program has its converter.
+# Benchmark names, and what to type for each.
 PREPARE_COMMANDS = {
     "cityscapes": "mrt prepare-data cityscapes --raw FOLDER_OR_ZIPS",
     "foggy": "mrt prepare-data foggy --raw FOLDER_OR_ZIPS",
     "sim10k": "mrt prepare-data sim10k --raw FOLDER_OR_TGZ",
-    "bdd100k": "mrt prepare-data bdd100k --raw FOLDER_OR_ZIPS --where timeofday=daytime",
+    "bdd100k": "mrt prepare-data bdd100k --raw FOLDER_OR_ZIPS",
 }
 
 
@@ -29,19 +29,14 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
             return read_card(candidate)
     name = str(name_or_path)
     there = [folder.name for folder in _prepared(data_root)]
-    prepared = f"{CARD_NAME} and the COCO files that it names (fields: mrt/data/card.py)"
     if name in PREPARE_COMMANDS:
-        hint = (
-            f"`{PREPARE_COMMANDS[name]} --data-root {data_root}` is to make it, but this version has no converter for it yet.\n"
-            f"Until then put its prepared form into {data_root / name}: {prepared}."
-        )
+        hint = f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
     elif name.startswith("synthetic"):
         world = name.removeprefix("synthetic").strip("-_")
         hint = f"Make it with: mrt prepare-data synthetic {f'--domain {world} ' if world else ''}--data-root {data_root}"
-    elif asked.is_dir():
-        hint = f"{asked} is a folder without {CARD_NAME}; a set of your own is {prepared}."
     else:
-        hint = f"A set of your own is a folder {data_root / name} with {prepared}."
+        raw, called = (asked, asked.resolve().name) if asked.is_dir() else ("FOLDER", name)
+        hint = f"A set of your own: mrt prepare-data custom --raw {raw} --name {called} --data-root {data_root}"
     close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS], n=1)
     if close and name not in PREPARE_COMMANDS:
         hint = f"Did you mean '{close[0]}'? {hint}"

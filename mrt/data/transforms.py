@@ -9,7 +9,7 @@ colour and blur are this module's own (:mod:`mrt.data.colour`), several times fa
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,8 +114,13 @@ def denormalise(image: Tensor) -> Tensor:
 
 
 def image_tensor(picture: Image.Image) -> Tensor:
-    """RGB picture -> (3, h, w) uint8. Memory stays row by row with interleaved colours, as Pillow holds it."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    """RGB picture -> contiguous (3, h, w) uint8."""
+    return planar(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+
+
+def planar(image: Tensor) -> Tensor:
+    """The image in memory colour by colour, as all arithmetic on it is fastest; a copy if it lies there in another order."""
+    return torch.from_numpy(np.ascontiguousarray(image.numpy(force=True)))  # numpy's copy takes a quarter of the time of torch's
 
 
 def strong_view(image: Tensor, rng: random.Random) -> Tensor:
@@ -127,10 +132,10 @@ def strong_view(image: Tensor, rng: random.Random) -> Tensor:
     if rng.random() < 0.8:
         pixels = colour.jitter(pixels, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     if rng.random() < 0.2:
-        pixels = colour.to_grey(pixels)
+        pixels = colour.grey_plane(pixels)[None]  # one plane through the blur, and three after it
     if rng.random() < 0.5:
         pixels = colour.gaussian_blur(pixels, rng.uniform(0.1, 2.0))
-    return pixels
+    return pixels if len(pixels) == 3 else pixels.repeat(3, 1, 1)
 
 
 class Transform:
@@ -176,12 +181,25 @@ class Transform:
         target["size"] = size
 
         pixels, _ = resize(image.as_subclass(Tensor), torch.empty(0, 4), size, region)
+        pixels = planar(pixels)
         if flipped:
             pixels = pixels.flip(-1)
         if self.kind == "strong":
             return Sample(normalise(strong_view(pixels, rng)), target)
         strong = normalise(strong_view(pixels, rng)) if self.kind == "pair" else None
         return Sample(normalise(pixels), target, strong)
+
+    def largest(self, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        """The (height, width) that holds whatever becomes of images of these sizes (height, width).
+
+        Raises:
+            MrtError: the transform crops, so that there is no such size short of a square of ``max_size``.
+        """
+        if self.crop:
+            raise MrtError("random crops have no common size", "Use --set data.source_crop=false, or do not ask for one shape.")
+        sides = self.short_sides[-1:] if self.kind == "eval" else self.short_sides
+        results = [resized_size(*size, side, self.max_size) for size in set(sizes) for side in sides]
+        return max(height for height, _ in results), max(width for _, width in results)
 
     def _draw_region(self, height: int, width: int, rng: random.Random) -> Region:
         """DETR's crop, mapped back to the pixels of the original so that they are resampled once."""

@@ -118,6 +118,7 @@ def training_loader(config: Config, dataset: DetectionDataset | Joined, world: W
         rank=world.rank,
         world_size=world.size,
         drop_last=True,
+        pin_memory=world.device.type == "cuda",
     )
 
 

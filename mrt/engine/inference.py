@@ -13,7 +13,7 @@ import torch
 from mrt.config import Config, load_config, validate
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset
-from mrt.data.loader import Batch, build_loader
+from mrt.data.loader import Batch, build_loader, on_device
 from mrt.data.registry import find_dataset
 from mrt.engine import build, distributed
 from mrt.engine.folder import read_facts
@@ -140,7 +140,15 @@ def measure(
     """COCO figures of a detector in per cent, the images shared among the processes; the detector is left in eval mode."""
     detector.eval()
     watcher = watcher or Watcher()
-    loader = build_loader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers, rank=world.rank, world_size=world.size)
+    loader = build_loader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=False,
+        num_workers=workers,
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=world.device.type == "cuda",
+    )
     total = -(-len(dataset) // world.size)
     watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", total)
     done = 0
@@ -150,7 +158,7 @@ def measure(
         watcher.advance(images - done)
         done = images
 
-    mine = collect(predictor(detector, world.device, precision), loader, total, progress)
+    mine = collect(predictor(detector, world.device, precision), on_device(loader, world.device), total, progress)
     watcher.end()
     return score([found for share in world.gather(mine) for found in share], dataset)
 
@@ -182,6 +190,8 @@ def evaluate_detector(
     if not card.labelled:
         raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another one with --data")
     dataset = build.evaluation_set(config, card, split, list(facts["classes"]))
+    for line in dataset.left_out() if watcher else ():
+        watcher.say(line)
     metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world, None, watcher, config.engine.workers)
     return Result(str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts)
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from mrt.adapt.retrain import restore
 from mrt.config import Config, MaeConfig, StageConfig
-from mrt.data.loader import Batch
+from mrt.data.loader import Batch, on_device
 from mrt.engine import checkpoint
 from mrt.engine.report import RunLog, Watcher
 from mrt.engine.step import Learner, training_step
@@ -32,12 +32,14 @@ class Stream:
 
     Args:
         loader: from :func:`mrt.data.loader.build_loader`.
-        position: batches already taken from the beginning of the stage.
+        position: batches already taken from the beginning of the stage (not those that are only on their way to the device).
+        device: where they are wanted.
     """
 
-    def __init__(self, loader: DataLoader, position: int = 0) -> None:
+    def __init__(self, loader: DataLoader, position: int = 0, device: torch.device | None = None) -> None:
         loader.sampler.set_epoch(0)
         self.loader, self.position, self.length = loader, position, len(loader)
+        self.device = device or torch.device("cpu")
         self._batches: Iterator[Batch] | None = None
 
     def __next__(self) -> Batch:
@@ -45,7 +47,7 @@ class Stream:
             if self._batches is None:
                 epoch, done = divmod(self.position, self.length)
                 self.loader.sampler.set_epoch(epoch, done * self.loader.batch_size)
-                self._batches = iter(self.loader)
+                self._batches = on_device(self.loader, self.device)
             batch = next(self._batches, None)
             if batch is not None:
                 self.position += 1
@@ -145,9 +147,7 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
             factor = learning_rate(stage, learner.step, steps_per_epoch, engine.warmup_steps)
             for group, rate in zip(learner.optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            batches = [
-                {domain: next(stream).to(learner.world.device) for domain, stream in streams.items()} for _ in range(engine.accumulate)
-            ]
+            batches = [{domain: next(stream) for domain, stream in streams.items()} for _ in range(engine.accumulate)]
             meter.add(
                 training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
             )

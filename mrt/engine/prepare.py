@@ -115,7 +115,7 @@ def _take_weights(detector: DeformableDETR, start: str, classes: list[str]) -> N
 def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     """Data, networks, optimiser, thresholds and teacher of a stage."""
     config, world, detector = shop.config, shop.world, shop.detector
-    streams, boxes_per_image = _streams(plan, shop)
+    streams, boxes_per_image = _streams(plan, shop, watcher)
     student = Student(
         detector,
         _autoencoder(plan, shop, watcher) if plan.parts.rebuild else None,
@@ -141,7 +141,7 @@ def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     return Stage(learner, streams, _steps_per_epoch(plan, shop), boxes_per_image)
 
 
-def _streams(plan: Plan, shop: Workshop) -> tuple[dict[str, Stream], float]:
+def _streams(plan: Plan, shop: Workshop, watcher: Watcher) -> tuple[dict[str, Stream], float]:
     config, cards, first = shop.config, shop.cards, plan.name == "pretrain"
     splits = {SOURCE: config.data.source_split, TARGET: config.data.target_split}
     domains = plan.labels.split("+")
@@ -151,12 +151,14 @@ def _streams(plan: Plan, shop: Workshop) -> tuple[dict[str, Stream], float]:
             raise MrtError(f"data set {cards[domain].name!r} has no labels to train on", "name a labelled set, or leave out --oracle")
         kind = plan.settings.augment
         parts.append(build.training_set(config, cards[domain], splits[domain], shop.classes, kind, first_stage=first, labelled=True))
+        for line in parts[-1].left_out():
+            watcher.say(line)
     datasets: dict[str, Any] = {SOURCE: parts[0] if len(parts) == 1 else build.Joined(parts)}
     if plan.parts.target:
         view = "pair" if plan.parts.teach else "weak"
         datasets[TARGET] = build.training_set(config, cards[TARGET], splits[TARGET], shop.classes, view, first_stage=False, labelled=False)
     streams = {
-        domain: Stream(build.training_loader(config, dataset, shop.world, config.seed + 7919 * number))
+        domain: Stream(build.training_loader(config, dataset, shop.world, config.seed + 7919 * number), device=shop.world.device)
         for number, (domain, dataset) in enumerate(datasets.items())
     }
     counted = [cards[domain].split(splits[domain]) for domain in domains]
@@ -204,9 +206,15 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
     """A function that measures student and teacher on the validation split of the domain that matters; none where it has no labels."""
     config, split = shop.config, shop.config.data.validation_split
     card = shop.cards.get(TARGET, shop.cards[SOURCE])
-    if config.engine.eval_every == 0 or not card.labelled or split not in card.splits:
+    if config.engine.eval_every == 0:
+        return None
+    if not card.labelled or split not in card.splits:
+        why = "no labels" if not card.labelled else f"no split {split!r}"
+        watcher.say(f"{card.name} has {why}: nothing is measured during training")
         return None
     dataset = build.evaluation_set(config, card, split, shop.classes)
+    for line in dataset.left_out():
+        watcher.say(line)
 
     def evaluate(learner: Learner) -> dict[str, Any]:
         networks = {"student": learner.student.detector, **({"teacher": learner.teacher.module} if learner.teacher is not None else {})}

@@ -75,7 +75,7 @@ def test_classes_are_matched_by_name(make_set):
     assert dataset[0].target["labels"].tolist() == [1, 0]
     assert dataset.unmatched == {"dog": 2}
     assert [c["name"] for c in dataset.coco_ground_truth()["categories"]] == ["car", "motorcycle", "bus"]
-    with pytest.raises(MrtError, match=r"none of its classes \(motor, car, dog\)(.|\n)*--set data\.class_map\.THEIRS=OURS"):
+    with pytest.raises(MrtError, match=r"none of its classes \(motor, car, dog\)(.|\n)*--map-class THEIRS=OURS"):
         DetectionDataset(card, "train", classes=["tree"])
     for class_map, name in (({"motr": "car"}, "motr"), ({"motor": "boat"}, "boat")):
         with pytest.raises(MrtError, match=name):

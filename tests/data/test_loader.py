@@ -12,8 +12,9 @@ import torch
 from golden import assert_close
 
 from mrt.data.dataset import DetectionDataset
-from mrt.data.loader import EpochSampler, build_loader, collate, pad
+from mrt.data.loader import EpochSampler, build_loader, collate, on_device, one_ahead, pad
 from mrt.data.transforms import Sample, build_transform
+from mrt.engine import loop
 from mrt.errors import MrtError
 
 
@@ -40,6 +41,33 @@ def test_recorded_padding(golden):
 def test_images_of_one_size_need_no_padding():
     images, mask = pad([torch.ones(3, 4, 6), torch.zeros(3, 4, 6)])
     assert images.shape == (2, 3, 4, 6) and images.is_contiguous() and not mask.any()
+
+
+def test_one_shape_for_every_batch_when_asked(small_set):
+    dataset = DetectionDataset(small_set, "train", transform=build_transform("pair", [20, 24], 40))
+    assert {record.size for record in dataset.records} == {(24, 40), (28, 40), (32, 40)}
+    assert dataset.largest_size() == (24, 40)  # 24x40 stays, 28x40 and 32x40 become 24x34 and 24x30
+    free, fixed = (list(build_loader(dataset, batch_size=1, pad_to=size)) for size in (None, dataset.largest_size()))
+    assert len({batch.images.shape for batch in free}) > 1
+    for loose, batch in zip(free, fixed, strict=True):
+        height, width = loose.images.shape[-2:]
+        assert batch.images.shape == batch.strong_images.shape == (1, 3, 24, 40)
+        assert torch.equal(batch.images[..., :height, :width], loose.images) and not batch.images[..., batch.padding_mask[0]].any()
+        assert batch.padding_mask.sum() == 24 * 40 - height * width and not batch.padding_mask[0, :height, :width].any()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_too_large_for_a_fixed_shape_is_an_error(small_set, num_workers):
+    dataset = DetectionDataset(small_set, "train", transform=build_transform("weak", [24], 40))
+    with pytest.raises(MrtError, match="40x24 does not fit a batch of 36x24"):
+        list(build_loader(dataset, batch_size=7, pad_to=(24, 36), num_workers=num_workers))
+
+
+def test_a_crop_has_no_largest_size(small_set):
+    dataset = DetectionDataset(small_set, "train", transform=build_transform("weak", [24], 40, crop=True))
+    with pytest.raises(MrtError, match="crop"):
+        dataset.largest_size()
+    assert DetectionDataset(small_set, "train").largest_size() == (32, 40)
 
 
 def test_every_image_once_an_epoch_in_an_order_that_changes():
@@ -100,6 +128,62 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_batches(small_set
     assert len(resumed) == len(whole) - 2
     for a, b in zip(whole[2:], resumed, strict=True):
         assert_same(a, b)
+
+
+def test_the_next_batch_is_on_its_way_before_the_current_one_is_used():
+    log = []
+    ahead = one_ahead(range(3), lambda n: log.append(f"start {n}") or n, lambda n: log.append(f"finish {n}"))
+    for n in ahead:
+        log.append(f"use {n}")
+    # "finish 0" comes before "start 1": it waits for what the stream of copies has been given until then
+    assert log == ["start 0", "finish 0", "start 1", "use 0", "finish 1", "start 2", "use 1", "finish 2", "use 2"]
+    assert list(one_ahead([], int, int)) == []
+
+
+def test_an_error_of_the_next_batch_is_not_lost():
+    def broken():
+        yield from (0, 1)
+        raise MrtError("no such image")
+
+    ahead = one_ahead(broken(), lambda n: n, lambda _: None)
+    assert next(ahead) == 0
+    with pytest.raises(MrtError, match="no such image"):
+        list(ahead)
+
+
+def test_batches_on_their_way_do_not_count_as_taken(small_set, monkeypatch):
+    """A run that is interrupted goes on with the batch after the last one that it used, over the end of an epoch, too."""
+    expected, plain = [], loop.Stream(pair_loader(small_set, drop_last=True))
+    for _ in range(8):  # an epoch is three batches
+        expected.append(next(plain))
+    fetched = []
+
+    def fake(batches, device):
+        return one_ahead(batches, lambda batch: fetched.append(batch) or batch, lambda _: None)
+
+    monkeypatch.setattr(loop, "on_device", fake)
+    stream = loop.Stream(pair_loader(small_set, drop_last=True))
+    for used in range(1, 6):
+        assert_same(next(stream), expected[used - 1])
+        assert stream.position == used
+    assert len(fetched) == 6
+    resumed = loop.Stream(pair_loader(small_set, drop_last=True), stream.position)
+    for batch in expected[5:]:
+        assert_same(next(resumed), batch)
+
+
+def test_on_the_cpu_batches_are_handed_on_as_they_are(small_set):
+    batches = list(pair_loader(small_set))
+    assert all(a is b for a, b in zip(on_device(iter(batches), torch.device("cpu")), batches, strict=True))
+    asked = on_device((1 / 0 for _ in range(2)), torch.device("cpu"))  # nothing is fetched before it is asked for
+    with pytest.raises(ZeroDivisionError):
+        next(asked)
+
+
+def test_tensors_of_a_batch_are_all_that_moves(small_set):
+    batch = next(iter(pair_loader(small_set, batch_size=4)))
+    assert len(batch.tensors()) == 3 + 2 * 4
+    assert all(tensor.device.type == "meta" for tensor in batch.to("meta").tensors())
 
 
 def test_moving_keeps_everything(small_set):

@@ -164,7 +164,7 @@ def test_colour_agrees_with_torchvision(shape):
         "contrast": (colour.adjust_contrast(image.clone(), 0.7), functional.adjust_contrast(image / 255, 0.7)),
         "saturation": (colour.adjust_saturation(image.clone(), 1.4), functional.adjust_saturation(image / 255, 1.4)),
         "hue": (colour.adjust_hue(image.clone(), -0.08), functional.adjust_hue(image / 255, -0.08)),
-        "grey": (colour.to_grey(image.clone()), functional.rgb_to_grayscale(image / 255, 3)),
+        "grey": (colour.grey_plane(image)[None], functional.rgb_to_grayscale(image / 255, 1)),
         "blur": (colour.gaussian_blur(image.clone(), 1.7), functional.gaussian_blur(image / 255, [13, 13], [1.7, 1.7])),
     }
     for name, (actual, expected) in cases.items():
@@ -188,6 +188,57 @@ def test_strong_view_is_seeded_and_leaves_its_input_alone():
 def test_normalise_and_back():
     image = torch.randint(0, 256, (3, 6, 8), dtype=torch.uint8)
     assert torch.equal(denormalise(normalise(image)), image)
+
+
+@pytest.mark.parametrize("turn", [-0.9, -0.5, -0.3, -1 / 6, 0.0, 0.1, 0.4, 1.0])
+def test_hue_turns_by_any_amount_and_keeps_primary_colours_exact(turn):
+    """torchvision takes -0.5..0.5; a whole turn more changes nothing."""
+    image = torch.rand(3, 31, 47) * 255
+    image[:, 0, :8] = torch.tensor([[255, 255, 0, 0, 0, 255, 255, 0], [0, 255, 255, 255, 0, 0, 255, 0], [0, 0, 0, 255, 255, 255, 255, 0]])
+    expected = functional.adjust_hue(image / 255, (turn + 0.5) % 1 - 0.5)
+    assert_close(colour.adjust_hue(image.clone(), turn) / 255, expected, rel=2e-4, what=f"turn {turn}")  # float32, hue to a millionth
+
+
+def test_jitter_is_its_four_steps_in_the_drawn_order():
+    """Bands, and the contrast folded into them, change nothing: more rows than a band has, and a contrast at every place of the order."""
+    image = torch.rand(3, 2100, 70) * 255
+    assert image[0].numel() > colour._BAND_PIXELS
+    changes = [colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue]
+    places = set()
+    for seed in range(12):
+        rng = random.Random(seed)
+        amounts = [rng.uniform(0.6, 1.4) for _ in range(3)] + [rng.uniform(-0.1, 0.1)]
+        steps = list(zip(changes, amounts, strict=True))
+        rng.shuffle(steps)
+        places.add([change for change, _ in steps].index(colour.adjust_contrast))
+        expected = image.clone()
+        for change, amount in steps:
+            change(expected, amount)
+        actual = colour.jitter(image.clone(), random.Random(seed), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+        assert torch.equal(actual, expected)
+    assert places == {0, 1, 2, 3}
+
+
+def test_blur_in_bands_is_the_blur_of_the_whole():
+    image = torch.rand(1, 2100, 70) * 255
+    assert image[0].numel() > colour._BAND_PIXELS
+    assert_close(colour.gaussian_blur(image, 2.0) / 255, functional.gaussian_blur(image / 255, [13, 13], [2.0, 2.0]), rel=2e-4)
+
+
+def test_a_grey_strong_view_has_three_equal_planes():
+    image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    views = [strong_view(image, random.Random(seed)) for seed in range(60)]
+    assert all(view.shape == (3, 20, 30) for view in views)
+    grey = [view for view in views if torch.equal(view[0], view[1])]
+    assert 4 <= len(grey) <= 24 and all(torch.equal(view[0], view[2]) for view in grey)  # 12 expected; four deviations
+
+
+def test_largest_holds_every_result():
+    sizes = [(40, 50), (60, 30), (33, 90)]
+    transform = build_transform("weak", [30, 36], 60)
+    results = [resized_size(*size, side, 60) for size in sizes for side in (30, 36)]
+    assert transform.largest(sizes) == (max(h for h, _ in results), max(w for _, w in results))
+    assert build_transform("eval", [30, 36], 60).largest([(40, 50)]) == (36, 45)
 
 
 def test_bad_settings_are_named():

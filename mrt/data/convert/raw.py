@@ -97,9 +97,12 @@ def read_bytes(path: Path) -> bytes:
         raise MrtError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def parse_json(place: Path) -> Any:
-    """What a UTF-8 JSON file, which may be a zip's member, holds; MrtError if it cannot be read, is cut short or of another encoding."""
-    return decode_json(read_bytes(place), place)
+def parse_json(place: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a UTF-8 JSON file, which may be a zip's member, holds; MrtError if it cannot be read, is cut short or of another encoding.
+
+    ``object_hook``: what to keep of each object, for files that would fill the memory.
+    """
+    return decode_json(read_bytes(place), place, object_hook)
 
 
 def common_root(places: Sequence[Path]) -> Path:

@@ -162,7 +162,7 @@ def _sort_out(
             result = Skipped("image listed twice", result.file)
         if isinstance(result, Skipped):
             skipped[result.reason] += 1
-            examples.setdefault(result.reason, result.example)
+            examples.setdefault(result.reason, result.example.encode("utf-8", "backslashreplace").decode())  # any file name at all
             continue
         seen.add(result.file)
         skipped.update(result.skipped)

@@ -9,7 +9,7 @@ import numpy as np
 from mrt.data.synthetic.camera import FAR, Camera
 from mrt.data.synthetic.layout import Street, Wall
 from mrt.data.synthetic.light import Light
-from mrt.data.synthetic.surfaces import blend, noise_textures, rgb, soft, strips
+from mrt.data.synthetic.surfaces import blend, noise_textures, rgb, soft, strips, texture, wrapped
 
 GROUND_FLOOR = 3.4
 TRIM = rgb(0.86, 0.85, 0.82)
@@ -20,7 +20,7 @@ WINDOW_LIGHT = np.array([1.0, 0.78, 0.42], np.float32)
 def facades(cam: Camera, street: Street, light: Light, image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None = None) -> None:
     """Paint all walls onto ``image`` (H, W, 3) and ``depth`` (H, W) in place.
 
-    ``lit_windows`` (H, W, 3), if given, receives the light of windows at night.
+    ``lit_windows`` (H, W), if given, receives how strongly windows shine at night, as shares of ``WINDOW_LIGHT``.
     """
     dx, dz = cam.column_rays()
     for side in (-1, 1):
@@ -92,8 +92,8 @@ def _paint_wall(
         view += (weight * (colour - view.transpose(2, 0, 1))).transpose(1, 2, 0)
         if lit_windows is not None:
             target = lit_windows[rows, cols][strip]
-            target *= 1 - weight[..., None]
-            target += (weight * glowing)[..., None] * WINDOW_LIGHT
+            target *= 1 - weight
+            target += weight * glowing
     solid = cover > 0.5
     np.copyto(depth[rows, cols], np.broadcast_to(z[cols], solid.shape), where=solid)
 
@@ -121,16 +121,18 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     pane_x, frame_x, mullion = soft(in_bay, wide / 2, step), soft(in_bay, wide / 2 + 0.12, step), soft(in_bay, 0.035, step)
     # windows of the upper floors
     floor = ((y - GROUND_FLOOR) / storey).astype(np.int32)
-    middle = (y - GROUND_FLOOR) % storey - 0.52 * storey
+    middle = wrapped(y - GROUND_FLOOR, storey) - 0.52 * storey
     upper = ((y > GROUND_FLOOR) & (y < height - np.maximum(roof_height, 0.9))).astype(np.float32)
     pane = pane_x * soft(middle, tall / 2, foot) * upper
     frame = frame_x * soft(middle, tall / 2 + 0.12, foot) * upper
     # plaster or brick
-    grain = white[(y * 11).astype(np.int32) & 511, ((along * 4).astype(np.int32) & 1023)[None, :]]
-    stain = clouds[(y * 14).astype(np.int32) & 511, ((along * 14).astype(np.int32) & 511)[None, :]] - 0.5
+    grain = texture(white, (y * 11).astype(np.int32), (along * 4).astype(np.int32))
+    stain = texture(clouds, (y * 14).astype(np.int32), (along * 14).astype(np.int32)) - 0.5
     level = 1 + 0.05 * grain * np.clip(0.12 / foot, 0.15, 1) + 0.26 * stain
-    if wall.brick.any():
-        level -= 0.25 * (soft(y % 0.3 - 0.15, 0.02, foot) * per(wall.brick) * np.clip(0.04 / foot, 0, 1))
+    brick = per(wall.brick)
+    if brick.any():
+        cols = slice(*_span(brick))
+        level[:, cols] -= 0.25 * (soft(wrapped(y[:, cols], 0.3) - 0.15, 0.02, foot[cols]) * brick[cols] * np.clip(0.04 / foot[cols], 0, 1))
     level *= 0.8 + 0.2 * np.clip(y / 1.5, 0, 1)
     colour = wall.colours.astype(np.float32)[index].T[:, None, :] * level
     # ground floor, only in the rows that show it: shop windows with awnings, or ordinary windows and doors
@@ -144,7 +146,9 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     pane_upper = pane.copy()
     pane[below:] += pane_x * soft(y_low - 1.75, 0.65, foot) * home
     roof = np.clip((y - (height - roof_height)) / foot + 0.5, 0, 1) * (roof_height > 0)
-    blend(colour, roof, wall.roof_colours.astype(np.float32)[index].T[:, None, :] * (1 + 0.16 * grain))
+    if roof.any():
+        under = slice(_span(roof.any(1))[1])
+        blend(colour[:, under], roof[under], wall.roof_colours.astype(np.float32)[index].T[:, None, :] * (1 + 0.16 * grain[under]))
     lines = np.maximum(soft(y - (height - roof_height - 0.18), 0.2, foot), 0.6 * soft(y - GROUND_FLOOR - 0.1, 0.12, foot))
     blend(colour, 0.85 * np.maximum(lines, 0.9 * frame), TRIM)
     awning = soft(y_low - 2.95, 0.32, foot) * at_ground * shop
@@ -152,7 +156,7 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     door = soft(in_bay, 0.5, step) * soft(y_low - 1.1, 1.1, foot) * at_ground * is_door
     blend(colour[:, below:], door, _cycle(wall.doors, bay_number + index))
     # glass mirrors the sky, each pane a little differently
-    chance = white[(floor * 5 + 17) & 511, ((bay_number * 3 + index * 37) & 1023)[None, :]]
+    chance = texture(white, floor * 5 + 17, bay_number * 3 + index * 37)
     reflect = np.clip(0.2 + 0.13 * chance + 0.035 * y, 0.1, 0.62)
     reflect[below:] *= 1 - 0.35 * at_ground
     glass = pane.copy()
@@ -167,7 +171,7 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     colour *= bright * (1 - 0.3 * np.clip(joints, 0, 1)) * (1 - (0.3 if bright > 1 else 0.0) * glass)
     colour *= rgb(*light.tint)
     glowing = (chance > 0.75) * pane * (1 - 0.7 * mullion) * 0.5
-    goods = white[(y_low * 2.2).astype(np.int32) & 511, ((along * 1.6).astype(np.int32) & 1023)[None, :]]
+    goods = texture(white, (y_low * 2.2).astype(np.int32), (along * 1.6).astype(np.int32))
     glowing[below:] += shop_pane * (chance[below:] > -0.6) * (0.62 + 0.16 * goods)
     return colour, glowing * (0.5 + 0.2 * np.clip(chance, -1, 2))
 

@@ -134,9 +134,9 @@ class Sketch:
 
 def inside(quad: list[Point], left: float, right: float, low: float, high: float) -> list[Point]:
     """The part of a quad (corners: low left, low right, high right, high left) between shares of its width and height."""
-    a, b, c, d = (np.array(p) for p in quad)
+    corners = list(zip(*quad, strict=True))
 
     def at(s: float, t: float) -> Point:
-        return tuple((1 - t) * ((1 - s) * a + s * b) + t * ((1 - s) * d + s * c))
+        return tuple((1 - t) * ((1 - s) * a + s * b) + t * ((1 - s) * d + s * c) for a, b, c, d in corners)
 
     return [at(left, low), at(right, low), at(right, high), at(left, high)]

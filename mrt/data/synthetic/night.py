@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrt.data.synthetic.camera import FAR, Camera
+from mrt.data.synthetic.facades import WINDOW_LIGHT
 from mrt.data.synthetic.labels import Pixels
 from mrt.data.synthetic.lamps import COLOURS, Lamp, glow, lamps_of, shine
 from mrt.data.synthetic.layout import Street
 from mrt.data.synthetic.paint import Thing
 from mrt.data.synthetic.surfaces import strips
-from mrt.data.synthetic.weather import to_linear, to_srgb
+from mrt.data.synthetic.weather import exposed, to_linear
 
 STRENGTH = {"head": 14.0, "tail": 2.2, "street": 8.0, "cabin": 0.16, "display": 0.5, "red": 3.0, "amber": 3.0, "green": 2.4}
 SODIUM, LED, SHOP, FAINT_SKY = (1.0, 0.66, 0.32), (0.95, 0.97, 1.0), (1.0, 0.80, 0.50), (0.75, 0.85, 1.15)
@@ -36,7 +37,7 @@ def add_night(
 
     Args:
         image: (H, W, 3) sRGB in 0..1, painted under even white light. depth: (H, W) metres. instance: (H, W).
-        windows: (H, W, 3) light of the lit windows of houses, without what stands before them.
+        windows: (H, W) strength of the lit windows of houses, without what stands before them.
 
     Returns:
         (H, W, 3) sRGB in 0..1, before the sensor's noise.
@@ -44,16 +45,20 @@ def add_night(
     h, w = depth.shape
     lamps = lamps_of(things)
     night = _draw_night(rng)
+    posts, driving = [k for k in lamps if k.name == "street"], _driving(things, cam)
     sources = shine(lamps, cam, depth, night.strength)
-    house_light = windows.transpose(2, 0, 1) * (instance == 0)
-    radiance = np.empty((3, h, w), np.float32)
+    houses = windows * (instance == 0)
+    sources += 0.25 * WINDOW_LIGHT[:, None, None] * houses
+    scattered = glow(sources, ((0.006, 0.28), (0.03, 0.10), (0.12, 0.05)))
+    out = np.empty((3, h, w), np.float32)
     for rows in strips(h, w):
-        lit = _illumination(cam, street, things, lamps, night, rows, depth[rows], instance[rows] == 0)
-        radiance[:, rows] = to_linear(image[rows]).transpose(2, 0, 1) * lit + 0.45 * house_light[:, rows] + sources[:, rows]
-    radiance += glow(sources + 0.25 * house_light, ((0.006, 0.28), (0.03, 0.10), (0.12, 0.05)))
-    radiance *= -night.exposure
-    np.exp(radiance, out=radiance)
-    return to_srgb(np.subtract(1, radiance, out=radiance)).transpose(1, 2, 0)
+        radiance = _illumination(cam, street, driving, posts, night, rows, depth[rows], instance[rows] == 0)
+        radiance *= to_linear(image[rows]).transpose(2, 0, 1)
+        radiance += sources[:, rows]
+        radiance += 0.2 * WINDOW_LIGHT[:, None, None] * houses[rows]  # with the share above 0.45 of what is scattered
+        radiance += scattered[:, rows]
+        out[:, rows] = exposed(radiance, night.exposure)
+    return out.transpose(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -85,71 +90,136 @@ def _draw_night(rng: np.random.Generator) -> Night:
 
 
 def _illumination(
-    cam: Camera, street: Street, things: list[Thing], lamps: list[Lamp], night: Night, rows: slice, depth: np.ndarray, bare: np.ndarray
+    cam: Camera, street: Street, driving: list[Thing], lamps: list[Lamp], night: Night, rows: slice, depth: np.ndarray, bare: np.ndarray
 ) -> np.ndarray:
     """Light (3, h, w) that falls on the pixels of some rows; ``depth`` (h, w) metres, ``bare`` (h, w) where no thing is."""
     dx, dz = (d.astype(np.float32) for d in cam.column_rays())
     slopes = cam.row_slopes()[rows].astype(np.float32)[:, None]
-    x, y, z = cam.x + depth * dx, cam.height_m - depth * slopes, depth * dz
-    is_ground = bare & (y < 0.04)
-    beams = _own_beam(cam, x, y, z, depth, is_ground) * night.beam + _other_beams(things, cam, x, y, z)
-    posts = _street_lamps([k for k in lamps if k.name == "street"], x, y, z, is_ground) * night.posts
+    y = cam.height_m - depth * slopes
+    is_sky = depth >= np.float32(FAR * 0.99)
+    is_ground = bare & (y < np.float32(0.04))
+    beams = _own_beam(cam, y, depth, is_ground)
+    beams *= night.beam
+    # light on the road reaches 8 m up at most, exp(-10) of it
+    low = np.flatnonzero(((y < 8) & ~is_sky).any(1))
+    if len(low):
+        near = slice(low[0], low[-1] + 1)
+        beams[near] += _other_beams(driving, cam, dx, dz, y[near], depth[near])
+    posts = _street_lamps(lamps, cam, dx, dz, y, depth, is_ground)
+    posts *= night.posts
     setback = min(wall.setback for wall in street.walls.values())
-    shops = np.exp((-np.abs(np.abs(x) - setback) - np.maximum(y, 0)) / 2.5) * night.shops
+    shops = np.abs(cam.x + depth * dx)
+    shops -= np.float32(setback)
+    np.abs(shops, out=shops)
+    shops += np.maximum(y, 0)
+    shops *= np.float32(-1 / 2.5)
+    np.exp(shops, out=shops)
+    shops *= night.shops
     # the city's own light hangs in the haze above the roofs
     haze = night.city * np.exp(-np.maximum(-slopes, 0) / 0.22)
-    is_sky = depth >= FAR * 0.99
+    any_sky = bool(is_sky.any())
     light = np.empty((3, *depth.shape), np.float32)
-    for k in range(3):
-        light[k] = FAINT_SKY[k] * night.faint + COLOURS["head"][k] * beams + night.post_colour[k] * posts + SHOP[k] * shops
-        light[k] = np.where(is_sky, NIGHT_SKY[k] + CITY_GLOW[k] * haze, light[k])
+    for k, plane in enumerate(light):
+        np.multiply(beams, COLOURS["head"][k], out=plane)
+        plane += night.post_colour[k] * posts
+        plane += SHOP[k] * shops
+        plane += FAINT_SKY[k] * night.faint
+        if any_sky:
+            np.copyto(plane, NIGHT_SKY[k] + CITY_GLOW[k] * haze, where=is_sky)
     return light
 
 
-def _own_beam(cam: Camera, x: np.ndarray, y: np.ndarray, z: np.ndarray, depth: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
+def _own_beam(cam: Camera, y: np.ndarray, depth: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
     """The own car's dipped beam (h, w) at power 1: two lamps 0.65 m high, cut off a little below the horizontal."""
-    sideways = (x - cam.x) * cam.cos - z * cam.sin
-    reach = np.maximum(depth, np.float32(1.0))
-    angle = sideways / reach
-    cut = 0.65 - 0.008 * reach + 0.12 * np.clip(angle, 0, 0.5) * reach  # the kerb side reaches higher
-    below = 0.10 + 0.90 / (1 + np.exp(np.clip((y - cut - 0.25) * 5, -30, 30)))
-    facing = np.where(is_ground, 0.25 + 0.6 / reach, np.float32(1.0))
-    return np.exp(-((angle / 0.42) ** 2)) * below * facing / (reach * reach + 30.0)
+    angle = ((np.arange(cam.width) + 0.5 - cam.centre) / cam.focal).astype(np.float32)
+    reach = np.maximum(depth, 1)
+    # the cut-off line falls with the distance; the kerb side reaches higher
+    below = y - reach * (np.float32(0.12) * np.clip(angle, 0, 0.5) - np.float32(0.008))
+    below -= np.float32(0.65 + 0.25)
+    below *= 5
+    np.clip(below, -30, 30, out=below)
+    np.exp(below, out=below)
+    below += 1
+    np.divide(np.float32(0.90), below, out=below)
+    below += np.float32(0.10)
+    below *= np.exp(-((angle / np.float32(0.42)) ** 2))
+    facing = np.float32(0.6) / reach
+    facing += np.float32(0.25)
+    np.multiply(below, facing, out=below, where=is_ground)
+    reach *= reach
+    reach += 30
+    below /= reach
+    return below
 
 
-def _street_lamps(lamps: list[Lamp], x: np.ndarray, y: np.ndarray, z: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
-    """Illumination (h, w) by street lamps of power 1: inverse square, Lambert's cosine on the ground, about half of it on walls."""
-    total = np.zeros_like(x)
+def _street_lamps(
+    lamps: list[Lamp], cam: Camera, dx: np.ndarray, dz: np.ndarray, y: np.ndarray, depth: np.ndarray, is_ground: np.ndarray
+) -> np.ndarray:
+    """Illumination (h, w) by street lamps of power 1: inverse square, Lambert's cosine on the ground, about half of it on walls.
+
+    ``dx``, ``dz`` (w,) are metres in the world per metre of depth: a pixel lies at (cam.x + depth * dx, y, depth * dz).
+    """
+    total = np.zeros_like(depth)
+    squared = np.where(is_ground, np.float32(1), np.float32(0.35))
+    plain = np.where(is_ground, np.float32(0), np.float32(0.25))
+    inverse, cosine = np.empty_like(depth), np.empty_like(depth)
     for lamp in lamps:
         lamp_x, lamp_y, lamp_z = lamp.position.tolist()
         if not -6 < lamp_z < 60:
             continue
-        up = np.maximum(lamp_y - y, np.float32(0.3))
-        up *= up
-        inverse = (lamp_x - x) ** 2
-        inverse += up
-        inverse += (lamp_z - z) ** 2
+        away_x = lamp_x - cam.x
+        up = lamp_y - y
+        np.maximum(up, np.float32(0.3), out=up)
+        # squared distance on the ground, as a polynomial of the depth
+        np.multiply(depth, dx * dx + dz * dz, out=inverse)
+        inverse -= 2 * (away_x * dx + lamp_z * dz)
+        inverse *= depth
+        inverse += away_x * away_x + lamp_z * lamp_z
+        np.maximum(inverse, 0, out=inverse)
+        inverse += up * up
         np.reciprocal(inverse, out=inverse)
-        cosine = up * inverse  # squared: once for the angle of the surface, once for the lamp's own
-        inverse *= np.where(is_ground, cosine, 0.25 * np.sqrt(cosine) + 0.35 * cosine)
+        np.sqrt(inverse, out=cosine)
+        cosine *= up
+        # the cosine counts once for the angle of the surface, once for the lamp's own
+        inverse *= cosine
+        cosine *= squared
+        cosine += plain
+        inverse *= cosine
         total += inverse
     return total
 
 
-def _other_beams(things: list[Thing], cam: Camera, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Illumination (h, w) on the road before other vehicles, by the nearest six whose lamps are on."""
-    driving = [t for t in things if t.lamps_on and any(name == "head" for name, _, _ in t.model.lamps) and 1 < t.distance(cam) < 50]
-    total = np.zeros_like(x)
-    for thing in sorted(driving, key=lambda t: t.distance(cam))[:6]:
+def _driving(things: list[Thing], cam: Camera) -> list[Thing]:
+    """The nearest six vehicles whose head lamps are on."""
+    near = [t for t in things if t.lamps_on and any(name == "head" for name, _, _ in t.model.lamps) and 1 < t.distance(cam) < 50]
+    return sorted(near, key=lambda t: t.distance(cam))[:6]
+
+
+def _other_beams(things: list[Thing], cam: Camera, dx: np.ndarray, dz: np.ndarray, y: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Illumination (h, w) on the road before vehicles by their head lamps; ``dx``, ``dz`` as for ``_street_lamps``."""
+    total = np.zeros_like(depth)
+    for thing in things:
         s, c = math.sin(thing.heading), math.cos(thing.heading)
         front = float(thing.model.extent[3]) * thing.scale
-        ahead = (x - thing.x) * s + (z - thing.z) * c - front
-        aside = (x - thing.x) * c - (z - thing.z) * s
+        ahead = depth * (s * dx + c * dz)
+        ahead += (cam.x - thing.x) * s - thing.z * c - front
         reach = np.maximum(ahead, np.float32(0.5))
-        power = 3.0 if thing.model.extent[1] - thing.model.extent[0] > 1.2 else 1.0
-        pool = np.exp(-((aside / (0.9 + 0.3 * reach)) ** 2)) / (reach * reach + 10.0)
-        total += np.clip(ahead - 0.3, 0, 1) * (power * pool)  # not on its own front
-    return total * np.exp(-np.maximum(y, 0) / 0.8)
+        pool = depth * (c * dx - s * dz)
+        pool += (cam.x - thing.x) * c + thing.z * s
+        pool /= np.float32(0.9) + np.float32(0.3) * reach
+        pool *= pool
+        np.negative(pool, out=pool)
+        np.exp(pool, out=pool)
+        reach *= reach
+        reach += 10
+        pool /= reach
+        ahead -= np.float32(0.3)
+        np.clip(ahead, 0, 1, out=ahead)  # not on its own front
+        ahead *= 3.0 if thing.model.extent[1] - thing.model.extent[0] > 1.2 else 1.0
+        pool *= ahead
+        total += pool
+    total *= np.exp(np.maximum(y, 0) * np.float32(-1 / 0.8))
+    return total
 
 
 def unseen_at_night(display: np.ndarray, pixels: Pixels, labels: dict[int, int], noise: float) -> set[int]:
@@ -160,7 +230,7 @@ def unseen_at_night(display: np.ndarray, pixels: Pixels, labels: dict[int, int],
     each side, without its own pixels) reaches ``NIGHT_CONTRAST`` or the standard deviation of the sensor's noise,
     whichever is more: a dark car with lit lamps is seen, a dark pedestrian before a dark wall is not.
     """
-    luminance = display @ np.array([0.2126, 0.7152, 0.0722], np.float32)
+    luminance = 0.2126 * display[..., 0] + 0.7152 * display[..., 1] + 0.0722 * display[..., 2]
     margin = max(2, round(0.02 * len(display)))
     hidden = set()
     for identity in labels:

@@ -214,9 +214,10 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
         elif kinds[f] == BALL and deepest[f] >= NEAR:
             x, y = flat[2 * i], flat[2 * i + 1]
             draw.ellipse((x - rx[f] * fine, y - ry[f] * fine, x + rx[f] * fine, y + ry[f] * fine), fill=colour)
-    pixels = np.asarray(picture.reduce(fine), np.float32) * np.float32(1 / 255)
+    planes = np.asarray(picture.reduce(fine)).transpose(2, 0, 1).astype(np.float32, order="C")
+    planes *= np.float32(1 / 255)
     depth = _depth_of_columns(thing, cam, np.arange(left, right) + 0.5).astype(np.float32)
-    return Patch(left, top, pixels[..., :3], pixels[..., 3], depth)
+    return Patch(left, top, planes[:3].transpose(1, 2, 0), planes[3], depth)
 
 
 def paint(canvas: Canvas, patch: Patch, thing: Thing, cam: Camera, identity: int) -> int:
@@ -242,7 +243,7 @@ def paint(canvas: Canvas, patch: Patch, thing: Thing, cam: Camera, identity: int
     mine = patch.coverage > COVERED
     image = canvas.image[where]
     image *= (1 - coverage)[..., None]
-    image += colour * free[..., None]
+    image += colour * free.astype(np.float32)[..., None]
     owned = mine & free
     np.copyto(canvas.depth[where], np.broadcast_to(patch.depth, (h, w)), where=owned)
     canvas.instance[where][owned] = identity

@@ -16,6 +16,9 @@ _GRID = np.arange(_STEPS + 1) / _STEPS
 _DECODE = np.where(_GRID <= 0.04045, _GRID / 12.92, ((_GRID + 0.055) / 1.055) ** 2.4).astype(np.float32)
 # the table goes over the square root of linear light, which keeps the dark end smooth
 _ENCODE = np.where(_GRID**2 <= 0.0031308, 12.92 * _GRID**2, 1.055 * _GRID ** (2 / 2.4) - 0.055).astype(np.float32)
+_TONE_END = 8.0
+"""What is so many times brighter than the exposure's unit counts as white: 1 - exp(-8) lies within a tenth of a grey level."""
+_TONE = np.interp(np.sqrt(-np.expm1(-_TONE_END * (np.arange(16385) / 16384) ** 2)), _GRID, _ENCODE).astype(np.float32)
 
 
 def to_linear(image: np.ndarray) -> np.ndarray:
@@ -28,9 +31,18 @@ def to_srgb(image: np.ndarray) -> np.ndarray:
     return _looked_up(_ENCODE, image, root=True)
 
 
+def exposed(light: np.ndarray, exposure: float) -> np.ndarray:
+    """Linear light without an upper end -> sRGB values ``srgb(1 - exp(-exposure * light))``, as film takes it; ``light`` is used up."""
+    light *= exposure / _TONE_END
+    np.sqrt(light, out=light)
+    light *= len(_TONE) - 1
+    light += 0.5
+    return np.take(_TONE, light.astype(np.int32), mode="clip")
+
+
 def _looked_up(table: np.ndarray, image: np.ndarray, *, root: bool) -> np.ndarray:
-    out = np.empty(image.shape, np.float32)
-    flat, result = np.ascontiguousarray(image).reshape(-1), out.reshape(-1)
+    out = np.empty_like(image, np.float32)
+    flat, result = image.ravel("K"), out.ravel("K")  # in the order of memory, whichever of rows, columns and colours runs first
     for a in range(0, flat.size, 65536):
         values = np.clip(flat[a : a + 65536], 0, 1)
         if root:
@@ -82,17 +94,22 @@ def sensor(
     h, w, _ = image.shape
     exposure = rng.uniform(0.9, 1.16)
     if metering is not None:
-        exposure *= np.clip(metering / max(float(image[::4, ::4].mean()), 1e-3), 0.85, 1.5)
-    gain = (exposure * (1 + rng.normal(0, 0.009, 3))).astype(np.float32)
+        # as triples in memory: the rounding of the sum, and with it every pixel, depends on the layout
+        rows = np.ascontiguousarray(image[::2])
+        exposure *= np.clip(metering / max(float(rows[::2, ::4].mean()), 1e-3), 0.85, 1.5)
+    gain = (exposure * (1 + rng.normal(0, 0.009, 3))).astype(np.float32)[:, None, None]
     y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None, :]
     vignette = 1 - np.float32(rng.uniform(0.02, 0.10)) * (x * x + y * y)
     sigma = np.float32(rng.uniform(*noise))
-    out = np.empty(image.shape, np.uint8)
+    planes, out = image.transpose(2, 0, 1), np.empty(image.shape, np.uint8)
     for rows in strips(h, w):
-        part = image[rows] * gain * vignette[rows, :, None]
-        part += rng.standard_normal(part.shape, np.float32) * sigma
+        part = planes[:, rows] * gain
+        part *= vignette[rows]
+        grain = rng.standard_normal((part.shape[1], w, 3), np.float32)
+        grain *= sigma
+        part += grain.transpose(2, 0, 1)
         np.clip(part, 0, 1, out=part)
         part *= 255
         part += 0.5
-        out[rows] = part
+        out[rows] = part.astype(np.uint8).transpose(1, 2, 0)
     return out

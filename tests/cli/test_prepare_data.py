@@ -1,0 +1,104 @@
+"""`mrt prepare-data` for real files: what it says, what it keeps, and what the other commands do with the sets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from command_line import TINY, mrt, refused
+from PIL import Image
+
+
+@pytest.fixture
+def photos(somewhere):
+    """A folder with twelve photographs and a COCO file for ten of them; two boxes each but for the last."""
+    folder = somewhere / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    categories = [{"id": 7, "name": "auto"}, {"id": 9, "name": "person"}]
+    images = [{"id": number, "file_name": f"{number}.png", "width": 96, "height": 64} for number in range(10)]
+    annotations = [
+        {"id": 2 * number + k, "image_id": number, "category_id": category, "bbox": [5 + 40 * k, 8, 30, 40], "area": 1200, "iscrowd": 0}
+        for number in range(9)
+        for k, category in enumerate((7, 9))
+    ]
+    annotations.append({"id": 99, "image_id": 3, "category_id": 7, "bbox": [10, 10, 0, 5], "area": 0, "iscrowd": 0})
+    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return folder
+
+
+def prepare(*words):
+    result = mrt("prepare-data", *words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_coco_folder_becomes_a_set(photos, somewhere):
+    said = prepare("custom", "--raw", photos, "--name", "mine", "--val-share", 0.3, "--map-class", "auto=car", "--preview", 4)
+    card = json.loads((somewhere / "data" / "mine" / "dataset.json").read_text())
+    assert sorted(card["classes"]) == ["car", "person"]
+    assert sum(split["num_images"] for split in card["splits"].values()) == 10 and set(card["splits"]) == {"train", "val"}
+    assert "left out: 1 x box without area" in said
+    assert Image.open(somewhere / "data" / "mine" / "preview.png").size[0] > 300
+    assert (somewhere / "data" / "mine" / "preview-val.png").is_file()
+    assert "exists already" in refused("prepare-data", "custom", "--raw", photos, "--name", "mine")
+    prepare("custom", "--raw", photos, "--name", "mine", "--overwrite")
+
+
+def test_check_finds_what_changed(photos, somewhere):
+    prepare("custom", "--raw", photos, "--name", "mine")
+    assert "is as it was made" in prepare("mine", "--check")
+    assert "is as it was made" in prepare("--check")
+    (photos / "4.png").unlink()
+    told = refused("prepare-data", "mine", "--check")
+    assert "1 of 10 images are missing" in told and "4.png" in told and "--overwrite" in told
+    assert "add --check" in refused("prepare-data", "mine")
+    assert "unknown data set" in refused("prepare-data", "mime", "--check")
+
+
+def test_raw_files_and_the_data_root_are_remembered(photos, somewhere, monkeypatch):
+    root = somewhere / "elsewhere"
+    prepare("custom", "--raw", photos, "--name", "mine", "--data-root", root)
+    prepare("custom", "--name", "mine", "--overwrite")  # neither is named
+    assert (root / "mine" / "dataset.json").is_file() and not (somewhere / "data").exists()
+    (somewhere / "data").mkdir()  # a data folder right here comes first
+    assert "no prepared set" in refused("prepare-data", "--check")
+    monkeypatch.setenv("MRT_DATA_ROOT", str(root))
+    assert "is as it was made" in prepare("--check")
+    monkeypatch.delenv("MRT_DATA_ROOT")
+    (somewhere / "config" / "mrt" / "settings.json").write_text("{broken")
+    assert "where are its files" in refused("prepare-data", "custom", "--name", "mine", "--data-root", somewhere / "new")
+
+
+def test_a_home_that_cannot_be_written_is_no_obstacle(photos, somewhere, monkeypatch):
+    (somewhere / "file").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(somewhere / "file"))
+    prepare("custom", "--raw", photos, "--name", "mine", "--data-root", somewhere / "data")
+
+
+def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
+    with zipfile.ZipFile(somewhere / "photos.zip", "w") as archive:
+        for path in photos.iterdir():
+            archive.write(path, path.name)
+    frames = somewhere / "frames"
+    shutil.copytree(photos, frames)
+    (frames / "train.json").unlink()
+    shutil.rmtree(photos)  # images are read in the archive
+    prepare("custom", "--raw", "photos.zip", "--name", "day")
+    assert "12 images (12 without objects), 0 boxes" in prepare("custom", "--raw", frames, "--name", "camera")
+    common = ("--preset", "demo", "--source", "day", "--target", "camera")
+    result = mrt("pretrain-source", *common, "--name", "s", "--set", *TINY, "init=none")
+    assert result.exit_code == 0, result.output
+    result = mrt("adapt", *common, "--init", "runs/s", "--name", "a", "--set", *TINY)
+    assert result.exit_code == 0, result.output
+    facts = json.loads((somewhere / "runs" / "a" / "run.json").read_text())
+    card = json.loads((somewhere / "data" / "camera" / "dataset.json").read_text())
+    assert facts["data"]["target"]["sha256"]["train"] == card["splits"]["train"]["sha256"]
+    told = mrt("eval", "a", "--data", "day", "--split", "train", "--map-class", "person=auto", "auto=person")
+    assert told.exit_code == 0 and "AP50 auto" in told.output
+    assert "no labels to evaluate on" in refused("eval", "a")
