@@ -34,7 +34,7 @@ RULES = {
     "mrt.data.staging": ["mrt.data.card", "mrt.errors"],
     "mrt.data.preview": ["PIL", "mrt.data.archives", "mrt.data.card", "mrt.errors"],
     "mrt.data.convert": [
-        *("numpy", "PIL", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors", "mrt.files"),
+        *("numpy", "PIL", "yaml", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors", "mrt.files"),
     ],
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.data.staging", "mrt.errors"],
     "mrt.evaluate": ["torch", "torchvision", "numpy", "PIL", "pycocotools", "mrt.data", "mrt.boxes", "mrt.errors"],

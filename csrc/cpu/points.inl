@@ -129,10 +129,10 @@ class Reader {
   }
 
   MRT_INLINE void softmax() {
-    const Vector<T> lowest = Vector<T>{} + std::numeric_limits<T>::lowest();
-    Vector<T> largest = lowest, total{};
+    const Vector<T> masked = Vector<T>{} - std::numeric_limits<T>::infinity();  // lanes past the item's end: no attention, ever
+    Vector<T> largest = Vector<T>{} + std::numeric_limits<T>::lowest(), total{};
     for (int64_t k = 0; k < padded_; k += kLanes<T>) {
-      const Vector<T> logits = load(width_ + k) > 0 ? load(weights_ + k) : lowest;
+      const Vector<T> logits = load(width_ + k) > 0 ? load(weights_ + k) : masked;
       store(attention_ + k, logits);
       largest = logits > largest ? logits : largest;
     }

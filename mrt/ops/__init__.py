@@ -2,6 +2,9 @@
 
 ``MRT_OPS_BACKEND`` (read when this module is imported) overrides the choice: ``auto`` (default), ``python`` (never the kernels),
 ``cpu`` or ``cuda`` (the kernels or an error; tensors on other devices as in ``auto``).
+
+``torch.vmap`` works on the kernels; inside ``torch.func.grad`` and its kin the PyTorch path is taken. The kernels have no second derivative
+(an error says so), the PyTorch path has from PyTorch 2.13 on.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mrt.ops import native, reference
+from mrt.ops import native, reference, transforms
 from mrt.ops.checks import check_fused, check_plain
 from mrt.ops.native import backend, fallback_reason
 
@@ -36,10 +39,10 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Sequence[Sequence[int]], sampl
     Raises:
         ValueError, TypeError: a shape, device or dtype does not fit; the message states what was given and what is expected.
     """
-    if torch.is_autocast_enabled(value.device.type):
+    if _under_autocast(value):
         sampling_locations, attention_weights = _to_float32(value, sampling_locations), _to_float32(value, attention_weights)
     check_plain(value, spatial_shapes, sampling_locations, attention_weights)
-    if backend(value) == "python":
+    if backend(value) == "python" or transforms.differentiating():
         return reference.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     return native.ms_deform_attn(value, [side for shape in spatial_shapes for side in shape], sampling_locations, attention_weights)
 
@@ -59,7 +62,8 @@ def ms_deform_attn_fused(
         value, spatial_shapes: as in :func:`ms_deform_attn`.
         reference_points: (N, Q, L, 2), (x, y) as shares of the level; float32 (float64 for a float64 value), like the two below.
         sampling_offsets: (N, Q, M, L, P, 2), (x, y) in cells of the level.
-        attention_logits: (N, Q, M, L*P).
+        attention_logits: (N, Q, M, L*P). -inf gives a point no weight, as in ``torch.softmax``; where all of a head's logits are -inf, or
+            one is inf or NaN, its output is NaN for this query (to mask a query, mask the output or use large finite logits).
 
     Returns:
         (N, Q, M*D), dtype of ``value``.
@@ -67,14 +71,18 @@ def ms_deform_attn_fused(
     Raises:
         ValueError, TypeError: as :func:`ms_deform_attn`.
     """
-    if torch.is_autocast_enabled(value.device.type):
+    if _under_autocast(value):
         reference_points, sampling_offsets = _to_float32(value, reference_points), _to_float32(value, sampling_offsets)
         attention_logits = _to_float32(value, attention_logits)
     check_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
-    if backend(value) == "python":
+    if backend(value) == "python" or transforms.differentiating():
         return reference.ms_deform_attn_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     shapes = [side for shape in spatial_shapes for side in shape]
     return native.ms_deform_attn_fused(value, shapes, reference_points, sampling_offsets, attention_logits)
+
+
+def _under_autocast(value: Tensor) -> bool:
+    return not value.is_meta and torch.is_autocast_enabled(value.device.type)  # PyTorch knows no autocast for "meta", and says so loudly
 
 
 def _to_float32(value: Tensor, tensor: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-MAX_LEVELS = 16  # csrc/ms_deform_attn.h
+MAX_LEVELS = 16  # csrc/ms_deform_attn.h, like the next
+MAX_CELLS = 2**31 - 2  # kernels number an image's cells with 32 bits
+INTEGERS = (int, torch.SymInt, Integral)
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -71,13 +74,24 @@ def _check_value(op: str, value: Tensor, spatial_shapes: Sequence[Sequence[int]]
         raise ValueError(f"{op}: spatial_shapes must name 1 to {MAX_LEVELS} levels, got {len(spatial_shapes)}")
     cells = 0
     for shape in spatial_shapes:
-        if len(shape) != 2 or shape[0] < 1 or shape[1] < 1:
-            raise ValueError(f"{op}: every entry of spatial_shapes must be (H, W) with both at least 1, got {tuple(shape)}")
+        if not _is_size(shape):
+            given = tuple(shape) if hasattr(shape, "__len__") else shape
+            raise ValueError(f"{op}: every entry of spatial_shapes must be (H, W), two integers of at least 1, got {given}")
         cells += shape[0] * shape[1]
+    if value.shape[1] > MAX_CELLS:
+        raise ValueError(f"{op}: value (N, S, M, D) may have at most {MAX_CELLS} cells an image, got S = {value.shape[1]}")
     if cells != value.shape[1]:
         levels = [tuple(shape) for shape in spatial_shapes]
         raise ValueError(f"{op}: spatial_shapes {levels} hold {cells} cells, but value (N, S, M, D) has S = {value.shape[1]}")
     return len(spatial_shapes)
+
+
+def _is_size(shape: object) -> bool:
+    """(H, W) of a level. Integers of numpy are fine, tensors are not: reading one on a GPU would wait for it."""
+    if not hasattr(shape, "__len__") or len(shape) != 2:
+        return False
+    height, width = shape
+    return isinstance(height, INTEGERS) and isinstance(width, INTEGERS) and height >= 1 and width >= 1
 
 
 def _check_like(op: str, value: Tensor, name: str, tensor: Tensor, names: str, expected: tuple[int, ...]) -> None:

@@ -26,7 +26,7 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(libraries[-1])
     except OSError as error:
-        return f"{libraries[-1].name} could not be loaded ({error})"
+        return f"{libraries[-1].name} could not be loaded ({error.__cause__ or error})"  # PyTorch says which, the loader says why
     return None
 
 
@@ -145,7 +145,10 @@ def _fused_gradient(ctx, grad_output: Tensor):
 
 
 def _no_second_gradient(ctx, *grads):
-    raise RuntimeError("mrt.ops: deformable attention has no second derivative; set MRT_OPS_BACKEND=python to differentiate it twice")
+    raise RuntimeError(
+        "mrt.ops: the kernels of deformable attention have no second derivative; "
+        "to differentiate twice, set MRT_OPS_BACKEND=python (and have PyTorch 2.13 or newer)"
+    )
 
 
 if load_error is None:

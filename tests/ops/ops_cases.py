@@ -18,6 +18,17 @@ BACKENDS = [
     pytest.param("cuda", "cuda", id="cuda", marks=needs_cuda),
 ]
 
+# Largest error, as a share of the array's largest value, against float64. Measured over the usual sizes: 2e-15, 8e-7, 5e-4 and 4e-3; the
+# last two are one rounding of the output or of value's gradient (arithmetic is in float32).
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor, floor: float = 1e-3) -> float:
+    """Largest difference as a share of the largest expected magnitude, or of ``floor`` where that is less."""
+    if expected.numel() == 0:
+        return 0.0
+    return ((actual.double().cpu() - expected.cpu()).abs().max() / expected.abs().max().clamp(min=floor).cpu()).item()
+
 
 def use_backend(monkeypatch: pytest.MonkeyPatch, device: str, backend: str) -> None:
     monkeypatch.setattr(native, "requested", backend)

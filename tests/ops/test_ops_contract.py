@@ -2,66 +2,100 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from golden import assert_close
-from ops_cases import BACKENDS, make_case, needs_cuda, needs_native, plain_inputs, use_backend
+from ops_cases import BACKENDS, NATIVE_CPU, make_case, needs_cuda, needs_native, plain_inputs, use_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mrt.ops import ms_deform_attn, ms_deform_attn_fused
 
 SHAPES = ((4, 6), (2, 3))
 FLAT = [4, 6, 2, 3]
+COMPILED = [  # plain PyTorch takes seconds each: two of the four
+    pytest.param(*backend.values, dynamic, fused, marks=backend.marks, id=f"{backend.id}-{'dynamic' * dynamic}-{'fused' * fused}")
+    for backend in BACKENDS
+    for dynamic, fused in ((True, True), (False, False), (True, False), (False, True))
+    if backend.id != "python" or dynamic == fused
+]
 DEVICES = [pytest.param("cpu", marks=needs_native), pytest.param("cuda", marks=needs_cuda)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("value_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value_dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_opcheck(device, value_dtype):
-    case = make_case(dtype=torch.float32, value_dtype=value_dtype, device=device)
+    """Schemas, autograd registration, fake shapes against real ones, static and dynamic tracing: forward and backward ops."""
+    dtype = torch.float64 if value_dtype == torch.float64 else torch.float32
+    opcheck_all(make_case(dtype=dtype, value_dtype=value_dtype, device=device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch, queries", [(0, 5), (2, 0), (1, 1)])
+def test_opcheck_of_small_sizes(device, batch, queries):
+    opcheck_all(make_case(batch=batch, queries=queries, dtype=torch.float32, device=device), tests=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck_of_strided_inputs(device):
+    case = [tensor.detach().transpose(1, 2).contiguous().transpose(1, 2) for tensor in make_case(dtype=torch.float32, device=device)]
+    assert not any(tensor.is_contiguous() for tensor in case)
+    opcheck_all([tensor.requires_grad_() for tensor in case])
+
+
+def opcheck_all(case, tests=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")):
     value, *points = plain_inputs(case, SHAPES)
-    ops = torch.ops.mrt
-    torch.library.opcheck(ops.ms_deform_attn, (value, FLAT, *points))
-    torch.library.opcheck(ops.ms_deform_attn_fused, (case[0], FLAT, *case[1:]))
-    upstream = torch.randn(2, 5, 16, device=device).to(value_dtype)
+    ops, options = torch.ops.mrt, {"test_utils": tests}
+    torch.library.opcheck(ops.ms_deform_attn, (value, FLAT, *points), **options)
+    torch.library.opcheck(ops.ms_deform_attn_fused, (case[0], FLAT, *case[1:]), **options)
+    upstream = torch.randn(value.shape[0], points[0].shape[1], 16, device=value.device).to(value.dtype)
     value, *points = (tensor.detach() for tensor in (value, *points))
-    torch.library.opcheck(ops.ms_deform_attn_backward, (upstream, value, FLAT, *points))
-    torch.library.opcheck(ops.ms_deform_attn_fused_backward, (upstream, value, FLAT, *(tensor.detach() for tensor in case[1:])))
+    torch.library.opcheck(ops.ms_deform_attn_backward, (upstream, value, FLAT, *points), **options)
+    torch.library.opcheck(ops.ms_deform_attn_fused_backward, (upstream, value, FLAT, *(tensor.detach() for tensor in case[1:])), **options)
 
 
-@pytest.mark.parametrize("device, backend", BACKENDS)
-def test_compile_without_graph_breaks(monkeypatch, device, backend):
+@pytest.mark.parametrize("device, backend, dynamic, fused", COMPILED)
+def test_compile_without_graph_breaks(monkeypatch, device, backend, dynamic, fused):
+    """Forward and backward, for two counts of queries and two pyramids; what was traced for one size must not be used for the other."""
     use_backend(monkeypatch, device, backend)
     torch._dynamo.reset()
+    op = ms_deform_attn_fused if fused else ms_deform_attn
 
-    def layer(value, *points):
-        return ms_deform_attn_fused(value * 2, SHAPES, *points) + 1
+    def layer(value, shapes, *points):
+        return op(value * 2, shapes, *points) + 1
 
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for queries in (5, 7):
-        case = make_case(dtype=torch.float32, queries=queries, device=device)
-        output = compiled(*case)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for queries, shapes in ((5, SHAPES), (7, SHAPES), (7, ((3, 5), (2, 4)))):
+        case = make_case(dtype=torch.float32, queries=queries, shapes=shapes, device=device)
+        inputs = case if fused else plain_inputs(case, shapes)
+        output = compiled(inputs[0], shapes, *inputs[1:])
         output.square().sum().backward()
-        again = [tensor.detach().clone().requires_grad_() for tensor in case]
-        expected = layer(*again)
+        again = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        expected = layer(again[0], shapes, *again[1:])
         expected.square().sum().backward()
         assert_close(output, expected.detach().cpu())
-        for mine, other in zip(case, again, strict=True):
+        for mine, other in zip(inputs, again, strict=True):
             assert_close(mine.grad, other.grad.cpu())
 
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
-def test_autocast(monkeypatch, device, backend):
-    """Under autocast a layer's value is 16-bit and so is what its linear layers say about points; the latter are raised to float32."""
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("value_dtype", [torch.float32, torch.bfloat16])
+def test_autocast(monkeypatch, device, backend, fused, value_dtype):
+    """What a layer's linear layers say about points is 16-bit under autocast and raised to float32; output has the dtype of value."""
     use_backend(monkeypatch, device, backend)
-    value, references, offsets, logits = make_case(dtype=torch.float32, value_dtype=torch.bfloat16, device=device)
+    case = make_case(dtype=torch.float32, value_dtype=value_dtype, device=device)
+    value, *points = case if fused else plain_inputs(case, SHAPES)
+    op = ms_deform_attn_fused if fused else ms_deform_attn
     with torch.autocast(device, torch.bfloat16):
-        output = ms_deform_attn_fused(value, SHAPES, references, offsets.bfloat16(), logits.bfloat16())
-    assert output.dtype == torch.bfloat16
+        output = op(value, SHAPES, points[0], *(tensor.bfloat16() for tensor in points[1:]))
+        with pytest.raises(TypeError, match=r"must be torch\.float64"):  # nothing to guess: a float64 value is no business of autocast
+            op(value.double(), SHAPES, *points)
+    assert output.dtype == value_dtype
     output.float().sum().backward()
-    assert (value.grad.dtype, offsets.grad.dtype) == (torch.bfloat16, torch.float32)
-    expected = ms_deform_attn_fused(value.float(), SHAPES, references, offsets.bfloat16().float(), logits.bfloat16().float())
-    assert_close(output.float(), expected.detach().cpu(), rel=1e-2)
+    assert value.grad.dtype == value_dtype and all(tensor.grad.dtype == torch.float32 for tensor in points)
+    expected = op(value.float(), SHAPES, points[0], *(tensor.bfloat16().float() for tensor in points[1:]))
+    assert_close(output.float(), expected.detach().cpu(), rel=1e-2)  # bfloat16's rounding
 
 
 def wrong_inputs():
@@ -77,6 +111,15 @@ def wrong_inputs():
         ("17 levels", "plain", {1: ((1, 1),) * 13 + ((4, 4),) + ((1, 1),) * 3}, "1 to 16 levels, got 17"),
         ("a level without cells", "plain", {1: ((4, 6), (0, 3))}, r"got \(0, 3\)"),
         ("a level that is no pair", "plain", {1: ((4, 6), (6,))}, r"got \(6,\)"),
+        ("levels in one row", "plain", {1: (4, 6, 2, 3)}, r"\(H, W\), two integers of at least 1, got 4"),
+        ("a level of fractions", "plain", {1: ((4, 6), (2.0, 3.0))}, r"got \(2.0, 3.0\)"),
+        ("a level of tensors", "fused", {1: ((4, 6), (torch.tensor(2), torch.tensor(3)))}, r"two integers"),
+        ("a negative level", "fused", {1: ((-4, -6), (2, 3))}, r"got \(-4, -6\)"),
+        ("complex value", "fused", {0: empty(2, 30, 2, 8, dtype=torch.complex64)}, "got torch.complex64"),
+        ("no heads", "fused", {0: empty(2, 30, 0, 8)}, "at least one head and one channel"),
+        ("a value of another batch", "fused", {0: empty(3, 30, 2, 8)}, r"= \(3, 5, 2, 2, 3, 2\), got \(2, 5, 2, 2, 3, 2\)"),
+        ("a level too few", "fused", {1: ((5, 6),)}, "sampling_offsets must have shape"),
+        ("three-number points", "plain", {2: empty(2, 5, 2, 2, 3, 3)}, r"got \(2, 5, 2, 2, 3, 3\)"),
         ("5-dimensional locations", "plain", {2: empty(2, 5, 2, 2, 6)}, "sampling_locations must have 6 dimensions"),
         ("locations of another batch", "plain", {2: empty(1, 5, 2, 2, 3, 2)}, r"= \(2, 5, 2, 2, 3, 2\), got \(1, 5, 2, 2, 3, 2\)"),
         ("no points", "plain", {2: empty(2, 5, 2, 2, 0, 2), 3: empty(2, 5, 2, 2, 0)}, "at least one sampling point"),
@@ -93,18 +136,23 @@ def wrong_inputs():
 
 
 @pytest.mark.parametrize("op, changes, message", [case[1:] for case in wrong_inputs()], ids=[case[0] for case in wrong_inputs()])
-def test_wrong_input_is_refused_alike(op, changes, message):
+def test_wrong_input_is_refused_alike(monkeypatch, op, changes, message):
+    """The same error on every backend, for real and for fake tensors."""
     case = make_case(dtype=torch.float32)
     inputs = list(case if op == "fused" else plain_inputs(case, SHAPES))
     inputs.insert(1, SHAPES)
     for position, replacement in changes.items():
         inputs[position] = replacement
     function = ms_deform_attn_fused if op == "fused" else ms_deform_attn
-    with pytest.raises((ValueError, TypeError), match=message) as real:
-        function(*inputs)
-    with FakeTensorMode() as mode, pytest.raises((ValueError, TypeError)) as fake:
-        function(*(mode.from_tensor(item) if isinstance(item, torch.Tensor) else item for item in inputs))
-    assert (type(fake.value), str(fake.value)) == (type(real.value), str(real.value))
+    said = set()
+    for backend in ("python", "cpu") if NATIVE_CPU else ("python",):
+        use_backend(monkeypatch, "cpu", backend)
+        with pytest.raises((ValueError, TypeError), match=message) as real:
+            function(*inputs)
+        with FakeTensorMode() as mode, pytest.raises((ValueError, TypeError)) as fake:
+            function(*(mode.from_tensor(item) if isinstance(item, torch.Tensor) else item for item in inputs))
+        said |= {(type(error.value), str(error.value)) for error in (real, fake)}
+    assert len(said) == 1
 
 
 @needs_native
@@ -118,6 +166,8 @@ def test_the_kernels_refuse_what_the_checks_refuse(op, changes, message):
         inputs[position] = replacement
     if any(isinstance(item, torch.Tensor) and item.is_meta for item in inputs):
         pytest.skip("PyTorch sends mixed devices to the meta kernel, which cannot crash")
+    if not all(isinstance(shape, tuple) and all(type(side) is int for side in shape) for shape in inputs[1]):
+        pytest.skip("the schema takes a flat list of integers")
     inputs[1] = [side for shape in inputs[1] for side in shape]
     name = "ms_deform_attn_fused" if op == "fused" else "ms_deform_attn"
     queries = inputs[-1].shape[1]
@@ -143,3 +193,19 @@ def test_a_tensor_of_shapes_is_refused():
     value, *points = plain_inputs(make_case(dtype=torch.float32), SHAPES)
     with pytest.raises(TypeError, match="tolist"):
         ms_deform_attn(value, torch.tensor(SHAPES), *points)
+
+
+def test_numpy_integers_are_integers():
+    value, *points = plain_inputs(make_case(dtype=torch.float32), SHAPES)
+    assert torch.equal(ms_deform_attn(value, np.array(SHAPES), *points), ms_deform_attn(value, SHAPES, *points))
+
+
+@pytest.mark.parametrize("cells", [2**31 - 2, 2**31 - 1])
+def test_cells_of_an_image_are_numbered_with_32_bits(cells):
+    """On the meta device, which has no memory: one cell more than the kernels can number is refused, by every backend."""
+    value, locations = torch.empty(1, cells, 1, 1, device="meta"), torch.empty(1, 1, 1, 1, 1, 2, device="meta")
+    if cells == 2**31 - 2:
+        assert ms_deform_attn(value, [(1, cells)], locations, locations[..., 0]).shape == (1, 1, 1)
+    else:
+        with pytest.raises(ValueError, match="at most 2147483646 cells an image, got S = 2147483647"):
+            ms_deform_attn(value, [(1, cells)], locations, locations[..., 0])

@@ -1,0 +1,47 @@
+"""The kernels under ``torch.func``: a mapped dimension joins the batch; transforms that differentiate need the PyTorch path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
+
+from mrt.ops import native
+
+OPS = ("ms_deform_attn", "ms_deform_attn_backward", "ms_deform_attn_fused", "ms_deform_attn_fused_backward")
+
+
+def differentiating() -> bool:
+    """Whether ``torch.func.grad``, ``vjp``, ``jacrev``, ``jvp`` or forward-mode differentiation is under way.
+
+    Custom operators have no part in these: PyTorch (2.11 to 2.14) refuses the first three without naming a remedy and takes the tangents of
+    the last two for zero, in silence. Plain PyTorch operators differentiate properly, or say that they cannot.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    levels = get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(level.key() == TransformType.Grad for level in levels)
+
+
+def _joined(op):
+    """The rule of ``torch.vmap`` for ``op``: every tensor and result is a stack along N, so B mapped batches of N are one of B*N."""
+
+    def rule(info, in_dims, *args):
+        size = info.batch_size
+        stacks = [
+            arg if not isinstance(arg, Tensor) else arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        results = op(*(stack.flatten(0, 1) if isinstance(stack, Tensor) else stack for stack in stacks))
+        split = stacks[0].shape[:2]  # (B, N); the first argument is a tensor
+        if isinstance(results, Tensor):
+            return results.unflatten(0, split), 0
+        return tuple(result.unflatten(0, split) for result in results), (0,) * len(results)
+
+    return rule
+
+
+if native.load_error is None:
+    for _name in OPS:
+        torch.library.register_vmap(f"mrt::{_name}", _joined(getattr(torch.ops.mrt, _name).default))
