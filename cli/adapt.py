@@ -44,6 +44,7 @@ def adapt(
             raise MrtError(f"--stage {item}: unknown stage", "stages are mae and teach; without --stage both run")
     chosen = tuple(item for item in STAGES if item in (stage or STAGES))
     roots = experiment.find_roots(data_root, run_root)
+    init = experiment.find_run(init, roots.run_root) if init else None
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
     given["data.class_map"] = parse_pairs("--map-class", map_class) or None
     kind = chosen[0] if len(chosen) == 1 else "adapt"

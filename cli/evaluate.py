@@ -63,12 +63,6 @@ def evaluate(
         say(f"Drawn in {picture}")
 
 
-def find_run(name: str, run_root: Path) -> Path | str:
-    """A run's folder by its path, else by its name under the run root; anything else is left to the engine."""
-    below = run_root / name
-    return below if not Path(name).exists() and below.exists() else name
-
-
 def short_name(name: str) -> str:
     """A table's heading for a run: its last folder or the weights file's stem."""
     return Path(name).stem if Path(name).suffix in (".safetensors", ".pth", ".pt") else Path(name).name or name
@@ -88,6 +82,8 @@ def run_one(
 ) -> Result:
     """Evaluate one run or weights file; ``class_map``: the data set's class names in the detector's words, where they differ."""
     from mrt.engine.inference import evaluate_detector
+
+    from .experiment import find_run
 
     where = find_run(name, roots.run_root)
     return evaluate_detector(
@@ -170,6 +166,7 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
 def write(names: Sequence[str], results: Sequence[Result], run_root: Path, json_file: Path | None, csv_file: Path | None) -> list[Path]:
     """Write the figures; returns the files. Under torchrun the first process writes."""
     from .console import RANK
+    from .experiment import find_run
 
     records = [record(name, result) for name, result in zip(names, results, strict=True)]
     if json_file is not None or csv_file is not None:

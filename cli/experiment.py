@@ -118,6 +118,12 @@ def run_folder(root: Path, name: str) -> Path:
     return folder
 
 
+def find_run(name: str, run_root: Path) -> str:
+    """A run's folder by its path, else by its name under the run root; anything else is left to the engine."""
+    below = run_root / name
+    return str(below) if not Path(name).exists() and below.exists() else name
+
+
 def require_one_process(command: str) -> None:
     """MrtError under torchrun, for a command whose runs follow one another in one process."""
     if os.environ.get("WORLD_SIZE", "1") != "1":

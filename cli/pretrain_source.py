@@ -51,6 +51,7 @@ def pretrain_source(
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
     roots = experiment.find_roots(data_root, run_root)
+    init = experiment.find_run(init, roots.run_root) if init else None
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
     kind = "-".join((["fair"] if match_adapt else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
     config, folder = experiment.configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)

@@ -124,9 +124,9 @@ def decode_json(content: bytes, path: Path, object_hook: Callable[[dict[str, Any
         return json.loads(content.decode("utf-8-sig"), object_hook=object_hook)
     except UnicodeDecodeError as error:
         raise MrtError(f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        syntax = isinstance(error, json.JSONDecodeError)
-        where = f"line {error.lineno}, column {error.colno}: {error.msg}" if syntax else "nested too deeply"
+    except (ValueError, RecursionError) as error:  # ValueError: bad syntax, or a number of thousands of digits
+        syntax, deep = isinstance(error, json.JSONDecodeError), isinstance(error, RecursionError)
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}" if syntax else "nested too deeply" if deep else str(error)
         raise MrtError(f"{path}: not valid JSON ({where})", "The file may be cut short: make or download it again.") from None
 
 

@@ -94,7 +94,7 @@ def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
     common = ("--preset", "demo", "--source", "day", "--target", "camera")
     result = mrt("pretrain-source", *common, "--name", "s", "--set", *TINY, "init=none")
     assert result.exit_code == 0, result.output
-    result = mrt("adapt", *common, "--init", "runs/s", "--name", "a", "--set", *TINY)
+    result = mrt("adapt", *common, "--init", "s", "--name", "a", "--set", *TINY)
     assert result.exit_code == 0, result.output
     facts = json.loads((somewhere / "runs" / "a" / "run.json").read_text())
     card = json.loads((somewhere / "data" / "camera" / "dataset.json").read_text())

@@ -47,6 +47,7 @@ def test_unknown_split_lists_those_there(small_set):
     ("content", "words"),
     [
         (b'{"classes": [', "not valid JSON"),
+        (b'{"classes": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"\xff\xfe{", "not UTF-8"),
         (b"[]", "not a data set card"),
         (b'{"classes": ["a", "a"], "splits": {}}', "classes"),

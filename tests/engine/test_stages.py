@@ -56,6 +56,16 @@ class StopAt(Watcher):
             signal.raise_signal(self.number)
 
 
+class Listener(Watcher):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_a_source_run_leaves_all_that_is_promised(source):
     names = {path.name for path in source.iterdir()}
     assert {"config.json", "run.json", "metrics.jsonl", "student.safetensors", "teacher.safetensors", "checkpoints"} <= names
@@ -280,8 +290,10 @@ def test_a_refused_run_leaves_no_folder(world, source, tmp_path):
 
 def test_an_unlabelled_target_is_enough_to_adapt_but_not_to_evaluate(world, source, tmp_path):
     make_set(tmp_path, "clear", seed=1)
-    make_set(tmp_path, "hazy", haze=0.5, seed=2, labelled=False)
-    config = tiny_config(**{"engine.eval_every": 1})
-    stages.adapt(config, tmp_path / "run", init=str(source), data_root=tmp_path)
+    make_set(tmp_path, "hazy", haze=0.5, seed=2, labelled=False, classes=())
+    config, watcher = tiny_config(**{"engine.eval_every": 1}), Listener()
+    stages.adapt(config, tmp_path / "run", init=str(source), data_root=tmp_path, watcher=watcher)
+    assert watcher.said.count("hazy has no labels: nothing is measured during training") == 1
+    assert lines(tmp_path / "run", "eval") == []
     with pytest.raises(MrtError, match="no labels"):
         evaluate_detector(tmp_path / "run", data_root=tmp_path)
