@@ -26,7 +26,10 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: on
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a set that exists.")]
 Preview = Annotated[int, typer.Option(min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png.")]
 Check = Annotated[bool, typer.Option("--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes.")]
-Classes = Annotated[list[str] | None, typer.Option(help="Only these classes, in this order.", metavar="NAME...")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these classes, in this order. Default: the benchmark's; of your own data, all.", metavar="NAME..."),
+]
 MapClass = Annotated[list[str] | None, typer.Option(help="Another name for a class.", metavar="THEIRS=OURS...")]
 
 
@@ -109,16 +112,17 @@ def bdd100k(
     labels: Annotated[
         str | None, typer.Option(help="Year of the label file: 2018 (the benchmark) or 2020. Default: what is there.", metavar="YEAR")
     ] = None,
+    classes: Classes = None,
     name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:  # fmt: skip
     """BDD100K: bdd100k_images_100k.zip and the 2018 or 2020 detection labels. Daytime, as in the benchmark."""
-    from mrt.data.convert.bdd100k import recipe
+    from mrt.data.convert.bdd100k import BENCHMARK, recipe
 
     filters = parse_where(where or [])
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
-        return recipe(paths, root, where=filters, labels=labels, **hooks)
+        return recipe(paths, root, where=filters, labels=labels, classes=tuple(classes or BENCHMARK), **hooks)
 
     _make(name or "bdd100k", make, raw, _raw_of("bdd100k"), workers, overwrite, preview, check, data_root)
 
