@@ -1,10 +1,11 @@
 """Multi-scale deformable attention: our kernels, the grid_sample fallback and, if installed, PyPI's torch-ms-deform-attn.
 
-    python -m benchmarks.ms_deform_attn [--device cpu|cuda] [--threads 2] [--cases encoder decoder ...] [--rounds 15]
+    python -m benchmarks.ms_deform_attn [--case encoder decoder ...] [--backends ...] [--dtype float32 bfloat16] [--quick]
 
-What is timed is what an attention layer needs: softmax, location arithmetic and sampling. Every implementation's output and gradients are
-checked against float64 before anything is timed; the implementations then take turns, round after round over three sets of inputs, so that
-whatever else the machine does hits all of them. Figures are medians with their quartiles, ratios are to the fallback in the same run.
+What is timed is the core of an attention layer: softmax, location arithmetic and sampling; forward, and backward alone. "plain op" is the
+sampling alone. Every implementation's output and gradients are checked against float64, on numbers that were not rounded, before anything
+is timed; then the implementations take turns, round after round over three sets of inputs, so that whatever else the machine does hits all
+of them. Figures are medians with their quartiles. A ratio is the median of the rounds' ratios to PyPI's (without that: to grid_sample).
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,191 +24,342 @@ from torch import Tensor
 from benchmarks.environment import environment
 from mrt.ops import fallback_reason, native, reference
 
-SMALL = ((32, 64), (16, 32), (8, 16), (4, 8))
-LARGE = ((100, 167), (50, 84), (25, 42), (13, 21))  # a 800 x 1333 image at strides 8 to 64
-DEMO = ((16, 32), (8, 16), (4, 8))  # a 128 x 256 image at strides 8 to 32
-ALLOWED_ERROR = {torch.float32: 2e-5, torch.bfloat16: 1e-2}  # relative L2 against float64; bfloat16: one rounding of the output
+A = ((32, 64), (16, 32), (8, 16), (4, 8))
+B = ((100, 167), (50, 84), (25, 42), (13, 21))  # 800x1333 at strides 8 to 64
+SMALLER = ((84, 167), (42, 84), (21, 42), (11, 21))  # 666x1333
+DEMO = ((16, 32), (8, 16), (4, 8))  # 128x256 at strides 8 to 32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Relative L2 against float64: float32 as measured everywhere, 16 bits by the rounding of value, output and upstream gradient.
+ALLOWED_ERROR = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
+PEER, GRID = "torch-ms-deform-attn", "grid_sample"
+WARM_UP = 1
+GRID_EVERY = 4  # grid_sample, slow and beyond doubt, takes part in every fourth round
 
 
 @dataclass(frozen=True)
 class Case:
     shapes: tuple[tuple[int, int], ...]
     batch: int
+    queries: int | None = None  # None: every cell of every level, as in an encoder
     heads: int = 8
     dim: int = 32
-    queries: int | None = None  # None: every cell of every level, as in an encoder
-    dtype: torch.dtype = torch.float32  # of value; offsets and logits are float32
     points: int = 4
+    spread: float = 2.0  # standard deviation of the offsets, cells
+    graph: bool = False  # on a GPU by CUDA graph replay: kernels too short for events
 
     def __str__(self) -> str:
         levels = ",".join(f"{height}x{width}" for height, width in self.shapes)
         queries = "all cells" if self.queries is None else f"{self.queries} queries"
-        return f"N={self.batch} levels {levels}, {self.heads} heads of {self.dim}, {self.points} points, {queries}, {str(self.dtype)[6:]}"
+        sizes = f"{self.heads} heads of {self.dim}, {self.points} points, spread {self.spread:g}"
+        return f"N={self.batch}, levels {levels}, {queries}, {sizes}"
 
-    def inputs(self, seed: int, device: str) -> list[Tensor]:
-        """Value, reference points, offsets (a ring per head, plus N(0, 2 cells), off the cell borders), logits, output gradient."""
+    def inputs(self, seed: int) -> list[Tensor]:
+        """Value, reference points, offsets (a ring per head, plus noise, off the cell borders), logits, output gradient; all float64."""
         generator = torch.Generator().manual_seed(seed)
-        levels = len(self.shapes)
+        levels, double = len(self.shapes), {"generator": generator, "dtype": torch.float64}
         sizes = torch.tensor([(width, height) for height, width in self.shapes])
         if self.queries is None:
             rows = [torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in self.shapes]
-            centres = torch.cat(rows).expand(self.batch, -1, 2)
+            centres = torch.cat(rows).double().expand(self.batch, -1, 2)
         else:
-            centres = torch.rand(self.batch, self.queries, 2, generator=generator)
-        references = centres[:, :, None].repeat(1, 1, levels, 1)
+            centres = torch.rand(self.batch, self.queries, 2, **double)
+        references = centres[:, :, None].repeat(1, 1, levels, 1).float().double()
         angles = torch.arange(self.heads) * (2 * torch.pi / self.heads)
         ring = torch.stack((angles.cos(), angles.sin()), -1)[:, None, None] * torch.arange(1, self.points + 1)[:, None]
         shape = (self.batch, centres.shape[1], self.heads, levels, self.points)
-        offsets = ring + 2 * torch.randn(*shape, 2, generator=generator)
+        offsets = ring + self.spread * torch.randn(*shape, 2, **double)
         share = (references[:, :, None, :, None] * sizes[:, None] - 0.5 + offsets) % 1
-        offsets += share.clamp(0.02, 0.98) - share
-        value = torch.randn(self.batch, sum(h * w for h, w in self.shapes), self.heads, self.dim, generator=generator).to(self.dtype)
-        logits = torch.randn(*shape[:3], levels * self.points, generator=generator)
-        upstream = torch.randn(self.batch, centres.shape[1], self.heads * self.dim, generator=generator).to(self.dtype)
-        return [tensor.to(device) for tensor in (value, references, offsets, logits, upstream)]
+        offsets = (offsets + share.clamp(0.02, 0.98) - share).float().double()
+        value = torch.randn(self.batch, sum(h * w for h, w in self.shapes), self.heads, self.dim, **double)
+        logits = torch.randn(*shape[:3], levels * self.points, **double).float().double()
+        upstream = torch.randn(self.batch, centres.shape[1], self.heads * self.dim, **double)
+        return [value, references, offsets, logits, upstream]
 
 
-CASES = {
-    "encoder": Case(SMALL, batch=2),
-    "encoder-bf16": Case(SMALL, batch=2, dtype=torch.bfloat16),
-    "decoder": Case(SMALL, batch=2, queries=300),
-    "demo-encoder": Case(DEMO, batch=8, heads=4, dim=24),
-    "demo-decoder": Case(DEMO, batch=8, heads=4, dim=24, queries=60),
-    "large-encoder": Case(LARGE, batch=1),
-    "large-decoder": Case(LARGE, batch=1, queries=300),
+CPU_CASES = {
+    "encoder": Case(A, 2),
+    "encoder-spread-0.5": Case(A, 2, spread=0.5),
+    "encoder-spread-8": Case(A, 2, spread=8),
+    "decoder": Case(A, 2, queries=300),
+    "large-encoder": Case(B, 1),
+    "large-decoder": Case(B, 2, queries=300),
+    "encoder-666x1333": Case(SMALLER, 1),
+    "odd": Case(A[:3], 2, heads=5, dim=20, points=3),
+    "one-head": Case(A, 1, heads=1),
+    "demo-encoder": Case(DEMO, 8, heads=4, dim=24),
+    "demo-decoder": Case(DEMO, 8, heads=4, dim=24, queries=60),
 }
+CUDA_CASES = {
+    "E": Case(B, 4),
+    "E-spread-0.5": Case(B, 4, spread=0.5),
+    "E-spread-8": Case(B, 4, spread=8),
+    "D": Case(B, 4, queries=300, graph=True),
+    "encoder-666x1333": Case(SMALLER, 4),
+    "decoder-666x1333": Case(SMALLER, 4, queries=300, graph=True),
+    "odd": Case(B[:3], 4, heads=5, dim=20, points=3),
+}
+QUICK = {"cpu": ["encoder", "decoder"], "cuda": ["E", "D"]}
+Core = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # value, then three tensors of points
 
-Core = Callable[[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor, Tensor], Tensor]
 
+def backends(case: Case, device: str) -> tuple[dict[str, Core], dict[str, Core]]:
+    """Name -> core, and name -> the sampling alone, for those that are here."""
+    flat = [side for shape in case.shapes for side in shape]
+    sizes = torch.tensor([(width, height) for height, width in case.shapes], dtype=torch.float32, device=device)[:, None]
 
-def implementations(device: str) -> dict[str, Core]:
-    """Name -> softmax + location arithmetic + sampling. The fallback comes first: ratios are to it."""
-    cores: dict[str, Core] = {"grid_sample": reference.ms_deform_attn_fused}
+    def around(op: Callable) -> Core:
+        def core(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+            weights = logits.softmax(-1).unflatten(-1, offsets.shape[3:5])
+            return op(value, references[:, :, None, :, None] + offsets / sizes, weights)
 
-    def flat(shapes) -> list[int]:
-        return [side for shape in shapes for side in shape]
+        return core
 
-    if fallback_reason(device) is None:
-        cores["mrt fused"] = lambda value, shapes, *points: native.ms_deform_attn_fused(value, flat(shapes), *points)
-        cores["mrt plain"] = around(lambda value, shapes, *points: native.ms_deform_attn(value, flat(shapes), *points))
+    cores: dict[str, Core] = {GRID: lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points)}
+    ops: dict[str, Core] = {}
     try:
         from torch_ms_deform_attn import ms_deform_attn as peer
     except ImportError:
-        return cores
-
-    def peer_op(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        sizes = torch.tensor(shapes, device=value.device)
-        areas = sizes.prod(1)
-        return peer(value, sizes, areas.cumsum(0) - areas, locations.to(value.dtype), weights.to(value.dtype))
-
-    cores["torch-ms-deform-attn"] = around(peer_op)
-    return cores
-
-
-def around(op: Callable) -> Core:
-    """The softmax and location arithmetic that a layer wraps around a plain op."""
-
-    def core(value: Tensor, shapes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        sizes = torch.tensor([(width, height) for height, width in shapes], dtype=offsets.dtype, device=offsets.device)[:, None]
-        weights = logits.softmax(-1).unflatten(-1, offsets.shape[3:5])
-        return op(value, shapes, references[:, :, None, :, None] + offsets / sizes, weights)
-
-    return core
+        pass
+    else:
+        shapes = torch.tensor(case.shapes, device=device)
+        starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
+        # It computes in float32 whatever it is given, and 16-bit locations would miss their cells: what autocast makes of it.
+        ops[PEER] = lambda value, *points: peer(value.float(), shapes, starts, *points).to(value.dtype)
+        cores[PEER] = around(ops[PEER])
+    if fallback_reason(device) is None:
+        ops["mrt plain"] = lambda value, *points: native.ms_deform_attn(value, flat, *points)
+        cores["mrt plain"] = around(ops["mrt plain"])
+        cores["mrt fused"] = lambda value, *points: native.ms_deform_attn_fused(value, flat, *points)
+    return cores, ops
 
 
-def gradients(core: Core, case: Case, inputs: list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of value, offsets and logits."""
-    value, references, offsets, logits, upstream = inputs
-    leaves = [tensor.detach().requires_grad_() for tensor in (value, offsets, logits)]
-    output = core(leaves[0], case.shapes, references, leaves[1], leaves[2])
-    return [output.detach(), *torch.autograd.grad(output, leaves, upstream.to(output.dtype))]
+def leaves_of(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in inputs[:-1]]
 
 
-def errors(core: Core, case: Case, inputs: list[Tensor], exact: list[Tensor]) -> dict[str, float]:
-    """Relative L2 error of the output and each gradient against float64 on the same numbers."""
-    names = ("output", "value", "offsets", "logits")
-    results = gradients(core, case, inputs)
-    return {name: ((mine.double() - other).norm() / other.norm()).item() for name, mine, other in zip(names, results, exact, strict=True)}
+def results(core: Core, inputs: list[Tensor]) -> list[Tensor]:
+    """The output and the gradient of everything."""
+    leaves = leaves_of(inputs)
+    output = core(*leaves)
+    return [output.detach(), *torch.autograd.grad(output, leaves, inputs[-1])]
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
+def check(core: Core, inputs: list[Tensor], exact: list[Tensor]) -> dict[str, float]:
+    """Relative L2 errors."""
+    names = ("output", "value", "references", "offsets", "logits")
+    mine = results(core, inputs)
+    return {name: digits(((a.double() - b).norm() / b.norm()).item()) for name, a, b in zip(names, mine, exact, strict=True)}
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    """Milliseconds."""
     if device == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return start.elapsed_time(end)
     begin = time.perf_counter()
     run()
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) * 1e3
 
 
-def forward(core: Core, case: Case, inputs: list[Tensor]) -> None:
-    with torch.no_grad():
-        core(inputs[0], case.shapes, *inputs[1:4])
+class Eager:
+    """Times one implementation: forward, then backward (all but the reference points' gradient, as in an encoder)."""
+
+    def __init__(self, core: Core, sets: list[list[Tensor]], device: str) -> None:
+        self.core, self.sets, self.device = core, sets, device
+
+    def __call__(self, turn: int) -> tuple[float, float]:
+        inputs = self.sets[turn % len(self.sets)]
+        leaves = [tensor.detach().requires_grad_(tensor is not inputs[1]) for tensor in inputs[:-1]]
+        wanted, output = [leaf for leaf in leaves if leaf.requires_grad], []
+        forward = timed(lambda: output.append(self.core(*leaves)), self.device)
+        return forward, timed(lambda: torch.autograd.grad(output[0], wanted, inputs[-1]), self.device)
 
 
-def measure(cores: dict[str, Core], case: Case, device: str, rounds: int) -> dict[str, dict]:
-    """Errors, then times, of every implementation on one case."""
-    sets = [case.inputs(seed, device) for seed in range(3)]
-    exact = gradients(reference.ms_deform_attn_fused, case, [tensor.double() for tensor in sets[0]])
-    rows: dict[str, dict] = {}
-    for name, core in cores.items():
-        rows[name] = {"errors": errors(core, case, sets[0], exact)}
-        worst = max(rows[name]["errors"].values())
-        if name.startswith("mrt") and not worst <= ALLOWED_ERROR[case.dtype]:
-            raise SystemExit(f"{name} is wrong on {case}: {rows[name]['errors']}")
-        if not worst <= 10 * ALLOWED_ERROR[case.dtype]:
-            print(f"note: {name} is off by {worst:.2g} on {case}")
-    for label, run in (("forward", forward), ("forward+backward", gradients)):
-        times: dict[str, list[float]] = {name: [] for name in cores}
-        for turn in range(-1, rounds):  # turn -1 warms up
-            for name, core in cores.items():
-                elapsed = seconds(partial(run, core, case, sets[turn % 3]), device)
-                if turn >= 0:
-                    times[name].append(elapsed * 1e3)
-        for name, values in times.items():
-            low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-            ratio = statistics.median(base / mine for base, mine in zip(times["grid_sample"], values, strict=True))
-            rows[name][label] = {"ms": statistics.median(values), "quartiles_ms": [low, high], "times_faster_than_grid_sample": ratio}
-    return rows
+class Graphs:
+    """The same from captured CUDA graphs: one of the forward pass and one of both, per set of inputs; backward is their difference."""
+
+    def __init__(self, core: Core, sets: list[list[Tensor]], device: str) -> None:
+        self.device, self.graphs = device, []
+        stream = torch.cuda.Stream()
+        for inputs in sets:
+            leaves = leaves_of(inputs)
+            both = lambda leaves=leaves, inputs=inputs: torch.autograd.grad(core(*leaves), [leaves[0], *leaves[2:]], inputs[-1])  # noqa: E731
+            pair = []
+            for run in (lambda leaves=leaves: core(*leaves), both):
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    for _ in range(3):
+                        run()
+                torch.cuda.current_stream().wait_stream(stream)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    run()
+                pair.append(graph)
+            self.graphs.append(pair)
+
+    def __call__(self, turn: int) -> tuple[float, float]:
+        forward, both = (timed(graph.replay, self.device) for graph in self.graphs[turn % len(self.graphs)])
+        return forward, both - forward
 
 
-def table(case: Case, rows: dict[str, dict]) -> str:
-    lines = [str(case), f"  {'':22}{'forward ms':>24}{'':>9}{'forward + backward ms':>28}{'':>9}{'worst error':>14}"]
+def measure(runs: dict[str, Callable[[int], tuple[float, float]]], budget: float) -> dict[str, dict]:
+    """Takes turns for ``budget`` seconds, at least 5 rounds and at most 50, and summarises."""
+    times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in runs}
+    for turn in range(WARM_UP):
+        for run in runs.values():
+            run(turn)
+    begin, turn = time.perf_counter(), 0
+    while turn < 5 or (turn < 50 and time.perf_counter() - begin < budget):
+        for name, run in runs.items():
+            if name != GRID or turn % GRID_EVERY == 0:
+                times[name][turn] = run(turn)
+        turn += 1
+    base = PEER if PEER in runs else GRID
+    summary: dict[str, dict] = {}
+    for name, own in times.items():
+        summary[name] = {"rounds": len(own)}
+        for label, part in (("forward", lambda t: t[0]), ("backward", lambda t: t[1]), ("both", sum)):
+            ratios = [part(times[base][i]) / part(own[i]) for i in own if base in times and i in times[base]]
+            summary[name][label] = {**spread([part(t) for t in own.values()], "ms"), **spread(ratios, "ratio")}
+    return summary
+
+
+def spread(numbers: list[float], unit: str) -> dict[str, float | list[float]]:
+    """Median, least and quartiles; nothing of nothing."""
+    if not numbers:
+        return {}
+    low, middle, high = statistics.quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
+    return {unit: digits(middle), f"{unit}_least": digits(min(numbers)), f"{unit}_quartiles": [digits(low), digits(high)]}
+
+
+def digits(number: float) -> float:
+    return float(f"{number:.4g}")
+
+
+def run_case(case: Case, device: str, dtypes: Sequence[str], names: Sequence[str] | None, budget: float) -> dict[str, dict]:
+    """dtype -> {"core": {backend: errors and times}, "plain op": ...}."""
+    cores, ops = backends(case, device)
+    kept = [name for name in cores if names is None or name in names]
+    exact_inputs = [[tensor.to(device) for tensor in case.inputs(seed)] for seed in range(3)]
+    exact = results(lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points), exact_inputs[0])
+    report: dict[str, dict] = {}
+    for dtype in dtypes:
+        kinds = (DTYPES[dtype], *[torch.float32] * 3, DTYPES[dtype])
+        sets = [[tensor.to(kind) for tensor, kind in zip(inputs, kinds, strict=True)] for inputs in exact_inputs]
+        errors = {name: check(cores[name], sets[0], exact) for name in kept}
+        for name, error in errors.items():
+            if name.startswith("mrt") and not max(error.values()) <= ALLOWED_ERROR[dtype]:
+                raise SystemExit(f"{name} is wrong in {dtype} on {case}: {error}; nothing was timed")
+        timer = Graphs if case.graph and device == "cuda" else Eager
+        rows = measure({name: timer(cores[name], sets, device) for name in kept}, budget)
+        report[dtype] = {"core": {name: {"errors": errors[name], **rows[name]} for name in kept}}
+        if ops.keys() & set(kept) and timer is Eager:
+            plain = [plain_inputs(case, inputs) for inputs in sets]
+            runs = {name: PlainOp(ops[name], plain, device) for name in ops if name in kept}
+            report[dtype]["plain op"] = measure(runs, budget / 3)
+    return report
+
+
+def plain_inputs(case: Case, inputs: list[Tensor]) -> list[Tensor]:
+    value, references, offsets, logits, upstream = inputs
+    sizes = torch.tensor([(width, height) for height, width in case.shapes], dtype=offsets.dtype, device=offsets.device)[:, None]
+    return [value, references[:, :, None, :, None] + offsets / sizes, logits.softmax(-1).unflatten(-1, offsets.shape[3:5]), upstream]
+
+
+class PlainOp(Eager):
+    """Times the sampling alone, gradients of all three inputs."""
+
+    def __call__(self, turn: int) -> tuple[float, float]:
+        inputs, output = self.sets[turn % len(self.sets)], []
+        leaves = leaves_of(inputs)
+        forward = timed(lambda: output.append(self.core(*leaves)), self.device)
+        return forward, timed(lambda: torch.autograd.grad(output[0], leaves, inputs[-1]), self.device)
+
+
+def table(rows: dict[str, dict]) -> str:
+    labels = ("forward", "backward", "both")
+    lines = [f"  {'':22}" + "".join(f"{label + ' ms':>26}{'':>8}" for label in labels) + f"{'worst error':>13}"]
     for name, row in rows.items():
-        cells = [f"  {name:22}"]
-        for label, width in (("forward", 24), ("forward+backward", 28)):
-            low, high = row[label]["quartiles_ms"]
-            cells.append(f"{row[label]['ms']:.2f} ({low:.2f}-{high:.2f})".rjust(width))
-            cells.append(f"{row[label]['times_faster_than_grid_sample']:.1f}x".rjust(9))
-        lines.append("".join(cells) + f"{max(row['errors'].values()):14.1e}")
+        cells = f"  {name:22}"
+        for label in labels:
+            low, high = row[label]["ms_quartiles"]
+            cells += f"{row[label]['ms']:.2f} ({low:.2f}-{high:.2f})".rjust(26) + f"{row[label].get('ratio', float('nan')):.1f}x".rjust(8)
+        lines.append(cells + (f"{max(row['errors'].values()):13.1e}" if "errors" in row else ""))
     return "\n".join(lines)
+
+
+def plot(report: dict, path: Path) -> bool:
+    """How many times faster than the peer each core is, per case; False without matplotlib or without the peer."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [(name, dtype, report["cases"][name]["results"][dtype]["core"]) for name in report["cases"] for dtype in report["dtypes"]]
+    if not all(PEER in core for _, _, core in rows):
+        return False
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.3 * len(rows)), sharey=True, constrained_layout=True)
+    markers = {GRID: ("#D55E00", "x"), "mrt plain": ("#E69F00", "s"), "mrt fused": ("#0072B2", "o")}
+    for axis, (label, title) in zip(axes, (("forward", "forward"), ("both", "forward and backward")), strict=True):
+        for name, (colour, marker) in markers.items():
+            points = [(core[name][label], -i) for i, (_, _, core) in enumerate(rows) if name in core]
+            if points:
+                middle = [entry["ratio"] for entry, _ in points]
+                reach = [[abs(m - entry["ratio_quartiles"][side]) for m, (entry, _) in zip(middle, points, strict=True)] for side in (0, 1)]
+                at = [y for _, y in points]
+                axis.errorbar(middle, at, xerr=reach, fmt=marker, color=colour, label=name, capsize=2, markersize=5, linewidth=1)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
+        axis.minorticks_off()
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_title(title)
+        axis.set_xlabel(f"times as fast as {PEER}, which is the line at 1 (median, quartiles)", fontsize=9)
+    axes[0].set_yticks([-i for i in range(len(rows))], [f"{name}, {dtype}" for name, dtype, _ in rows])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(markers))
+    where = report["environment"]
+    figure.suptitle(f"{where['device']}, {where['threads']} threads, {where['cpu_capability']}, torch {where['torch']}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/ms_deform_attn-DEVICE.json)")
+    parser.add_argument("--case", nargs="+", metavar="CASE", help=f"CPU: {', '.join(CPU_CASES)}; CUDA: {', '.join(CUDA_CASES)}")
+    parser.add_argument("--backends", nargs="+", choices=(GRID, PEER, "mrt plain", "mrt fused"), metavar="NAME", help="default: all here")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], help="of value and output")
+    parser.add_argument("--quick", action="store_true", help="two cases, one second each")
+    parser.add_argument("--seconds", type=float, default=6.0, help="how long the cores of one case and dtype take turns")
+    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/ms_deform_attn-DEVICE.json; none with --quick)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    cores = implementations(options.device)
-    results = {"environment": environment(options.device), "rounds": options.rounds, "cases": {}}
-    print(", ".join(f"{key} {value}" for key, value in results["environment"].items()))
-    if "torch-ms-deform-attn" not in cores:
-        print("torch-ms-deform-attn is not installed: no comparison with it")
-    for name in options.cases:
-        rows = measure(cores, CASES[name], options.device, options.rounds)
-        results["cases"][name] = {"case": str(CASES[name]), "implementations": rows}
-        print(f"\n{name}: {table(CASES[name], rows)}", flush=True)
+    cases = CUDA_CASES if options.device == "cuda" else CPU_CASES
+    chosen = options.case or (QUICK[options.device] if options.quick else list(cases))
+    if unknown := [name for name in chosen if name not in cases]:
+        parser.error(f"no case {', '.join(unknown)} on {options.device}; choose from {', '.join(cases)}")
+    report = {"environment": environment(options.device), "dtypes": options.dtype, "cases": {}}
+    print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
+    for name in chosen:
+        found = run_case(cases[name], options.device, options.dtype, options.backends, 1.0 if options.quick else options.seconds)
+        report["cases"][name] = {"case": str(cases[name]), "results": found}
+        for dtype, parts in found.items():
+            for part, rows in parts.items():
+                print(f"\n{name}, {dtype}, {part} ({cases[name]})\n{table(rows)}", flush=True)
+    missing = {PEER, "mrt fused"} - set(next(iter(found.values()))["core"])
+    print("".join(f"\n{name} took no part" for name in missing))
     path = options.output or Path(__file__).parent / "results" / f"ms_deform_attn-{options.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {path}")
+    if options.output or not options.quick:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report) + "\n")
+        print(f"written to {path}" + (f" and {path.with_suffix('.png')}" if plot(report, path.with_suffix(".png")) else ", without a plot"))
 
 
 if __name__ == "__main__":

@@ -98,10 +98,11 @@ using Grads4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 #define MRT_DECLARE_BACKEND(device)                                                                                                     \
   namespace device {                                                                                                                    \
   Tensor ms_deform_attn(Tensor value, Shapes shapes, Tensor locations, Tensor weights);                                                 \
-  Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights);                    \
+  Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights,                     \
+                                 bool deterministic);                                                                                   \
   Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits);                           \
   Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets,              \
-                                       Tensor logits);                                                                                  \
+                                       Tensor logits, bool deterministic);                                                              \
   }
 
 MRT_DECLARE_BACKEND(cpu)

@@ -5,13 +5,13 @@ STABLE_TORCH_LIBRARY(mrt, library) {
   library.def("ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor");
   library.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations,"
-      " Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+      " Tensor attention_weights, bool deterministic=False) -> (Tensor, Tensor, Tensor)");
   library.def(
       "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets,"
       " Tensor attention_logits) -> Tensor");
   library.def(
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor reference_points,"
-      " Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor, Tensor)");
+      " Tensor sampling_offsets, Tensor attention_logits, bool deterministic=False) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 #define MRT_BIND(device)                                                                                \

@@ -7,26 +7,53 @@
 
 namespace mrt::cpu {
 
-// One call of the op on contiguous arrays of T (float or double). A "slice" is one head of one image: slice = n * M + m.
+// How value, output and their gradients lie in memory: as numbers of the kernel's own type, or as 16-bit numbers that are widened to float
+// as they are read and rounded as they are written. Everything else is of the kernel's type.
+enum class Storage { kWide, kBFloat16, kHalf };
+
+// Which rows of whole registers may be read in place: the usual ones, to leave less to compile. float64 is for checking gradients.
+template <typename T>
+constexpr bool reads_in_place(int64_t registers) {
+  return sizeof(T) == sizeof(float) && (registers & (registers - 1)) == 0;
+}
+
+// One call of the op on contiguous arrays, for a kernel that computes in T (float or double). A "slice" is one head of one image:
+// slice = n * M + m.
 template <typename T>
 struct Call {
   const Sizes* sizes;
-  const T* value;        // (N, S, M, D)
-  const T* references;   // (N, Q, L, 2), or null: the plain op
-  const T* points;       // (N, Q, M, L, P, 2): offsets in cells, or (plain op) locations as shares
-  const T* weights;      // (N, Q, M, K): logits, or (plain op) attention weights
-  T* output;             // (N, Q, M, D), forward only
-  const T* grad_output;  // the rest: backward only
-  T* grad_value;
+  const void* value;        // (N, S, M, D)
+  const T* references;      // (N, Q, L, 2), or null: the plain op
+  const T* points;          // (N, Q, M, L, P, 2): offsets in cells, or (plain op) locations as shares
+  const T* weights;         // (N, Q, M, K): logits, or (plain op) attention weights
+  void* output;             // (N, Q, M, D), forward only
+  const void* grad_output;  // from here on: backward only
+  void* grad_value;
   T* grad_points;
   T* grad_weights;
+  Storage storage = Storage::kWide;  // of value, output, grad_output and grad_value
+  bool in_place = false;             // value's rows are read where they are, and grad_value (zeros beforehand) is added to where it is
+  int64_t parts = 1;                 // into how many parts the backward pass divides a slice's queries
+  T* part_grads = nullptr;           // with more than one: each part's own gradient map, (N * M, parts, passes, S + 1, row)
 };
 
-// One instruction set's kernels. `forward` computes items [begin, end) of N * M * Q, item = slice * Q + q; `backward` whole slices.
+// How an instruction set lays out a row of channels: in whole registers of `lanes` elements, and at most `longest` in one pass.
+struct Rows {
+  int64_t lanes, longest;
+
+  bool whole(int64_t dim) const { return dim % lanes == 0 && dim <= longest; }  // registers, without padding, in one pass
+  int64_t padded(int64_t dim) const { return dim < longest ? (dim + lanes - 1) / lanes * lanes : longest; }
+  int64_t passes(int64_t dim) const { return (dim + longest - 1) / longest; }
+};
+
+// One instruction set's kernels. `forward` computes items [begin, end) of N * M * Q, item = slice * Q + q; `backward` parts of slices,
+// of N * M * parts; `combine` sums the parts' gradient maps into grad_value, for cells [begin, end) of N * M * S.
 template <typename T>
 struct Kernels {
   void (*forward)(const Call<T>& call, int64_t begin, int64_t end);
   void (*backward)(const Call<T>& call, int64_t begin, int64_t end);
+  void (*combine)(const Call<T>& call, int64_t begin, int64_t end);
+  Rows rows;
 };
 
 struct InstructionSet {

@@ -1,6 +1,11 @@
 // CPU host code: tensors to pointers, 16-bit values to float32 and back, work to threads, and the choice of instruction set.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <string_view>
 
 #include "kernels.h"
@@ -40,6 +45,36 @@ int64_t grain(const Sizes& sizes, int64_t items_per_task) {
   return std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(1, work));
 }
 
+// Whether one thread's queries of a slice read so few rows (four a point) that copying the whole map would cost more than it gives: below
+// about four times the map's cells, as measured.
+bool few_queries(const Sizes& sizes, int64_t queries) { return queries * sizes.samples() < sizes.cells; }
+
+// Into how many parts the backward pass divides a slice's queries: enough for all threads, while each adds to more cells than its own
+// gradient map has.
+int64_t parts(const Sizes& sizes) {
+  const int64_t slices = std::max<int64_t>(1, sizes.batch * sizes.heads), threads = torch::stable::get_num_threads();
+  const int64_t worthwhile = sizes.queries * sizes.samples() * 4 / std::max<int64_t>(1, sizes.cells);
+  return std::max<int64_t>(1, std::min((threads + slices - 1) / slices, worthwhile));
+}
+
+// malloc takes so much from the system anew each time. Its first use costs a fraction in pages of 2 MiB, where the system grants them.
+Tensor in_large_pages(Tensor tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = 1 << 21, fresh = 32 << 20;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.data_ptr()), bytes = tensor.numel() * tensor.element_size();
+  const uintptr_t first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
+  if (bytes >= fresh) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
+void fill_with_zeros(const Tensor& tensor) {
+  const int64_t bytes = tensor.numel() * tensor.element_size();
+  torch::stable::parallel_for(0, bytes, 1 << 20, [&](int64_t begin, int64_t end) {
+    std::memset(static_cast<char*>(tensor.data_ptr()) + begin, 0, end - begin);
+  });
+}
+
 template <typename T>
 const T* read(const Tensor& tensor) {
   return static_cast<const T*>(tensor.data_ptr());
@@ -51,64 +86,89 @@ T* write(const Tensor& tensor) {
 }
 
 Tensor compact(const Tensor& tensor) { return torch::stable::contiguous(tensor); }
-Tensor compact(const Tensor& tensor, ScalarType dtype) { return torch::stable::contiguous(torch::stable::to(tensor, dtype)); }
-Tensor like(const Tensor& tensor, ScalarType dtype) { return torch::stable::new_empty(tensor, tensor.sizes(), dtype); }
+Tensor like(const Tensor& tensor) { return in_large_pages(torch::stable::new_empty(tensor, tensor.sizes())); }
+
+Storage storage(const Tensor& value) {
+  const ScalarType dtype = value.scalar_type();
+  return dtype == ScalarType::BFloat16 ? Storage::kBFloat16 : dtype == ScalarType::Half ? Storage::kHalf : Storage::kWide;
+}
+
+template <typename T>
+Call<T> make_call(const Sizes& sizes, int64_t queries, const Tensor& value, const Tensor* references, const Tensor& points,
+                  const Tensor& weights) {
+  Call<T> call{};
+  call.sizes = &sizes;
+  call.storage = storage(value);
+  const Rows rows = kernels<T>().rows;
+  call.in_place = call.storage == Storage::kWide && rows.whole(sizes.dim) && reads_in_place<T>(sizes.dim / rows.lanes) &&
+                  few_queries(sizes, queries);
+  call.value = value.data_ptr();
+  call.references = references == nullptr ? nullptr : read<T>(*references);
+  call.points = read<T>(points);
+  call.weights = read<T>(weights);
+  return call;
+}
 
 template <typename T>
 void run_forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights,
                  const Tensor& output) {
-  Call<T> call{};
-  call.sizes = &sizes;
-  call.value = read<T>(value);
-  call.references = references == nullptr ? nullptr : read<T>(*references);
-  call.points = read<T>(points);
-  call.weights = read<T>(weights);
-  call.output = write<T>(output);
-  torch::stable::parallel_for(0, sizes.batch * sizes.heads * sizes.queries, grain(sizes, 1),
+  const int64_t items = sizes.batch * sizes.heads * sizes.queries, share = items / torch::stable::get_num_threads() + 1;
+  Call<T> call = make_call<T>(sizes, std::min(sizes.queries, share), value, references, points, weights);
+  call.output = output.data_ptr();
+  torch::stable::parallel_for(0, items, grain(sizes, 1),
                               [&](int64_t begin, int64_t end) { kernels<T>().forward(call, begin, end); });
 }
 
 Tensor forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights) {
-  const ScalarType dtype = point_dtype(value);
-  const Tensor wide = compact(value, dtype), where = compact(points), how_much = compact(weights);
-  const Tensor output = torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.dim}, dtype);
-  if (dtype == ScalarType::Double) {
-    run_forward<double>(sizes, wide, references, where, how_much, output);
+  const Tensor map = compact(value), where = compact(points), how_much = compact(weights);
+  const Tensor output = in_large_pages(torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.dim}));
+  if (value.scalar_type() == ScalarType::Double) {
+    run_forward<double>(sizes, map, references, where, how_much, output);
   } else {
-    run_forward<float>(sizes, wide, references, where, how_much, output);
+    run_forward<float>(sizes, map, references, where, how_much, output);
   }
-  return torch::stable::to(output, value.scalar_type());
+  return output;
 }
 
 template <typename T>
 void run_backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& value, const Tensor* references, const Tensor& points,
                   const Tensor& weights, const Tensor& grad_value, const Tensor& grad_points, const Tensor& grad_weights) {
-  Call<T> call{};
-  call.sizes = &sizes;
-  call.value = read<T>(value);
-  call.references = references == nullptr ? nullptr : read<T>(*references);
-  call.points = read<T>(points);
-  call.weights = read<T>(weights);
-  call.grad_output = read<T>(grad_output);
-  call.grad_value = write<T>(grad_value);
+  Call<T> call = make_call<T>(sizes, sizes.queries, value, references, points, weights);
+  call.grad_output = grad_output.data_ptr();
+  call.grad_value = grad_value.data_ptr();
   call.grad_points = write<T>(grad_points);
   call.grad_weights = write<T>(grad_weights);
-  torch::stable::parallel_for(0, sizes.batch * sizes.heads, grain(sizes, sizes.queries),
-                              [&](int64_t begin, int64_t end) { kernels<T>().backward(call, begin, end); });
+  const int64_t slices = sizes.batch * sizes.heads;
+  const Kernels<T>& run = kernels<T>();
+  Tensor maps;
+  if (call.in_place) {
+    fill_with_zeros(grad_value);
+  } else {
+    call.parts = parts(sizes);
+    if (call.parts > 1) {
+      const int64_t map = run.rows.passes(sizes.dim) * (sizes.cells + 1) * run.rows.padded(sizes.dim);
+      maps = torch::stable::new_empty(grad_points, {slices * call.parts * map});
+      call.part_grads = write<T>(maps);
+    }
+  }
+  torch::stable::parallel_for(0, slices * call.parts, grain(sizes, sizes.queries / call.parts),
+                              [&](int64_t begin, int64_t end) { run.backward(call, begin, end); });
+  if (call.parts == 1) return;
+  torch::stable::parallel_for(0, slices * sizes.cells, kWorkPerThread / (call.parts * sizes.dim) + 1,
+                              [&](int64_t begin, int64_t end) { run.combine(call, begin, end); });
 }
 
 Grads3 backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& value, const Tensor* references, const Tensor& points,
                 const Tensor& weights) {
   check_grad_output(value, sizes, grad_output);
-  const ScalarType dtype = point_dtype(value);
-  const Tensor wide = compact(value, dtype), upstream = compact(grad_output, dtype), where = compact(points), how_much = compact(weights);
-  const Tensor grad_value = like(value, dtype), grad_points = like(points, dtype), grad_weights = like(weights, dtype);
-  if (dtype == ScalarType::Double) {
-    run_backward<double>(sizes, upstream, wide, references, where, how_much, grad_value, grad_points, grad_weights);
+  const Tensor upstream = compact(grad_output), map = compact(value), where = compact(points), how_much = compact(weights);
+  const Tensor grad_value = like(value), grad_points = like(points), grad_weights = like(weights);
+  if (value.scalar_type() == ScalarType::Double) {
+    run_backward<double>(sizes, upstream, map, references, where, how_much, grad_value, grad_points, grad_weights);
   } else {
-    run_backward<float>(sizes, upstream, wide, references, where, how_much, grad_value, grad_points, grad_weights);
+    run_backward<float>(sizes, upstream, map, references, where, how_much, grad_value, grad_points, grad_weights);
   }
-  return {torch::stable::to(grad_value, value.scalar_type()), grad_points, grad_weights};
+  return {grad_value, grad_points, grad_weights};
 }
 
 // A reference point moves all heads' points of its query and level: by (W, H) cells per unit.
@@ -139,7 +199,8 @@ Tensor ms_deform_attn(Tensor value, Shapes shapes, Tensor locations, Tensor weig
   return forward(check_plain(value, shapes, locations, weights), value, nullptr, locations, weights);
 }
 
-Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights) {
+// `deterministic` changes nothing here: no order of additions depends on timing.
+Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights, bool) {
   return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights);
 }
 
@@ -149,11 +210,12 @@ Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tens
   return forward(sizes, value, &centres, offsets, logits);
 }
 
-Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits) {
+Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits,
+                                     bool) {
   const Sizes sizes = check_fused(value, shapes, references, offsets, logits);
   const Tensor centres = compact(references);
   const auto [grad_value, grad_offsets, grad_logits] = backward(sizes, grad_output, value, &centres, offsets, logits);
-  const Tensor grad_references = like(references, references.scalar_type());
+  const Tensor grad_references = like(references);
   if (references.scalar_type() == ScalarType::Double) {
     sum_reference_gradient(sizes, read<double>(grad_offsets), write<double>(grad_references));
   } else {

@@ -3,7 +3,10 @@
 // One head of one image (a slice) is handled at a time. Its value map is copied into a compact buffer whose rows are padded to whole
 // vectors, with one row of zeros at the end: a corner outside the map, or a point that is not finite, reads that row, so the inner loops
 // have no branches and no tails whatever D is. In the backward pass the slice's gradient map is a second such buffer that only this thread
-// writes (the last row collects what belongs nowhere): no atomics.
+// writes (the last row collects what belongs nowhere): no atomics. Where there are fewer slices than threads, a slice's queries are divided
+// into parts with a gradient map each, which `combine` sums.
+//
+// A decoder's few queries would not repay the copying: they read value's rows where they are, and add to grad_value's (`in_place`).
 
 namespace mrt::cpu {
 namespace {
@@ -11,48 +14,91 @@ namespace {
 // One thread's working memory.
 template <typename T>
 struct Scratch {
-  Scratch(const Sizes& sizes, int64_t row_length, int64_t blocks, bool backward)
-      : rows((sizes.cells + 1) * row_length),
-        grads(backward ? (sizes.cells + 1) * row_length : 0),
+  Scratch(const Call<T>& call, int64_t row, int64_t blocks, bool backward)
+      : rows(call.in_place ? 0 : (call.sizes->cells + 1) * row),
+        grads(backward && !call.in_place && call.parts == 1 ? (call.sizes->cells + 1) * row : 0),
+        spare(2 * row),
         dots(backward ? kTogether * blocks * kLanes<T> * 4 : 0),
         grad_attention(backward ? blocks * kLanes<T> : 0),
         points(kTogether * blocks) {
+    std::memset(spare.get(), 0, 2 * row * sizeof(T));
     if (backward) std::memset(dots.get(), 0, kTogether * blocks * kLanes<T> * 4 * sizeof(T));
   }
   Buffer<T> rows, grads;     // the slice's value map and its gradient, and a row more each
+  Buffer<T> spare;           // in place: the row of zeros, and the one for gradients that belong nowhere
   Buffer<T> dots;            // output gradient times corner value: (query, point, corner)
   Buffer<T> grad_attention;  // (point)
   Buffer<Points<T>> points;  // (query, block)
 };
 
-// Channels [channel, channel + width) of a slice's value map, padded with zeros to V vectors a row, and the row of zeros.
+// A slice's queries [first, last) and channels [channel, channel + width), and where they are in the tensors.
+struct Task {
+  Task(const Sizes& sizes, int64_t slice, int64_t first, int64_t last)
+      : slice(slice), first(first), last(last), image(slice / sizes.heads), head(slice % sizes.heads), step(sizes.heads * sizes.dim) {}
+  int64_t slice, first, last, image, head;
+  int64_t step;  // from a cell's (or query's) elements to the next one's
+  int64_t channel = 0, width = 0;
+
+  int64_t item(const Sizes& sizes, int64_t q) const { return (image * sizes.queries + q) * sizes.heads + head; }
+  int64_t cell(const Sizes& sizes, int64_t s) const { return (image * sizes.cells + s) * step + head * sizes.dim + channel; }
+};
+
+// A map's rows: compact, the last one standing for "nowhere", or in place, with another row for that.
+template <typename E, int V, bool kInPlace>
+struct Map {
+  E* rows;
+  E* nowhere;
+  int64_t step, cells;
+
+  MRT_INLINE E* operator[](int64_t row) const {
+    if constexpr (kInPlace) return row == cells ? nowhere : rows + row * step;
+    return rows + row * (V * kLanes<std::remove_const_t<E>>);
+  }
+};
+
+// A task's channels of its value map, padded with zeros to V vectors a row, and the row of zeros.
 template <typename T, int V>
-void copy_slice(const Call<T>& call, int64_t slice, int64_t channel, int64_t width, T* rows) {
+void copy_slice(const Call<T>& call, const Task& task, T* rows) {
   const Sizes& sizes = *call.sizes;
-  constexpr int64_t stride = V * kLanes<T>;
-  const int64_t step = sizes.heads * sizes.dim;
-  const T* from = call.value + slice / sizes.heads * sizes.cells * step + slice % sizes.heads * sizes.dim + channel;
-  const T* end = call.value + sizes.batch * sizes.cells * step;
-  for (int64_t cell = 0; cell < sizes.cells; ++cell, from += step, rows += stride) {
+  const int64_t size = sizes.batch * sizes.cells * task.step;
+  for (int64_t s = 0; s < sizes.cells; ++s, rows += V * kLanes<T>) {
     Vector<T> row[V];
-    load_row(from, width, end, row);
+    load_row<T>(call.value, call.storage, task.cell(sizes, s), task.width, size, row);
     for (int v = 0; v < V; ++v) store(rows + v * kLanes<T>, row[v]);
   }
-  std::memset(rows, 0, stride * sizeof(T));
+  std::memset(rows, 0, V * kLanes<T> * sizeof(T));
 }
 
-template <typename T, int V>
-void forward_slice(const Call<T>& call, Reader<T>& reader, int64_t slice, int64_t first, int64_t last, int64_t channel, int64_t width,
-                   const Scratch<T>& scratch) {
+template <typename T, int V, bool kInPlace>
+Map<const T, V, kInPlace> value_map(const Call<T>& call, const Task& task, const Scratch<T>& scratch) {
+  const int64_t cells = call.sizes->cells;
+  if constexpr (kInPlace) return {static_cast<const T*>(call.value) + task.cell(*call.sizes, 0), scratch.spare.get(), task.step, cells};
+  copy_slice<T, V>(call, task, scratch.rows.get());
+  return {scratch.rows.get(), nullptr, task.step, cells};
+}
+
+// Where a task adds value's gradient; the compact map starts with zeros.
+template <typename T, int V, bool kInPlace>
+Map<T, V, kInPlace> gradient_map(const Call<T>& call, const Task& task, const Scratch<T>& scratch, T* part_grads) {
+  const int64_t cells = call.sizes->cells;
+  constexpr int64_t row = V * kLanes<T>;
+  if constexpr (kInPlace) {
+    return {static_cast<T*>(call.grad_value) + task.cell(*call.sizes, 0), scratch.spare.get() + row, task.step, cells};
+  }
+  T* rows = part_grads == nullptr ? scratch.grads.get() : part_grads;
+  std::memset(rows, 0, (cells + 1) * row * sizeof(T));
+  return {rows, nullptr, task.step, cells};
+}
+
+template <typename T, int V, bool kInPlace>
+void forward_task(const Call<T>& call, Reader<T>& reader, const Task& task, const Scratch<T>& scratch) {
   const Sizes& sizes = *call.sizes;
   constexpr int lanes = kLanes<T>, chains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // independent additions, as many as there are registers for
-  T* __restrict rows = scratch.rows.get();
   const int64_t samples = reader.samples(), blocks = reader.blocks();
-  const int64_t first_row = slice / sizes.heads * sizes.queries * sizes.heads + slice % sizes.heads;  // the slice's item of query 0
-  copy_slice<T, V>(call, slice, channel, width, rows);
-  for (int64_t q = first; q < last; q += kTogether) {
-    const int64_t together = last - q < kTogether ? last - q : kTogether, row = first_row + q * sizes.heads;
-    for (int64_t j = 0; j < together; ++j) reader.read(row + j * sizes.heads, sizes.cells, scratch.points.get() + j * blocks);
+  const auto rows = value_map<T, V, kInPlace>(call, task, scratch);
+  for (int64_t q = task.first; q < task.last; q += kTogether) {
+    const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
+    for (int64_t j = 0; j < together; ++j) reader.read(item + j * sizes.heads, sizes.cells, scratch.points.get() + j * blocks);
     for (int64_t j = 0; j < together; ++j) {
       Vector<T> sum[chains][V] = {};
       const Points<T>* p = scratch.points.get() + j * blocks;
@@ -60,7 +106,7 @@ void forward_slice(const Call<T>& call, Reader<T>& reader, int64_t slice, int64_
         const int count = static_cast<int>(samples - k < lanes ? samples - k : lanes);
         for (int i = 0; i < count; ++i) {
           for (int c = 0; c < 4; ++c) {
-            const T* corner = rows + static_cast<int64_t>(p->row[c][i]) * (V * lanes);
+            const T* corner = rows[p->row[c][i]];
             for (int v = 0; v < V; ++v) sum[c % chains][v] += p->corner_weight[c][i] * load(corner + v * lanes);
           }
         }
@@ -70,7 +116,7 @@ void forward_slice(const Call<T>& call, Reader<T>& reader, int64_t slice, int64_
         total[v] = sum[0][v];
         for (int c = 1; c < chains; ++c) total[v] += sum[c][v];
       }
-      store_row(call.output + (row + j * sizes.heads) * sizes.dim + channel, width, total);
+      store_row<T>(call.output, call.storage, (item + j * sizes.heads) * sizes.dim + task.channel, task.width, total);
     }
   }
 }
@@ -119,24 +165,22 @@ MRT_INLINE void store_gradients(const Call<T>& call, const Reader<T>& reader, in
   }
 }
 
-template <typename T, int V>
-void backward_slice(const Call<T>& call, Reader<T>& reader, int64_t slice, int64_t channel, int64_t width, const Scratch<T>& scratch) {
+template <typename T, int V, bool kInPlace>
+void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, const Scratch<T>& scratch, T* part_grads) {
   const Sizes& sizes = *call.sizes;
   constexpr int lanes = kLanes<T>;
-  T *__restrict rows = scratch.rows.get(), *__restrict grads = scratch.grads.get();
-  const int64_t samples = reader.samples(), blocks = reader.blocks(), step = sizes.heads * sizes.dim;
-  const int64_t first_row = slice / sizes.heads * sizes.queries * sizes.heads + slice % sizes.heads;
-  const T* end = call.grad_output + sizes.batch * sizes.queries * step;
-  copy_slice<T, V>(call, slice, channel, width, rows);
-  std::memset(grads, 0, (sizes.cells + 1) * V * lanes * sizeof(T));
-  for (int64_t q = 0; q < sizes.queries; q += kTogether) {
-    const int64_t together = sizes.queries - q < kTogether ? sizes.queries - q : kTogether, row = first_row + q * sizes.heads;
-    for (int64_t j = 0; j < together; ++j) reader.read(row + j * sizes.heads, sizes.cells, scratch.points.get() + j * blocks);
+  const int64_t samples = reader.samples(), blocks = reader.blocks(), size = sizes.batch * sizes.queries * task.step;
+  const int64_t upstream_bytes = call.storage == Storage::kWide ? sizeof(T) : sizeof(uint16_t);
+  const auto rows = value_map<T, V, kInPlace>(call, task, scratch);
+  const auto grads = gradient_map<T, V, kInPlace>(call, task, scratch, part_grads);
+  for (int64_t q = task.first; q < task.last; q += kTogether) {
+    const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
+    for (int64_t j = 0; j < together; ++j) reader.read(item + j * sizes.heads, sizes.cells, scratch.points.get() + j * blocks);
     for (int64_t j = 0; j < together; ++j) {
-      const T* from = call.grad_output + (row + j * sizes.heads) * sizes.dim + channel;
-      prefetch(from + kTogether * step, width);
+      const int64_t at = (item + j * sizes.heads) * sizes.dim + task.channel;
+      prefetch(static_cast<const char*>(call.grad_output) + (at + kTogether * task.step) * upstream_bytes, task.width * upstream_bytes);
       Vector<T> upstream[V];
-      load_row(from, width, end, upstream);
+      load_row<T>(call.grad_output, call.storage, at, task.width, size, upstream);
       const Points<T>* p = scratch.points.get() + j * blocks;
       T* dots = scratch.dots.get() + j * blocks * lanes * 4;
       for (int64_t k = 0; k < samples; k += lanes, ++p) {
@@ -144,10 +188,11 @@ void backward_slice(const Call<T>& call, Reader<T>& reader, int64_t slice, int64
         for (int i = 0; i < count; ++i) {
           Vector<T> products[4] = {};
           for (int c = 0; c < 4; ++c) {
-            const int64_t at = static_cast<int64_t>(p->row[c][i]) * (V * lanes);
+            const T* __restrict row = rows[p->row[c][i]];
+            T* __restrict grad = grads[p->row[c][i]];
             for (int v = 0; v < V; ++v) {
-              products[c] += upstream[v] * load(rows + at + v * lanes);
-              store(grads + at + v * lanes, load(grads + at + v * lanes) + p->corner_weight[c][i] * upstream[v]);
+              products[c] += upstream[v] * load(row + v * lanes);
+              store(grad + v * lanes, load(grad + v * lanes) + p->corner_weight[c][i] * upstream[v]);
             }
           }
           sum_lanes(products, dots + (k + i) * 4);
@@ -155,15 +200,15 @@ void backward_slice(const Call<T>& call, Reader<T>& reader, int64_t slice, int64
       }
     }
     for (int64_t j = 0; j < together; ++j) {
-      store_gradients(call, reader, row + j * sizes.heads, channel == 0, scratch.points.get() + j * blocks,
+      store_gradients(call, reader, item + j * sizes.heads, task.channel == 0, scratch.points.get() + j * blocks,
                       scratch.dots.get() + j * blocks * lanes * 4, scratch.grad_attention.get());
     }
   }
-  T* to = call.grad_value + slice / sizes.heads * sizes.cells * step + slice % sizes.heads * sizes.dim + channel;
-  for (int64_t cell = 0; cell < sizes.cells; ++cell) {
+  if (kInPlace || part_grads != nullptr) return;
+  for (int64_t s = 0; s < sizes.cells; ++s) {
     Vector<T> grad[V];
-    for (int v = 0; v < V; ++v) grad[v] = load(grads + (cell * V + v) * lanes);
-    store_row(to + cell * step, width, grad);
+    for (int v = 0; v < V; ++v) grad[v] = load(grads.rows + (s * V + v) * lanes);
+    store_row<T>(call.grad_value, call.storage, task.cell(sizes, s), task.width, grad);
   }
 }
 
@@ -180,44 +225,80 @@ MRT_INLINE void with_vectors(int64_t width, const Body& body) {
 }
 
 template <typename T>
-int64_t row_length(int64_t dim) {
-  const int64_t vectors = (dim + kLanes<T> - 1) / kLanes<T>;
-  return (vectors < kMaxVectors ? vectors : kMaxVectors) * kLanes<T>;
+constexpr Rows kRows{kLanes<T>, kMaxVectors * kLanes<T>};
+
+// Calls body<V> for a task's channels, as many at a time as fit into V registers.
+template <typename T, typename Body>
+MRT_INLINE void in_passes(const Sizes& sizes, Task& task, const Body& body) {
+  for (task.channel = 0; task.channel < sizes.dim; task.channel += kRows<T>.longest) {
+    task.width = sizes.dim - task.channel < kRows<T>.longest ? sizes.dim - task.channel : kRows<T>.longest;
+    with_vectors<T>(task.width, body);
+  }
 }
 
 template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end) {
   const Sizes& sizes = *call.sizes;
-  const int64_t pass = row_length<T>(sizes.dim);
   Reader<T> reader(call);
-  const Scratch<T> scratch(sizes, pass, reader.blocks(), false);
+  const Scratch<T> scratch(call, kRows<T>.padded(sizes.dim), reader.blocks(), false);
   while (begin < end) {
-    const int64_t slice = begin / sizes.queries, first = begin % sizes.queries;
+    const int64_t first = begin % sizes.queries;
     const int64_t last = first + (end - begin) < sizes.queries ? first + (end - begin) : sizes.queries;
-    for (int64_t channel = 0; channel < sizes.dim; channel += pass) {
-      const int64_t width = sizes.dim - channel < pass ? sizes.dim - channel : pass;
-      with_vectors<T>(width, [&]<int V>() { forward_slice<T, V>(call, reader, slice, first, last, channel, width, scratch); });
-    }
+    Task task(sizes, begin / sizes.queries, first, last);
+    in_passes<T>(sizes, task, [&]<int V>() {
+      if constexpr (reads_in_place<T>(V)) {
+        if (call.in_place) return forward_task<T, V, true>(call, reader, task, scratch);
+      }
+      forward_task<T, V, false>(call, reader, task, scratch);
+    });
     begin += last - first;
   }
 }
 
 template <typename T>
+int64_t part_offset(const Call<T>& call, int64_t index, int64_t channel) {
+  const Rows rows = kRows<T>;
+  return (index * rows.passes(call.sizes->dim) + channel / rows.longest) * (call.sizes->cells + 1) * rows.padded(call.sizes->dim);
+}
+
+template <typename T>
 void backward(const Call<T>& call, int64_t begin, int64_t end) {
   const Sizes& sizes = *call.sizes;
-  const int64_t pass = row_length<T>(sizes.dim);
   Reader<T> reader(call);
-  const Scratch<T> scratch(sizes, pass, reader.blocks(), true);
-  for (int64_t slice = begin; slice < end; ++slice) {
-    for (int64_t channel = 0; channel < sizes.dim; channel += pass) {
-      const int64_t width = sizes.dim - channel < pass ? sizes.dim - channel : pass;
-      with_vectors<T>(width, [&]<int V>() { backward_slice<T, V>(call, reader, slice, channel, width, scratch); });
-    }
+  const Scratch<T> scratch(call, kRows<T>.padded(sizes.dim), reader.blocks(), true);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t part = index % call.parts;
+    Task task(sizes, index / call.parts, part * sizes.queries / call.parts, (part + 1) * sizes.queries / call.parts);
+    in_passes<T>(sizes, task, [&]<int V>() {
+      T* part_grads = call.parts == 1 ? nullptr : call.part_grads + part_offset(call, index, task.channel);
+      if constexpr (reads_in_place<T>(V)) {
+        if (call.in_place) return backward_task<T, V, true>(call, reader, task, scratch, part_grads);
+      }
+      backward_task<T, V, false>(call, reader, task, scratch, part_grads);
+    });
+  }
+}
+
+template <typename T>
+void combine(const Call<T>& call, int64_t begin, int64_t end) {
+  const Sizes& sizes = *call.sizes;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t slice = index / sizes.cells, s = index % sizes.cells;
+    Task task(sizes, slice, 0, 0);
+    in_passes<T>(sizes, task, [&]<int V>() {
+      Vector<T> sum[V] = {};
+      for (int64_t part = 0; part < call.parts; ++part) {
+        const T* grad = call.part_grads + part_offset(call, slice * call.parts + part, task.channel) + s * V * kLanes<T>;
+        for (int v = 0; v < V; ++v) sum[v] += load(grad + v * kLanes<T>);
+      }
+      store_row<T>(call.grad_value, call.storage, task.cell(sizes, s), task.width, sum);
+    });
   }
 }
 
 }  // namespace
 
-const InstructionSet MRT_INSTRUCTION_SET{{forward<float>, backward<float>}, {forward<double>, backward<double>}};
+const InstructionSet MRT_INSTRUCTION_SET{{forward<float>, backward<float>, combine<float>, kRows<float>},
+                                         {forward<double>, backward<double>, combine<double>, kRows<double>}};
 
 }  // namespace mrt::cpu

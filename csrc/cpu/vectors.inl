@@ -59,41 +59,99 @@ MRT_INLINE void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<T>) __builtin_prefetch(from + i);
 }
 
-// The first `count` (fewer than kLanes) elements, zeros after them. Reads a whole vector unless that would pass `end`.
+template <typename T>
+MRT_INLINE Vector<T> first_lanes(Vector<T> v, int64_t count) {  // zeros after them
+  Integers<T> lane;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return lane < static_cast<Integer<T>>(count) ? v : Vector<T>{};
+}
+
+// The first `count` elements, zeros after them. Reads a whole vector unless that would pass `end`.
 template <typename T>
 MRT_INLINE Vector<T> load_part(const T* from, int64_t count, const T* end) {
+  if (end - from >= kLanes<T>) return first_lanes<T>(load(from), count);
   Vector<T> v{};
-  if (end - from >= kLanes<T>) {
-    Integers<T> lane;
-    for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
-    v = lane < static_cast<Integer<T>>(count) ? load(from) : v;
-  } else {
-    for (int64_t i = 0; i < count; ++i) v[i] = from[i];
-  }
+  for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
 
-template <typename T>
-MRT_INLINE void store_part(T* to, Vector<T> v, int64_t count) {
-  constexpr int64_t half = kLanes<T> / 2;
-  if (count >= half) std::memcpy(to, &v, half * sizeof(T));
+template <typename E, typename V>
+MRT_INLINE void store_part(E* to, V v, int64_t count) {
+  constexpr int64_t half = sizeof(V) / sizeof(E) / 2;
+  if (count >= half) std::memcpy(to, &v, half * sizeof(E));
   for (int64_t i = count >= half ? half : 0; i < count; ++i) to[i] = v[i];
 }
 
-// V vectors' worth of a row of `width` elements.
+// 16-bit numbers to float and back, by their bits, so that every instruction set does the same.
+typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
+typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+
+MRT_INLINE Vector<float> widen(Halves halves, Storage storage) {
+  const Bits bits = __builtin_convertvector(halves, Bits);
+  if (storage == Storage::kBFloat16) return (Vector<float>)(bits << 16);
+  const Bits sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+  const Bits normal = (magnitude << 13) + (112u << 23), infinite = normal + (112u << 23);  // exponents are biased by 15, and by 127
+  const Vector<float> subnormal = __builtin_convertvector((Integers<float>)magnitude, Vector<float>) * 0x1p-24f;
+  return (Vector<float>)(sign | (magnitude < 0x400 ? (Bits)subnormal : magnitude < 0x7c00 ? normal : infinite));
+}
+
+// To the nearest, to the even one of two.
+MRT_INLINE Halves narrow(Vector<float> v, Storage storage) {
+  const Bits bits = (Bits)v;
+  if (storage == Storage::kBFloat16) {
+    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, Halves);
+  }
+  const Bits sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  const Bits normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const Bits subnormal = (Bits)((Vector<float>)magnitude + 0.5f) - 0x3f000000;  // 0.5 has its last bit where a subnormal half has its own
+  const Bits finite = magnitude < (113u << 23) ? subnormal : normal;
+  const Bits result = magnitude < 0x477ff000 ? finite : magnitude <= 0x7f800000 ? Bits{} + 0x7c00 : Bits{} + 0x7e00;
+  return __builtin_convertvector(sign | result, Halves);
+}
+
+// V vectors' worth of a row of `width` elements, from element `at` on of an array of `size`.
 template <typename T, int V>
-MRT_INLINE void load_row(const T* from, int64_t width, const T* end, Vector<T> (&row)[V]) {
-  for (int v = 0; v < V; ++v) {
+MRT_INLINE void load_row(const void* array, Storage storage, int64_t at, int64_t width, int64_t size, Vector<T> (&row)[V]) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (storage != Storage::kWide) {
+      const uint16_t *from = static_cast<const uint16_t*>(array) + at, *end = static_cast<const uint16_t*>(array) + size;
+      for (int v = 0; v < V; ++v, from += kLanes<T>) {
+        const int64_t left = width - v * kLanes<T>;
+        Halves halves{};
+        if (end - from >= kLanes<T>) {
+          std::memcpy(&halves, from, sizeof(halves));
+        } else {
+          for (int64_t i = 0; i < left; ++i) halves[i] = from[i];
+        }
+        row[v] = left >= kLanes<T> ? widen(halves, storage) : first_lanes<T>(widen(halves, storage), left);
+      }
+      return;
+    }
+  }
+  const T *from = static_cast<const T*>(array) + at, *end = static_cast<const T*>(array) + size;
+  for (int v = 0; v < V; ++v, from += kLanes<T>) {
     const int64_t left = width - v * kLanes<T>;
-    row[v] = left >= kLanes<T> ? load(from + v * kLanes<T>) : load_part(from + v * kLanes<T>, left, end);
+    row[v] = left >= kLanes<T> ? load(from) : load_part(from, left, end);
   }
 }
 
 template <typename T, int V>
-MRT_INLINE void store_row(T* to, int64_t width, const Vector<T> (&row)[V]) {
-  for (int v = 0; v < V; ++v) {
+MRT_INLINE void store_row(void* array, Storage storage, int64_t at, int64_t width, const Vector<T> (&row)[V]) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (storage != Storage::kWide) {
+      uint16_t* to = static_cast<uint16_t*>(array) + at;
+      for (int v = 0; v < V; ++v, to += kLanes<T>) {
+        const int64_t left = width - v * kLanes<T>;
+        left >= kLanes<T> ? store(to, narrow(row[v], storage)) : store_part(to, narrow(row[v], storage), left);
+      }
+      return;
+    }
+  }
+  T* to = static_cast<T*>(array) + at;
+  for (int v = 0; v < V; ++v, to += kLanes<T>) {
     const int64_t left = width - v * kLanes<T>;
-    left >= kLanes<T> ? store(to + v * kLanes<T>, row[v]) : store_part(to + v * kLanes<T>, row[v], left);
+    left >= kLanes<T> ? store(to, row[v]) : store_part(to, row[v], left);
   }
 }
 

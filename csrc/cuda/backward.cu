@@ -1,109 +1,156 @@
-// Backward: gradients for value (atomic additions, so sums may differ in the last bits from run to run), points and weights.
-#include "sampling.cuh"
+// Backward: the fast kernel for the gradients of points and weights, and who adds up value's gradient:
+//   encoder        tiles.cu: contributions to the same cell meet in shared memory before they meet in global memory
+//   decoder        this kernel, corner by corner: its few queries seldom meet
+// What the fast kernels do not take, and the deterministic backward, is generic.cu's.
+#include "fast.cuh"
+#include "sums.cuh"
 
 namespace mrt::cuda {
 namespace {
 
-template <typename V, typename R>
-__global__ void __launch_bounds__(kThreads)
-    backward_kernel(const Geometry g, const Inputs<V, R> in, const V* __restrict__ grad_output, const Gradients<R> out) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t item = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-  if (item >= g.items) return;  // whole warps leave together
-  const int64_t image = item / g.heads / g.queries, head = item % g.heads, step = g.heads * g.dim;
-  const int64_t origin = image * g.cells * step + head * g.dim;
-  const bool fused = in.references != nullptr;
-  const Softmax<R> softmax = read_softmax(g, in.weights + item * g.samples, fused, lane);
-  R mean = 0;  // of the weights' gradients, under the weights: what the softmax takes off
-  for (int64_t first = 0; first < g.samples; first += kWarp) {
-    const Point<R> mine = read_point(g, in.references, in.points, in.weights, item, first + lane, softmax);
-    const int count = static_cast<int>(g.samples - first < kWarp ? g.samples - first : kWarp);
-    R grad_weight = 0, grad_x = 0, grad_y = 0;  // of the point that this lane prepared
-    for (int i = 0; i < count; ++i) {
-      const Point<R> p = from_lane(mine, i);
-      R weights[4], dots[4] = {0, 0, 0, 0};  // dots: output gradient times each corner's value, over the channels
-      corner_weights(p, weights);
-      for (int64_t channel = lane; channel < g.dim; channel += kWarp) {
-        const R upstream = static_cast<R>(grad_output[item * g.dim + channel]);
+// What one point's gradients are made of, as long as it is a sum over some channels only: d output / d weight, and / d x and / d y before
+// they are multiplied with the weight.
+struct Slopes {
+  float weight, x, y;
+};
+
+__device__ __forceinline__ Slopes choose(bool first, const Slopes& a, const Slopes& b) {
+  // Number by number: choosing between the structs themselves would put both into memory.
+  return {first ? a.weight : b.weight, first ? a.x : b.x, first ? a.y : b.y};
+}
+
+// What this lane keeps plus what the lane `step` away sends.
+__device__ __forceinline__ Slopes exchange(const Slopes& keep, const Slopes& send, int step) {
+  return {keep.weight + __shfl_xor_sync(kAll, send.weight, step), keep.x + __shfl_xor_sync(kAll, send.x, step),
+          keep.y + __shfl_xor_sync(kAll, send.y, step)};
+}
+
+// 16 bytes per lane to read value; but 4 channels per lane to add to its gradient, because a vector addition is 4 floats and the vectors of
+// neighbouring lanes should be neighbours.
+template <typename V, int kDim, typename Sum>
+constexpr int kBackwardLanes = Sum::kAdds || kDim * sizeof(V) / 16 < 4 ? kDim / 4 : kDim * sizeof(V) / 16;
+
+// Blocks per multiprocessor: as many as the registers allow without spilling any. An encoder wants them, to hide the gathers' latency.
+template <typename V, int kDim, typename Sum>
+constexpr int kBackwardBlocks = Sum::kAdds ? 2 : kDim == 64 && sizeof(V) == 2 ? 3 : 4;
+
+template <typename V, int kDim, typename Sum>
+__global__ void __launch_bounds__(kFastThreads, kBackwardBlocks<V, kDim, Sum>)
+    points_kernel(const __grid_constant__ Geometry g, const Inputs<V, float> in, const V* __restrict__ grad_output,
+                  const Gradients<float> out, const Sum grad_value, const bool tiled) {
+  constexpr int kLanes = kBackwardLanes<V, kDim, Sum>, kChannels = kDim / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const Item item = find_item(g, tiled, threadIdx.x / kLanes, blockDim.x / kLanes);
+  const int64_t row = (item.image * g.queries + item.query) * g.heads + item.head;
+  PointReader<V, kLanes> reader(g, in, item.image * g.queries + item.query, row, lane);
+  float upstream[kChannels];
+  read(grad_output + row * kDim + lane * kChannels, upstream);
+  reader.softmax();
+  const unsigned step = static_cast<unsigned>(g.heads) * kDim;
+  const int64_t first = (item.image * g.cells * g.heads + item.head) * kDim + lane * kChannels;
+  const V* map = in.value + first;
+  [[maybe_unused]] const auto sums = grad_value.slice(g, item.image * g.heads + item.head, first);
+  float mean = 0.f;  // of the weights' gradients, under the weights: what the softmax takes off
+#pragma unroll 1
+  for (int round = 0; round < reader.rounds(); ++round) {
+    const Sample sample = reader.sample(round);
+    const Place place = item.exists ? reader.place(g, sample, round) : Place{0u, 0.f, 0.f};
+    const float mine = reader.weight(sample);
+    const int level_end = min(static_cast<int>(g.levels), (round + 1) * reader.kRoundLevels);
+#pragma unroll 1
+    for (int level = round * reader.kRoundLevels; level < level_end; ++level) {
+      const int width = g.width[level], first_source = level % reader.kRoundLevels * kFastPoints;
+      const auto slopes_of = [&](int source) -> Slopes {
+        const unsigned packed = __shfl_sync(kAll, place.packed, source, kLanes);
+        const float dx = __shfl_sync(kAll, place.dx, source, kLanes), dy = __shfl_sync(kAll, place.dy, source, kLanes);
+        const Corners corners = find_corners(packed, step, width);
+        const bool inside[4] = {(packed & (kUpper | kLeft)) == (kUpper | kLeft), (packed & (kUpper | kRight)) == (kUpper | kRight),
+                                (packed & (kLower | kLeft)) == (kLower | kLeft), (packed & (kLower | kRight)) == (kLower | kRight)};
+        float dots[4];  // output gradient times each corner's value
+#pragma unroll
         for (int c = 0; c < 4; ++c) {
-          if (p.row[c] < 0) continue;
-          const int64_t at = origin + p.row[c] * step + channel;
-          dots[c] += upstream * static_cast<R>(in.value[at]);
-          atomicAdd(out.value + at, weights[c] * upstream);
+          float value[kChannels], dot = 0.f;
+          read(map + corners.at[c], value);
+#pragma unroll
+          for (int i = 0; i < kChannels; ++i) dot += upstream[i] * value[i];
+          dots[c] = inside[c] ? dot : 0.f;  // chosen, not multiplied: it may be NaN
         }
+        if constexpr (Sum::kAdds) {
+          const float weight = __shfl_sync(kAll, mine, source, kLanes);
+          const float corner[4] = {(1.f - dx) * (1.f - dy) * weight, dx * (1.f - dy) * weight, (1.f - dx) * dy * weight, dx * dy * weight};
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const float w = corner[c];
+            if (inside[c]) sums.add4(corners.at[c], make_float4(w * upstream[0], w * upstream[1], w * upstream[2], w * upstream[3]));
+          }
+        }
+        return {(1.f - dy) * ((1.f - dx) * dots[0] + dx * dots[1]) + dy * ((1.f - dx) * dots[2] + dx * dots[3]),
+                (1.f - dy) * (dots[1] - dots[0]) + dy * (dots[3] - dots[2]), (1.f - dx) * (dots[2] - dots[0]) + dx * (dots[3] - dots[1])};
+      };
+      // Sums over the lanes, two points together: a lane keeps one and hands over its share of the other, so that lanes i, i + 4, ... end
+      // up with point i. Fewer shuffles than one sum per point; and all four points' loads at once would not fit into registers.
+      Slopes slopes{0.f, 0.f, 0.f};
+#pragma unroll 1
+      for (int p = 0; p < kFastPoints; p += 2) {
+        const Slopes even = slopes_of(first_source + p), odd = slopes_of(first_source + p + 1);
+        Slopes sum = exchange(choose(lane % 2 == 0, even, odd), choose(lane % 2 == 0, odd, even), 1);
+#pragma unroll
+        for (int step = 2; step < kLanes; step *= 2) sum = exchange(sum, sum, step);
+        slopes = choose(lane % kFastPoints / 2 == p / 2, sum, slopes);
       }
-      const R dx = p.dx, dy = p.dy;
-      const R along_weight = sum_over_warp((1 - dy) * ((1 - dx) * dots[0] + dx * dots[1]) + dy * ((1 - dx) * dots[2] + dx * dots[3]));
-      const R along_x = sum_over_warp(p.weight * ((1 - dy) * (dots[1] - dots[0]) + dy * (dots[3] - dots[2])));
-      const R along_y = sum_over_warp(p.weight * ((1 - dx) * (dots[2] - dots[0]) + dx * (dots[3] - dots[1])));
-      if (lane == i) {
-        grad_weight = along_weight;
-        grad_x = along_x;
-        grad_y = along_y;
-      }
-    }
-    if (first + lane < g.samples) {
-      const int64_t at = item * g.samples + first + lane;
-      out.weights[at] = grad_weight;
-      out.points[2 * at] = fused ? grad_x : grad_x * g.width[mine.level];
-      out.points[2 * at + 1] = fused ? grad_y : grad_y * g.height[mine.level];
-      mean += mine.weight * grad_weight;
+      if (!item.exists || lane / kFastPoints != level % reader.kRoundLevels) continue;  // else this level's point is mine
+      mean += mine * slopes.weight;
+      out.weights[reader.offset(round)] = slopes.weight;
+      const float weight = place.packed != 0u ? mine : 0.f;  // a point that is nowhere has gradient zero, even if its weight is NaN
+      const float x = reader.fused() ? weight : weight * static_cast<float>(width);
+      const float y = reader.fused() ? weight : weight * static_cast<float>(g.height[level]);
+      reinterpret_cast<float2*>(out.points)[reader.offset(round)] = make_float2(x * slopes.x, y * slopes.y);
     }
   }
-  if (!fused) return;
-  mean = sum_over_warp(mean);
-  for (int64_t k = lane; k < g.samples; k += kWarp) {  // each lane finishes what it wrote itself
-    const int64_t at = item * g.samples + k;
-    out.weights[at] = softmax.weight(in.weights[at]) * (out.weights[at] - mean);
+  if (!reader.fused()) return;
+  mean = sum_over_lanes<kLanes>(mean);
+  if (!item.exists) return;
+  for (int round = 0; reader.has(round); ++round) {  // each lane finishes what it wrote itself
+    float& gradient = out.weights[reader.offset(round)];
+    gradient = reader.weight(reader.sample(round)) * (gradient - mean);
   }
 }
 
-// A reference point moves all heads' points of its query and level, by (W, H) cells per unit. One thread per (n, q, level).
-template <typename R>
-__global__ void __launch_bounds__(kThreads)
-    reference_kernel(const Geometry g, int64_t total, const R* __restrict__ grad_offsets, R* __restrict__ grad_references) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= total) return;
-  const int64_t row = index / g.levels, level = index % g.levels;
-  R x = 0, y = 0;
-  for (int64_t head = 0; head < g.heads; ++head) {
-    const R* grads = grad_offsets + ((row * g.heads + head) * g.samples + level * g.points) * 2;
-    for (int64_t p = 0; p < g.points; ++p) {
-      x += grads[2 * p];
-      y += grads[2 * p + 1];
-    }
-  }
-  grad_references[2 * index] = x * g.width[level];
-  grad_references[2 * index + 1] = y * g.height[level];
+template <typename V, typename Sum>
+cudaError_t launch_points(const Geometry& g, const Inputs<V, float>& in, const V* grad_output, const Gradients<float>& out, const Sum& sum,
+                          cudaStream_t stream) {
+  const bool tiled = is_encoder(g);
+  const int threads = tiled ? kFastThreads : kFastThreads / 2;  // as in forward.cu
+  return with_dim(g.dim, [&](auto dim) {
+    constexpr int kDim = decltype(dim)::value;
+    return launch(points_kernel<V, kDim, Sum>, item_blocks(g, tiled, threads / kBackwardLanes<V, kDim, Sum>), threads, stream, g, in,
+                  grad_output, out, sum, tiled);
+  });
 }
 
 }  // namespace
 
 template <typename V, typename R>
-cudaError_t launch_backward(const Geometry& geometry, const Inputs<V, R>& inputs, const V* grad_output, const Gradients<R>& gradients,
+cudaError_t launch_backward(const Geometry& g, const Inputs<V, R>& in, const V* grad_output, const Gradients<R>& out, R* grad_value,
                             cudaStream_t stream) {
-  if (geometry.items == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>(blocks_for(geometry.items * kWarp));
-  backward_kernel<V, R><<<blocks, kThreads, 0, stream>>>(geometry, inputs, grad_output, gradients);
-  return cudaGetLastError();
+  if (g.items == 0) return cudaSuccess;
+  if constexpr (sizeof(R) == sizeof(float)) {
+    if (fits_fast(g, {in.value, in.points, in.references, grad_output, out.points, grad_value})) {
+      if (!fits_tiles(g)) return launch_points(g, in, grad_output, out, FloatSum<float>{grad_value}, stream);
+      const cudaError_t error = launch_points(g, in, grad_output, out, NoSum{}, stream);
+      return error != cudaSuccess ? error : launch_tiles(g, in, grad_output, grad_value, stream);
+    }
+  }
+  return launch_generic_backward(g, in, grad_output, out, FloatSum<R>{grad_value}, stream);
 }
 
-template <typename R>
-cudaError_t launch_reference_gradient(const Geometry& geometry, int64_t batch, const R* grad_offsets, R* grad_references,
-                                      cudaStream_t stream) {
-  const int64_t total = batch * geometry.queries * geometry.levels;
-  if (total == 0) return cudaSuccess;
-  reference_kernel<R><<<static_cast<unsigned>(blocks_for(total)), kThreads, 0, stream>>>(geometry, total, grad_offsets, grad_references);
-  return cudaGetLastError();
-}
-
-#define MRT_BACKWARD(V, R) \
-  template cudaError_t launch_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients<R>&, cudaStream_t);
-MRT_BACKWARD(float, float)
-MRT_BACKWARD(double, double)
-MRT_BACKWARD(c10::BFloat16, float)
-MRT_BACKWARD(c10::Half, float)
-template cudaError_t launch_reference_gradient(const Geometry&, int64_t, const float*, float*, cudaStream_t);
-template cudaError_t launch_reference_gradient(const Geometry&, int64_t, const double*, double*, cudaStream_t);
+template cudaError_t launch_backward(const Geometry&, const Inputs<float, float>&, const float*, const Gradients<float>&, float*,
+                                     cudaStream_t);
+template cudaError_t launch_backward(const Geometry&, const Inputs<double, double>&, const double*, const Gradients<double>&, double*,
+                                     cudaStream_t);
+template cudaError_t launch_backward(const Geometry&, const Inputs<c10::BFloat16, float>&, const c10::BFloat16*, const Gradients<float>&,
+                                     float*, cudaStream_t);
+template cudaError_t launch_backward(const Geometry&, const Inputs<c10::Half, float>&, const c10::Half*, const Gradients<float>&, float*,
+                                     cudaStream_t);
 
 }  // namespace mrt::cuda

@@ -23,6 +23,7 @@ Geometry geometry(const Sizes& sizes) {
   static_assert(kLevels >= kMaxLevels);
   const int64_t levels = sizes.levels.size();
   Geometry g{};
+  g.batch = sizes.batch;
   g.cells = sizes.cells;
   g.heads = sizes.heads;
   g.dim = sizes.dim;
@@ -78,23 +79,33 @@ Tensor forward(const Sizes& sizes, const Tensor& value_in, const Tensor* referen
 }
 
 Grads3 backward(const Sizes& sizes, const Tensor& grad_output_in, const Tensor& value_in, const Tensor* references, const Tensor& points_in,
-                const Tensor& weights_in) {
+                const Tensor& weights_in, bool deterministic) {
   check_grad_output(value_in, sizes, grad_output_in);
   const DeviceGuard guard(value_in.get_device_index());
   const Geometry g = geometry(sizes);
   const Tensor value = compact(value_in), points = compact(points_in), weights = compact(weights_in), grad_output = compact(grad_output_in);
-  // Added up in float32 (float64 for float64), whatever value is.
-  const Tensor grad_value = torch::stable::new_zeros(value, value.sizes(), point_dtype(value));
   const Tensor grad_points = torch::stable::new_empty(points, points.sizes());
   const Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
+  const cudaStream_t stream = current_stream(value);
+  Tensor grad_value;
   with_dtypes(value, [&](auto v, auto r) {
     using V = decltype(v);
     using R = decltype(r);
-    const Gradients<R> gradients{data<R>(grad_value), data<R>(grad_points), data<R>(grad_weights)};
+    const Gradients<R> gradients{data<R>(grad_points), data<R>(grad_weights)};
     const Inputs<V, R> in = inputs<V, R>(value, references, points, weights);
-    STD_CUDA_CHECK(launch_backward(g, in, data<const V>(grad_output), gradients, current_stream(value)));
+    if (deterministic) {
+      const Tensor sums = torch::stable::new_zeros(value, value.sizes(), ScalarType::Long);
+      const Tensor bounds = torch::stable::new_zeros(value, {sizes.batch, sizes.heads}, ScalarType::Long);
+      grad_value = torch::stable::new_empty(value, value.sizes());
+      STD_CUDA_CHECK(launch_deterministic_backward(g, in, data<const V>(grad_output), gradients, data<V>(grad_value),
+                                                   data<unsigned long long>(sums), data<unsigned long long>(bounds), stream));
+    } else {  // added up in float32 (float64 for float64), whatever value is
+      const Tensor sums = torch::stable::new_zeros(value, value.sizes(), point_dtype(value));
+      STD_CUDA_CHECK(launch_backward(g, in, data<const V>(grad_output), gradients, data<R>(sums), stream));
+      grad_value = torch::stable::to(sums, value.scalar_type());
+    }
   });
-  return {torch::stable::to(grad_value, value.scalar_type()), grad_points, grad_weights};
+  return {grad_value, grad_points, grad_weights};
 }
 
 Tensor reference_gradient(const Sizes& sizes, const Tensor& references, const Tensor& grad_offsets) {
@@ -103,9 +114,9 @@ Tensor reference_gradient(const Sizes& sizes, const Tensor& references, const Te
   const Tensor grad = torch::stable::new_empty(references, references.sizes());
   const cudaStream_t stream = current_stream(references);
   if (references.scalar_type() == ScalarType::Double) {
-    STD_CUDA_CHECK(launch_reference_gradient(g, sizes.batch, data<const double>(grad_offsets), data<double>(grad), stream));
+    STD_CUDA_CHECK(launch_reference_gradient(g, data<const double>(grad_offsets), data<double>(grad), stream));
   } else {
-    STD_CUDA_CHECK(launch_reference_gradient(g, sizes.batch, data<const float>(grad_offsets), data<float>(grad), stream));
+    STD_CUDA_CHECK(launch_reference_gradient(g, data<const float>(grad_offsets), data<float>(grad), stream));
   }
   return grad;
 }
@@ -116,8 +127,8 @@ Tensor ms_deform_attn(Tensor value, Shapes shapes, Tensor locations, Tensor weig
   return forward(check_plain(value, shapes, locations, weights), value, nullptr, locations, weights);
 }
 
-Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights) {
-  return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights);
+Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights, bool deterministic) {
+  return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights, deterministic);
 }
 
 Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits) {
@@ -126,10 +137,11 @@ Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tens
   return forward(sizes, value, &centres, offsets, logits);
 }
 
-Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits) {
+Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits,
+                                     bool deterministic) {
   const Sizes sizes = check_fused(value, shapes, references, offsets, logits);
   const Tensor centres = compact(references);
-  const auto [grad_value, grad_offsets, grad_logits] = backward(sizes, grad_output, value, &centres, offsets, logits);
+  const auto [grad_value, grad_offsets, grad_logits] = backward(sizes, grad_output, value, &centres, offsets, logits, deterministic);
   return {grad_value, reference_gradient(sizes, centres, grad_offsets), grad_offsets, grad_logits};
 }
 

@@ -108,7 +108,7 @@ def _fake_plain(value, spatial_shapes, sampling_locations, attention_weights) ->
     return _output(value, sampling_locations.shape[1])
 
 
-def _fake_plain_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
+def _fake_plain_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights, deterministic=False):
     check_plain(value, _pairs(spatial_shapes), sampling_locations, attention_weights)
     check_grad_output("ms_deform_attn_backward", value, sampling_locations.shape[1], grad_output)
     return _fresh(value), _fresh(sampling_locations), _fresh(attention_weights)
@@ -119,7 +119,7 @@ def _fake_fused(value, spatial_shapes, reference_points, sampling_offsets, atten
     return _output(value, sampling_offsets.shape[1])
 
 
-def _fake_fused_backward(grad_output, value, spatial_shapes, reference_points, sampling_offsets, attention_logits):
+def _fake_fused_backward(grad_output, value, spatial_shapes, reference_points, sampling_offsets, attention_logits, deterministic=False):
     check_fused(value, _pairs(spatial_shapes), reference_points, sampling_offsets, attention_logits)
     check_grad_output("ms_deform_attn_fused_backward", value, sampling_offsets.shape[1], grad_output)
     return _fresh(value), _fresh(reference_points), _fresh(sampling_offsets), _fresh(attention_logits)
@@ -133,14 +133,14 @@ def _save(ctx, inputs, output) -> None:
 def _plain_gradient(ctx, grad_output: Tensor):
     value, *points = ctx.saved_tensors
     backward = torch.ops.mrt.ms_deform_attn_backward.default
-    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points)
+    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled())
     return grad_value, None, *grads
 
 
 def _fused_gradient(ctx, grad_output: Tensor):
     value, *points = ctx.saved_tensors
     backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
-    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points)
+    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled())
     return grad_value, None, *grads
 
 

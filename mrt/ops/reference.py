@@ -45,13 +45,14 @@ def _sample(value: Tensor, spatial_shapes: Sequence[Sequence[int]], cells: Tenso
     for level, (height, width) in enumerate(spatial_shapes):
         size = cells.new_full((2,), width)
         size[1] = height
-        level_cells = cells[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (N*M, Q, P, 2)
+        # Queries last: with P last, the product with the weights and the sum would run over rows of P numbers.
+        level_cells = cells[:, :, :, level].permute(0, 2, 3, 1, 4).flatten(0, 1)  # (N*M, P, Q, 2)
         # More than a cell outside, infinite or NaN: adds nothing, zero gradient. The comparison is False for NaN.
         inside = ((level_cells > -1) & (level_cells < size)).all(-1, keepdim=True)
         grid = torch.where(inside, (level_cells + 0.5) * (2 / size) - 1, -3.0)
         level_map = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
-        sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)  # (N*M, D, Q, P)
-        level_weights = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
-        part = (sampled * level_weights).sum(-1)
+        sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)  # (N*M, D, P, Q)
+        level_weights = weights[:, :, :, level].permute(0, 2, 3, 1).reshape(batch * heads, 1, points, queries)
+        part = (sampled * level_weights).sum(-2)
         output = part if output is None else output + part
     return output.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype).contiguous()

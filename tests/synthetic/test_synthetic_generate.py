@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrt.data.card import check_card, read_card
+from mrt.data.card import read_card
+from mrt.data.check import check_set
 from mrt.data.preview import contact_sheet
 from mrt.data.synthetic import CLASSES, generate
 from mrt.errors import MrtError
@@ -43,7 +44,7 @@ def test_a_set_is_coco_with_a_card(made):
     root, card, seen = made
     folder = root / "foggy"
     assert card.folder == folder and read_card(folder) == card
-    assert check_card(card) == []
+    assert check_set(card) == []
     assert card.domain == "foggy" and card.classes == CLASSES and card.labelled
     assert card.image_sizes == {"96x64": 8}
     assert card.details["beta"] == [0.05, 0.1] and card.details["seed"] == 1

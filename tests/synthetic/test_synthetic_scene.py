@@ -15,7 +15,7 @@ from mrt.data.synthetic.light import draw_light
 from mrt.data.synthetic.paint import Canvas, Thing, paint, rasterise
 from mrt.data.synthetic.palettes import FIXED
 from mrt.data.synthetic.render import render
-from mrt.data.synthetic.surfaces import noise_textures
+from mrt.data.synthetic.surfaces import noise_textures, texture, wrapped
 from mrt.data.synthetic.traffic import MODELS, SHAPES, shape
 
 SMALL = (160, 80)
@@ -149,6 +149,19 @@ def test_fog_hides_what_stands_beyond_three_over_beta():
     beta = 0.15
     depth = np.where(instance == 1, 3 / beta - 0.5, 3 / beta + 0.5)
     assert hidden_by_fog(visible_pixels(instance), {1: 0, 2: 0, 7: 0}, beta * depth) == {2}
+
+
+def test_a_quick_remainder_is_numpys_to_the_last_bit():
+    rng = np.random.default_rng(8)
+    for period in (0.75, 9, 1.0, 0.3, rng.uniform(2.9, 3.5, 700).astype(np.float32)):
+        x = np.concatenate([rng.uniform(-20, 900, (300, 700)), np.arange(700)[None] * period * 1.0]).astype(np.float32)
+        np.testing.assert_array_equal(wrapped(x, period), x % period)
+
+
+def test_a_texture_repeats_in_all_directions():
+    tile = np.arange(8 * 16, dtype=np.float32).reshape(8, 16)
+    rows, columns = np.arange(-20, 20, dtype=np.int32)[:, None], np.arange(-40, 40, dtype=np.int32)[None, :]
+    np.testing.assert_array_equal(texture(tile, rows, columns), tile[rows % 8, columns % 16])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from mrt.data.synthetic.palettes import FIXED
 from mrt.data.synthetic.rain import add_rain, unseen_through_drops
 from mrt.data.synthetic.render import render
 from mrt.data.synthetic.traffic import shape
-from mrt.data.synthetic.weather import add_fog, sensor, to_linear, to_srgb
+from mrt.data.synthetic.weather import add_fog, exposed, sensor, to_linear, to_srgb
 
 SIZE = (160, 80)
 
@@ -29,6 +29,25 @@ def test_srgb_curve_and_back():
     exact = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     np.testing.assert_allclose(to_linear(values), exact, atol=4e-4)
     np.testing.assert_allclose(to_srgb(to_linear(values)), values, atol=2e-3)
+
+
+def test_the_order_of_colours_in_memory_changes_nothing():
+    rng = np.random.default_rng(1)
+    triples = rng.random((90, 150, 3), np.float32)
+    planes = np.ascontiguousarray(triples.transpose(2, 0, 1)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(to_srgb(planes), to_srgb(triples))
+    np.testing.assert_array_equal(to_linear(planes[10:30]), to_linear(triples[10:30]))
+    for metering in (None, 0.44):
+        first, second = (sensor(image, np.random.default_rng(2), metering=metering) for image in (triples, planes))
+        np.testing.assert_array_equal(first, second)
+
+
+def test_exposure_saturates_as_film_does():
+    light = np.concatenate([np.geomspace(1e-5, 60, 4000), [0.0, 1e4]]).astype(np.float32)
+    scaled = 1 - np.exp(-1.7 * light.astype(float))
+    exact = np.where(scaled <= 0.0031308, 12.92 * scaled, 1.055 * scaled ** (1 / 2.4) - 0.055)
+    # half a step of the table where the curve is steepest is 2e-4 of the range; white comes 4e-4 of linear light early
+    np.testing.assert_allclose(exposed(light.copy(), 1.7), exact, atol=3e-4)
 
 
 def test_fog_follows_koschmieders_law_in_linear_light():
@@ -111,6 +130,20 @@ def test_glow_keeps_the_light_and_spreads_it():
     assert spread.shape == light.shape
     assert spread.max() < 2 and spread[:, 20, 50].min() > 0
     assert spread[0].sum() == pytest.approx(16.0, rel=0.15)
+
+
+# sigma is 8, 24 and 48 pixels: worked out at a quarter, an eighth and a sixteenth of the size. Lines between the middles of
+# 4 by 4 pixels flatten the narrow one by 1 in 20; one shifted by half a pixel of its small picture would miss by 1 in 10 or more.
+@pytest.mark.parametrize(("share", "tolerance"), [(0.01, 0.06), (0.03, 0.02), (0.06, 0.02)])
+def test_glow_is_a_gaussian_of_the_given_width_wherever_the_lamp_is(share, tolerance):
+    y, x = np.arange(400)[:, None] + 0.5, np.arange(800)[None, :] + 0.5
+    for row, column in ((201, 401), (186, 420)):
+        light = np.zeros((3, 400, 800), np.float32)
+        light[:, row, column] = 1000.0
+        # light is gathered in blocks of 4 by 4, so it comes from the middle of one
+        exact = np.exp(-((y - (row // 4 * 4 + 2)) ** 2 + (x - (column // 4 * 4 + 2)) ** 2) / (2 * (share * 800) ** 2))
+        exact *= 1000 / exact.sum()
+        np.testing.assert_allclose(glow(light, ((share, 1.0),))[1], exact, atol=tolerance * exact.max())
 
 
 def test_at_night_contrast_decides():

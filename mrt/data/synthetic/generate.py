@@ -31,7 +31,7 @@ def generate(
 
     Images are JPEG of quality 95 with full colour resolution: measured at 640x320, 1.4 ms and 114 kB each with a mean
     change of 2.4 grey levels, about the sensor's noise, where PNG at its fastest costs 19 ms and 389 kB. One core renders
-    about 34 images of 256x128 a second, or 12 of 640x320 (measured beside other work; night and rain take 1.1 to 1.5 times as long).
+    about 37 images of 256x128 a second, or 15 of 640x320 (measured beside other work; night and rain take 1.1 to 1.3 times as long).
 
     Args:
         domain: "clear", "foggy", "night" or "rain".
