@@ -10,6 +10,7 @@
 
 #define MRT_INSTRUCTION_SET baseline
 #define MRT_VECTOR_BYTES 16
+#define MRT_WITH_DOUBLES
 #include "vectors.inl"
 #include "points.inl"
 #include "slices.inl"

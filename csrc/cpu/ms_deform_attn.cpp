@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kWorkPerThread = 1 << 18;
 
 // The best one this processor has; like PyTorch's own kernels, ATEN_CPU_CAPABILITY=avx2 or =default asks for less.
-const InstructionSet& instruction_set() {
+const Kernels<float>& instruction_set() {
 #ifdef MRT_X86_LEVELS
   static const char* const asked = std::getenv("ATEN_CPU_CAPABILITY");
   static const std::string_view most = asked == nullptr ? "" : asked;
@@ -34,9 +34,9 @@ const InstructionSet& instruction_set() {
 template <typename T>
 const Kernels<T>& kernels() {
   if constexpr (sizeof(T) == sizeof(float)) {
-    return instruction_set().f32;
+    return instruction_set();
   } else {
-    return instruction_set().f64;
+    return doubles;
   }
 }
 

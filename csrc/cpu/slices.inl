@@ -215,7 +215,7 @@ void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, con
 // Calls body with the number of vectors that `width` channels need.
 template <typename T, int V = 1, typename Body>
 MRT_INLINE void with_vectors(int64_t width, const Body& body) {
-  if constexpr (V == kMaxVectors) {
+  if constexpr (V == kMaxVectors<T>) {
     body.template operator()<V>();
   } else if (width <= V * kLanes<T>) {
     body.template operator()<V>();
@@ -225,7 +225,7 @@ MRT_INLINE void with_vectors(int64_t width, const Body& body) {
 }
 
 template <typename T>
-constexpr Rows kRows{kLanes<T>, kMaxVectors * kLanes<T>};
+constexpr Rows kRows{kLanes<T>, kMaxVectors<T> * kLanes<T>};
 
 // Calls body<V> for a task's channels, as many at a time as fit into V registers.
 template <typename T, typename Body>
@@ -298,7 +298,9 @@ void combine(const Call<T>& call, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const InstructionSet MRT_INSTRUCTION_SET{{forward<float>, backward<float>, combine<float>, kRows<float>},
-                                         {forward<double>, backward<double>, combine<double>, kRows<double>}};
+const Kernels<float> MRT_INSTRUCTION_SET{forward<float>, backward<float>, combine<float>, kRows<float>};
+#ifdef MRT_WITH_DOUBLES
+const Kernels<double> doubles{forward<double>, backward<double>, combine<double>, kRows<double>};
+#endif
 
 }  // namespace mrt::cpu

@@ -5,7 +5,10 @@ namespace mrt::cpu {
 namespace {
 
 constexpr int kBytes = MRT_VECTOR_BYTES;
-constexpr int kMaxVectors = kBytes == 16 ? 8 : 4;  // per row, kept in registers; wider heads are done in several passes over the channels
+// Of a row, kept in registers; wider heads are done in several passes over the channels. Fewer for float64, which nobody waits for but
+// the compiler.
+template <typename T>
+constexpr int kMaxVectors = sizeof(T) == sizeof(double) ? 2 : kBytes == 16 ? 8 : 4;
 
 // Vectors of one register in the compiler's own notation. Comparisons give Integers: all bits set or none.
 template <typename T>
@@ -122,7 +125,7 @@ MRT_INLINE void load_row(const void* array, Storage storage, int64_t at, int64_t
         if (end - from >= kLanes<T>) {
           std::memcpy(&halves, from, sizeof(halves));
         } else {
-          for (int64_t i = 0; i < left; ++i) halves[i] = from[i];
+          for (int64_t i = 0; i < left && i < kLanes<T>; ++i) halves[i] = from[i];
         }
         row[v] = left >= kLanes<T> ? widen(halves, storage) : first_lanes<T>(widen(halves, storage), left);
       }

@@ -54,8 +54,8 @@ struct Batch {
     Call<float> call{&sizes,    arrays[0], fused ? arrays[1] : nullptr, arrays[2], arrays[3],
                      arrays[4], arrays[5], arrays[6],                   arrays[7], arrays[8]};
     const int64_t slices = sizes.batch * sizes.heads, first = slices - sizes.heads;
-    baseline.f32.forward(call, first * sizes.queries, slices * sizes.queries);
-    baseline.f32.backward(call, first, slices);
+    baseline.forward(call, first * sizes.queries, slices * sizes.queries);
+    baseline.backward(call, first, slices);
   }
 };
 
