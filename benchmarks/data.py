@@ -1,13 +1,11 @@
 """Images per second and core of the training loader, against the usual ways to write it, and of each conversion of raw data.
 
-    python -m benchmarks.data [--rounds 7]
+    python -m benchmarks.data [--rounds 9]
 
 The loader's samples are at 800/1333 from PNG files of 2048x1024 and JPEG files of 1280x720, rendered here: weak view (flip, resize), strong
 view (also colour jitter, grey, blur) and teaching pair (both). Compared are this project's data set; the same operations as Pillow and
 torchvision's classic transforms do them, as in Unbiased Teacher and its followers; and torchvision v2 on tensors. One thread, CPU time. The
 pipelines take turns, each round over all files; what they draw is their own, so a round is an average over its files.
-
-All run as in one of our worker processes: freed memory is kept (mrt.data.loader.keep_freed_memory), which helps each of them.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from benchmarks.environment import environment
 from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
 from mrt.data.convert.recipe import prepare
 from mrt.data.dataset import DetectionDataset, SampleKey
-from mrt.data.loader import keep_freed_memory
 from mrt.data.synthetic.render import render
 from mrt.data.synthetic.traffic import CLASSES
 from mrt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform, resized_size
@@ -241,11 +238,10 @@ def conversion_rows(work: Path, rounds: int) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "data-cpu.json", help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     results: dict = {"environment": environment("cpu"), "rounds": options.rounds, "files per round": PHOTOS}
     print(", ".join(f"{key} {value}" for key, value in results["environment"].items()) + "\n")
     with tempfile.TemporaryDirectory() as work:

@@ -320,11 +320,12 @@ def plot(report: dict, path: Path) -> bool:
         axis.minorticks_off()
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(title)
-        axis.set_xlabel(f"times as fast as {PEER}, which is the line at 1 (median, quartiles)", fontsize=9)
+        axis.set_xlabel(f"times as fast as {PEER} (1)")
     axes[0].set_yticks([-i for i in range(len(rows))], [f"{name}, {dtype}" for name, dtype, _ in rows])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(markers))
     where = report["environment"]
-    figure.suptitle(f"{where['device']}, {where['threads']} threads, {where['cpu_capability']}, torch {where['torch']}", fontsize=10)
+    title = f"{where['device']}, {where['threads']} threads, {where['cpu_capability']}, torch {where['torch']}; medians, quartiles"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     return True
 

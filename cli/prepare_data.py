@@ -38,9 +38,9 @@ class DataSets(TyperGroup):
 
     def get_command(self, ctx: Any, name: str) -> Any:
         command = super().get_command(ctx, name)
-        if command is None and not name.startswith("-"):
+        if (command is None and not name.startswith("-")) or (command is not None and name == "prepared"):
             command = super().get_command(ctx, "prepared")
-            ctx.meta["mrt.prepared"] = name
+            ctx.meta.setdefault("mrt.prepared", name)
         return command
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -49,7 +49,7 @@ class DataSets(TyperGroup):
         return [name for name in order if name in self.commands]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] == "--check":  # `mrt prepare-data --check`: all that is there
+        if args and args[0] in ("--check", "--preview", "--data-root"):  # `mrt prepare-data --check`: all that is there
             args = ["prepared", *args]
             ctx.meta["mrt.prepared"] = None
         return super().parse_args(ctx, args)
@@ -186,7 +186,9 @@ def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, dat
             f"it makes: {', '.join(makes)} (your own: custom --name {name}); prepared in {root}: {', '.join(there) or 'none'}",
         )
     if not there:
-        raise MrtError(f"--check: no prepared set in {root}", "name another place with --data-root")
+        raise MrtError(f"prepare-data: no prepared set in {root}", "name another place with --data-root")
+    if not check and not preview and name is None:
+        raise MrtError("prepare-data: of which data set?", "name one, or add --check or --preview 12 for all that are there")
     if not check and not preview:
         raise MrtError(
             f"prepare-data {name}: is prepared already, in {root / name}", "add --check to verify it, or --preview 12 to draw it"
@@ -241,6 +243,8 @@ def _make(
         with watching() as watcher:
             _look_at([root / name], check, preview, watcher)
         return
+    if check and not raw and not overwrite:
+        raise MrtError(f"prepare-data {name} --check: there is no set {name} in {root}", "make it with --raw, or name another --data-root")
     paths = [*(raw or [path for found in known.values() for path in found]), *(known.get(also or "", []) if raw else [])]
     if not paths:
         raise MrtError(
@@ -289,6 +293,18 @@ class _Unpacking:
             self._archive = None
 
 
+class _Counting:
+    """Progress that begins with the first image, not while a large annotation file is read."""
+
+    def __init__(self, watcher: Watcher, task: str) -> None:
+        self._watcher, self._task = watcher, task
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == 1:
+            self._watcher.begin(self._task, total)
+        self._watcher.advance(1)
+
+
 def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watcher) -> None:
     """Verify and draw prepared sets; MrtError lists what no longer fits."""
     from mrt.data.card import read_card
@@ -298,8 +314,7 @@ def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watche
     problems = []
     for folder in folders if check else ():
         card = read_card(folder)
-        watcher.begin(f"check {folder.name}", sum(part.num_images for part in card.splits.values()))
-        found = check_set(card, on_progress=lambda done, total: watcher.advance(1))
+        found = check_set(card, on_progress=_Counting(watcher, f"check {folder.name}"))
         watcher.end()
         watcher.say(f"{folder.name}: {'is as it was made' if not found else f'{len(found)} problems'}")
         problems += [f"{folder.name}: {line}" for line in found]
@@ -323,7 +338,11 @@ def draw_preview(folder: Path, images: int, watcher: Watcher) -> None:
             watcher.say(f"{folder.name}: {split} drawn in {path}")
 
 
-group = typer.Typer(cls=DataSets, no_args_is_help=True, help="Make a data set: from official downloads, your own files, or rendered here.")
+HELP = (
+    "Make a data set: from official downloads, your own files, or rendered here. "
+    "Of a set that is there, --check verifies it and --preview 12 draws it: `mrt prepare-data NAME --check`; without NAME, all."
+)
+group = typer.Typer(cls=DataSets, no_args_is_help=True, help=HELP)
 for _command in (synthetic, cityscapes, foggy, sim10k, bdd100k, custom, prepared):
     group.command(_command.__name__, cls=ListCommand, hidden=_command is prepared)(_command)
 

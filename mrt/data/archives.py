@@ -6,8 +6,10 @@ archives allow that at no cost, so the owners' downloads need not be unpacked; a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -21,7 +23,8 @@ from mrt.files import replacing, write_text
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz")
-_STARTED, _DONE = ".unpacking", ".unpacked"  # in a folder of unpacked files: the archive's size and time, written first and last
+_STARTED, _DONE = ".unpacking", ".unpacked"  # in a folder of unpacked files: which archive's they are, and what has been unpacked for
+_ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][\w+.-]*://")  # a drive letter, or a URL
 _open_archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # by process: a forked worker must not share the parent's file position
 
 
@@ -49,7 +52,9 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     key = (os.getpid(), str(path))
     if key not in _open_archives:
         try:
-            _open_archives[key] = zipfile.ZipFile(path)
+            archive = _open_archives[key] = zipfile.ZipFile(path)
+            for name, info in list(archive.NameToInfo.items()):  # some tools write ./a/b.png; a Path has no such parts
+                archive.NameToInfo.setdefault(PurePosixPath(name).as_posix(), info)
         except FileNotFoundError:
             raise MrtError(f"{path}: no such file") from None
         except (OSError, zipfile.BadZipFile) as error:
@@ -91,32 +96,52 @@ def file_exists(path: Path) -> bool:
 def safe_member(archive: Path, name: str) -> PurePosixPath:
     """A member's name as a relative path; MrtError if it climbs out of the archive's root."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or (path.parts and ":" in path.parts[0]):
+    if path.is_absolute() or ".." in path.parts or "\\" in name or leads_elsewhere(name):
         raise MrtError(
             f"{archive}: its member {name!r} leads out of the folder it would be unpacked to",
-            "The archive is not to be trusted: get it from its owner.",
+            "Get it from its owner; if you trust it, unpack it yourself and give the folder.",
         )
     return path
 
 
-def unpack_tar(archive: Path, folder: Path, wanted: Callable[[str], bool], on_progress: Callable[[int, int], None] | None = None) -> None:
+def leads_elsewhere(name: str) -> bool:
+    """Whether a name begins with a drive letter or is a URL; 12:30.jpg is neither."""
+    return _ELSEWHERE.match(name) is not None
+
+
+def unpacked_folder(archive: Path, root: Path) -> Path:
+    """Where a tar archive is unpacked to below ``root``: a folder of its name, or beside it if that holds another archive's files."""
+    folder, mark = root / archive.name, _mark(archive)
+    if not folder.exists() or _reads(folder / _STARTED, mark):
+        return folder
+    return root / f"{archive.name}-{hashlib.sha256(mark.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def unpack_tar(
+    archive: Path,
+    folder: Path,
+    wanted: Callable[[str], bool],
+    on_progress: Callable[[int, int], None] | None = None,
+    purpose: str = "everything wanted",
+) -> None:
     """Unpack the wanted regular files of a tar archive into ``folder``, safely, and not twice.
 
     Links, devices and names that lead out of the folder are refused. A file appears whole or not at all, so an interrupted call goes on
-    where it stopped; a folder that is complete for this archive (same size and time) is left as it is.
+    where it stopped; a folder that is complete for this archive (same size and time) and purpose is left as it is.
 
     Args:
         on_progress: called with (bytes of the archive read, its size).
+        purpose: one line that stands for ``wanted``: what was unpacked for one purpose may not do for the next.
 
     Raises:
         MrtError: the archive is missing, cut short or unsafe, or the disk is full.
     """
-    try:
-        stat = archive.stat()
-    except OSError as error:
-        raise MrtError(f"{archive}: cannot be read ({error.strerror})") from None
-    mark = f"{archive.name} {stat.st_size} {stat.st_mtime_ns}"
-    if _reads(folder / _DONE, mark):
+    mark = _mark(archive)
+    size = archive.stat().st_size
+    done = _lines(folder / _DONE)
+    if done[:1] != [mark]:
+        done = [mark]
+    elif purpose in done:
         return
     goes_on = _reads(folder / _STARTED, mark)
     write_text(folder / _STARTED, mark)
@@ -124,7 +149,7 @@ def unpack_tar(archive: Path, folder: Path, wanted: Callable[[str], bool], on_pr
         with open(archive, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
             for member in tar:
                 if on_progress is not None:
-                    on_progress(raw.tell(), stat.st_size)
+                    on_progress(raw.tell(), size)
                 path = safe_member(archive, member.name)
                 if member.isdir() or not wanted(path.as_posix()):
                     continue
@@ -140,8 +165,21 @@ def unpack_tar(archive: Path, folder: Path, wanted: Callable[[str], bool], on_pr
         raise MrtError(f"{archive}: cannot be read to its end ({error})", "The download may be cut short: get it again.") from None
     except OSError as error:
         raise MrtError(f"{archive}: cannot be unpacked into {folder} ({error.strerror or error})") from None
-    write_text(folder / _DONE, mark)
+    write_text(folder / _DONE, "\n".join([*done, purpose]))
+
+
+def _mark(archive: Path) -> str:
+    """What tells an archive from another one of the same name."""
+    try:
+        stat = archive.stat()
+    except OSError as error:
+        raise MrtError(f"{archive}: cannot be read ({error.strerror})") from None
+    return f"{ascii(archive.name)[1:-1]} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
 def _reads(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text
+    return _lines(path) == [text]

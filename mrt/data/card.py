@@ -31,6 +31,7 @@ from mrt.files import write_text
 
 CARD_NAME = "dataset.json"
 CARD_VERSION = 1
+UNPACKED = "unpacked"  # not a set: the folder of the data root that tar archives are unpacked to
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,14 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_split(folder: Path, annotations: str, images: str, skipped: Mapping[str, int] | None = None) -> tuple[SplitCard, Counter[str]]:
-    """Count what ``folder/annotations`` (COCO, already written) holds: the split's card and its image sizes ("WxH" -> images)."""
-    coco = read_json(Path(folder) / annotations)
+def describe_split(
+    folder: Path, annotations: str, images: str, skipped: Mapping[str, int] | None = None, coco: Mapping[str, Any] | None = None
+) -> tuple[SplitCard, Counter[str]]:
+    """Count what ``folder/annotations`` (COCO, already written) holds: the split's card and its image sizes ("WxH" -> images).
+
+    ``coco``: the file's content, for who has read it.
+    """
+    coco = read_json(Path(folder) / annotations) if coco is None else coco
     names = {category["id"]: category["name"] for category in coco["categories"]}
     counted = [a for a in coco["annotations"] if not is_ignored(a)]
     per_class = Counter(a["category_id"] for a in counted)

@@ -31,7 +31,7 @@ def check_set(card: DatasetCard, *, workers: int | None = None, on_progress: Pro
             problems.append(f"{annotations}: changed since the card was written (sha256 differs)")
             continue
         coco = read_json(annotations)
-        found, _ = describe_split(card.folder, split.annotations, split.images, split.skipped)
+        found, _ = describe_split(card.folder, split.annotations, split.images, split.skipped, coco)
         for field in ("num_images", "num_boxes", "num_ignored", "num_empty", "boxes_per_class"):
             said, counts = getattr(split, field), getattr(found, field)
             if said != counts:

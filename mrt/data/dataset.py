@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_area
 
 from mrt.data.card import DatasetCard, coco_categories, is_ignored, read_json
-from mrt.data.images import read_image
+from mrt.data.images import read_image, read_picture
 from mrt.data.transforms import Sample, Target, Transform
 from mrt.errors import MrtError
 
@@ -102,7 +102,6 @@ class DetectionDataset(Dataset):
         """A plain index draws its augmentation from torch's generator; a :class:`SampleKey` always gives the same sample."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         record = self.records[index]
-        image = self._pixels(index)
         target: Target = {
             "boxes": record.boxes,
             "labels": record.labels,
@@ -111,6 +110,10 @@ class DetectionDataset(Dataset):
         }
         if self.keep_ignored:
             target |= {"ignore_boxes": record.ignore_boxes, "ignore_labels": record.ignore_labels}
+        if self._cache is None and isinstance(self.transform, Transform):
+            image = read_picture(record.path, record.size)  # an array of it would have to become a picture again to be resized
+        else:
+            image = self._pixels(index)
         if self.transform is None:
             for name in ("boxes", "ignore_boxes"):
                 if name in target:

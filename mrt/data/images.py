@@ -16,7 +16,12 @@ from mrt.errors import MrtError
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours. The path may lead into a zip archive.
+    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours. Otherwise as :func:`read_picture`."""
+    return torch.from_numpy(np.array(read_picture(path, size))).permute(2, 0, 1)
+
+
+def read_picture(path: Path | str, size: tuple[int, int] | None = None) -> Image.Image:
+    """Decode to an RGB picture. The path may lead into a zip archive.
 
     Grey, palette, transparent, CMYK and 16-bit files become 8-bit RGB (16-bit: the high byte). A photo that its EXIF entry says to turn or
     mirror is made upright, unless ``size`` shows that the annotations were made on the pixels as stored.
@@ -31,18 +36,18 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF blocks and palettes that decode all the same
             with open_file(path) as source, Image.open(source) as file:
-                picture = _upright(file, size)
-                pixels = np.array(_to_rgb(picture))
+                picture = _to_rgb(_upright(file, size))
+                picture.load()
     except FileNotFoundError:
         raise MrtError(f"{path}: no such image", "Has the folder moved? Make the set again with `mrt prepare-data`.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MrtError(f"{path}: cannot be read as an image ({error})", "Get the file again, or leave it out of the annotations.") from None
-    if size is not None and pixels.shape[:2] != tuple(size):
+    if size is not None and (picture.height, picture.width) != tuple(size):
         raise MrtError(
-            f"{path}: the image is {pixels.shape[1]}x{pixels.shape[0]}, its annotations are for {size[1]}x{size[0]}",
+            f"{path}: the image is {picture.width}x{picture.height}, its annotations are for {size[1]}x{size[0]}",
             "Boxes would land in the wrong places: use the images that the annotations were made on.",
         )
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return picture
 
 
 def _on_its_side(picture: Image.Image) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -165,7 +164,7 @@ class BatchLoader(DataLoader):
 
     def __init__(self, dataset: Dataset, pad_to: tuple[int, int] | None = None, **options: Any) -> None:
         together = partial(_collate_answers, size=pad_to)
-        super().__init__(_Answers(dataset), collate_fn=together, worker_init_fn=_start_worker, **options)
+        super().__init__(_Answers(dataset), collate_fn=together, worker_init_fn=_leave_signals_to_the_parent, **options)
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches(super().__iter__())
@@ -205,29 +204,7 @@ def _collate_answers(answers: Sequence[Sample | MrtError], size: tuple[int, int]
         return error
 
 
-def _start_worker(_worker: int) -> None:
-    _leave_signals_to_the_parent()
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep blocks of up to 32 MB (its limit) when they are freed, in this process.
-
-    By default each image's buffers go back to the system, and their pages are mapped and zeroed anew for the next one: a sixth of the
-    time of a teaching pair. A worker then stays as large as its largest sample made it. Other C libraries go on as they do.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def _leave_signals_to_the_parent() -> None:
+def _leave_signals_to_the_parent(_worker: int) -> None:
     """Ctrl-C and SIGTERM reach a whole group of processes: workers must go on until the main process has saved its state and ends them.
 
     A worker's death by signal would raise in the midst of the main process' step. A SIGTERM that the main process sends is obeyed.

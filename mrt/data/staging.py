@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mrt.data.card import CARD_NAME
+from mrt.data.card import CARD_NAME, UNPACKED
 from mrt.errors import MrtError, RunFailed
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -33,6 +34,8 @@ def check_name(name: str) -> None:
     """MrtError unless the name can be a set's: a plain folder name that is not hidden."""
     if not name or Path(name).name != name or name.startswith("."):
         raise MrtError(f"name is {name!r}, expected a plain folder name such as 'foggy'")
+    if name == UNPACKED:
+        raise MrtError(f"name is {name!r}: that folder of the data root is for archives' files", "Give the set another name.")
 
 
 @contextmanager
@@ -50,10 +53,12 @@ def staged(root: Path, name: str, overwrite: bool = False) -> Iterator[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root, name)
+        check_output(root, name, overwrite)  # an old set may be back
         work = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", suffix=".partial", dir=root))
         try:
             yield work
             work.chmod(0o755)
+            check_output(root, name, overwrite)  # another process may have made it in the meantime
             _put_in_place(work, target)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
@@ -77,9 +82,13 @@ def check_output(root: Path, name: str, overwrite: bool) -> None:
 
 
 def _remove_abandoned(root: Path, name: str) -> None:
-    for folder in root.glob(f".{name}.*.partial"):
-        owner = folder.name.removeprefix(f".{name}.").split(".")[0]
-        if owner.isdecimal() and not _alive(int(owner)):
+    """Clear what killed processes left for this name; a set that one of them had moved aside comes back."""
+    ours = re.compile(rf"\.{re.escape(name)}\.(\d+)\.[^.]+\.(?:partial|old)")
+    for folder in sorted(root.iterdir()):
+        left = ours.fullmatch(folder.name)
+        if left and not _alive(int(left[1])):
+            if (folder / "old").is_dir() and not (root / name).exists():
+                os.replace(folder / "old", root / name)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -134,7 +143,7 @@ def _put_in_place(work: Path, target: Path) -> None:
     if not target.exists():
         os.replace(work, target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".old", dir=target.parent))
     os.replace(target, aside / "old")
     try:
         os.replace(work, target)

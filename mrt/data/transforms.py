@@ -64,20 +64,24 @@ def resized_size(height: int, width: int, short_side: int, max_size: int) -> tup
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def resize(image: Tensor, boxes: Tensor, size: tuple[int, int], region: Region | None = None) -> tuple[Tensor, Tensor]:
+def resize(image: Tensor | Image.Image, boxes: Tensor, size: tuple[int, int], region: Region | None = None) -> tuple[Tensor, Tensor]:
     """Scale ``region`` of the image (default: all of it) to ``size`` (height, width); ``boxes`` (n, 4) are xyxy pixels of the region.
 
-    image: (3, H, W) uint8. The cut and the scaling are one pass over the pixels.
+    image: (3, H, W) uint8, or an RGB picture. The cut and the scaling are one pass over the pixels.
     """
-    height, width = image.shape[-2:]
-    region = region or Region(0, 0, height, width)
+    region = region or Region(0, 0, *image_size(image))
     if (region.height, region.width) == size:
-        return crop_pixels(image, region), boxes
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy(force=True))
+        return crop_pixels(image if isinstance(image, Tensor) else image_tensor(image), region), boxes
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy(force=True)) if isinstance(image, Tensor) else image
     corners = (region.left, region.top, region.left + region.width, region.top + region.height)
     scaled = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=corners)
     scale_x, scale_y = size[1] / region.width, size[0] / region.height
     return image_tensor(scaled), boxes * boxes.new_tensor((scale_x, scale_y, scale_x, scale_y))
+
+
+def image_size(image: Tensor | Image.Image) -> tuple[int, int]:
+    """(height, width)."""
+    return tuple(image.shape[-2:]) if isinstance(image, Tensor) else (image.height, image.width)
 
 
 def crop_pixels(image: Tensor, region: Region) -> Tensor:
@@ -115,7 +119,7 @@ def denormalise(image: Tensor) -> Tensor:
 
 def image_tensor(picture: Image.Image) -> Tensor:
     """RGB picture -> contiguous (3, h, w) uint8."""
-    return planar(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in picture.split()]))
 
 
 def planar(image: Tensor) -> Tensor:
@@ -141,8 +145,9 @@ def strong_view(image: Tensor, rng: random.Random) -> Tensor:
 class Transform:
     """From a decoded image and its target to what the network takes.
 
-    Calling it: image (3, H, W) uint8 and a target with ``boxes`` (n, 4) xyxy pixels, ``labels`` (n,), optionally ``ignore_boxes`` and
-    ``ignore_labels`` -> :class:`Sample` whose target holds cxcywh shares of the new image and ``size`` (h, w).
+    Calling it: image, (3, H, W) uint8 or an RGB picture (saves copies), and a target with ``boxes`` (n, 4) xyxy pixels, ``labels`` (n,),
+    optionally ``ignore_boxes`` and ``ignore_labels`` -> :class:`Sample` whose target holds cxcywh shares of the new image and ``size``
+    (h, w).
 
     Args:
         kind: "weak" crops, resizes, flips; "strong" also changes colours; "pair" gives both views; "eval" only resizes.
@@ -160,10 +165,10 @@ class Transform:
         self.kind, self.short_sides, self.max_size = kind, tuple(short_sides), max_size
         self.crop, self.flip = (crop, flip) if kind != "eval" else (False, 0.0)
 
-    def __call__(self, image: Tensor, target: Target, rng: random.Random) -> Sample:
+    def __call__(self, image: Tensor | Image.Image, target: Target, rng: random.Random) -> Sample:
         target = dict(target)
         groups = [name for name in ("boxes", "ignore_boxes") if name in target]
-        height, width = image.shape[-2:]
+        height, width = image_size(image)
         region = self._draw_region(height, width, rng) if self.crop and rng.random() < 0.5 else Region(0, 0, height, width)
         short_side = self.short_sides[-1] if self.kind == "eval" else rng.choice(self.short_sides)
         size = resized_size(region.height, region.width, short_side, self.max_size)
@@ -180,7 +185,7 @@ class Transform:
             target[name] = xyxy_to_cxcywh(flip_boxes(boxes, size[1]) if flipped else boxes) * shares
         target["size"] = size
 
-        pixels, _ = resize(image.as_subclass(Tensor), torch.empty(0, 4), size, region)
+        pixels, _ = resize(image.as_subclass(Tensor) if isinstance(image, Tensor) else image, torch.empty(0, 4), size, region)
         pixels = planar(pixels)
         if flipped:
             pixels = pixels.flip(-1)

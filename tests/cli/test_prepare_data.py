@@ -52,13 +52,20 @@ def test_a_coco_folder_becomes_a_set(photos, somewhere):
 
 def test_check_finds_what_changed(photos, somewhere):
     prepare("custom", "--raw", photos, "--name", "mine")
-    assert "is as it was made" in prepare("mine", "--check")
+    said = prepare("mine", "--check")
+    assert "is as it was made" in said and "check mine: 10/10" in said
     assert "is as it was made" in prepare("--check")
     (photos / "4.png").unlink()
     told = refused("prepare-data", "mine", "--check")
     assert "1 of 10 images are missing" in told and "4.png" in told and "--overwrite" in told
     assert "add --check" in refused("prepare-data", "mine")
     assert "unknown data set" in refused("prepare-data", "mime", "--check")
+    assert "unknown data set" in refused("prepare-data", "prepared", "--check")  # the command's own name is none
+    assert "there is no set mine in" in refused("prepare-data", "custom", "--name", "mine", "--check", "--data-root", somewhere / "new")
+    assert not (somewhere / "new").exists()  # though the raw files are remembered
+    assert "is as it was made" not in prepare("--preview", 2, "--data-root", somewhere / "data")
+    assert (somewhere / "data" / "mine" / "preview.png").is_file()
+    assert "of which data set" in refused("prepare-data", "--data-root", somewhere / "data")
 
 
 def test_raw_files_and_the_data_root_are_remembered(photos, somewhere, monkeypatch):

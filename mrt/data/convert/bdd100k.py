@@ -150,7 +150,7 @@ def recipe(
     if all(label_files.values()):
         details["labels also there"] = [other for other in YEARS if other != year]
     details["benchmark"] = filters == DAYTIME and year == "2018" and wanted == BENCHMARK
-    expected = {split: {"images": NUM_IMAGES[split]} for split in splits} if details["benchmark"] else {}
+    expected = {split: {"images": number} for split, number in NUM_IMAGES.items()} if details["benchmark"] else {}
     domain = "+".join("/".join(sorted(values)) for values in filters.values()) or "bdd100k"
     return Recipe(domain, wanted, made, files.source, details, expected=expected)
 

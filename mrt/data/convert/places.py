@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mrt.data.archives import file_exists
+from mrt.data.archives import file_exists, leads_elsewhere
 from mrt.data.convert.recipe import Skipped
 from mrt.data.headers import IMAGE_SUFFIXES, read_header
 from mrt.errors import MrtError
@@ -37,7 +37,7 @@ def split_of_folder(inside: str) -> str | None:
 def entry_name(text: str, source: Path, entry: str) -> str:
     """A path out of a user's file with forward slashes; MrtError names ``source`` and ``entry`` if it is absolute or climbs up."""
     path = PurePosixPath(text.strip().replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or not path.name or leads_elsewhere(text.strip()):
         raise MrtError(
             f"{source}: {entry} is {text[:200]!r}, not a path below the image folder",
             "Write paths relative to the image folder: no absolute ones, no '..'.",

@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mrt.data.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, open_file, open_zip, safe_member, unpack_tar
-from mrt.data.card import decode_json
+from mrt.data.archives import (
+    TAR_SUFFIXES,
+    ZIP_SUFFIXES,
+    is_archive,
+    open_file,
+    open_zip,
+    safe_member,
+    unpack_tar,
+    unpacked_folder,
+)
+from mrt.data.card import CARD_NAME, UNPACKED, decode_json
 from mrt.errors import MrtError
 
-UNPACKED = "unpacked"  # folder under the data root where tar archives are unpacked to
 Unpacking = Callable[[Path, int, int], None]  # called with (archive, bytes done, bytes in all)
 
 
@@ -21,7 +29,8 @@ class RawFiles:
 
     A folder's own archives (``*.zip``, ``*.tgz``, ``*.tar.gz``, ``*.tar`` right in it) are looked into too: the folder of the downloads as
     they came will do. What is found twice is taken from the folder given first, files before archives. Zip archives are read in place; the
-    wanted files of tar archives are unpacked to ``data_root/unpacked/ARCHIVE``, once.
+    wanted files of tar archives are unpacked to ``data_root/unpacked/ARCHIVE``, once. If a folder holds the data root, what was made
+    there (sets, unpacked archives) is no raw file.
 
     Args:
         paths: what ``--raw`` names.
@@ -29,13 +38,14 @@ class RawFiles:
         data_root: where tar archives are unpacked to.
 
     Raises:
-        MrtError: a path that does not exist, is neither folder nor archive, or an archive that cannot be read.
+        MrtError: a path that does not exist, is neither folder nor archive, or a folder or archive that cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path | str], wanted: str, data_root: Path, on_unpack: Unpacking | None = None) -> None:
         self.paths = [Path(path).expanduser().absolute() for path in paths]
         self.files: dict[str, Path] = {}
         self._wanted = re.compile(wanted)
+        self._data_root = data_root.absolute()
         for path in self.paths:
             if path.is_dir():
                 self._add_folder(path)
@@ -47,7 +57,7 @@ class RawFiles:
             else:
                 raise MrtError(f"--raw {path}: no such file or folder", "Name the folder with the downloads, or the archives themselves.")
             for archive in archives:
-                self._add_archive(archive, data_root, on_unpack)
+                self._add_archive(archive, on_unpack)
 
     @property
     def source(self) -> str:
@@ -67,23 +77,40 @@ class RawFiles:
             self.files.setdefault(inside, place)
 
     def _add_folder(self, folder: Path) -> None:
-        for where, folders, names in os.walk(folder, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for where, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+            folders[:] = sorted(
+                name for name in folders if not name.startswith(".") and not self._is_made(where, name) and not _leads_back(where, name)
+            )
             inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
             for name in names:
                 if not name.startswith("."):
                     self._add((inside / name).as_posix(), Path(where) / name)
 
-    def _add_archive(self, archive: Path, data_root: Path, on_unpack: Unpacking | None) -> None:
+    def _is_made(self, where: str, name: str) -> bool:
+        """Whether a folder is one of the data root's sets, or that of unpacked archives."""
+        made = name == UNPACKED or os.path.isfile(os.path.join(where, name, CARD_NAME))
+        return made and os.path.realpath(where) == os.path.realpath(self._data_root)
+
+    def _add_archive(self, archive: Path, on_unpack: Unpacking | None) -> None:
         if archive.name.lower().endswith(ZIP_SUFFIXES):
             for member in open_zip(archive).infolist():
                 if not member.is_dir() and self._wanted.search(member.filename):
                     self._add(safe_member(archive, member.filename).as_posix(), archive / member.filename)
             return
-        folder = data_root.absolute() / UNPACKED / archive.name
+        folder = unpacked_folder(archive, self._data_root / UNPACKED)
         tell = None if on_unpack is None else (lambda done, total: on_unpack(archive, done, total))
-        unpack_tar(archive, folder, lambda name: self._wanted.search(name) is not None, tell)
+        unpack_tar(archive, folder, lambda name: self._wanted.search(name) is not None, tell, purpose=self._wanted.pattern)
         self._add_folder(folder)
+
+
+def _unreadable(error: OSError) -> None:
+    raise MrtError(f"{error.filename}: cannot be read ({error.strerror})", "Files in it would be missing: mend its permissions.") from None
+
+
+def _leads_back(where: str, name: str) -> bool:
+    """Whether a folder is a link to one that it is in."""
+    path = os.path.join(where, name)
+    return os.path.islink(path) and Path(os.path.realpath(where)).is_relative_to(os.path.realpath(path))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -114,12 +114,17 @@ def prepare(
         cards, sizes = {}, Counter[str]()
         for split_name, split in recipe.splits.items():
             pictures, skipped, examples = _sort_out(split_name, results[split_name], split.skipped)
-            (work / f"{split_name}.json").write_text(json.dumps(_coco(pictures, recipe, skipped), ensure_ascii=False), encoding="utf-8")
+            (work / f"{split_name}.json").write_text(json.dumps(_coco(pictures, recipe), ensure_ascii=False), encoding="utf-8")
             images = split.images.as_posix() if split.makes else _reference(split.images, Path(root), name)
             cards[split_name], found = describe_split(work, f"{split_name}.json", images, skipped)
             sizes.update(found)
             warnings += [f"{split_name}: {example}" for example in examples]
             warnings += _compare(split_name, cards[split_name].boxes_per_class, len(pictures), recipe.expected.get(split_name, {}))
+        warnings += [
+            f"{split_name}: nothing found of the official {expected['images']} images"
+            for split_name, expected in recipe.expected.items()
+            if split_name not in recipe.splits and "images" in expected
+        ]
         if not sizes:
             raise MrtError(f"{recipe.source}: none of the {total} images could be used", "\n".join(warnings[:5]) or None)
         details = dict(recipe.details) | ({"warnings": warnings} if warnings else {})
@@ -173,7 +178,7 @@ def _sort_out(
     return pictures, dict(skipped), told
 
 
-def _coco(pictures: Sequence[Picture], recipe: Recipe, skipped: Mapping[str, int]) -> dict[str, Any]:
+def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
     images, annotations = [], []
     ids = {label: number for number, label in enumerate(recipe.classes, start=1)}
     for number, picture in enumerate(pictures, start=1):

@@ -70,6 +70,11 @@ def test_the_same_image_twice_is_taken_once(tmp_path):
     assert "image listed twice" in warnings[0]
 
 
+def test_a_split_of_which_nothing_is_there_is_a_warning(tmp_path):
+    _, warnings = prepare(recipe([1], expected={"train": {"images": 1}, "val": {"images": 500}}), tmp_path, "s")
+    assert warnings == ["val: nothing found of the official 500 images"]
+
+
 @pytest.mark.parametrize(("jobs", "words"), [([], "no images to convert"), ([3], "none of the 1 images"), ([1, 5], "5.json")])
 def test_nothing_is_left_of_what_fails(tmp_path, jobs, words):
     with pytest.raises(MrtError, match=words):
