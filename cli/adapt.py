@@ -13,6 +13,7 @@ STAGES = ("mae", "teach")
 
 
 def adapt(
+    ctx: typer.Context,
     target: options.Target = None,
     source: options.Source = None,
     preset: options.Preset = None,
@@ -28,13 +29,15 @@ def adapt(
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
+    gpus: options.Gpus = None,
     amp: options.Amp = None,
+    profile: options.Profile = 0,
     dry_run: options.DryRun = False,
 ) -> None:
     """Adapt a source detector to an unlabelled target domain, e.g. --target foggy."""
     from mrt.errors import MrtError
 
-    from . import experiment
+    from . import experiment, launch
     from .console import say, watching
 
     if target is None and preset is None and not (resume and name):
@@ -58,10 +61,15 @@ def adapt(
     start = None if resume else init or experiment.starting_weights(kind, config, roots.run_root)
     command = "adapt" + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
 
+    if gpus is not None and launch.needed(gpus, config):
+        command += f" --gpus {gpus}"
+        with experiment.resumable(command, folder, data_root, run_root):
+            launch.start(gpus, ctx)
+        return
     with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
         from mrt.engine import stages
 
-        stages.adapt(config, folder, stages=chosen, init=start, resume=resume, data_root=roots.data_root, watcher=watcher)
+        stages.adapt(config, folder, stages=chosen, init=start, resume=resume, data_root=roots.data_root, watcher=watcher, profile=profile)
     say(f"Written to {folder}. Evaluate it: mrt eval {folder}")
 
 

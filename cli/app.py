@@ -81,9 +81,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False,
 ) -> None:
     """The options before any command."""
+    if ctx.invoked_subcommand == "prepare-data" and os.environ.get("WORLD_SIZE", "1") != "1":
+        from .experiment import require_one_process
+
+        require_one_process("prepare-data")
 
 
 demo.register(app)

@@ -10,6 +10,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 AXES = "mrt.axes"  # where AxisCommand leaves what it found in the context's meta
+WORDS = "mrt.words"  # where ListCommand leaves the words of the command line as they were typed
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
 
@@ -49,6 +50,7 @@ class ListCommand(TyperCommand):
         return not is_option(word)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = list(args)
         lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         spread: list[str] = []
         position = 0

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mrt.engine.report import Watcher
-from mrt.errors import MrtError
+from mrt.errors import Interrupted, MrtError, ProcessLost
+
+from .launch import STARTED
 
 RANK = int(os.environ.get("RANK", "0"))
 PLAIN_WIDTH = 200  # of tables in a pipe or a file, where there is no terminal to ask
@@ -38,7 +40,12 @@ def say(text: str = "", style: str | None = None) -> None:
 
 
 def show_error(error: Exception) -> None:
-    """One clear message on standard error, without a traceback."""
+    """One clear message on standard error, without a traceback.
+
+    A stop that was asked for reaches every process; the one that the user started tells of it: mrt, or the first under torchrun.
+    """
+    if isinstance(error, Interrupted) and not isinstance(error, ProcessLost) and (RANK or STARTED in os.environ):
+        return
     console = _console("stderr")
     message, hint = (error.message, error.hint) if isinstance(error, MrtError) else (str(error) or type(error).__name__, None)
     where = f"mrt (process {RANK}): " if RANK else "mrt: "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt.config import Config, Settings, load_config, preset_names
-from mrt.errors import Interrupted, MrtError
+from mrt.errors import Interrupted, MrtError, ProcessLost
 
 PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
 PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city"}
@@ -173,16 +173,19 @@ def source_weights(config: Config, root: Path) -> str:
 @contextmanager
 def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path | None) -> Iterator[None]:
     """Adds to an interruption the command that continues the run; the roots are the options as they were given."""
+    from .launch import STARTED
+
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
-        if not (folder / "checkpoints" / "last.pt").is_file():
+        if STARTED in os.environ or not (folder / "checkpoints" / "last.pt").is_file():
             raise
         words = ["mrt", *command.split(), "--resume", "--name", str(folder.relative_to(find_roots(None, run_root).run_root))]
         for option, path in (("--data-root", data_root), ("--run-root", run_root)):
             words += [option, str(path)] if path is not None else []
         what = str(error) or "stopped at once; the run goes on from its last checkpoint"
-        raise Interrupted(f"{what}\ncontinue with: {shlex.join(words)}") from None
+        kind = ProcessLost if isinstance(error, ProcessLost) else Interrupted
+        raise kind(f"{what}\ncontinue with: {shlex.join(words)}") from None
 
 
 @contextmanager

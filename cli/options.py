@@ -22,7 +22,16 @@ Set = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random in the run.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Gpus = Annotated[
+    int | None, typer.Option(min=1, help="Train on so many GPUs of this machine, one process each. The total batch stays the same.")
+]
 Amp = Annotated[str | None, typer.Option(help="Mixed precision: off, bf16 or fp16.")]
+Profile = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="STEPS", help="Profile so many steps of each stage: its most expensive calls, and a trace in the run's folder."
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="The run's folder under the run root. Default: made from the command and the data sets.")]
 Init = Annotated[str | None, typer.Option(help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")]

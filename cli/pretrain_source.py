@@ -12,6 +12,7 @@ from .arguments import ListCommand
 
 
 def pretrain_source(
+    ctx: typer.Context,
     preset: options.Preset = None,
     source: options.Source = None,
     target: options.Target = None,
@@ -39,14 +40,16 @@ def pretrain_source(
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
+    gpus: options.Gpus = None,
     amp: options.Amp = None,
+    profile: options.Profile = 0,
     dry_run: options.DryRun = False,
 ) -> None:
     """Train the detector on the labelled source domain (stage 1)."""
     from mrt.errors import MrtError
 
-    from . import experiment
-    from .console import say, watching
+    from . import experiment, launch
+    from .console import RANK, say, watching
 
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
@@ -64,13 +67,26 @@ def pretrain_source(
     start = experiment.source_weights(config, roots.run_root) if match_adapt and not (init or resume) else init
     command = "pretrain-source" + (" --match-adapt" if match_adapt else "") + (f" --oracle {oracle}" if oracle else "")
 
+    if gpus is not None and launch.needed(gpus, config):
+        command += f" --gpus {gpus}"
+        with experiment.resumable(command, folder, data_root, run_root):
+            launch.start(gpus, ctx)
+        return
     with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
         from mrt.engine import stages
 
         stages.pretrain_source(
-            config, folder, init=start, resume=resume, match_adapt=match_adapt, oracle=oracle, data_root=roots.data_root, watcher=watcher
+            config,
+            folder,
+            init=start,
+            resume=resume,
+            match_adapt=match_adapt,
+            oracle=oracle,
+            data_root=roots.data_root,
+            watcher=watcher,
+            profile=profile,
         )
-    if ship is not None:
+    if ship is not None and RANK == 0:
         from mrt.engine.inference import write_slim
 
         write_slim(folder, ship)

@@ -25,3 +25,7 @@ class RunFailed(Exception):
 
 class Interrupted(RunFailed):
     """The user stopped a run; its state is on disk and ``--resume`` continues it."""
+
+
+class ProcessLost(Interrupted):
+    """One of a run's processes ended or hung; ``--resume`` goes on from the last checkpoint."""

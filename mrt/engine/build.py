@@ -100,18 +100,24 @@ def _cache(config: Config) -> str | None:
     return None if config.data.cache == "none" else config.data.cache
 
 
+def batch_share(config: Config, processes: int) -> int:
+    """Images per domain, process and backward pass. MrtError if the total batch does not divide."""
+    engine = config.engine
+    share, rest = divmod(engine.batch_size, processes * engine.accumulate)
+    if rest or not share:
+        raise MrtError(
+            f"engine.batch_size = {engine.batch_size} cannot be shared by {processes} processes x {engine.accumulate} accumulated batches",
+            f"take a multiple of {processes * engine.accumulate}",
+        )
+    return share
+
+
 def training_loader(config: Config, dataset: DetectionDataset | Joined, world: World, seed: int) -> DataLoader:
     """Batches of one process: the total batch divided by processes and accumulation."""
     engine = config.engine
-    share, rest = divmod(engine.batch_size, world.size * engine.accumulate)
-    if rest or not share:
-        raise MrtError(
-            f"engine.batch_size = {engine.batch_size} cannot be shared by {world.size} processes x {engine.accumulate} accumulated batches",
-            f"take a multiple of {world.size * engine.accumulate}",
-        )
     return build_loader(
         dataset,
-        batch_size=share,
+        batch_size=batch_share(config, world.size),
         seed=seed,
         shuffle=True,
         num_workers=engine.workers,

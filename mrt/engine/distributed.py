@@ -6,7 +6,11 @@ Every reduction is the identity when there is one process, so no caller asks whi
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mrt.errors import MrtError
+from mrt.errors import Interrupted, MrtError, ProcessLost
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,45 @@ class World:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the newer name for broadcast_buffers is not in every torch that mrt supports
+            return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
 
 
-def join(device: str = "auto") -> World:
+@contextmanager
+def joined(device: str, timeout: int) -> Iterator[World]:
+    """The process group while inside; arguments as in :func:`join`.
+
+    Raises:
+        ProcessLost: another process ended, or did not come for ``timeout`` seconds.
+    """
+    try:
+        world = join(device, timeout)
+        yield world
+    except Interrupted as error:
+        if not isinstance(error, ProcessLost):
+            leave()
+        raise
+    except RuntimeError as error:  # what gloo raises has no class of its own; torch's DistError is a RuntimeError, too
+        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+            raise ProcessLost(f"another process of this run ended, or did not answer for {timeout} s ({_first_words(error)})") from error
+        raise
+    # After any other error the group is left to the end of the process: NCCL would wait here for processes that know of no error.
+    else:
+        leave()
+
+
+def _first_words(error: Exception) -> str:
+    """A backend's message without the place in its source and the advice that follows."""
+    return str(error).strip().split("\n")[0].split("] ", 1)[-1].split(". ")[0]
+
+
+def join(device: str = "auto", timeout: int = 600) -> World:
     """Join the process group described by ``torchrun``'s environment; without it, be the only process.
 
     Args:
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        timeout: seconds that a process waits for the others.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise MrtError(f"device {device!r}: unknown", "choose auto, cpu or cuda")
@@ -85,7 +120,7 @@ def join(device: str = "auto") -> World:
             )
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=chosen if cuda else None)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
     return World(rank, size, chosen)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,8 @@ from mrt.adapt.retrain import restore
 from mrt.config import Config, MaeConfig, StageConfig
 from mrt.data.loader import Batch, on_device
 from mrt.engine import checkpoint
+from mrt.engine.distributed import World
+from mrt.engine.profiling import StepProfiler
 from mrt.engine.report import RunLog, Watcher
 from mrt.engine.step import Learner, training_step
 from mrt.errors import Interrupted, RunFailed
@@ -62,6 +64,7 @@ class Run:
 
     Attributes:
         evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the evaluated network.
+        profile: steps of each stage to profile.
     """
 
     folder: Path
@@ -70,6 +73,7 @@ class Run:
     watcher: Watcher
     facts: dict[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Learner], dict[str, Any]] | None = None
+    profile: int = 0
     stopping: bool = False
 
     @property
@@ -79,10 +83,14 @@ class Run:
 
 
 class StopSignals:
-    """While inside, Ctrl-C and SIGTERM ask the run to stop after the current step; a second Ctrl-C stops at once."""
+    """While inside, Ctrl-C and SIGTERM ask the run to stop after the current step; a second Ctrl-C stops at once.
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.previous = run, {}
+    Of several processes (``alone=False``) each is asked by the launcher, which also does so when one of them has died: then there is no
+    next step and nothing to save, so nothing is promised.
+    """
+
+    def __init__(self, run: Run, alone: bool = True) -> None:
+        self.run, self.alone, self.previous = run, alone, {}
 
     def __enter__(self) -> None:
         try:
@@ -98,7 +106,8 @@ class StopSignals:
         if self.run.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.run.stopping = True
-        self.run.watcher.say("Stopping after this step; the state will be saved. (Ctrl-C again stops at once.)")
+        more = "; the state will be saved. (Ctrl-C again stops at once.)" if self.alone else "."
+        self.run.watcher.say(f"Stopping after this step{more}")
 
 
 def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int, warmup_steps: int) -> float:
@@ -141,7 +150,8 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
     rates = [group["lr"] for group in learner.optimiser.param_groups]
     meter = Meter(learner)
     run.watcher.begin(name, total, learner.step)
-    with StopSignals(run):
+    profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
+    with StopSignals(run, alone=learner.world.size == 1), profiler:
         while learner.step < total:
             epoch = learner.step // steps_per_epoch
             factor = learning_rate(stage, learner.step, steps_per_epoch, engine.warmup_steps)
@@ -158,6 +168,7 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
                 numbers = {**meter.read(), "lr": stage.lr * factor}
                 run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
             run.watcher.advance(1, **numbers)
+            profiler.step()
             if ends:
                 _end_epoch(name, learner, streams, run, epoch + 1, source_boxes, numbers, rates)
             if stopping:
@@ -268,21 +279,33 @@ def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], 
 
 
 def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapping[str, Stream]) -> None:
-    """Undo :func:`save_checkpoint`."""
+    """Undo :func:`save_checkpoint`, with as many processes as then or another number.
+
+    The streams count batches of all processes together, so the same images follow in the same order. Processes beyond those that saved
+    draw their dropout and masks from a fresh seed.
+    """
     learner.student.load_state_dict(state["student"])
     if learner.teacher is not None:
         learner.teacher.load_state_dict(state["teacher"])
     learner.optimiser.load_state_dict(state["optimiser"])
     learner.scaler.load_state_dict(state["scaler"])
-    learner.thresholds.load_state_dict(state["thresholds"])
-    if not learner.world.main:
-        learner.thresholds.record_.zero_()  # the first process keeps the sum over all
+    thresholds = state["thresholds"]
+    if not learner.world.main:  # the first process keeps the sum over all
+        thresholds = {**thresholds, "record": torch.zeros_like(thresholds["record"])}
+    learner.thresholds.load_state_dict(thresholds)
     learner.reinit = {key: value.to(learner.world.device) for key, value in state["reinit"].items()}
     learner.step = state["step"]
     for domain, stream in streams.items():
         stream.position = state["positions"][domain]
-    states = state["random"]
-    checkpoint.restore_random_state(states[min(learner.world.rank, len(states) - 1)])
+    restore_random_state(state["random"], learner.world, learner.config.seed, learner.step)
+
+
+def restore_random_state(states: Sequence[dict[str, Any]], world: World, seed: int, step: int) -> None:
+    """This process' random state of those that were saved; one that there was not then gets a state of its own."""
+    if world.rank < len(states):
+        checkpoint.restore_random_state(states[world.rank])
+    else:
+        checkpoint.seed_everything(seed + 1_000_003 * world.rank + 7919 * step)
 
 
 def _average_statistics(learner: Learner) -> None:

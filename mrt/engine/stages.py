@@ -37,6 +37,7 @@ def pretrain_source(
     oracle: Oracle | None = None,
     data_root: Path,
     watcher: Watcher | None = None,
+    profile: int = 0,
 ) -> Path:
     """Stage 1: train a detector on labelled images.
 
@@ -48,6 +49,7 @@ def pretrain_source(
         match_adapt: the fair source-only baseline: the steps, rates, augmentation and averaging of :func:`adapt`, and its starting
             point, with every adaptive part absent.
         oracle: train on the target's labels instead of, or together with, the source's.
+        profile: steps of each stage to profile (:mod:`mrt.engine.profiling`).
 
     Returns:
         ``folder``, with ``student.safetensors`` and, where an average was kept, ``teacher.safetensors``.
@@ -62,7 +64,7 @@ def pretrain_source(
     else:
         plans = [Plan("pretrain", config.pretrain, Parts(ema=config.pretrain.ema), labels)]
     command = {"command": "pretrain-source", "init": _absolute(init) if init else None, "match_adapt": match_adapt, "oracle": oracle}
-    return _run(plans, config, Path(folder), command, resume, Path(data_root), watcher or Watcher())
+    return _run(plans, config, Path(folder), command, resume, Path(data_root), watcher or Watcher(), profile)
 
 
 def adapt(
@@ -74,6 +76,7 @@ def adapt(
     resume: bool = False,
     data_root: Path,
     watcher: Watcher | None = None,
+    profile: int = 0,
 ) -> Path:
     """Stages 2 and 3: adapt a source-trained detector to unlabelled target images. Arguments as in :func:`pretrain_source`.
 
@@ -103,6 +106,7 @@ def adapt(
         resume,
         Path(data_root),
         watcher or Watcher(),
+        profile,
     )
 
 
@@ -123,7 +127,16 @@ def _absolute(init: str) -> str:
     return str(Path(init).resolve()) if Path(init).exists() else init
 
 
-def _run(plans: list[Plan], config: Config, folder: Path, command: dict[str, Any], resume: bool, data_root: Path, watcher: Watcher) -> Path:
+def _run(
+    plans: list[Plan],
+    config: Config,
+    folder: Path,
+    command: dict[str, Any],
+    resume: bool,
+    data_root: Path,
+    watcher: Watcher,
+    profile: int = 0,
+) -> Path:
     """Run the plans one after the other, each from what the one before left."""
     state: dict[str, Any] | None = None
     if resume:
@@ -133,8 +146,7 @@ def _run(plans: list[Plan], config: Config, folder: Path, command: dict[str, Any
     cards = find_cards(plans, config, data_root)
     if resume:
         require_same_data(folder, cards)
-    world = distributed.join(config.engine.device)
-    try:
+    with distributed.joined(config.engine.device, config.engine.timeout) as world:
         build.use_threads(config)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
         shop = open_workshop(config, world, cards, command["init"], continued=state is not None)
@@ -147,7 +159,7 @@ def _run(plans: list[Plan], config: Config, folder: Path, command: dict[str, Any
             begin_run(folder, config.model_copy(update={"init": command["init"]}), command, cards, shop.classes)
         world.wait()
         with RunLog(folder, active=world.main) as log:
-            run = Run(folder, config, log, watcher, facts={"classes": shop.classes}, evaluate=validation(shop, watcher))
+            run = Run(folder, config, log, watcher, facts={"classes": shop.classes}, evaluate=validation(shop, watcher), profile=profile)
             for number, plan in enumerate(plans[begin:], begin):
                 if number > begin:
                     stage = prepare(plan, shop, watcher)
@@ -166,6 +178,4 @@ def _run(plans: list[Plan], config: Config, folder: Path, command: dict[str, Any
                 for network, numbers in (run.evaluate(stage.learner) if run.evaluate else {}).items():
                     log.write(plan.name, "eval", stage.learner.step, {"epoch": plan.settings.epochs, "network": network, **numbers})
                 world.wait()
-    finally:
-        distributed.leave()
     return folder

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.profiler import record_function
 
 from mrt.adapt.pseudo_labels import pseudo_labels
 from mrt.adapt.teacher import Teacher
@@ -107,21 +108,25 @@ def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_wei
         strong = {SOURCE: learner.stage.augment == "strong", TARGET: parts.teach}
         images = {name: views(item, strong[name]) for name, item in batch.items()}
         with _synchronise(learner.wrapped, now=number == len(batches) - 1):
-            with learner.precision:
+            with learner.precision, record_function("step: student"):
                 passes: Passes = learner.wrapped(
                     images, detect=detect, judge=parts.judge, rebuild=parts.rebuild if mae_weight else (), mask_ratio=config.mae.mask_ratio
                 )
-            losses, total = objective(learner, passes, batch, labels[number], boxes, mae_weight)
-            learner.scaler.scale(total / len(batches)).backward()
+            with record_function("step: losses"):
+                losses, total = objective(learner, passes, batch, labels[number], boxes, mae_weight)
+            with record_function("step: backward"):
+                learner.scaler.scale(total / len(batches)).backward()
         for name, value in {**losses, "total": total}.items():
             seen[name] = seen.get(name, 0) + value.detach() / len(batches)
-    learner.scaler.unscale_(learner.optimiser)
-    trained = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
-    seen["grad_norm"] = clip_grad_norm_(trained, config.engine.clip, foreach=True).detach()
-    learner.scaler.step(learner.optimiser)
-    learner.scaler.update()
+    with record_function("step: optimiser"):
+        learner.scaler.unscale_(learner.optimiser)
+        trained = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
+        seen["grad_norm"] = clip_grad_norm_(trained, config.engine.clip, foreach=True).detach()
+        learner.scaler.step(learner.optimiser)
+        learner.scaler.update()
     if learner.teacher is not None:
-        learner.teacher.update(learner.student.detector, learner.step)
+        with record_function("step: average"):
+            learner.teacher.update(learner.student.detector, learner.step)
     learner.step += 1
     return seen
 
@@ -129,9 +134,9 @@ def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_wei
 def teach(learner: Learner, target: Batch) -> list[dict[str, Tensor]]:
     """The teacher's pseudo labels of the weakly augmented target images."""
     settings = learner.config.teacher
-    with torch.no_grad():
+    with record_function("step: teacher"), torch.no_grad():
         output = learner.teacher.module(target.images, target.padding_mask)
-    return pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
+        return pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
 
 
 def _mean_boxes(learner: Learner, targets: Sequence[Sequence[dict]]) -> Tensor:

@@ -190,3 +190,11 @@ def test_the_baseline_gets_as_many_steps_as_the_adapted_detector(demo):
     assert steps("fair-seed0") == steps("adapt-seed0") == steps("oracle-seed0")
     inits = {json.loads((root / "demo" / name / "run.json").read_text())["init"] for name in ("fair-seed0", "adapt-seed0", "oracle-seed0")}
     assert inits == {str(root / "demo" / "source")}
+
+
+def test_profile_writes_a_trace_and_prints_the_most_expensive_calls(worlds, tmp_path):
+    words = ("pretrain-source", "--preset", "demo", "--data-root", worlds, "--run-root", tmp_path, "--profile", 1)
+    result = mrt(*words, "--set", *TINY, "pretrain.steps_per_epoch=4")
+    assert result.exit_code == 0, result.output
+    assert "pretrain: the most expensive calls" in result.output
+    assert (tmp_path / "demo-source" / "profile-pretrain.json.gz").stat().st_size > 1000
