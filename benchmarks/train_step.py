@@ -11,6 +11,8 @@ steps, counts and shares from three further ones under torch's profiler.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import re
 import resource
@@ -52,7 +54,11 @@ NAMES = (  # any other call belongs to the first group whose pattern its name co
     ("elementwise", r"^aten::|^torch::|Backward|AccumulateGrad"),
 )
 GROUPS = ("convolution", "matmul", "op", "elementwise", "optimiser", "EMA", "matching", "Python")
-WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")  # on a GPU each of these waits for it
+WAITS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+)  # would wait for a GPU (the optimiser reads its step counts, on the host)
 SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -122,7 +128,9 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        with suppress(OSError):  # not Linux: the peak of the whole process so far is reported
+        with suppress(OSError, AttributeError):  # not Linux or not glibc: the peak of the whole process so far is reported
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what rows before left in the heap is not this one's
             Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -173,7 +181,7 @@ def profiled(step, learner: Learner) -> dict[str, Any]:
         "groups_ms": {name: groups[name] / 1e3 / PROFILED for name in GROUPS},
         "aten_calls": sum(count for name, count in counts.items() if name.startswith("aten::")) / PROFILED,
         "copies": counts["aten::copy_"] / PROFILED,
-        "host_syncs": sum(counts[name] for name in (SYNCS if cuda else WAITS)) / PROFILED,
+        "host_syncs": sum(event.name in (SYNCS if cuda else WAITS) and group_of(event) != "optimiser" for event in calls) / PROFILED,
         "most_called": {name: count / PROFILED for name, count in counts.most_common(12)},
     }
     return found | ({"kernels": len(kernels) / PROFILED, "gpu_busy_ms": busy_ms(kernels) / PROFILED} if cuda else {})
