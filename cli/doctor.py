@@ -98,8 +98,9 @@ def devices() -> list[Row]:
     """Processors and GPUs."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows: list[Row] = [(OK, "cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads", "")]
+    from mrt.data.staging import available_cores
+
+    rows: list[Row] = [(OK, "cpu", f"{available_cores()} cores, torch uses {torch.get_num_threads()} threads", "")]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
         rows.append((OK, f"gpu {index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB", ""))

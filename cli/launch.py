@@ -51,8 +51,10 @@ def start(processes: int, ctx: typer.Context) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from mrt.data.staging import available_cores
+
     os.environ[STARTED] = str(processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))  # else each would start a thread per core
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))  # else each would start a thread per core
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -86,10 +88,6 @@ def without(option: str, words: Sequence[str]) -> list[str]:
         elif not word.startswith(f"{option}="):
             kept.append(word)
     return kept
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _told(error: Any) -> Exception:
