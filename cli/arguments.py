@@ -19,14 +19,6 @@ def is_option(token: str) -> bool:
     return token.startswith("-") and token != "-" and not _NEGATIVE_NUMBER.match(token)
 
 
-def values_after(arguments: Sequence[str], start: int) -> list[str]:
-    """The words from ``start`` up to the next option."""
-    end = start
-    while end < len(arguments) and not is_option(arguments[end]):
-        end += 1
-    return list(arguments[start:end])
-
-
 def parse_pairs(option: str, words: Sequence[str] | None) -> dict[str, str]:
     """["a=b", ...] -> {"a": "b"}; MrtError for anything else."""
     from mrt.errors import MrtError
@@ -92,7 +84,7 @@ class AxisCommand(ListCommand):
             if not option.startswith("--") or option == "--" or option in known:
                 rest.append(token)
                 continue
-            values = ([first] if equals else []) + values_after(args, position)
+            values = ([first] if equals else []) + list(takewhile(self.takes, args[position:]))
             position += len(values) - bool(equals)
             if option == "--axis":
                 axes.append((values[0] if values else "", values[1:]))
