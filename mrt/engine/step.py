@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
 
-from mrt.adapt.pseudo_labels import pseudo_labels
+from mrt.adapt.pseudo_labels import LabelCount, pseudo_labels
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config, StageConfig
@@ -68,6 +68,7 @@ class Learner:
     def __post_init__(self) -> None:
         loss, self.num_classes = self.config.loss, self.student.detector.num_classes
         matcher = HungarianMatcher(loss.class_weight, loss.box_weight, loss.giou_weight, loss.focal_alpha, loss.focal_gamma)
+        self.label_count = LabelCount(self.num_classes, self.world.device)
         self.detection_loss = DetectionLoss(matcher, self.num_classes, loss.focal_alpha, loss.focal_gamma)
         self.proposal_loss = DetectionLoss(matcher, 1, loss.focal_alpha, loss.focal_gamma)
         self.wrapped: nn.Module = self.world.wrap(self.student)
@@ -136,7 +137,9 @@ def teach(learner: Learner, target: Batch) -> list[dict[str, Tensor]]:
     settings = learner.config.teacher
     with record_function("step: teacher"), torch.no_grad():
         output = learner.teacher.module(target.images, target.padding_mask)
-        return pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
+        labels = pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
+        learner.label_count.add(labels)
+        return labels
 
 
 def _mean_boxes(learner: Learner, targets: Sequence[Sequence[dict]]) -> Tensor:
