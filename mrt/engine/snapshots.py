@@ -1,8 +1,8 @@
 """The teacher's pseudo labels of a few fixed target images, after every epoch of teaching: ``pseudo_labels.jsonl`` in the run's folder.
 
-Each line holds ``stage``, ``step``, ``epoch`` (0: before the first step), ``thresholds`` by class, and ``images``: for each its ``image_id``,
-``file``, and the labels' ``scores``, ``classes`` (names) and ``boxes`` (xyxy in pixels of the file). No target label is read for it, and
-no random number is drawn: a run with snapshots is the run without.
+Each line holds ``stage``, ``step``, ``epoch`` (0: before the first step), ``thresholds`` by class, and ``images``: for each its
+``image_id``, ``file``, and the labels' ``scores``, ``classes`` (names) and ``boxes`` (xyxy in pixels of the file). No target label is read
+for it, and no random number is drawn: a run with snapshots is the run without.
 """
 
 from __future__ import annotations

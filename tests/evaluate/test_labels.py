@@ -46,7 +46,8 @@ def test_detections_give_the_labels_that_training_would_have_used():
     logits, boxes, thresholds = torch.randn(2, 30, 3), torch.rand(2, 30, 4) * 0.5 + 0.2, torch.tensor([0.3, 0.6, 0.5])
     expected = pseudo_labels(logits, boxes, thresholds, nms_iou=0.3)
     listed = top_detections(logits, boxes, [(1, 1)] * 2)
-    detections = [ImageDetections(number, *(item[key].numpy() for key in ("scores", "labels", "boxes"))) for number, item in enumerate(listed)]
+    parts = [[item[key].numpy() for key in ("scores", "labels", "boxes")] for item in listed]
+    detections = [ImageDetections(number, *arrays) for number, arrays in enumerate(parts)]
     for mine, theirs in zip(as_pseudo_labels(detections, thresholds.tolist(), 0.3), expected, strict=True):
         assert 0 < len(mine.scores) < 30
         np.testing.assert_array_equal(mine.scores, theirs["scores"].numpy())
