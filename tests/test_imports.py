@@ -43,10 +43,14 @@ RULES = {
         *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops"),
     ],
     "mrt.engine.report": ["torch", "mrt.files"],
+    "mrt.report": [
+        *("torch", "numpy", "PIL", "matplotlib", "sklearn", "jinja2", "mrt.errors", "mrt.files", "mrt.config"),
+        *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine"),
+    ],
     "mrt.ablate": ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.engine", "mrt.errors", "mrt.files"],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),
-        *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops"),
+        *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops", "mrt.report"),
     ],
 }
 # Importing these must not import torch: they answer at once, or run in many processes.

@@ -191,12 +191,13 @@ def losses(run: RunData) -> Figure | None:
         for (label, (x, y)), look in zip(curves.items(), look_of(list(curves)).values(), strict=True):
             _curve(axis, x, y, label, **look)
         axis.set_title(title)
-        axis.set_ylim(bottom=0)
         axis.set_xlabel("epoch")
         axis.set_ylabel("loss")
         _mark(axis, run.spans, run.retrained)
-        if len(axis.get_legend_handles_labels()[0]) > 1:
-            axis.legend(handlelength=1.6, labelspacing=0.25)
+        several = len(axis.get_legend_handles_labels()[0]) > 1
+        axis.set_ylim(0, axis.get_ylim()[1] * (1.35 if several else 1))
+        if several:
+            axis.legend(loc="upper right", ncols=2, handlelength=1.4, labelspacing=0.2, columnspacing=0.9, fontsize=6.5, borderaxespad=0.1)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     _legend_of_marks(figure, [run])
@@ -312,7 +313,13 @@ def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: f
 
 
 @_styled
-def bars(groups: Sequence[str], values: Mapping[str, Sequence[float | None]], label: str, colours: Sequence[str] | None = None) -> Figure:
+def bars(
+    groups: Sequence[str],
+    values: Mapping[str, Sequence[float | None]],
+    label: str,
+    colours: Sequence[str] | None = None,
+    decimals: int = 0,
+) -> Figure:
     """Bars of several results side by side, a group per class (or error); what is not known is left out."""
     figure, axes = _new(1, 1, height=2.4)
     axis = axes[0, 0]
@@ -323,7 +330,7 @@ def bars(groups: Sequence[str], values: Mapping[str, Sequence[float | None]], la
         colour = (colours or COLOURS)[number % len(colours or COLOURS)]
         drawn = axis.bar(x, y, width * 0.92, label=name, color=colour, hatch=("", "///", "...")[number // len(COLOURS) % 3], linewidth=0)
         if len(values) <= 3:
-            axis.bar_label(drawn, ["-" if value is None else f"{value:.0f}" for value in row], fontsize=6.5, padding=1)
+            axis.bar_label(drawn, ["-" if value is None else f"{value:.{decimals}f}" for value in row], fontsize=6.5, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel(label)
     axis.tick_params(axis="x", length=0)
@@ -404,31 +411,32 @@ class Rebuilt:
     real: np.ndarray
     mask: np.ndarray
     prediction: np.ndarray
-    explained: float | None  # share of the masked cells' variance
 
 
 @_styled
 def reconstructions(rows: Sequence[Rebuilt]) -> Figure:
-    """Image, energy of C5, what the encoder was left with, energy of the rebuilt C5; one colour scale per image."""
-    height = WIDTH / 4.3 * rows[0].pixels.shape[0] / rows[0].pixels.shape[1] + 0.3
+    """Image, energy of C5, what the encoder was left with, energy of the rebuilt C5, which has a scale of its own."""
+    height = WIDTH / 4.7 * rows[0].pixels.shape[0] / rows[0].pixels.shape[1] + 0.12
     figure, axes = _new(len(rows), 4, height=height)
+    scale = matplotlib.colormaps["cividis"].with_extremes(bad="#c0c0c0")
     for line, row in zip(axes, rows, strict=True):
-        limit = max(float(row.real.max()), float(row.prediction.max()), 1e-9)
         extent = (0, row.pixels.shape[1], row.pixels.shape[0], 0)
-        look = {"cmap": "cividis", "vmin": 0.0, "vmax": limit, "extent": extent, "interpolation": "nearest"}
+        look = {"cmap": scale, "extent": extent, "interpolation": "nearest"}
+        shared = look | {"vmin": float(row.real.min()), "vmax": float(row.real.max())}
         line[0].imshow(row.pixels, extent=extent)
-        shown = line[1].imshow(row.real, **look)
-        line[2].imshow(np.ma.array(row.real, mask=row.mask), **look)
-        line[2].set_facecolor("#c8c8c8")
-        line[3].imshow(row.prediction, **look)
+        real = line[1].imshow(row.real, **shared)
+        line[2].imshow(np.ma.array(row.real, mask=row.mask), **shared)
+        rebuilt = line[3].imshow(row.prediction, **look)
         for axis in line:
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
-        bar = figure.colorbar(shown, ax=line.tolist(), pad=0.01, aspect=12)
-        bar.set_label("energy", fontsize=6.5)
-        bar.ax.tick_params(labelsize=6)
-        bar.outline.set_visible(False)
-    titles = ("target image", "C5 of the backbone", "visible cells (grey: masked)", "C5 rebuilt")
+            axis.spines[:].set_visible(False)
+        for shown, beside in ((real, line[:3].tolist()), (rebuilt, line[3])):
+            bar = figure.colorbar(shown, ax=beside, pad=0.01, aspect=14)
+            bar.ax.tick_params(labelsize=6, length=2)
+            bar.ax.locator_params(nbins=3)
+            bar.outline.set_visible(False)
+    titles = ("target image", "energy of C5", "visible (grey: masked)", "energy of the rebuilt C5")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, loc="center")
     return figure

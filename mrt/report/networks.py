@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,58 +124,77 @@ def embed(source: np.ndarray, target: np.ndarray, perplexity: float, seed: int) 
 
 @dataclass
 class Autoencoder:
-    """A detector and a masked-autoencoder branch that belong together, and which they are."""
+    """A detector and a masked-autoencoder branch that were kept together, and which they are."""
 
     detector: DeformableDETR
     mae: MaskedAutoencoder
     about: str
 
 
-def find_autoencoder(run: RunData, device: torch.device) -> Autoencoder | None:
-    """The branch a run has trained, with the encoder it was trained with, as far as they were kept; None if there is no branch.
+def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
+    """The branches that a run has kept, each with the encoder of its time; none if it trained no branch.
 
-    The end of stage 2 is best: ``mae.safetensors``, with the backbone and encoder that selective retraining goes back to, which the
-    checkpoint holds. Without them, the last student of the checkpoint and its branch.
+    - The last student of the checkpoint and its branch, which has rested since ``mae.decay_epoch``.
+    - The end of stage 2: ``mae.safetensors``, with the backbone and encoder that selective retraining goes back to.
     """
     if run.config.mae.use == "none" or run.facts["command"] != "adapt":
-        return None
-    detector, _ = load_detector(run.folder, device="cpu")
-    mae = build.build_mae(run.config, detector)
+        return []
     state: dict[str, Any] = {}
     with suppress(MrtError):
         state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
-    reinit, retrain = state.get("reinit", {}), run.config.retrain
-    refined = retrain.source == "mae" and all(any(part in key for key in reinit) for part in ("backbone.", "encoder.", "input_proj."))
-    if refined and load_autoencoder(run.folder, mae):
-        detector.load_state_dict(reinit, strict=False)
-        about = "as stage 2 left them: mae.safetensors, and the weights selective retraining goes back to (checkpoints/last.pt)"
-    elif any(key.startswith("mae.") for key in state.get("student", ())):
+    found = []
+    student = state.get("student", {})
+    if any(key.startswith("mae.") for key in student):
+        detector, mae = _empty(run)
         for name, module in (("detector.", detector), ("mae.", mae)):
-            module.load_state_dict({key.removeprefix(name): value for key, value in state["student"].items() if key.startswith(name)})
-        about = f"of the last student (checkpoints/last.pt, stage {state['stage']}, step {state['step']})"
-    else:
-        return None
-    return Autoencoder(detector.to(device).eval(), mae.to(device).eval(), about)
+            module.load_state_dict({key.removeprefix(name): value for key, value in student.items() if key.startswith(name)})
+        found.append(Autoencoder(detector, mae, "the last student and its branch (checkpoints/last.pt)"))
+    reinit = state.get("reinit", {})
+    whole = all(any(part in key for key in reinit) for part in ("backbone.", "encoder.", "input_proj."))
+    if run.config.retrain.source == "mae" and whole:
+        detector, mae = _empty(run)
+        if load_autoencoder(run.folder, mae):
+            detector.load_state_dict(reinit, strict=False)
+            found.append(Autoencoder(detector, mae, "the end of stage 2 (mae.safetensors, and the encoder that retraining goes back to)"))
+    for item in found:
+        item.detector.to(device).eval()
+        item.mae.to(device).eval()
+    return found
+
+
+def _empty(run: RunData) -> tuple[DeformableDETR, MaskedAutoencoder]:
+    """A detector and a branch of the run's shapes, whose weights do not matter yet."""
+    detector, _ = load_detector(run.folder, device="cpu")
+    return detector, build.build_mae(run.config, detector)
 
 
 @torch.inference_mode()
-def rebuild(autoencoder: Autoencoder, batches: Sequence[Batch], ratio: float, seed: int, device: torch.device) -> Iterator[Rebuilt]:
-    """Mask and rebuild the images' C5; energy is the mean square over a cell's channels. The masks are drawn from the seed."""
+def rebuild(
+    autoencoder: Autoencoder, batches: Sequence[Batch], ratio: float, seed: int, device: torch.device
+) -> tuple[list[Rebuilt], float | None]:
+    """Mask and rebuild the images' maps; the masks are drawn from the seed.
+
+    Returns:
+        Per image the energies (mean square over a cell's channels), and, over all images, the share of the masked cells' variance (about
+        each channel's mean) that is explained; none if nothing was masked.
+    """
     generator = torch.Generator().manual_seed(seed)
+    rows, real, guess = [], [], []
     for batch in batches:
         extracted = autoencoder.detector.extract(batch.images.to(device), batch.padding_mask.to(device))
         masks = [mask.to(device) for mask in random_masks(extracted.shapes, len(batch), ratio, generator)]
         rebuilt = autoencoder.mae(autoencoder.detector, extracted, masks)
         for index, target in enumerate(batch.targets):
             height, width = target["size"]
-            rows = int((~rebuilt.padding[index]).any(1).sum())
-            columns = int((~rebuilt.padding[index]).any(0).sum())
-            cut = (slice(None), slice(rows), slice(columns))
-            real, prediction = (value[index][cut].float().cpu() for value in (rebuilt.target, rebuilt.prediction))
-            mask = rebuilt.mask[index, :rows, :columns].cpu()
-            hidden, guess = real[:, mask], prediction[:, mask]
-            spread = float((hidden - hidden.mean(1, keepdim=True)).square().sum()) if mask.any() else 0.0
-            explained = 1 - float((hidden - guess).square().sum()) / spread if spread > 0 else None
+            seen = ~rebuilt.padding[index]
+            cut = (..., slice(int(seen.any(1).sum())), slice(int(seen.any(0).sum())))
+            truth, prediction = (value[index][cut].float().cpu() for value in (rebuilt.target, rebuilt.prediction))
+            mask = rebuilt.mask[index][cut].cpu()
+            real.append(truth[:, mask])
+            guess.append(prediction[:, mask])
             pixels = denormalise(batch.images[index, :, :height, :width]).permute(1, 2, 0).numpy()
-            energies = [value.square().mean(0).numpy() for value in (real, prediction)]
-            yield Rebuilt(str(target["image_id"]), pixels, energies[0], mask.numpy(), energies[1], explained)
+            energies = [value.square().mean(0).numpy() for value in (truth, prediction)]
+            rows.append(Rebuilt(str(target["image_id"]), pixels, energies[0], mask.numpy(), energies[1]))
+    hidden, found = torch.cat(real, dim=1), torch.cat(guess, dim=1)
+    variance = float((hidden - hidden.mean(1, keepdim=True)).square().sum()) if hidden.shape[1] else 0.0
+    return rows, 1 - float((hidden - found).square().sum()) / variance if variance > 0 else None

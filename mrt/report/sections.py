@@ -13,21 +13,21 @@ from mrt.data.card import DatasetCard, SplitCard
 from mrt.data.dataset import DetectionDataset
 from mrt.engine.build import class_map_for
 from mrt.engine.folder import provenance
-from mrt.errors import MrtError
+from mrt.engine.snapshots import spread_evenly
 from mrt.evaluate.coco import ImageDetections
-from mrt.evaluate.errors import split_errors
+from mrt.evaluate.errors import KINDS, split_errors
 from mrt.evaluate.labels import label_quality
 from mrt.report import figures, networks
 from mrt.report.collect import RunData, differences, find_card, flatten, preset_of
 from mrt.report.figures import QualityCurve
 from mrt.report.page import Block, Cell, Code, Facts, Headline, Note, Section, Table
-from mrt.report.study import START, Study, by_image, chosen_images, picture_of
+from mrt.report.study import Study, by_image, chosen_images, picture_of
 
 THRESHOLD = 0.3  # score from which detections are drawn
 MAX_EPOCHS = 4  # columns of pseudo labels over time
 PERPLEXITY = 30
+JUDGED_IMAGES = 32  # for the share that the masked autoencoder explains
 METRICS = ("AP50", "AP", "AP75")
-ERRORS = ("class", "localisation", "both", "duplicate", "background", "missed")
 LOOKING = "* Uses target labels, to look at only: nothing was trained or chosen with them."
 
 
@@ -120,9 +120,11 @@ def _by_class(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> list[Bl
     classes = study.runs[0].classes
     values = {title: [per_class.get(name, {}).get("AP50") for name in classes] for title, per_class in columns.items()}
     colours = [figures.BEFORE, figures.AFTER, *figures.COLOURS[1:6]] if study.record["start"] else figures.COLOURS
-    best = {title: f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(classes, row, strict=True)) for title, row in values.items()}
-    plot = study.plot("ap50-by-class", figures.bars(classes, values, "AP50 (%)", colours), "AP50 of each class. " + "; ".join(best.values()),
-                      "AP50 of each class; a dash: no true boxes.")  # fmt: skip
+    told = "; ".join(
+        f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(classes, row, strict=True)) for title, row in values.items()
+    )
+    figure = figures.bars(classes, values, "AP50 (%)", colours)
+    plot = study.plot("ap50-by-class", figure, f"AP50 of each class. {told}", "AP50 of each class; a dash: no true boxes.")
     boxes = [str(next(iter(columns.values()))[name]["num_boxes"]) for name in classes]
     rows = [[title, *(number(value) for value in row)] for title, row in values.items()]
     return [plot, Table("AP50 of each class, per cent", ["", *classes], [["boxes", *boxes], *rows])]
@@ -273,8 +275,8 @@ def _quality(run: RunData, target: DetectionDataset | None) -> list[QualityCurve
 def _over_time(study: Study, run: RunData, target: DetectionDataset, prefix: str) -> Block:
     lines = run.snapshots
     picked = [lines[round(index)] for index in np.linspace(0, len(lines) - 1, min(MAX_EPOCHS, len(lines)))]
-    ids = [image["image_id"] for image in lines[0]["images"]]
-    ids = [ids[(2 * k + 1) * len(ids) // (2 * min(study.images, len(ids)))] for k in range(min(study.images, len(ids)))]
+    recorded = [image["image_id"] for image in lines[0]["images"]]
+    ids = [recorded[index] for index in spread_evenly(len(recorded), study.images)]
     columns = [{found.image_id: found for found in _recorded(run, line)} for line in picked]
     rows = []
     for image_id in ids:
@@ -291,8 +293,8 @@ def _over_time(study: Study, run: RunData, target: DetectionDataset, prefix: str
     return study.grid(
         f"{prefix}pseudo-labels-over-time",
         f"Pseudo labels of {len(ids)} target images over the epochs of teaching",
-        f"{run.title}: the teacher's pseudo labels of the same target training images, with the thresholds of the time (pseudo_labels.jsonl); "
-        f"every {max(len(lines[0]['images']) // len(ids), 1)}th of the recorded images. {LOOKING}",
+        f"{run.title}: the teacher's pseudo labels of the same target training images, with the thresholds of the time; "
+        f"{len(ids)} of the {len(recorded)} recorded images (pseudo_labels.jsonl). {LOOKING}",
         titles,
         rows,
     )
@@ -346,26 +348,27 @@ def reconstructions(study: Study) -> Section:
         if study.quick or card is None:
             section.blocks.append(lacking(study.missing.get("networks") or study.missing.get("data", f"no data for {run.title}")))
             return section
-        autoencoder = networks.find_autoencoder(run, study.device)
-        if autoencoder is None:
+        autoencoders = networks.find_autoencoders(run, study.device)
+        if not autoencoders:
             section.blocks.append(lacking(f"{run.title} trained no masked autoencoder, or did not keep it"))
             continue
         split = study.split if study.split in card.splits else run.config.data.target_split
-        batches = networks.views(run.config, card, split, run.classes, study.images)
-        ratio = run.config.mae.mask_ratio
-        rebuilt = list(networks.rebuild(autoencoder, batches, ratio, run.config.seed, study.device))
-        explained = {row.name: row.explained for row in rebuilt}
-        study.record["runs"][run.title]["reconstruction"] = {"explained": explained, "mask_ratio": ratio, "weights": autoencoder.about}
-        prefix = f"{slug(run.title)}-" if study.several else ""
-        known = [value for value in explained.values() if value is not None]
-        share = f" Of the masked cells' variance over the image, {100 * np.mean(known):.0f} % is explained." if known else ""
+        batches = networks.views(run.config, card, split, run.classes, max(study.images, JUDGED_IMAGES))
+        ratio, seed = run.config.mae.mask_ratio, run.config.seed
+        tried = [(item, *networks.rebuild(item, batches, ratio, seed, study.device)) for item in autoencoders]
+        best = max(tried, key=lambda item: -np.inf if item[2] is None else item[2])
+        explained = {item.about: share for item, _, share in tried}
+        study.record["runs"][run.title]["reconstruction"] = {"explained": explained, "mask_ratio": ratio, "images": len(best[1])}
+        rows = [best[1][index] for index in spread_evenly(len(best[1]), study.images)]
+        shares = "; ".join(f"{about}: {100 * share:.0f} %" for about, share in explained.items() if share is not None)
         caption = (
-            f"{run.title}: energy (mean square over channels) of the backbone's last map, what {100 * ratio:.0f} % masking leaves of it, "
-            f"and the map that the auxiliary decoder rebuilds. Masks are drawn with seed {run.config.seed}.{share} "
-            f"Encoder and decoder are {autoencoder.about}."
+            f"{run.title}: energy (mean square over channels) of the backbone's last map, what masking of {100 * ratio:.0f} % leaves of it, "
+            f"and of the map that the auxiliary decoder rebuilds from {best[0].about}. Share of the masked cells' variance that is explained, "
+            f"over {len(best[1])} images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar has its scale."
         )
-        alt = f"Feature energy of {len(rebuilt)} target images: real, masked and rebuilt"
-        section.blocks.append(study.plot(f"{prefix}reconstruction", figures.reconstructions(rebuilt), alt, caption))
+        prefix = f"{slug(run.title)}-" if study.several else ""
+        alt = f"Feature energy of {len(rows)} target images: real, masked and rebuilt"
+        section.blocks.append(study.plot(f"{prefix}reconstruction", figures.reconstructions(rows), alt, caption))
     return section
 
 
@@ -398,9 +401,9 @@ def features(study: Study) -> Section:
     caption = (
         f"t-SNE of one vector per image: the backbone's C5 and the encoder's output, averaged over the image's cells, and the decoder's "
         f"queries, weighted by their best score: where the three discriminators judge. {counts['source']} {cards['source'].name} and "
-        f"{counts['target']} {cards['target'].name} images (split {splits['target']}), perplexity {perplexity:g}, seed {run.config.seed}; "
-        f"every panel is an embedding of its own. Below each: of the {networks.NEIGHBOURS} nearest neighbours in the space of the features, the "
-        "share of the other domain (50 %: cannot be told apart)."
+        f"{counts['target']} {cards['target'].name} images (split {splits['target']}), perplexity {perplexity:g}, "
+        f"seed {run.config.seed}; every panel is an embedding of its own. Below each: of the {networks.NEIGHBOURS} nearest neighbours in the "
+        "space of the features, the share of the other domain (50 %: cannot be told apart)."
     )
     told = "; ".join(f"{title} {place}: {100 * value:.0f} %" for title, places in mixing.items() for place, value in places.items())
     alt = f"Source and target images as points, by detector and place. Neighbours of the other domain: {told}"
@@ -419,18 +422,17 @@ def errors(study: Study) -> Section:
     if not judged or study.dataset is None or not study.dataset.labelled:
         section.blocks.append(lacking(study.missing.get("networks", "the data set has no labels")))
         return section
-    found = {title: split_errors(item.detections, study.dataset).to_dict() for title, item in judged.items()}
-    study.record["errors"] = found
-    values = {title: [split[name] for name in ERRORS] for title, split in found.items()}
+    found = {title: split_errors(item.detections, study.dataset) for title, item in judged.items()}
+    study.record["errors"] = {title: split.to_dict() for title, split in found.items()}
+    values = {title: [split.gains[name] for name in KINDS] for title, split in found.items()}
     colours = [figures.BEFORE, figures.AFTER, *figures.COLOURS[1:6]] if study.start else figures.COLOURS
-    alt = "; ".join(f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(ERRORS, row, strict=True)) for title, row in values.items())
+    alt = "; ".join(f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(KINDS, row, strict=True)) for title, row in values.items())
     caption = (
         f"AP50 that would be won if all errors of one kind were mended ({study.card.name} {study.split}; after TIDE, Bolya et al. 2020)."
     )
-    section.blocks.append(study.plot("errors", figures.bars(ERRORS, values, "AP50 points lost", colours), alt, caption))
-    section.blocks.append(
-        Table("AP50 points lost to each kind of error", ["", *ERRORS], [[t, *map(number, row)] for t, row in values.items()])
-    )
+    section.blocks.append(study.plot("errors", figures.bars(KINDS, values, "AP50 points lost", colours, decimals=1), alt, caption))
+    rows = [[title, *(f"{number(split.gains[name])} ({split.counts[name]})" for name in KINDS)] for title, split in found.items()]
+    section.blocks.append(Table("AP50 points lost to each kind of error (and how many there are)", ["", *KINDS], rows))
     return section
 
 
@@ -542,8 +544,8 @@ def environment(study: Study) -> Section:
         facts = run.facts.get("environment", {})
         times = [line["time"] for line in run.lines]
         took = f"{(max(times) - min(times)) / 60:.1f} minutes from first to last log line" if times else "-"
-        known = {"command": kind_of(run), "started from": run.facts.get("init") or "the backbone's weights", "started": run.facts.get("started"),
-                 "training took": took}  # fmt: skip
+        start = run.facts.get("init") or "the backbone's weights"
+        known = {"command": kind_of(run), "started from": start, "started": run.facts.get("started"), "training took": took}
         columns.append([str((known | facts).get(name) or "-") for name in names])
     own = ["mrt report", "", "", "", *(str(now.get(name) or "-") for name in names[4:])]
     rows = [[name, *(column[k] for column in columns), own[k]] for k, name in enumerate(names)]

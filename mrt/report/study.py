@@ -26,8 +26,6 @@ from mrt.report.figures import publish
 from mrt.report.networks import Judged
 from mrt.report.page import Cell, Grid, Plot
 
-START = "start"
-
 
 @dataclass
 class Study:
