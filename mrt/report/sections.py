@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,11 @@ def _by_class(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> list[Bl
     boxes = [str(next(iter(columns.values()))[name]["num_boxes"]) for name in classes]
     rows = [[title, *(number(value) for value in row)] for title, row in values.items()]
     return [plot, Table("AP50 of each class, per cent", ["", *classes], [["boxes", *boxes], *rows])]
+
+
+def _told(names: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
+    """Bars in words, for who can't see them."""
+    return "; ".join(f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(names, row, strict=True)) for title, row in rows.items())
 
 
 def describe_split(card: DatasetCard, split: str) -> str:
@@ -362,9 +367,10 @@ def reconstructions(study: Study) -> Section:
         rows = [best[1][index] for index in spread_evenly(len(best[1]), study.images)]
         shares = "; ".join(f"{about}: {100 * share:.0f} %" for about, share in explained.items() if share is not None)
         caption = (
-            f"{run.title}: energy (mean square over channels) of the backbone's last map, what masking of {100 * ratio:.0f} % leaves of it, "
-            f"and of the map that the auxiliary decoder rebuilds from {best[0].about}. Share of the masked cells' variance that is explained, "
-            f"over {len(best[1])} images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar has its scale."
+            f"{run.title}: energy (mean square over channels) of the backbone's last map, what masking of {100 * ratio:.0f} % leaves of "
+            f"it, and of the map that the auxiliary decoder rebuilds from {best[0].about}. Share of the masked cells' variance that is "
+            f"explained, over {len(best[1])} images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar "
+            "has its scale."
         )
         prefix = f"{slug(run.title)}-" if study.several else ""
         alt = f"Feature energy of {len(rows)} target images: real, masked and rebuilt"
@@ -402,8 +408,8 @@ def features(study: Study) -> Section:
         f"t-SNE of one vector per image: the backbone's C5 and the encoder's output, averaged over the image's cells, and the decoder's "
         f"queries, weighted by their best score: where the three discriminators judge. {counts['source']} {cards['source'].name} and "
         f"{counts['target']} {cards['target'].name} images (split {splits['target']}), perplexity {perplexity:g}, "
-        f"seed {run.config.seed}; every panel is an embedding of its own. Below each: of the {networks.NEIGHBOURS} nearest neighbours in the "
-        "space of the features, the share of the other domain (50 %: cannot be told apart)."
+        f"seed {run.config.seed}; every panel is an embedding of its own. Below each: of the {networks.NEIGHBOURS} nearest neighbours in "
+        "the space of the features, the share of the other domain (50 %: cannot be told apart)."
     )
     told = "; ".join(f"{title} {place}: {100 * value:.0f} %" for title, places in mixing.items() for place, value in places.items())
     alt = f"Source and target images as points, by detector and place. Neighbours of the other domain: {told}"
@@ -426,7 +432,7 @@ def errors(study: Study) -> Section:
     study.record["errors"] = {title: split.to_dict() for title, split in found.items()}
     values = {title: [split.gains[name] for name in KINDS] for title, split in found.items()}
     colours = [figures.BEFORE, figures.AFTER, *figures.COLOURS[1:6]] if study.start else figures.COLOURS
-    alt = "; ".join(f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(KINDS, row, strict=True)) for title, row in values.items())
+    alt = _told(KINDS, values)
     caption = (
         f"AP50 that would be won if all errors of one kind were mended ({study.card.name} {study.split}; after TIDE, Bolya et al. 2020)."
     )
