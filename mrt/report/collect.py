@@ -62,6 +62,15 @@ class RunData:
     def has_teacher(self) -> bool:
         return (self.folder / "teacher.safetensors").is_file()
 
+    @property
+    def unfinished(self) -> list[str]:
+        """Stages that are still to come, or to be finished."""
+        if self.facts["command"] == "adapt":
+            stages = self.facts.get("stages") or ["mae", "teach"]
+        else:
+            stages = ["mae", "teach"] if self.facts.get("match_adapt") else ["pretrain"]
+        return [name for name in stages if name not in self.facts["finished"]]
+
     def of(self, kind: str, stage: str | None = None) -> list[dict[str, Any]]:
         """The lines of a kind ("train", "epoch", "eval"), of all stages or one."""
         return [line for line in self.lines if line["kind"] == kind and stage in (None, line["stage"])]

@@ -21,14 +21,14 @@ from matplotlib.lines import Line2D
 from mrt.files import replacing
 from mrt.report.collect import RunData, Span
 
-# Okabe and Ito's set without yellow, which is too pale on white, and black, which is the ink.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A8A8A")
+# Okabe and Ito's set, with grey for yellow, which is too pale on white.
+INK, GROUND = "#1a1a1a", "#ffffff"
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A8A8A", INK)
 SOURCE, TARGET = COLOURS[0], COLOURS[3]
 BEFORE, AFTER = COLOURS[6], COLOURS[0]
 TEACHER, STUDENT = COLOURS[0], COLOURS[1]
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "osD^vPX*"
-INK, GROUND = "#1a1a1a", "#ffffff"
 WIDTH, ROW = 7.0, 2.1  # inches
 MANY = 150  # points of a curve above which its running mean is drawn on top
 STYLE = {
@@ -94,7 +94,7 @@ def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r' id="([\w-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", lambda found: f"{found[1]}{name}-", svg)
     svg = re.sub(r"font(-family)?: ([^;\"]*?)'?DejaVu Sans'?[^;\"]*", lambda found: f"font{found[1] or ''}: {found[2]}sans-serif", svg)
-    svg = svg.replace(INK, "currentColor")
+    svg = svg.replace(INK, "currentColor").replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")
     return re.sub(r'<svg height="[^"]*"', "<svg", re.sub(r'<svg ([^>]*?) ?width="[^"]*"', r"<svg \1", svg), count=1)
 
 
@@ -148,6 +148,11 @@ def _mark(axis: Axes, spans: Sequence[Span], retrained: Sequence[float], names: 
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
+def _from_zero(axis: Axes, room: float = 1.05) -> None:
+    """The axis of values begins at 0 and ends above the highest curve, or bar, by a factor."""
+    axis.set_ylim(0, max(axis.dataLim.y1, 1e-9) * room)
+
+
 def _legend_of_marks(figure: Figure, runs: Sequence[RunData]) -> None:
     handles = []
     if any(len(run.spans) > 1 for run in runs):
@@ -163,7 +168,7 @@ PARTS = (  # panel title, then the log's names and what they are called
     ("target: pseudo labels", {"target/class": "class (focal)", "target/box": "box (L1)", "target/giou": "box (GIoU)"}),
     ("proposals", {"source/proposal_class": "source: class", "source/proposal_giou": "source: GIoU",
                    "target/proposal_class": "target: class", "target/proposal_giou": "target: GIoU"}),
-    ("discriminators (source + target)", {"domain_backbone": "backbone", "domain_encoder": "encoder", "domain_decoder": "decoder"}),
+    ("discriminators, both domains", {"domain_backbone": "backbone", "domain_encoder": "encoder", "domain_decoder": "decoder"}),
     ("masked autoencoder", {"target/mae": "target", "source/mae": "source"}),
     ("weighted sum", {"total": "total"}),
 )  # fmt: skip
@@ -195,7 +200,7 @@ def losses(run: RunData) -> Figure | None:
         axis.set_ylabel("loss")
         _mark(axis, run.spans, run.retrained)
         several = len(axis.get_legend_handles_labels()[0]) > 1
-        axis.set_ylim(0, axis.get_ylim()[1] * (1.35 if several else 1))
+        _from_zero(axis, 1.4 if several else 1.05)
         if several:
             axis.legend(loc="upper right", ncols=2, handlelength=1.4, labelspacing=0.2, columnspacing=0.9, fontsize=6.5, borderaxespad=0.1)
     for axis in axes.flat[len(panels) :]:
@@ -226,7 +231,7 @@ def average_precision(run: RunData) -> Figure | None:
     for axis in axes.flat:
         axis.set_xlabel("epoch")
         axis.set_ylabel("AP50 (%)")
-        axis.set_ylim(bottom=0)
+        _from_zero(axis)
         _mark(axis, run.spans, run.retrained)
     _legend_of_marks(figure, [run])
     return figure
@@ -288,19 +293,19 @@ def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: f
             bottom += values
     else:
         _curve(axis, x, y, "all classes", color=TEACHER)
-    for value, label, dash in ((source_boxes, "labelled boxes, source", DASHES[0]), (target_boxes, "true boxes, target*", DASHES[1])):
+    for value, label, dash in ((source_boxes, "labelled boxes, source", DASHES[0]), (target_boxes, "true boxes, target†", DASHES[1])):
         if value is not None:
             axis.axhline(value, color=INK, linewidth=1, linestyle=dash, label=label)
     axis.set_title("how many")
     axis.set_ylabel("pseudo labels per image")
-    axis.set_ylim(0, axis.get_ylim()[1] * (1.55 if counted else 1.2))
+    _from_zero(axis, 1.6 if counted else 1.25)
     axis.legend(ncols=2, loc="upper center", fontsize=6.5, handlelength=1.4, labelspacing=0.25, columnspacing=1)
     for number, curve in enumerate(quality):
         marker = {"marker": MARKERS[number], "markersize": 3.5, "linestyle": DASHES[number]}
         for what, values, colour in (("precision", curve.precision, COLOURS[0]), ("recall", curve.recall, COLOURS[3])):
             points = [(place, value) for place, value in zip(curve.epochs, values, strict=True) if value is not None]
             axes[0, 1].plot([p for p, _ in points], [v for _, v in points], label=f"{what}, {curve.where}", color=colour, **marker)
-        axes[0, 1].set_title("how good (IoU 0.5)*")
+        axes[0, 1].set_title("how good (IoU 0.5)†")
         axes[0, 1].set_ylabel("per cent of labels / of true boxes")
         axes[0, 1].set_ylim(0, 105)
         axes[0, 1].legend(fontsize=6.5, loc="best")
@@ -348,7 +353,7 @@ def overlay(runs: Sequence[RunData]) -> Figure | None:
         "target: class loss": ("target/class", "train", {}, "loss"),
         "discriminators on the target": ("target/domain", "train", {}, "loss"),
         "pseudo labels": ("pseudo_labels", "train", {}, "per image"),
-        "teacher on validation images*": ("AP50", "eval", {"network": "teacher"}, "AP50 (%)"),
+        "teacher on validation images†": ("AP50", "eval", {"network": "teacher"}, "AP50 (%)"),
     }
     curves = {title: {run.title: run.series(key, kind, **where) for run in runs} for title, (key, kind, where, _) in panels.items()}
     curves["mean threshold"] = {run.title: _mean_thresholds(run) for run in runs}
@@ -367,7 +372,7 @@ def overlay(runs: Sequence[RunData]) -> Figure | None:
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.set_ylabel(units[title])
-        axis.set_ylim(bottom=0)
+        _from_zero(axis)
         _mark(axis, longest.spans if same_stages else [], [])
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)

@@ -28,7 +28,7 @@ MAX_EPOCHS = 4  # columns of pseudo labels over time
 PERPLEXITY = 30
 JUDGED_IMAGES = 32  # for the share that the masked autoencoder explains
 METRICS = ("AP50", "AP", "AP75")
-LOOKING = "* Uses target labels, to look at only: nothing was trained or chosen with them."
+LOOKING = "† Uses target labels, to look at only: nothing was trained or chosen with them."
 
 
 def number(value: float | None, sign: bool = False) -> str:
@@ -71,6 +71,7 @@ def headlines(study: Study) -> list[Headline]:
             texts.append(("gain in AP50", number(result["metrics"]["AP50"] - start["metrics"]["AP50"], sign=True)))
         source = f"from {result['file']}" if result["file"] else "measured for this report"
         about = f"Last {result['network']} on {result['data']}, split {result['split']}, per cent; {source}."
+        about += " THE RUN IS NOT FINISHED." if run.unfinished else ""
         found.append(Headline(run.title if study.several else f"Last {result['network']}", texts, about))
     return found
 
@@ -103,6 +104,11 @@ def results(study: Study) -> Section:
     if study.card and study.split in study.card.splits:
         caption = f"{study.card.name}, split {study.split}: {describe_split(study.card, study.split)}. " + caption
     section.blocks.append(Table(caption, ["", *METRICS, "change"], rows, strong=strong))
+    for run in study.runs:
+        if run.unfinished:
+            done = ", ".join(run.facts["finished"]) or "none"
+            text = f"{run.title} is not finished: stages done: {done}; to come: {', '.join(run.unfinished)}. Its figures are not its last."
+            section.blocks.append(Note(text, warning=True))
     for run in study.runs:
         stored, judged = study.record["runs"][run.title]["result"], study.last.get(run.title)
         if stored and stored["file"] and judged and judged.metrics and abs(stored["metrics"]["AP50"] - judged.metrics.AP50) > 0.05:
@@ -283,18 +289,18 @@ def _over_time(study: Study, run: RunData, target: DetectionDataset, prefix: str
     recorded = [image["image_id"] for image in lines[0]["images"]]
     ids = [recorded[index] for index in spread_evenly(len(recorded), study.images)]
     columns = [{found.image_id: found for found in _recorded(run, line)} for line in picked]
-    rows = []
+    rows, wide = [], len(picked) + target.labelled
     for image_id in ids:
         row = []
         for line, column in zip(picked, columns, strict=True):
             labels = [run.classes[label] for label in column[image_id].labels]
             alt = f"Image {image_id} after epoch {line['epoch']} of teaching: {', '.join(labels) or 'no pseudo labels'}"
-            row.append(Cell(picture_of(target, image_id, column[image_id]), alt))
+            row.append(Cell(picture_of(target, image_id, column[image_id], wide), alt))
         if target.labelled:
-            row.append(Cell(picture_of(target, image_id, "truth"), f"Image {image_id} with its true boxes"))
+            row.append(Cell(picture_of(target, image_id, "truth", wide), f"Image {image_id} with its true boxes"))
         rows.append(row)
     titles = [f"after epoch {line['epoch']}" if line["epoch"] else "before teaching" for line in picked]
-    titles += ["truth*"] if target.labelled else []
+    titles += ["truth†"] if target.labelled else []
     return study.grid(
         f"{prefix}pseudo-labels-over-time",
         f"Pseudo labels of {len(ids)} target images over the epochs of teaching",
@@ -320,16 +326,16 @@ def pictures(study: Study) -> Section:
             columns[run.title if study.several else f"after: last {study.last[run.title].network}"] = study.last[run.title]
     found = {title: by_image(judged) for title, judged in columns.items()}
     ids = chosen_images(study.dataset, study.images)
-    rows = []
+    rows, wide = [], len(found) + study.dataset.labelled
     for image_id in ids:
         row = []
         for title, detections in found.items():
             kept = detections[image_id]
             names = [study.dataset.classes[label] for label, score in zip(kept.labels, kept.scores, strict=True) if score >= THRESHOLD]
             alt = f"Image {image_id}, {title}: {', '.join(names) or 'nothing'}"
-            row.append(Cell(picture_of(study.dataset, image_id, kept, THRESHOLD), alt))
+            row.append(Cell(picture_of(study.dataset, image_id, kept, wide, THRESHOLD), alt))
         if study.dataset.labelled:
-            row.append(Cell(picture_of(study.dataset, image_id, "truth"), f"Image {image_id} with its true boxes"))
+            row.append(Cell(picture_of(study.dataset, image_id, "truth", wide), f"Image {image_id} with its true boxes"))
         rows.append(row)
     titles = [*found, *(["ground truth"] if study.dataset.labelled else [])]
     caption = (

@@ -79,17 +79,21 @@ class Study:
 
 
 CELL = 640  # pixels of a picture's width on a sheet
-LETTERS = 36  # letters' height as a share of a picture's width: read at a third of a page
+LETTERS = 108  # letters' height is such a share of the page's width, whatever the number of columns
 
 
-def picture_of(dataset: DetectionDataset, image_id: int, found: Any, threshold: float = 0.0) -> Image.Image:
-    """An image of the set with detections, recorded labels or, with ``found`` "truth", its true boxes; small ones are enlarged."""
+def picture_of(dataset: DetectionDataset, image_id: int, found: Any, columns: int, threshold: float = 0.0) -> Image.Image:
+    """An image of the set, for a grid of so many columns, with detections or, with ``found`` "truth", its true boxes.
+
+    Small images are enlarged; large ones are not, but their letters are written larger.
+    """
     record = next(record for record in dataset.records if record.image_id == image_id)
     image = Image.fromarray(read_image(record.path, record.size).permute(1, 2, 0).numpy())
     if found == "truth":
         found = {"boxes": record.boxes.numpy(), "labels": record.labels.numpy()}
     scale = max(-(-512 // image.width), 1)
-    return draw_detections(image, found, dataset.classes, threshold=threshold, scale=scale, text_size=image.width * scale // LETTERS)
+    size = max(image.width * scale * columns // LETTERS, 11)
+    return draw_detections(image, found, dataset.classes, threshold=threshold, scale=scale, text_size=size)
 
 
 def open_study(
