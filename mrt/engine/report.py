@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -64,6 +65,15 @@ class RunLog:
             self._board.close()
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; none where there is no such file. A line that was cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
 def forget_later_lines(path: Path, earlier: Collection[str], stage: str, step: int) -> None:
     """Take out of a run's ``metrics.jsonl`` what came after the checkpoint it goes on from, and a line that was cut short.
 
@@ -72,15 +82,8 @@ def forget_later_lines(path: Path, earlier: Collection[str], stage: str, step: i
     """
     if not path.is_file():
         return
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line["stage"] in earlier or (line["stage"] == stage and line["step"] <= step):
-            kept.append(text + "\n")
-    write_text(path, "".join(kept))
+    kept = [line for line in read_log(path) if line["stage"] in earlier or (line["stage"] == stage and line["step"] <= step)]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _finite(value: Any) -> Any:
