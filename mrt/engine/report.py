@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,13 +15,23 @@ from mrt.files import write_text
 
 
 class Watcher:
-    """Somebody who watches a run; this one is silent. The command line shows progress bars instead."""
+    """Somebody who watches a run; this one is silent. The command line shows a live view instead. Tasks may lie in one another."""
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """A task of ``total`` steps starts, ``done`` of them already made in an earlier run."""
 
     def advance(self, n: int = 1, **numbers: float) -> None:
         """``n`` more steps are made; ``numbers`` are the latest losses and rates, given now and then."""
+
+    def epoch(self, facts: Mapping[str, Any]) -> None:
+        """How the stage stands after an epoch, and before its first one.
+
+        ``facts``: "epoch" (how many are over) of "epochs"; while teaching "thresholds" by class; where there is selective retraining
+        "retrained" (the parts that were just put back) and "next_retraining" (the epoch after which it is due).
+        """
+
+    def measured(self, network: str, figures: Mapping[str, Any]) -> None:
+        """A network ("teacher", "student") was measured on validation images: what ``mrt.evaluate.coco.Metrics.to_dict`` gives."""
 
     def end(self) -> None:
         """The task is over."""
