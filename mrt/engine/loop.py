@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,7 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
     rates = [group["lr"] for group in learner.optimiser.param_groups]
     meter = Meter(learner)
     run.watcher.begin(name, total, learner.step)
+    run.watcher.epoch(_standing(learner, run, learner.step // steps_per_epoch))
     if run.snapshots is not None and learner.parts.teach and learner.step == 0:
         run.snapshots.take(name, learner, 0)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
@@ -163,9 +165,8 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
             for group, rate in zip(learner.optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             batches = [{domain: next(stream) for domain, stream in streams.items()} for _ in range(engine.accumulate)]
-            meter.add(
-                training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
-            )
+            seen = training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
+            meter.add(seen, sum(len(batch.targets) for item in batches for batch in item.values()))
             ends = learner.step % steps_per_epoch == 0
             numbers: dict[str, float] = {}
             stopping = learner.world.any(run.stopping)
@@ -176,6 +177,7 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
             profiler.step()
             if ends:
                 _end_epoch(name, learner, streams, run, epoch + 1, source_boxes, numbers, rates)
+                meter.restart()
             if stopping:
                 save_checkpoint(name, learner, streams, run, rates)
                 run.watcher.end()
@@ -184,20 +186,27 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
 
 
 class Meter:
-    """Means of the losses since they were last read, over steps and processes; one copy to the host per reading."""
+    """Means of the losses since they were last read, over steps and processes, and images per second; one copy to the host per reading."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self.restart()
 
-    def add(self, seen: Mapping[str, Tensor]) -> None:
+    def restart(self) -> None:
+        """Count images per second from now on: what came before was no training."""
+        self._since, self._images = time.perf_counter(), 0
+
+    def add(self, seen: Mapping[str, Tensor], images: int) -> None:
+        """One step's numbers, and how many images of all domains it saw in this process."""
+        self._images += images
         for name, value in seen.items():
             self._sums[name] = self._sums.get(name, 0) + value.double()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means by name.
+        """The means by name, and "images_per_second" of all domains and processes together.
 
         Raises:
             RunFailed: one of them is not finite; all are printed. (A gradient scaler looks after infinite gradients itself.)
@@ -211,12 +220,24 @@ class Meter:
         if not all(math.isfinite(value) for name, value in means.items() if name not in excused):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             raise RunFailed(f"a loss or gradient is not finite: {shown}. {ADVICE}")
-        return means
+        rate = self._images * self.learner.world.size / (time.perf_counter() - self._since)
+        self.restart()
+        return {**means, "images_per_second": rate}
 
 
 def _reversal(learner: Learner, total: int) -> float:
     settings = learner.config.domain
     return settings.reversal * (min(1.0, learner.step / (settings.ramp * total)) if settings.ramp else 1.0)
+
+
+def _standing(learner: Learner, run: Run, done: int) -> dict[str, Any]:
+    """What :meth:`Watcher.epoch` is told when ``done`` epochs are over."""
+    facts: dict[str, Any] = {"epoch": done, "epochs": learner.stage.epochs}
+    if learner.parts.teach:
+        facts["thresholds"] = dict(zip(run.facts["classes"], learner.thresholds.values.tolist(), strict=True))
+    every = learner.config.retrain.every
+    due = (done // every + 1) * every if learner.reinit and every else learner.stage.epochs
+    return facts | ({"next_retraining": due} if due < learner.stage.epochs else {})
 
 
 def _end_epoch(
@@ -249,6 +270,7 @@ def _end_epoch(
         facts["retrained"] = len(learner.reinit)
         run.watcher.say(f"epoch {done}: selective retraining put {settings.parts} back to where teaching began")
     run.log.write(name, "epoch", learner.step, facts)
+    run.watcher.epoch(_standing(learner, run, done) | ({"retrained": settings.parts} if "retrained" in facts else {}))
     save_checkpoint(name, learner, streams, run, rates)
     keep = learner.config.engine.keep_checkpoints
     if keep and learner.world.main:

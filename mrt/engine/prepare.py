@@ -238,6 +238,7 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
             )
             network.train(training)
             found[name] = metrics.to_dict()
+            watcher.measured(name, found[name])
             if name == "teacher" and learner.parts.teach:  # what its labels would be there: to look at, never to train on
                 labels = as_pseudo_labels(metrics.detections, learner.thresholds.values.tolist(), config.teacher.nms_iou)
                 found[name]["pseudo_labels"] = label_quality(labels, dataset).to_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from mrt.config import Config, flag_name, load_config, preset_names
 from mrt.data.card import DatasetCard, read_json
 from mrt.data.registry import find_dataset
+from mrt.engine.report import read_log
 from mrt.errors import MrtError
 
 SECTION_OF_STAGE = {"pretrain": "pretrain", "mae": "mae_stage", "teach": "teach"}
@@ -120,7 +120,7 @@ class RunData:
         network, data = "teacher" if self.has_teacher else "student", Path(getattr(self.config.data, self.domain)).name
         for item in self.results:
             known = (item["network"], item["data"], item["split"]) == (network, data, split)
-            if known and (sha256 is None or item["sha256"] == sha256):
+            if known and item.get("last", True) and (sha256 is None or item["sha256"] == sha256):
                 return item
         return None
 
@@ -139,8 +139,8 @@ def load_run(folder: Path) -> RunData:
         folder=folder,
         config=load_config(folder / "config.json"),
         facts=facts,
-        lines=_read_lines(folder / "metrics.jsonl"),
-        snapshots=_read_lines(folder / "pseudo_labels.jsonl"),
+        lines=read_log(folder / "metrics.jsonl"),
+        snapshots=read_log(folder / "pseudo_labels.jsonl"),
         results=_stored_results(folder, facts),
     )
 
@@ -159,17 +159,6 @@ def load_runs(folders: Sequence[Path]) -> list[RunData]:
         for run in runs:
             run.title = f"{run.folder.parent.name}/{run.folder.name}"
     return runs
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that is perhaps still being written; none if it is not there."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def _stored_results(folder: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
