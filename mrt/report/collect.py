@@ -200,7 +200,7 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
-def differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
+def changed_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
     """The settings that are not the same in all: dotted key -> one value per configuration."""
     flat = [flatten(config) for config in configs]
     return {key: [item[key] for item in flat] for key in flat[0] if any(item[key] != flat[0][key] for item in flat)}

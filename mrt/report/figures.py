@@ -76,6 +76,7 @@ def publish(figure: Figure, folder: Path, name: str) -> Published:
     png = folder / f"{name}.png"
     with matplotlib.rc_context(STYLE), replacing(png) as file:
         figure.savefig(file, format="png", dpi=200, facecolor=GROUND)
+    figure.set_layout_engine("none")  # the layout is made
     with matplotlib.rc_context({**STYLE, "svg.fonttype": "path"}), replacing(folder / f"{name}.svg") as file:
         figure.savefig(file, format="svg", facecolor=GROUND, metadata={"Date": None})
     text = io.StringIO()
@@ -91,7 +92,7 @@ def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([\w-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", lambda found: f"{found[1]}{name}-", svg)
     svg = re.sub(r"font(-family)?: ([^;\"]*?)'?DejaVu Sans'?[^;\"]*", lambda found: f"font{found[1] or ''}: {found[2]}sans-serif", svg)
     svg = svg.replace(INK, "currentColor").replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")

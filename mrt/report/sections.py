@@ -14,14 +14,16 @@ from mrt.data.dataset import DetectionDataset
 from mrt.engine.build import class_map_for
 from mrt.engine.folder import provenance
 from mrt.engine.snapshots import spread_evenly
+from mrt.evaluate.bootstrap import LEVEL, SAMPLES, differences, estimates, intervals
 from mrt.evaluate.coco import ImageDetections
 from mrt.evaluate.errors import KINDS, split_errors
 from mrt.evaluate.labels import label_quality
+from mrt.evaluate.matching import match
 from mrt.report import figures, networks
-from mrt.report.collect import RunData, differences, find_card, flatten, preset_of
+from mrt.report.collect import RunData, changed_settings, find_card, flatten, preset_of
 from mrt.report.figures import QualityCurve
 from mrt.report.page import Block, Cell, Code, Facts, Headline, Note, Section, Table
-from mrt.report.study import Study, by_image, chosen_images, picture_of
+from mrt.report.study import START, Study, by_image, chosen_images, picture_of
 
 THRESHOLD = 0.3  # score from which detections are drawn
 MAX_EPOCHS = 4  # columns of pseudo labels over time
@@ -34,6 +36,13 @@ LOOKING = "† Uses target labels, to look at only: nothing was trained or chose
 def number(value: float | None, sign: bool = False) -> str:
     """One decimal; a dash where there is nothing."""
     return "-" if value is None else f"{value:+.1f}" if sign else f"{value:.1f}"
+
+
+def with_interval(value: float | None, bounds: Mapping[str, float | None] | None, sign: bool = False) -> str:
+    """As ``mrt eval`` prints it: 38.0 [36.2, 40.7]."""
+    if value is None or bounds is None or bounds["low"] is None:
+        return number(value, sign)
+    return f"{number(value, sign)} [{number(bounds['low'], sign)}, {number(bounds['high'], sign)}]"
 
 
 def lacking(what: str) -> Note:
@@ -66,9 +75,9 @@ def headlines(study: Study) -> list[Headline]:
             found.append(Headline(run.title, [("AP50", "-")], f"No figures: {reason}."))
             continue
         texts = [(name, number(result["metrics"][name])) for name in ("AP50", "AP")]
-        start = study.record["start"]
-        if start is not None and None not in (start["metrics"]["AP50"], result["metrics"]["AP50"]):
-            texts.append(("gain in AP50", number(result["metrics"]["AP50"] - start["metrics"]["AP50"], sign=True)))
+        change = study.record["change"].get(run.title, {}).get("AP50", {}).get("value")
+        if change is not None:
+            texts.append((f"change in AP50 against {study.record['against']}", number(change, sign=True)))
         source = f"from {result['file']}" if result["file"] else "measured for this report"
         about = f"Last {result['network']} on {result['data']}, split {result['split']}, per cent; {source}."
         about += " THE RUN IS NOT FINISHED." if run.unfinished else ""
@@ -80,29 +89,28 @@ def results(study: Study) -> Section:
     """Table 1 of a paper: what the runs reach, by class too."""
     section = Section("results", "Results")
     rows, strong = [], []
-    base = study.record["start"] or study.record["runs"][study.runs[0].title]["result"]
-    against = "the start" if study.record["start"] else study.runs[0].title
-    entries: list[tuple[str, dict[str, Any] | None, bool]] = []
+    entries: list[tuple[str, str, dict[str, Any] | None]] = []
     if study.record["start"]:
-        entries.append((f"start: {study.record['start']['init']}", study.record["start"], False))
+        entries.append((START, f"start: {study.record['start']['init']}", study.record["start"]))
     for run in study.runs:
         result = study.record["runs"][run.title]["result"]
-        name = f"{run.title} (last {result['network']})" if result else run.title
-        entries.append((name, result, True))
-    for title, result, ours in entries:
-        if ours:
+        entries.append((run.title, f"{run.title} (last {result['network']})" if result else run.title, result))
+    for key, title, result in entries:
+        if key != START:
             strong.append(len(rows))
-        metrics = result["metrics"] if result else {}
-        gain = None if None in (metrics.get("AP50"), base and base["metrics"]["AP50"]) else metrics["AP50"] - base["metrics"]["AP50"]
-        rows.append([title, *(number(metrics.get(name)) for name in METRICS), number(gain, sign=True)])
+        bounds, change = study.record["intervals"].get(key, {}), study.record["change"].get(key, {})
+        numbers = [with_interval(result["metrics"][name] if result else None, bounds.get(name)) for name in METRICS]
+        rows.append([title, *numbers, with_interval(change.get("AP50", {}).get("value"), change.get("AP50"), sign=True)])
     for run in study.runs:
         best = run.best_epoch()
         if best is not None:
             what = f"{run.title}: best epoch on {run.config.data.validation_split} ({best['network']}, {best['stage']} {best['epoch']})"
             rows.append([what + ", selected on target labels: no result", *(number(best[name]) for name in METRICS), "-"])
-    caption = f"Per cent; change in AP50 against {against}."
+    caption = "Per cent." + (f" Change in AP50 against {study.record['against']}." if study.record["change"] else "")
     if study.card and study.split in study.card.splits:
-        caption = f"{study.card.name}, split {study.split}: {describe_split(study.card, study.split)}. " + caption
+        caption = f"{study.card.name}, split {study.split}: {describe_split(study.card, study.split)}. {caption}"
+    if study.record["intervals"]:
+        caption += f" [low, high]: {100 * LEVEL:g} % of {SAMPLES} draws of the images; other training seeds are not in it."
     section.blocks.append(Table(caption, ["", *METRICS, "change"], rows, strong=strong))
     for run in study.runs:
         if run.unfinished:
@@ -114,7 +122,7 @@ def results(study: Study) -> Section:
         if stored and stored["file"] and judged and judged.metrics and abs(stored["metrics"]["AP50"] - judged.metrics.AP50) > 0.05:
             text = f"{run.title}: {stored['file']} says AP50 {number(stored['metrics']['AP50'])}, but its weights give "
             section.blocks.append(Note(f"{text}{number(judged.metrics.AP50)} now. Evaluate it again: mrt eval {run.folder}", warning=True))
-    columns = {title: result["metrics"]["per_class"] for title, result, _ in entries if result}
+    columns = {title: result["metrics"]["per_class"] for _, title, result in entries if result}
     if columns:
         section.blocks += _by_class(study, columns)
     elif "networks" in study.missing:
@@ -429,12 +437,10 @@ def features(study: Study) -> Section:
 def errors(study: Study) -> Section:
     """What the detectors get wrong, in points of AP50."""
     section = Section("errors", "Kinds of errors")
-    judged = {"start": study.start} if study.start else {}
-    judged |= study.last
-    if not judged or study.dataset is None or not study.dataset.labelled:
+    if not study.matches:
         section.blocks.append(lacking(study.missing.get("networks", "the data set has no labels")))
         return section
-    found = {title: split_errors(item.detections, study.dataset) for title, item in judged.items()}
+    found = {title: split_errors(item) for title, item in study.matches.items()}
     study.record["errors"] = {title: split.to_dict() for title, split in found.items()}
     values = {title: [split.gains[name] for name in KINDS] for title, split in found.items()}
     colours = [figures.BEFORE, figures.AFTER, *figures.COLOURS[1:6]] if study.start else figures.COLOURS
@@ -455,7 +461,7 @@ def settings(study: Study) -> Section:
     """What is different: between the runs, or from the preset."""
     section = Section("settings", "Settings")
     if study.several:
-        found = differences([run.config for run in study.runs])
+        found = changed_settings([run.config for run in study.runs])
         rows = [[key, *map(_value, values)] for key, values in found.items()]
         columns = ["setting", *(run.title for run in study.runs)]
         if rows:
@@ -472,7 +478,7 @@ def settings(study: Study) -> Section:
     for run in study.runs:
         preset = preset_of(run)
         if not study.several and preset is not None:
-            rows = [[key, *map(_value, values)] for key, values in differences([preset, run.config]).items()]
+            rows = [[key, *map(_value, values)] for key, values in changed_settings([preset, run.config]).items()]
             if rows:
                 section.blocks.append(
                     Table(f"Settings that differ from preset {run.config.preset}", ["setting", "preset", "this run"], rows, text_columns=3)
@@ -580,7 +586,7 @@ def command_line(run: RunData) -> str:
     words += ["--oracle", run.facts["oracle"]] if run.facts.get("oracle") else []
     if run.facts.get("init"):
         words += ["--init", run.facts["init"]]
-    changed = differences([preset, run.config]) if preset is not None else {}
+    changed = changed_settings([preset, run.config]) if preset is not None else {}
     if "seed" in changed:
         words += ["--seed", str(run.config.seed)]
     sets = [f"{key}={_value(values[1])}" for key, values in changed.items() if key not in ("seed", "init", "preset")]
@@ -598,6 +604,15 @@ def fill_record(study: Study) -> None:
     if study.start is not None and study.start.metrics is not None:
         init = str(study.runs[0].facts["init"])
         study.record["start"] = {"init": init, "network": study.start.network, "metrics": study.start.metrics.to_dict()}
+    matches = {title: match(judged.detections, study.dataset) for title, judged in study.judged.items() if judged.metrics is not None}
+    draws = {title: estimates(item, SAMPLES) for title, item in matches.items()}
+    first = next(iter(matches), None)
+    study.record["against"] = "the start" if first == START else first
+    study.record["intervals"] = {title: intervals(item) for title, item in draws.items()}
+    study.record["change"] = {
+        title: differences(matches[first], matches[title], draws[first], draws[title]) for title in matches if title != first
+    }
+    study.matches = matches
     study.record["runs"] = {
         run.title: {"folder": str(run.folder), "result": stored_or_measured(study, run), "best_on_target_labels": run.best_epoch()}
         for run in study.runs

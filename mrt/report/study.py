@@ -19,12 +19,15 @@ from mrt.engine.report import Watcher
 from mrt.engine.snapshots import spread_evenly
 from mrt.errors import MrtError
 from mrt.evaluate.draw import draw_detections, side_by_side
+from mrt.evaluate.matching import Matches
 from mrt.files import replacing
 from mrt.report import networks
 from mrt.report.collect import RunData, choose_split, find_card
 from mrt.report.figures import publish
 from mrt.report.networks import Judged
 from mrt.report.page import Cell, Grid, Plot
+
+START = "start"
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Study:
         split: of the set that ``card`` describes, on which the runs are judged.
         images: rows of pictures. points: images of each domain in the feature figures. quick: no network is run.
         start: what the networks found that the runs started from, where all started from the same; last: what their last ones found.
+        matches: their detections, compared with the labels, by :data:`START` and the runs' titles.
         missing: why something is not there, by what needs it: "data", "networks", "start".
         record: every number of the report, for ``report.json``.
     """
@@ -53,12 +57,18 @@ class Study:
     dataset: DetectionDataset | None = None
     start: Judged | None = None
     last: dict[str, Judged] = field(default_factory=dict)
+    matches: dict[str, Matches] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def several(self) -> bool:
         return len(self.runs) > 1
+
+    @property
+    def judged(self) -> dict[str, Judged]:
+        """What there is to compare, in the order of tables."""
+        return ({START: self.start} if self.start else {}) | self.last
 
     @property
     def figures(self) -> Path:
