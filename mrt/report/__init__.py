@@ -39,7 +39,7 @@ def write_report(
     """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` about one run or several into ``out``; returns the page.
 
     Args:
-        folders: of the runs; changes are counted from the first one's start.
+        folders: of the runs; changes are counted from the first of several, from the start of a single one.
         split: of the target set; see :func:`mrt.report.collect.choose_split` for what is taken without one.
         images: rows of pictures.
         quick: only what the runs' files say; no network is run.

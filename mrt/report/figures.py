@@ -114,7 +114,7 @@ def _curve(axis: Axes, x: Sequence[float], y: Sequence[float], label: str, **loo
     """A curve; a long one faintly, with its running mean over a fiftieth of its length on top."""
     if not x:
         return
-    marker = {"marker": "o", "markersize": 3} if len(x) <= 12 else {}
+    marker = {"marker": "o", "markersize": 3, "clip_on": False} if len(x) <= 12 else {}
     if len(x) <= MANY:
         axis.plot(x, y, label=label, **marker, **look)
         return
@@ -124,26 +124,12 @@ def _curve(axis: Axes, x: Sequence[float], y: Sequence[float], label: str, **loo
     axis.plot(np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid"), label=label, **look)
 
 
-def _mark(axis: Axes, spans: Sequence[Span], retrained: Sequence[float], names: bool = False) -> None:
+def _mark(axis: Axes, spans: Sequence[Span], retrained: Sequence[float]) -> None:
     """Borders of stages (solid) and selective retraining (dotted), and the epochs' axis."""
     for span in spans[1:]:
         axis.axvline(span.begin, color=INK, linewidth=0.8)
     for epoch in retrained:
         axis.axvline(epoch, color=INK, linewidth=0.9, linestyle=(0, (1, 1.5)))
-    if names and len(spans) > 1:
-        for number, span in enumerate(spans):
-            where = (span.begin, 1.0) if number else (span.begin + span.epochs, 1.0)
-            axis.annotate(
-                span.title,
-                where,
-                xycoords=("data", "axes fraction"),
-                xytext=(3 if number else -3, -2),
-                textcoords="offset points",
-                ha="left" if number else "right",
-                va="top",
-                fontsize=6.5,
-                style="italic",
-            )
     if spans:
         axis.set_xlim(spans[0].begin, spans[-1].begin + spans[-1].epochs)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -154,11 +140,12 @@ def _from_zero(axis: Axes, room: float = 1.05) -> None:
     axis.set_ylim(0, max(axis.dataLim.y1, 1e-9) * room)
 
 
-def _legend_of_marks(figure: Figure, runs: Sequence[RunData]) -> None:
+def _legend_of_marks(figure: Figure, run: RunData, borders: bool = True) -> None:
+    """What the vertical lines mean; ``borders``: whether the figure shows more than one stage."""
     handles = []
-    if any(len(run.spans) > 1 for run in runs):
+    if borders and len(run.spans) > 1:
         handles.append(Line2D([], [], color=INK, linewidth=0.8, label="a new stage begins"))
-    if any(run.retrained for run in runs):
+    if run.retrained:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.5)), label="selective retraining"))
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
@@ -206,7 +193,7 @@ def losses(run: RunData) -> Figure | None:
             axis.legend(loc="upper right", ncols=2, handlelength=1.4, labelspacing=0.2, columnspacing=0.9, fontsize=6.5, borderaxespad=0.1)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    _legend_of_marks(figure, [run])
+    _legend_of_marks(figure, run)
     return figure
 
 
@@ -220,21 +207,21 @@ def average_precision(run: RunData) -> Figure | None:
     for name in networks:
         x, y = run.series("AP50", "eval", network=name)
         _curve(axes[0, 0], x, y, name, color=TEACHER if name == "teacher" else STUDENT, linestyle=DASHES[0 if name == "teacher" else 1])
-    axes[0, 0].set_title("all classes")
+    axes[0, 0].set_title("all classes†")
     axes[0, 0].legend(loc="lower right")
     lines = [line for line in run.of("eval") if line["network"] == networks[0]]
     for name, look in look_of(run.classes).items():
         points = [(run.place(line), line["per_class"].get(name, {}).get("AP50")) for line in lines]
         points = [(x, y) for x, y in points if y is not None]
         _curve(axes[0, 1], [x for x, _ in points], [y for _, y in points], name, **look)
-    axes[0, 1].set_title(f"{networks[0]}, by class")
+    axes[0, 1].set_title(f"{networks[0]}, by class†")
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=0.3)
     for axis in axes.flat:
         axis.set_xlabel("epoch")
         axis.set_ylabel("AP50 (%)")
         _from_zero(axis)
         _mark(axis, run.spans, run.retrained)
-    _legend_of_marks(figure, [run])
+    _legend_of_marks(figure, run)
     return figure
 
 
@@ -259,7 +246,7 @@ def thresholds(run: RunData) -> Figure | None:
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _mark(axis, run.spans, run.retrained)
     axis.set_xlim(begin, axis.get_xlim()[1])
-    _legend_of_marks(figure, [run])
+    _legend_of_marks(figure, run, borders=False)
     return figure
 
 
@@ -302,19 +289,19 @@ def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: f
     _from_zero(axis, 1.6 if counted else 1.25)
     axis.legend(ncols=2, loc="upper center", fontsize=6.5, handlelength=1.4, labelspacing=0.25, columnspacing=1)
     for number, curve in enumerate(quality):
-        marker = {"marker": MARKERS[number], "markersize": 3.5, "linestyle": DASHES[number]}
+        marker = {"marker": MARKERS[number], "markersize": 3.5, "clip_on": False, "linestyle": DASHES[number]}
         for what, values, colour in (("precision", curve.precision, COLOURS[0]), ("recall", curve.recall, COLOURS[3])):
             points = [(place, value) for place, value in zip(curve.epochs, values, strict=True) if value is not None]
             axes[0, 1].plot([p for p, _ in points], [v for _, v in points], label=f"{what}, {curve.where}", color=colour, **marker)
         axes[0, 1].set_title("how good (IoU 0.5)†")
         axes[0, 1].set_ylabel("per cent of labels / of true boxes")
-        axes[0, 1].set_ylim(0, 105)
-        axes[0, 1].legend(fontsize=6.5, loc="best")
+        axes[0, 1].set(ylim=(0, 118 + 9 * len(axes[0, 1].lines)), yticks=range(0, 101, 20))
+        axes[0, 1].legend(fontsize=6.5, loc="upper right", labelspacing=0.25)
     for axis in axes.flat:
         axis.set_xlabel("epoch")
         _mark(axis, run.spans, run.retrained)
         axis.set_xlim(span.begin, span.begin + span.epochs)
-    _legend_of_marks(figure, [run])
+    _legend_of_marks(figure, run, borders=False)
     return figure
 
 
@@ -352,7 +339,6 @@ def overlay(runs: Sequence[RunData]) -> Figure | None:
         "source: class loss": ("source/class", "train", {}, "loss"),
         "masked autoencoder": ("target/mae", "train", {}, "loss"),
         "target: class loss": ("target/class", "train", {}, "loss"),
-        "discriminators on the target": ("target/domain", "train", {}, "loss"),
         "pseudo labels": ("pseudo_labels", "train", {}, "per image"),
         "teacher on validation images†": ("AP50", "eval", {"network": "teacher"}, "AP50 (%)"),
     }

@@ -155,7 +155,7 @@ def pictures(study: Study) -> Section:
     titles = [*found, *(["ground truth"] if study.dataset.labelled else [])]
     caption = (
         f"{study.card.name} {study.split}: detections scored at least {THRESHOLD}, with their score in per cent. "
-        "The images are spread evenly over the split, not picked."
+        "The images are spread evenly over the split, not picked; ignored objects are not drawn."
     )
     section.blocks.append(study.grid("detections", "Detections on the same images: " + ", ".join(titles), caption, titles, rows))
     if "start" in study.missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mrt.data.card import DatasetCard
@@ -72,13 +72,16 @@ def results(study: Study) -> Section:
     for run in study.runs:
         best = run.best_epoch()
         if best is not None:
-            what = f"{run.title}: best epoch on {run.config.data.validation_split} ({best['network']}, {best['stage']} {best['epoch']})"
-            rows.append([f"{what}, selected on {run.domain} labels: no result", *(number(best[name]) for name in METRICS), "-"])
+            split = run.config.data.validation_split
+            what = f"{run.title}, {best['network']} at its best epoch on {split}: picked by {run.domain} labels ‡"
+            rows.append([what, *(number(best[name]) for name in METRICS), "-"])
+    picked = any(run.best_epoch() for run in study.runs)
     caption = "Per cent." + (f" Change in AP50 against {study.record['against']}." if study.record["change"] else "")
     if study.card and study.split in study.card.splits:
         caption = f"{study.card.name}, split {study.split}: {describe_split(study.card, study.split)}. {caption}"
     if study.record["intervals"]:
         caption += f" [low, high]: {100 * LEVEL:g} % of {SAMPLES} draws of the images; other training seeds are not in it."
+    caption += " ‡ Selected on labels, on another split: no result, and not to be compared with one." if picked else ""
     section.blocks.append(Table(caption, ["", *METRICS, "change"], rows, strong=strong))
     for run in study.runs:
         if run.unfinished:
@@ -314,11 +317,13 @@ def fill_record(study: Study) -> None:
         study.record["start"] = {"init": init, "network": study.start.network, "metrics": study.start.metrics.to_dict()}
     matches = {title: match(judged.detections, study.dataset) for title, judged in study.judged.items() if judged.metrics is not None}
     draws = {title: estimates(item, SAMPLES) for title, item in matches.items()}
-    first = next(iter(matches), None)
-    study.record["against"] = "the start" if first == START else first
     study.record["intervals"] = {title: intervals(item) for title, item in draws.items()}
+    base = study.runs[0].title if study.several else START
+    study.record["against"] = "the start" if base == START else base
     study.record["change"] = {
-        title: differences(matches[first], matches[title], draws[first], draws[title]) for title in matches if title != first
+        title: differences(matches[base], item, draws[base], draws[title])
+        for title, item in (matches.items() if base in matches else ())
+        if title != base
     }
     study.matches = matches
     study.record["runs"] = {

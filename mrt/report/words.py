@@ -12,7 +12,10 @@ LOOKING = "† Uses target labels, to look at only: nothing was trained or chose
 
 def number(value: float | None, sign: bool = False) -> str:
     """One decimal; a dash where there is nothing."""
-    return "-" if value is None else f"{value:+.1f}" if sign else f"{value:.1f}"
+    if value is None:
+        return "-"
+    rounded = round(value, 1) or 0.0  # not -0.0
+    return f"{rounded:+.1f}" if sign else f"{rounded:.1f}"
 
 
 def with_interval(value: float | None, bounds: Mapping[str, float | None] | None, sign: bool = False) -> str:
