@@ -55,7 +55,7 @@ class RunData:
 
     @property
     def domain(self) -> str:
-        """Whose images the run is judged on: "target", or "source" where it knows no target."""
+        """Whose images were measured while it trained: "target", or "source" where it knows no target."""
         return "target" if "target" in self.facts["data"] else "source"
 
     @property
@@ -115,9 +115,9 @@ class RunData:
         measured = [line for line in self.of("eval") if line.get("AP50") is not None]
         return max(measured, key=lambda line: line["AP50"], default=None)
 
-    def result(self, split: str, sha256: str | None) -> dict[str, Any] | None:
-        """The stored evaluation of the last network (its teacher, where it has one) on a split of the domain it is judged on."""
-        network, data = "teacher" if self.has_teacher else "student", Path(getattr(self.config.data, self.domain)).name
+    def result(self, data: str, split: str, sha256: str | None) -> dict[str, Any] | None:
+        """The stored evaluation of the last network (its teacher, where it has one) on a split, of these annotations if they are given."""
+        network = "teacher" if self.has_teacher else "student"
         for item in self.results:
             known = (item["network"], item["data"], item["split"]) == (network, data, split)
             if known and item.get("last", True) and (sha256 is None or item["sha256"] == sha256):
@@ -174,11 +174,11 @@ def _stored_results(folder: Path, facts: Mapping[str, Any]) -> list[dict[str, An
     return found
 
 
-def choose_split(runs: Sequence[RunData], asked: str | None) -> str:
+def choose_split(runs: Sequence[RunData], data: str, asked: str | None) -> str:
     """The split to judge on: the one asked for; else test, if every run has been evaluated on it already; else the validation split."""
     if asked:
         return asked
-    return "test" if all(run.result("test", None) for run in runs) else runs[0].config.data.validation_split
+    return "test" if all(run.result(data, "test", None) for run in runs) else runs[0].config.data.validation_split
 
 
 def find_card(run: RunData, domain: str, data_root: Path) -> DatasetCard | None:

@@ -199,7 +199,7 @@ def reconstructions(study: Study) -> Section:
 def features(study: Study) -> Section:
     """t-SNE of both domains' features, at the places where the discriminators judge."""
     section = Section("features", "Features of both domains")
-    run = study.runs[0]
+    run = study.subject
     cards = {domain: find_card(run, domain, study.data_root) for domain in ("source", "target")}
     if study.quick or not study.last or None in cards.values():
         section.blocks.append(lacking(study.missing.get("networks") or study.missing.get("data") or "one of the two data sets is not here"))

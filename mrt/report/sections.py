@@ -24,7 +24,7 @@ def stored_or_measured(study: Study, run: RunData) -> dict[str, Any] | None:
     """The figures of a run's last network: the stored evaluation on these annotations if there is one, else this report's own."""
     sha256 = study.card.split(study.split).sha256 if study.card else None
     judged = study.last.get(run.title)
-    stored = run.result(study.split, sha256)
+    stored = run.result(study.data, study.split, sha256)
     if stored is not None:
         return {**{key: stored[key] for key in ("network", "data", "split", "sha256", "metrics")}, "file": stored["file"]}
     if judged is None or judged.metrics is None:
@@ -214,20 +214,23 @@ def kind_of(run: RunData) -> str:
 def data(study: Study) -> Section:
     """The sets' cards, and whether the annotations are still those of the training."""
     section = Section("data", "Data")
-    first = study.runs[0]
+    run = study.subject
+    known = dict(run.facts["data"])
+    known.setdefault(study.domain, {"name": study.data, "sha256": {}})  # judged on, though not trained on
     rows, counts = [], []
-    for domain, used in first.facts["data"].items():
-        card = find_card(first, domain, study.data_root)
+    for domain, used in known.items():
+        card = find_card(run, domain, study.data_root)
         if card is None:
             section.blocks.append(lacking(f"the card of {used['name']}: it is not in {study.data_root}"))
             for split, sha256 in used["sha256"].items():
                 rows.append([used["name"], split, "", "-", "-", "-", "-", sha256[:12], "not here now"])
             continue
         for split, part in card.splits.items():
-            same = "as in training" if used["sha256"].get(split) == part.sha256 else "CHANGED since training"
+            then = used["sha256"].get(split)
+            same = "not used in training" if then is None else "as in training" if then == part.sha256 else "CHANGED since training"
             numbers = [str(value) for value in (part.num_images, part.num_boxes, part.num_ignored, part.num_empty)]
             rows.append([card.name, split, _purpose(study, domain, split), *numbers, part.sha256[:12] or "-", same])
-            counts.append([f"{card.name} {split}", *(str(part.boxes_per_class.get(name, 0)) for name in card.classes)])
+            counts.append([f"{card.name} {split}", *(str(part.boxes_per_class.get(name, 0)) for name in run.classes)])
         facts = {"domain": card.domain, "classes": ", ".join(card.classes), "made from": card.source, **card.details}
         facts["image sizes"] = ", ".join(f"{size} ({count})" for size, count in list(card.image_sizes.items())[:6])
         facts |= {f"left out of {split}": part.skipped for split, part in card.splits.items() if part.skipped}
@@ -235,17 +238,17 @@ def data(study: Study) -> Section:
     columns = ["set", "split", "used for", "images", "boxes", "ignored", "without boxes", "sha256 of annotations", "state"]
     section.blocks.insert(0, Table("Images and boxes; crowds and ignored objects do not count", columns, rows, text_columns=3))
     if counts:
-        section.blocks.append(Table("Boxes of each class", ["set and split", *first.classes], counts))
-    for other in study.runs[1:]:
+        section.blocks.append(Table("Boxes of each class", ["set and split", *run.classes], counts))
+    for other in study.runs:
         for domain, used in other.facts["data"].items():
-            if first.facts["data"].get(domain, used)["sha256"] != used["sha256"]:
-                text = f"{other.title} was trained with other {domain} data than {first.title} ({used['name']}): compare with care."
+            if known.get(domain, used)["sha256"] != used["sha256"] and run.facts["data"].get(domain):
+                text = f"{other.title} was trained with other {domain} data than {run.title} ({used['name']}): compare with care."
                 section.blocks.append(Note(text, warning=True))
     return section
 
 
 def _purpose(study: Study, domain: str, split: str) -> str:
-    run = study.runs[0]
+    run = study.subject
     config, labels = run.config.data, (run.facts.get("oracle") or "source").split("+")
     uses = []
     if split == getattr(config, f"{domain}_split"):
@@ -255,7 +258,7 @@ def _purpose(study: Study, domain: str, split: str) -> str:
             uses.append("training, images only")
     if domain == run.domain and split == config.validation_split and run.config.engine.eval_every:
         uses.append("AP50 while training")
-    if domain == run.domain and split == study.split:
+    if domain == study.domain and split == study.split:
         uses.append("figures of this report")
     return "; ".join(uses)
 

@@ -36,7 +36,8 @@ class Study:
 
     Attributes:
         out: folder of the report; figures go into ``out/figures``.
-        split: of the set that ``card`` describes, on which the runs are judged.
+        subject: the run whose settings say what all are judged on: the first that knows a target.
+        domain, split: the images they are judged on, "target" or "source", which ``card`` describes.
         images: rows of pictures. points: images of each domain in the feature figures. quick: no network is run.
         start: what the networks found that the runs started from, where all started from the same; last: what their last ones found.
         matches: their detections, compared with the labels, by :data:`START` and the runs' titles.
@@ -47,6 +48,8 @@ class Study:
     runs: list[RunData]
     out: Path
     data_root: Path
+    subject: RunData
+    domain: str
     split: str
     images: int = 4
     points: int = 150
@@ -69,6 +72,11 @@ class Study:
     def judged(self) -> dict[str, Judged]:
         """What there is to compare, in the order of tables."""
         return ({START: self.start} if self.start else {}) | self.last
+
+    @property
+    def data(self) -> str:
+        """The name of the set the runs are judged on."""
+        return Path(getattr(self.subject.config.data, self.domain)).name
 
     @property
     def figures(self) -> Path:
@@ -127,12 +135,17 @@ def open_study(
     odd = next((run for run in runs if run.classes != first.classes), None)
     if odd is not None:
         raise MrtError(f"{odd.folder}: its classes are not those of {first.folder}", "compare runs that detect the same classes")
-    study = Study(list(runs), out, data_root, choose_split(runs, split), images, quick=quick, watcher=watcher or Watcher())
-    study.card = find_card(first, first.domain, data_root)
+    subject = next((run for run in runs if run.domain == "target"), first)
+    target = find_card(subject, "target", data_root)
+    domain = "target" if subject.domain == "target" or (target is not None and target.labelled) else "source"
+    name = getattr(subject.config.data, domain)
+    split = choose_split(runs, Path(name).name, split)
+    study = Study(list(runs), out, data_root, subject, domain, split, images, quick=quick, watcher=watcher or Watcher())
+    study.card = find_card(subject, domain, data_root)
     if study.card is None:
-        study.missing["data"] = f"the data set {getattr(first.config.data, first.domain)} is not in {data_root}"
+        study.missing["data"] = f"the data set {name} is not in {data_root}"
     else:
-        study.dataset = networks.evaluation_set(first, study.card, study.split)
+        study.dataset = networks.evaluation_set(subject, study.card, study.split)
     if quick:
         study.missing["networks"] = "the report was made with --quick: no network was run"
     elif study.dataset is None:
@@ -151,7 +164,7 @@ def _look(study: Study) -> None:
         study.missing["start"] = what
     else:
         try:
-            study.start = networks.judge(start, "auto", study.dataset, study.runs[0].config, study.device, study.watcher)
+            study.start = networks.judge(start, "auto", study.dataset, study.subject.config, study.device, study.watcher)
         except MrtError as error:
             study.missing["start"] = f"the weights it started from are not usable: {error.message}"
     for run in study.runs:
