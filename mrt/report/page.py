@@ -58,7 +58,6 @@ class Cell:
 
     picture: Image.Image
     alt: str
-    label: str = ""
 
     @property
     def data(self) -> str:

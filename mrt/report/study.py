@@ -52,7 +52,7 @@ class Study:
     domain: str
     split: str
     images: int = 4
-    points: int = 150
+    points: int = 100
     quick: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watcher: Watcher = field(default_factory=Watcher)
