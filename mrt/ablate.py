@@ -25,7 +25,8 @@ from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.files import write_text
 
-MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "compile", "checkpointing")  # of [engine]: they change no result
+# Of [engine]: they change no result.
+MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "compile", "checkpointing")
 METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
 
 

@@ -125,7 +125,8 @@ def join(device: str = "auto", timeout: int = 600) -> World:
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
         # Both backends: tensors on GPUs go by NCCL, the few numbers that the hosts exchange in each step by gloo.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
+        backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backends, timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
     return World(rank, size, chosen)
 
 
