@@ -56,7 +56,7 @@ def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewh
     result = mrt("adapt", "--target", "synthetic-foggy", "--init", runs / "demo-source", *roots, *settings)
     assert result.exit_code == 0, result.output
     assert json.loads((runs / "demo-adapt" / "run.json").read_text())["finished"] == ["mae", "teach"]
-    result = mrt("pretrain-source", "--preset", "demo", "--match-adapt", "--init", runs / "demo-source", *roots, *settings)
+    result = mrt("pretrain-source", "--preset", "demo", "--match-compute", "--init", runs / "demo-source", *roots, *settings)
     assert result.exit_code == 0, result.output
 
     result = mrt("eval", "demo-fair", runs / "demo-adapt", "--split", "test", "--picture", "out/p.png", "--images", 2, *roots)
