@@ -78,7 +78,10 @@ def ablate(
     axes = trials_of.make_axes(context.meta[AXES])
     chosen = trials_of.find_study(study) if study else None
     if chosen and axes:
-        raise MrtError(f"--study {study} and --{axes[0].key}: a study has its own rows", "leave out one of them; --set changes all rows")
+        raise MrtError(
+            f"--study {study} and --{axes[0].key.rpartition('.')[2]}: a study has its own rows",
+            "leave out one of them; --set changes all rows",
+        )
     if not (chosen or axes or seeds or baselines):
         raise MrtError("mrt ablate: nothing to vary", "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components")
     roots = experiment.find_roots(data_root, run_root)

@@ -22,6 +22,13 @@ def pretrain_source(
             "--match-compute", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive."
         ),
     ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Augmentation of labelled images: weak or strong. Default: the preset's; with --match-compute that of mrt adapt."
+        ),
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Keep an average of the detector, too; --match-compute always does.")] = False,
     oracle: Annotated[
         str | None,
         typer.Option(
@@ -53,9 +60,13 @@ def pretrain_source(
 
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
+    if augment not in (None, "weak", "strong"):
+        raise MrtError(f"--augment {augment}: expected weak or strong")
     roots = experiment.find_roots(data_root, run_root)
     init = experiment.find_run(init, roots.run_root) if init else None
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    trained = ("mae_stage", "teach") if match_compute else ("pretrain",)
+    given |= {f"{stage}.augment": augment for stage in trained} | {"pretrain.ema": ema or None}
     kind = "-".join((["fair"] if match_compute else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
     config, folder = experiment.configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:

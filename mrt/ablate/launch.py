@@ -27,7 +27,7 @@ from mrt.files import write_text
 POLL = 0.2  # seconds between looks at what runs
 PATIENCE = 60  # seconds that a stopped process has to save its state
 GENERIC = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")  # submitit's words; others are sbatch's
-FEW_LINES = 15  # of a log, as much as one reads
+DAY = 24 * 60  # minutes
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,8 @@ class Submitit:
         self.slots = jobs
         try:
             self.executor = submitit.AutoExecutor(folder=logs / "jobs" / "%j", cluster=cluster)
+            if cluster == "local" and "timeout_min" not in options:
+                self.executor.update_parameters(timeout_min=DAY)  # else two minutes
             self.executor.update_parameters(name="mrt-ablate", **{_submitit_name(key): _number(text) for key, text in options.items()})
         except (AssertionError, NameError, RuntimeError) as error:
             words = [line for line in str(error).split("\n") if line]

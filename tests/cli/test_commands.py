@@ -91,31 +91,45 @@ def test_one_stage_after_the_other(worlds, runs, somewhere):
 
 def test_ablate_prints_a_table_and_only_runs_what_is_missing(worlds, runs, somewhere):
     words = ["--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
-    listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
-    assert listed.exit_code == 0 and listed.output.count("to run") == 2
+    listed = mrt("ablate", "--decay", "none", "hard", "--dry-run", *words)
+    assert listed.exit_code == 0 and listed.output.count("to run") == 2 and "3 stages to train: 1 mae, 2 teach" in listed.output
 
-    result = mrt("ablate", "--mask-ratio", 0.5, 0.8, *words)
+    result = mrt("ablate", "--decay", "none", "hard", *words)
     assert result.exit_code == 0, result.output
-    for word in ("mae.mask_ratio", "0.5", "0.8", "AP50", "AP75"):
+    for word in ("decay none", "decay hard", "AP50", "AP75", "base"):
         assert word in result.output
-    with open(somewhere / "runs" / "ablate" / "mask_ratio.csv") as file:
+    with open(somewhere / "runs" / "ablate" / "decay.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["mae.mask_ratio"], row["seeds"], row["failed"]) for row in rows] == [("0.5", "1", "0"), ("0.8", "1", "0")]
-    report = json.loads((somewhere / "runs" / "ablate" / "mask_ratio.json").read_text())
-    assert len(report["trials"]) == 2 and report["axes"] == {"mae.mask_ratio": ["0.5", "0.8"]}
+    assert [(row["row"], row["mae.decay"], row["seeds"], row["failed"]) for row in rows] == [
+        ("decay none", "none", "0", "0"),
+        ("decay hard", "hard", "0", "0"),
+    ]
+    report = json.loads((somewhere / "runs" / "ablate" / "decay.json").read_text())
+    assert [len(row["trials"]) for row in report["rows"]] == [1, 1] and report["axes"] == {"mae.decay": ["none", "hard"]}
+    assert result.output.count("mae: 1/1") == 1 and result.output.count("teach: 1/1") == 2
 
-    again = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--seeds", 0, 1, "--name", "both", *words)
-    assert again.exit_code == 0 and again.output.count("already done") == 2 and again.output.count("teach:") == 2
+    again = mrt("ablate", "--decay", "none", "hard", "--seeds", 0, 1, "--name", "both", "--base", "decay hard", *words)
+    assert again.exit_code == 0 and "2 of 4 trials are already done" in again.output and again.output.count("teach: 1/1") == 2
     with open(somewhere / "runs" / "ablate" / "both.csv") as file:
-        assert [row["seeds"] for row in csv.DictReader(file)] == ["2", "2"]
-    listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
-    assert listed.output.count("done") == 2
+        assert [(row["seeds"], row["AP50 n"]) for row in csv.DictReader(file)] == [("0 1", "2"), ("0 1", "2")]
+    listed = mrt("ablate", "--decay", "none", "hard", "--dry-run", *words)
+    assert listed.output.count("done") == 2 and "0 stages to train" in listed.output
 
-    listed = mrt("ablate", "--mask-ratio", 0.5, "--split", "test", "--dry-run", *words)
-    assert listed.output.count("to run") == 1
-    other = mrt("ablate", "--mask-ratio", 0.5, "--split", "test", *words)  # evaluates, and trains nothing
+    other = mrt("ablate", "--decay", "none", "--split", "test", *words)  # evaluates, and trains nothing
     assert other.exit_code == 0 and "teach:" not in other.output and "evaluate on synthetic-foggy test" in other.output, other.output
-    assert mrt("ablate", "--mask-ratio", 0.5, *words).output.count("already done") == 1
+    assert "1 of 1 trials are already done" in mrt("ablate", "--decay", "none", *words).output
+
+
+def test_a_study_runs_as_a_smoke_test_with_baselines(worlds, runs, somewhere):
+    words = ["--init", runs / "demo-source", "--data-root", worlds]
+    small = [item for item in TINY if not item.startswith(("teach.", "mae_stage.", "pretrain.", "mae.decay"))]
+    result = mrt("ablate", "--study", "retrain-init", "--baselines", "--smoke", *words, "--set", *small)
+    assert result.exit_code == 0, result.output
+    for word in ("source + MAE", "fair source-only", "oracle: target labels", "City→Foggy", "51.2", "not comparable", "SMOKE TEST"):
+        assert word in result.output
+    written = {path.suffix for path in (somewhere / "runs" / "ablate" / "smoke").glob("retrain-init.*")}
+    assert written == {".json", ".csv", ".md", ".png", ".svg"}
+    assert result.output.count("mae: 2/2") == 1 + 3 and "selective retraining" in result.output
 
 
 def test_doctor_says_what_to_do(worlds, somewhere):

@@ -58,7 +58,9 @@ def test_two_runs_give_what_one_gives(world, source, tmp_path, settings):
 
 def test_another_seed_draws_anew(world, source, tmp_path):
     mae = stages.adapt(tiny_config(), tmp_path / "mae", stages=("mae",), init=str(source), data_root=world)
-    runs = [stages.adapt(tiny_config(seed=seed), tmp_path / f"{seed}", stages=("teach",), init=str(mae), data_root=world) for seed in (0, 1)]
+    runs = [
+        stages.adapt(tiny_config(seed=seed), tmp_path / f"{seed}", stages=("teach",), init=str(mae), data_root=world) for seed in (0, 1)
+    ]
     assert different(*runs)
 
 

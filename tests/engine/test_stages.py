@@ -218,8 +218,9 @@ def test_the_baseline_takes_adaptations_steps_when_they_follow_the_data(world, s
     make_set(tmp_path, "hazy", images=4, haze=0.5, seed=2)
     changes = {f"{stage}.steps_per_epoch": 0 for stage in ("pretrain", "mae_stage", "teach")} | {"engine.batch_size": 2}
     config = tiny_config(**changes)
-    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_compute=True, data_root=tmp_path)
-    both = stages.pretrain_source(config, tmp_path / "both", init=str(source), match_compute=True, oracle="source+target", data_root=tmp_path)
+    fairly = {"init": str(source), "match_compute": True, "data_root": tmp_path}
+    fair = stages.pretrain_source(config, tmp_path / "fair", **fairly)
+    both = stages.pretrain_source(config, tmp_path / "both", oracle="source+target", **fairly)
     adapted = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=tmp_path)
     steps = [[(line["stage"], line["step"]) for line in lines(run, "epoch")] for run in (fair, both, adapted)]
     assert steps[0] == steps[1] == steps[2] == [("mae", 2), ("mae", 4), ("teach", 2), ("teach", 4)]
