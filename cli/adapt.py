@@ -23,7 +23,7 @@ def adapt(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Parts of the method: teacher (plain teacher-student); +dt, +mae, +retrain (teacher with dynamic thresholds and that part); "
+            help="Parts of the method: teacher (plain teacher-student); +dt, +mae, +retrain (that, and dynamic thresholds, added); "
             "mrt (all). Default: what the preset says."
         ),
     ] = None,

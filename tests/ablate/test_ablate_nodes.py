@@ -163,8 +163,8 @@ def test_what_does_not_reach_a_stage_does_not_change_it(world, starts, tmp_path,
 @pytest.mark.parametrize(
     "off",
     [
-        ({"retrain.every": 0}, {"retrain.every": 2, "retrain.source": "random"}, {"retrain.parts": "none"}),
-        ({"teacher.dynamic": False}, {"teacher.dynamic": False, "teacher.threshold_gamma": 0.1, "teacher.threshold_alpha": 3.0}),
+        ({"retrain.every": 2, "retrain.source": "random"}, {"retrain.parts": "none"}),
+        ({"teacher.dynamic": False}, {"teacher.dynamic": False, "teacher.threshold_gamma": 0.1, "teacher.threshold_max": 0.9}),
         ({"mae.use": "none"}, {"mae.use": "pretrain", "mae.mask_ratio": 0.1, "mae.layers": 1}),
         ({"domain.enabled": False}, {"domain.enabled": False, "domain.encoder_weight": 9.0, "domain.ramp": 0.5}),
     ],
