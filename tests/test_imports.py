@@ -44,7 +44,11 @@ RULES = {
         *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops"),
     ],
     "mrt.engine.report": ["torch", "mrt.files"],
-    "mrt.ablate": ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.engine", "mrt.errors", "mrt.files"],
+    "mrt.ablate": [
+        *("mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.staging", "mrt.engine", "mrt.errors", "mrt.files"),
+        *("scipy", "submitit", "torch"),
+    ],
+    "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),
         *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops"),

@@ -36,7 +36,9 @@ class Compiler:
         MrtError: mode "on" where nothing can be compiled.
     """
 
-    def __init__(self, mode: str = "off", device: torch.device | None = None, watcher: Watcher | None = None, backend: str = "inductor") -> None:
+    def __init__(
+        self, mode: str = "off", device: torch.device | None = None, watcher: Watcher | None = None, backend: str = "inductor"
+    ) -> None:
         self.watcher, self.backend = watcher or Watcher(), backend
         self.sizes: dict[str, set[Any]] = {}
         self._told = False

@@ -52,7 +52,7 @@ def compiled_frames() -> int:
 
 
 def test_compiled_is_eager(fresh):
-    """The whole step, domains of two sizes. Traced, differentiated and partitioned as for inductor, without its kernels, which take minutes."""
+    """The whole step, domains of two sizes. Traced and differentiated as for inductor, without its kernels, which take minutes."""
     batches = batches_of("two sizes")
     compiler = Compiler("on", torch.device("cpu"), backend="aot_eager")
     assert_same(take_steps(batches, compiler), take_steps(batches))

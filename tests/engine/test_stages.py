@@ -101,7 +101,7 @@ def test_adaptation_uses_every_part_of_the_method(world, source, tmp_path):
 
 def test_the_fair_baseline_takes_the_same_steps_without_adaptive_parts(world, source, tmp_path):
     config = tiny_config()
-    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_adapt=True, data_root=world)
+    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_compute=True, data_root=world)
     mrt = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=world)
     steps = [[(line["stage"], line["step"], line["lr"]) for line in lines(run, "train")] for run in (fair, mrt)]
     assert steps[0] == steps[1]
@@ -111,7 +111,7 @@ def test_the_fair_baseline_takes_the_same_steps_without_adaptive_parts(world, so
 
 def test_the_oracle_learns_from_target_labels(world, source, tmp_path):
     for oracle in ("target", "source+target"):
-        run = stages.pretrain_source(tiny_config(), tmp_path / oracle, init=str(source), match_adapt=True, oracle=oracle, data_root=world)
+        run = stages.pretrain_source(tiny_config(), tmp_path / oracle, init=str(source), match_compute=True, oracle=oracle, data_root=world)
         assert json.loads((run / "run.json").read_text())["oracle"] == oracle
 
 
@@ -218,8 +218,9 @@ def test_the_baseline_takes_adaptations_steps_when_they_follow_the_data(world, s
     make_set(tmp_path, "hazy", images=4, haze=0.5, seed=2)
     changes = {f"{stage}.steps_per_epoch": 0 for stage in ("pretrain", "mae_stage", "teach")} | {"engine.batch_size": 2}
     config = tiny_config(**changes)
-    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_adapt=True, data_root=tmp_path)
-    both = stages.pretrain_source(config, tmp_path / "both", init=str(source), match_adapt=True, oracle="source+target", data_root=tmp_path)
+    fairly = {"init": str(source), "match_compute": True, "data_root": tmp_path}
+    fair = stages.pretrain_source(config, tmp_path / "fair", **fairly)
+    both = stages.pretrain_source(config, tmp_path / "both", oracle="source+target", **fairly)
     adapted = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=tmp_path)
     steps = [[(line["stage"], line["step"]) for line in lines(run, "epoch")] for run in (fair, both, adapted)]
     assert steps[0] == steps[1] == steps[2] == [("mae", 2), ("mae", 4), ("teach", 2), ("teach", 4)]
