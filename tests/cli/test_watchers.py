@@ -216,6 +216,4 @@ def test_messages_scroll_by_in_a_real_terminal(width):
     lines = [line.rstrip() for line in screen.lines if line.strip()]
     message = "student on fog val: AP50 30.5 [not markup] " + "a long message " * 8
     told = [message[start : start + width].rstrip() for start in range(0, len(message), width)]
-    end = "teach: 3/4 in 0:00  total loss 9.250, gradient norm 15.0, learning rate 2.0e-04, pseudo labels per image 1.500"
-    ended = [end[start : start + width].rstrip() for start in range(0, len(end), width)]
-    assert lines == [*told, "printed by somebody else", "warned", *ended] * 3 + ["over"]
+    assert lines == [*told, "printed by somebody else", "warned", "teach: 3/4 in 0:00  total loss 9.250"] * 3 + ["over"]
