@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -207,7 +208,8 @@ class LineWatcher(TaskWatcher):
 class LiveWatcher(TaskWatcher):
     """A few lines at the foot of the terminal, drawn anew four times a second; messages scroll by above them.
 
-    The drawing thread takes no lock of the run's: a message from a signal handler would wait for it for ever.
+    The drawing thread takes no lock of the run's, and a message from a signal handler that comes in the middle of another one is told
+    after it: else each of the two threads might wait for the other.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -216,6 +218,8 @@ class LiveWatcher(TaskWatcher):
 
         super().__init__()
         self._idle = time.monotonic()
+        self._unsaid: deque[str] = deque()
+        self._speaking = False
         self._live = Live(
             console=console or Console(highlight=False, markup=False, emoji=False),
             get_renderable=lambda: self,
@@ -229,13 +233,23 @@ class LiveWatcher(TaskWatcher):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        for text in self._unsaid:  # what a signal said while the last message ended
+            self._live.console.print(text, soft_wrap=True)
 
     def end(self) -> None:
         self._idle = time.monotonic()
         super().end()
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, soft_wrap=True)
+        self._unsaid.append(text)
+        if self._speaking:
+            return
+        self._speaking = True
+        try:
+            while self._unsaid:
+                self._live.console.print(self._unsaid.popleft(), soft_wrap=True)
+        finally:
+            self._speaking = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """The view as lines that fit: a terminal that wrapped one could not be drawn over."""

@@ -116,6 +116,22 @@ def test_the_view_survives_what_nobody_began():
         watcher.say("still here")
 
 
+def test_a_message_in_the_middle_of_a_message_is_told_after_it():
+    """Ctrl-C may come while something is being said: printing at once could wait for ever for the thread that draws."""
+
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            if "first" in text:
+                watcher.say("from the signal handler")
+                assert "handler" not in self.getvalue()
+            return super().write(text)
+
+    watcher = LiveWatcher(Console(file=Interrupted()))
+    watcher.say("first")
+    watcher.say("last")
+    assert watcher._live.console.file.getvalue() == "first\nfrom the signal handler\nlast\n"
+
+
 def test_the_time_left_counts_pauses_apart_from_steps(monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
