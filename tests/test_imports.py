@@ -134,7 +134,7 @@ def test_a_module_imports_only_what_its_area_may(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("mrt_cli")])
 def test_commands_import_the_program_only_when_they_run(name):
-    light = ("typer", "mrt_cli", "mrt.errors", *(["rich", "mrt.engine.report"] if name == "mrt_cli.console" else []))
+    light = ("typer", "mrt_cli", "mrt.errors", *(["rich", "mrt.engine.report"] if name in ("mrt_cli.console", "mrt_cli.watchers") else []))
     light += ("mrt.config",) if name == "mrt_cli.experiment" else ()
     heavy = [
         f"line {found.line}: {found.module}"

@@ -60,6 +60,14 @@ class World:
         dist.all_gather_object(everyone, mine)
         return everyone
 
+    def share(self, value: Any) -> Any:
+        """What the first process gives, in every process (anything that can be pickled)."""
+        if self.size == 1:
+            return value
+        shared = [value if self.main else None]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:

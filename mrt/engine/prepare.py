@@ -261,6 +261,7 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
             )
             network.train(training)
             found[name] = metrics.to_dict()
+            watcher.measured(name, found[name])
             figure = "no boxes of these classes" if metrics.AP50 is None else f"AP50 {metrics.AP50:.1f}"
             watcher.say(f"{name} on {card.name} {split}: {figure}")
         return found
