@@ -25,7 +25,7 @@ from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.files import write_text
 
-MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints")  # of [engine]: they change no result
+MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "compile", "checkpointing")  # of [engine]: they change no result
 METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
 
 

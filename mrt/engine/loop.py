@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,17 +180,24 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
 
 
 class Meter:
-    """Means of the losses since they were last read, over steps and processes; one copy to the host per reading."""
+    """Means of the losses since they were last read, over steps and processes; nothing is copied to the host in between."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._forget()
 
-    def add(self, seen: Mapping[str, Tensor]) -> None:
-        for name, value in seen.items():
-            self._sums[name] = self._sums.get(name, 0) + value.double()
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def _forget(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # steps that report the same tensors are summed in one go
+        self._numbers: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, seen: Mapping[str, Tensor | float]) -> None:
+        """One step's losses: scalars on the device, or plain numbers."""
+        tensors = {name: value for name, value in seen.items() if isinstance(value, Tensor)}
+        if tensors:
+            self._sums[tuple(tensors)] = self._sums.get(tuple(tensors), 0) + torch.stack(list(tensors.values())).double()
+        self._numbers.update({name: value for name, value in seen.items() if name not in tensors})
+        self._counts.update(seen.keys())
 
     def read(self) -> dict[str, float]:
         """The means by name.
@@ -197,11 +205,13 @@ class Meter:
         Raises:
             RunFailed: one of them is not finite; all are printed. (A gradient scaler looks after infinite gradients itself.)
         """
-        if not self._sums:
-            return {}
-        values = self.learner.world.mean(torch.stack(list(self._sums.values()))).tolist()
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
-        self._sums, self._counts = {}, {}
+        totals: Counter[str] = Counter()
+        for names, sums in self._sums.items():
+            totals.update(dict(zip(names, sums.tolist(), strict=True)))
+        totals.update(self._numbers)
+        values = self.learner.world.mean_of_numbers([total / self._counts[name] for name, total in totals.items()])
+        means = dict(zip(totals, values, strict=True))
+        self._forget()
         excused = ("grad_norm",) if self.learner.scaler.is_enabled() else ()
         if not all(math.isfinite(value) for name, value in means.items() if name not in excused):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())

@@ -17,6 +17,7 @@ from mrt.config import Config, StageConfig
 from mrt.data.card import DatasetCard
 from mrt.data.registry import find_dataset
 from mrt.engine import build
+from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
 from mrt.engine.folder import load_autoencoder
 from mrt.engine.inference import load_detector, measure
@@ -136,7 +137,10 @@ def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     ahead = 0 if plan.name == "pretrain" else TRAINED
     teacher = Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=ahead) if plan.parts.ema else None
     optimiser = build.build_optimiser(config, plan.settings, student, world.device)
-    learner = Learner(config, plan.settings, plan.parts, world, student, optimiser, thresholds, teacher)
+    compiler = Compiler(config.engine.compile, world.device, watcher)
+    student.detector.set_checkpointing(config.engine.checkpointing)
+    compiler.compile(student, teacher.module if teacher is not None else None)
+    learner = Learner(config, plan.settings, plan.parts, world, student, optimiser, thresholds, teacher, compiler=compiler)
     learner.reinit = _retraining_state(plan, shop)
     return Stage(learner, streams, _steps_per_epoch(plan, shop), boxes_per_image)
 

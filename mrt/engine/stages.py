@@ -147,7 +147,7 @@ def _run(
     if resume:
         require_same_data(folder, cards)
     with distributed.joined(config.engine.device, config.engine.timeout) as world:
-        build.use_threads(config)
+        build.use_machine(config, world.device)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
         shop = open_workshop(config, world, cards, command["init"], continued=state is not None)
         watcher = watcher if world.main else Watcher()
