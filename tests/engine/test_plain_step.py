@@ -214,7 +214,7 @@ def mean_losses(step: Step, settings: Config, seed: int, steps: int = 50) -> dic
     set_thresholds(learner, batches[0][TARGET])
     torch.manual_seed(seed)
     seen = [step(learner, [batches[number % 2]], 0.8, 0.7) for number in range(steps)]
-    return {name: sum(values[name].item() for values in seen) / steps for name in seen[0]}
+    return {name: sum(float(values[name]) for values in seen) / steps for name in seen[0]}
 
 
 # Largest deviation of a loss' mean over 50 steps that is accepted in bf16 | seen over seeds 0 to 7 | seen over the same seeds in a bf16
