@@ -24,10 +24,10 @@ def _console(stream: str) -> Console:
     return Console(stderr=stream == "stderr", width=width, highlight=False, markup=False, emoji=False)
 
 
-def say(text: str = "", style: str | None = None) -> None:
-    """One message on standard output."""
+def say(text: str = "", style: str | None = None, wrap: bool = False) -> None:
+    """One message on standard output; ``wrap`` breaks prose between words, and would spoil what is to be copied."""
     if RANK == 0:
-        _console("stdout").print(text, style=style, soft_wrap=True)
+        _console("stdout").print(text, style=style, soft_wrap=not wrap)
 
 
 def show_error(error: Exception) -> None:

@@ -233,12 +233,15 @@ def show(titles: Sequence[str], records: Sequence[dict[str, Any]], caption: str)
         show_table(
             "What mistakes cost: AP50 gained if there were none of a kind (their number)", ["", *(title for title, _ in split)], rows
         )
-    say(caption)
+    say(caption, wrap=True)
     if not all(item["last"] for item in records):
-        say("* nobody knows whether these weights are a run's last or were picked, perhaps on target labels")
+        say("* nobody knows whether these weights are a run's last or were picked, perhaps on target labels", wrap=True)
     if "intervals" in first:
         about = first["intervals"]
-        say(f"[low, high]: {100 * about['level']:g} % of {about['samples']} draws of the images; other training seeds are not in it")
+        say(
+            f"[low, high]: {100 * about['level']:g} % of {about['samples']} draws of the images; other training seeds are not in it",
+            wrap=True,
+        )
 
 
 def with_interval(value: float | None, bounds: Mapping[str, float | None] | None, sign: str = "") -> str:
@@ -260,7 +263,7 @@ def show_best(validations: Mapping[str, Validation]) -> None:
     from .console import figure, show_table
 
     for name, found in validations.items():
-        rows = []
+        rows, headline = [], "teacher" if "teacher" in found.last else "student"
         for network, last in found.last.items():
             for label, line in ((f"last {network}", last), (f"best {network} *", found.best[network])):
                 rows.append([label, line["stage"], str(line["epoch"]), *(figure(line[metric]) for metric in ("AP50", "AP", "AP75"))])
@@ -268,8 +271,7 @@ def show_best(validations: Mapping[str, Validation]) -> None:
             f"{short_name(name)}: measured while it trained, on {found.data}, split {found.split}",
             ["", "stage", "epoch", "AP50", "AP", "AP75"],
             rows,
-            caption=f"* selected on {found.domain} labels"
-            + (", which an adapted detector has not: not comparable with the last teacher" if found.domain == "target" else ""),
+            caption=f"* selected on {found.domain} labels: not comparable with the last {headline}",
             text_columns=2,
         )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,10 @@ WORDS = {
 
 @dataclass
 class Task:
-    """Something that takes a while: how far it is, its latest numbers and, if it is a training stage, how its epochs stand."""
+    """Something that takes a while: how far it is, its latest numbers and, if it is a training stage, how its epochs stand.
+
+    Another thread may read it at any time, so dicts are replaced and never changed.
+    """
 
     name: str
     total: int
@@ -46,7 +49,7 @@ class Task:
     start: float = field(default_factory=time.monotonic)
     numbers: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    retrained: list[str] = field(default_factory=list)
+    retrained: str = ""
     steps: int = 0  # since the first one, which is slower than the rest
     working: float = 0.0  # seconds they took
     paused: float = 0.0  # seconds that went to other tasks within this one: evaluation at the ends of epochs
@@ -72,7 +75,7 @@ class Task:
         self.epochs += bool(self.facts)  # the first call tells how the stage begins
         self.facts = dict(facts)
         if "retrained" in facts:
-            self.retrained.append(f"{facts['retrained']} after epoch {facts['epoch']}")
+            self.retrained = f"{facts['retrained']} after epoch {facts['epoch']}"
 
     @property
     def left(self) -> float | None:
@@ -109,16 +112,16 @@ class Task:
 
     def retraining(self) -> list[str]:
         """What selective retraining did last, and when it is due again."""
-        due = [f"next after epoch {self.facts['next_retraining']}"] if "next_retraining" in self.facts else []
-        return [*self.retrained[-1:], *due]
+        due = f"next after epoch {self.facts['next_retraining']}" if "next_retraining" in self.facts else ""
+        return [text for text in (self.retrained, due) if text]
 
     def thresholds(self) -> list[str]:
-        """Each class's, the lowest first where there are too many."""
-        values: dict[str, float] = self.facts.get("thresholds", {})
-        if len(values) > CLASSES_SHOWN:
-            values = dict(sorted(values.items(), key=lambda item: item[1])[:CLASSES_SHOWN])
-        rest = len(self.facts.get("thresholds", {})) - len(values)
-        return [f"{name} {value:.2f}" for name, value in values.items()] + ([f"and {rest} higher ones"] if rest else [])
+        """Each class's; only the lowest where there are too many."""
+        values = list(self.facts.get("thresholds", {}).items())
+        rest = len(values) - CLASSES_SHOWN
+        if rest > 0:
+            values = sorted(values, key=lambda item: item[1])[:CLASSES_SHOWN]
+        return [f"{name} {value:.2f}" for name, value in values] + ([f"and {rest} higher ones"] if rest > 0 else [])
 
 
 def short(value: float) -> str:
@@ -136,14 +139,17 @@ def latest(measured: Mapping[str, tuple[float | None, int | None]]) -> list[str]
 
 
 class TaskWatcher(Watcher):
-    """Keeps the tasks that run, one in another, and the last AP50 of each network with the epoch after which it was measured."""
+    """Keeps the tasks that run, one in another, and the last AP50 of each network with the epoch after which it was measured.
+
+    Another thread may read both at any time, so they are replaced and never changed.
+    """
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self.measurements: dict[str, tuple[float | None, int | None]] = {}
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
-        self.tasks.append(Task(task, total, done))
+        self.tasks = [*self.tasks, Task(task, total, done)]
 
     def advance(self, n: int = 1, **numbers: float) -> None:
         if self.tasks:
@@ -155,17 +161,17 @@ class TaskWatcher(Watcher):
 
     def measured(self, network: str, figures: Mapping[str, Any]) -> None:
         epoch = self.tasks[-1].facts.get("epoch") if self.tasks else None
-        self.measurements[network] = figures.get("AP50"), epoch
+        self.measurements = {**self.measurements, network: (figures.get("AP50"), epoch)}
 
     def end(self) -> None:
         if self.tasks:
-            task = self.tasks.pop()
+            *self.tasks, task = self.tasks
             took = time.monotonic() - task.start
             if self.tasks:
                 self.tasks[-1].pause(took)
             else:
-                last = [", ".join(items) for _, items in list(task.losses())[-1:]]
-                self.say("  ".join([f"{task.name}: {task.done}/{task.total} in {clock(took)}", *last]))
+                loss = f"  {WORDS['total']} {short(task.numbers['total'])}" if "total" in task.numbers else ""
+                self.say(f"{task.name}: {task.done}/{task.total} in {clock(took)}{loss}")
 
     def say(self, text: str) -> None:
         say(text)
@@ -202,7 +208,8 @@ class LineWatcher(TaskWatcher):
 class LiveWatcher(TaskWatcher):
     """A few lines at the foot of the terminal, drawn anew four times a second; messages scroll by above them.
 
-    The drawing thread and the run share the tasks, hence the lock; it may be taken again in a signal handler.
+    The drawing thread takes no lock of the run's, and a message from a signal handler that comes in the middle of another one is told
+    after it: else each of the two threads might wait for the other.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -210,7 +217,9 @@ class LiveWatcher(TaskWatcher):
         from rich.live import Live
 
         super().__init__()
-        self._lock, self._idle = threading.RLock(), time.monotonic()
+        self._idle = time.monotonic()
+        self._unsaid: deque[str] = deque()
+        self._speaking = False
         self._live = Live(
             console=console or Console(highlight=False, markup=False, emoji=False),
             get_renderable=lambda: self,
@@ -224,38 +233,30 @@ class LiveWatcher(TaskWatcher):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-
-    def begin(self, task: str, total: int, done: int = 0) -> None:
-        with self._lock:
-            super().begin(task, total, done)
-
-    def advance(self, n: int = 1, **numbers: float) -> None:
-        with self._lock:
-            super().advance(n, **numbers)
-
-    def epoch(self, facts: Mapping[str, Any]) -> None:
-        with self._lock:
-            super().epoch(facts)
-
-    def measured(self, network: str, figures: Mapping[str, Any]) -> None:
-        with self._lock:
-            super().measured(network, figures)
+        for text in self._unsaid:  # what a signal said while the last message ended
+            self._live.console.print(text, soft_wrap=True)
 
     def end(self) -> None:
-        with self._lock:
-            super().end()
-            self._idle = time.monotonic()
+        self._idle = time.monotonic()
+        super().end()
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, soft_wrap=True)
+        self._unsaid.append(text)
+        if self._speaking:
+            return
+        self._speaking = True
+        try:
+            while self._unsaid:
+                self._live.console.print(self._unsaid.popleft(), soft_wrap=True)
+        finally:
+            self._speaking = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """The view as lines that fit: a terminal that wrapped one could not be drawn over."""
         from rich.text import Text
 
         width = options.max_width - 1
-        with self._lock:
-            lines = [line for task in self.tasks for line in self._task_lines(task, width, ascii_only=options.ascii_only)]
+        lines = [line for task in self.tasks for line in self._task_lines(task, width, ascii_only=options.ascii_only)]
         for line in lines or [Text(f"preparing  {clock(time.monotonic() - self._idle)}", style="dim")]:
             line.truncate(width, overflow="ellipsis")
             line.no_wrap = True

@@ -16,6 +16,7 @@ from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import Batch, build_loader, on_device
 from mrt.data.registry import find_dataset
 from mrt.engine import build, distributed
+from mrt.engine.compiling import uncompiled
 from mrt.engine.folder import read_facts
 from mrt.engine.report import Watcher, read_log
 from mrt.engine.student import SOURCE, TARGET
@@ -139,8 +140,8 @@ def predictor(
 
     def predict(batch: Batch) -> list[dict]:
         moved = batch.to(device)
-        with torch.inference_mode(), precision or nullcontext():
-            output = detector(moved.images, moved.padding_mask)
+        with torch.inference_mode(), uncompiled(), precision or nullcontext():
+            output = detector(moved.images, moved.mask)
             return top_detections(output.logits[-1], output.boxes[-1], [target["original_size"] for target in batch.targets])
 
     return predict

@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +153,7 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
     stage, engine = learner.stage, learner.config.engine
     total = stage.epochs * steps_per_epoch
     rates = [group["lr"] for group in learner.optimiser.param_groups]
-    meter = Meter(learner)
+    meter, speed = Meter(learner), Speed(learner.world.size)
     run.watcher.begin(name, total, learner.step)
     run.watcher.epoch(_standing(learner, run, learner.step // steps_per_epoch))
     if run.snapshots is not None and learner.parts.teach and learner.step == 0:
@@ -165,19 +166,21 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
             for group, rate in zip(learner.optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             batches = [{domain: next(stream) for domain, stream in streams.items()} for _ in range(engine.accumulate)]
-            seen = training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
-            meter.add(seen, sum(len(batch.targets) for item in batches for batch in item.values()))
+            meter.add(
+                training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
+            )
+            speed.add(batches)
             ends = learner.step % steps_per_epoch == 0
             numbers: dict[str, float] = {}
             stopping = learner.world.any(run.stopping)
             if ends or stopping or learner.step % engine.log_every == 0:
-                numbers = {**meter.read(), "lr": stage.lr * factor}
+                numbers = {**meter.read(), "lr": stage.lr * factor, "images_per_second": speed.read()}
                 run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
             run.watcher.advance(1, **numbers)
             profiler.step()
             if ends:
                 _end_epoch(name, learner, streams, run, epoch + 1, source_boxes, numbers, rates)
-                meter.restart()
+                speed.restart()
             if stopping:
                 save_checkpoint(name, learner, streams, run, rates)
                 run.watcher.end()
@@ -186,43 +189,65 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
 
 
 class Meter:
-    """Means of the losses since they were last read, over steps and processes, and images per second; one copy to the host per reading."""
+    """Means of the losses since they were last read, over steps and processes; nothing is copied to the host in between."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self.restart()
+        self._forget()
 
-    def restart(self) -> None:
-        """Count images per second from now on: what came before was no training."""
-        self._since, self._images = time.perf_counter(), 0
+    def _forget(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # steps that report the same tensors are summed in one go
+        self._numbers: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
-    def add(self, seen: Mapping[str, Tensor], images: int) -> None:
-        """One step's numbers, and how many images of all domains it saw in this process."""
-        self._images += images
-        for name, value in seen.items():
-            self._sums[name] = self._sums.get(name, 0) + value.double()
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def add(self, seen: Mapping[str, Tensor | float]) -> None:
+        """One step's losses: scalars on the device, or plain numbers."""
+        tensors = {name: value for name, value in seen.items() if isinstance(value, Tensor)}
+        if tensors:
+            self._sums[tuple(tensors)] = self._sums.get(tuple(tensors), 0) + torch.stack(list(tensors.values())).double()
+        self._numbers.update({name: value for name, value in seen.items() if name not in tensors})
+        self._counts.update(seen.keys())
 
     def read(self) -> dict[str, float]:
-        """The means by name, and "images_per_second" of all domains and processes together.
+        """The means by name.
 
         Raises:
             RunFailed: one of them is not finite; all are printed. (A gradient scaler looks after infinite gradients itself.)
         """
-        if not self._sums:
-            return {}
-        values = self.learner.world.mean(torch.stack(list(self._sums.values()))).tolist()
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
-        self._sums, self._counts = {}, {}
+        totals: Counter[str] = Counter()
+        for names, sums in self._sums.items():
+            totals.update(dict(zip(names, sums.tolist(), strict=True)))
+        totals.update(self._numbers)
+        values = self.learner.world.mean_of_numbers([total / self._counts[name] for name, total in totals.items()])
+        means = dict(zip(totals, values, strict=True))
+        self._forget()
         excused = ("grad_norm",) if self.learner.scaler.is_enabled() else ()
         if not all(math.isfinite(value) for name, value in means.items() if name not in excused):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             raise RunFailed(f"a loss or gradient is not finite: {shown}. {ADVICE}")
-        rate = self._images * self.learner.world.size / (time.perf_counter() - self._since)
+        return means
+
+
+class Speed:
+    """Images per second, those of all domains and processes together; what happens between epochs is left out."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
         self.restart()
-        return {**means, "images_per_second": rate}
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._since, self._images = time.perf_counter(), 0
+
+    def add(self, batches: Sequence[Mapping[str, Batch]]) -> None:
+        """A step's micro-batches, by domain, of this process."""
+        self._images += sum(len(batch.targets) for micro_batch in batches for batch in micro_batch.values())
+
+    def read(self) -> float:
+        """The mean since the last reading. Where a GPU computes, read it after the :class:`Meter`, which waits for the GPU."""
+        rate = self._images * self.processes / (time.perf_counter() - self._since)
+        self.restart()
+        return rate
 
 
 def _reversal(learner: Learner, total: int) -> float:

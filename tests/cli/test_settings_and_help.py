@@ -54,6 +54,40 @@ def test_an_ablation_lists_its_grid():
     assert result.exit_code == 0 and result.output.count("to run") == 8 and "8 trials of preset demo" in result.output
     same = mrt("ablate", "--mask-ratio", "0.5", "0.50", "--dry-run")
     assert "1 trials" in same.output
+    compared = mrt("ablate", "--baselines", "--dry-run").output
+    assert all(word in compared for word in ("4 trials", "fair source-only", "oracle: target labels", "oracle: source + target labels"))
+
+
+def test_every_study_of_the_paper_is_offered():
+    from mrt_cli.ablate import STUDIES as OFFERED
+
+    from mrt.ablate import STUDIES
+
+    assert OFFERED.split(", ") == list(STUDIES)
+
+
+@pytest.mark.parametrize(
+    ("method", "dynamic", "use", "every"),
+    [
+        ("teacher", False, "none", 0),
+        ("+dt", True, "none", 0),
+        ("+mae", True, "branch", 0),
+        ("+retrain", True, "none", 40),
+        ("mrt", True, "branch", 40),
+    ],
+)
+def test_a_method_is_a_set_of_settings(method, dynamic, use, every):
+    found = settings("adapt", "--target", "foggy", "--method", method)
+    assert (found["teacher"]["dynamic"], found["mae"]["use"], found["retrain"]["every"]) == (dynamic, use, every)
+    assert found["domain"]["enabled"] and found["teacher"]["pseudo_labels"]
+    assert settings("adapt", "--target", "foggy", "--method", method, "--set", "retrain.every=7")["retrain"]["every"] == 7
+
+
+def test_augmentation_and_averaging_of_a_source_run():
+    found = settings("pretrain-source", "--augment", "strong", "--ema")
+    assert (found["pretrain"]["augment"], found["pretrain"]["ema"], found["mae_stage"]["augment"]) == ("strong", True, "weak")
+    fair = settings("pretrain-source", "--augment", "strong", "--ema", "--match-compute")
+    assert (fair["mae_stage"]["augment"], fair["teach"]["augment"], fair["pretrain"]["augment"]) == ("strong", "strong", "weak")
 
 
 HEAVY = {"torch", "torchvision", "numpy", "timm", "scipy", "PIL", "mrt.config", "mrt.engine"}  # pydantic is typer's own business
