@@ -12,7 +12,7 @@ from . import options
 
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run names or folders; also trials of mrt ablate (ablate/trials/...).")
+        list[str], typer.Argument(metavar="RUN...", help="Run names or folders; also nodes of mrt ablate, such as teach-0123456789ab.")
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report. Default: the run's own; of several runs, reports/A-vs-B under the run root.")
@@ -52,11 +52,11 @@ def report(
 
 
 def find_folder(name: str, run_root: Path) -> Path:
-    """A run's folder: a path, a name under the run root, or the name of an ablation's trial."""
+    """A run's folder: a path, a name under the run root, or the name of an ablation's node."""
     from .experiment import find_run
 
-    trial = run_root / "ablate" / "trials" / name
-    return trial if not Path(name).exists() and trial.is_dir() else Path(find_run(name, run_root))
+    node = run_root / "ablate" / "nodes" / name
+    return node if not Path(name).exists() and node.is_dir() else Path(find_run(name, run_root))
 
 
 def register(app: typer.Typer) -> None:

@@ -27,9 +27,7 @@ class PendingLabels:
     """
 
     @torch.no_grad()
-    def __init__(
-        self, logits: Tensor, boxes: Tensor, thresholds: Tensor, nms_iou: float = 0.7, ignore_above: float | None = None
-    ) -> None:
+    def __init__(self, logits: Tensor, boxes: Tensor, thresholds: Tensor, nms_iou: float = 0.7, ignore_above: float | None = None) -> None:
         self.device, self.nms_iou, self.ignore_above = logits.device, nms_iou, ignore_above
         scores, labels = logits.float().sigmoid().max(-1)
         passes = scores > thresholds.to(logits.device)[labels]

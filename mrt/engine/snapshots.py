@@ -17,6 +17,7 @@ from mrt.adapt.pseudo_labels import pseudo_labels
 from mrt.boxes import cxcywh_to_xyxy
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import collate
+from mrt.engine.compiling import uncompiled
 from mrt.engine.step import Learner
 
 SNAPSHOTS = "pseudo_labels.jsonl"
@@ -51,8 +52,8 @@ class LabelSnapshots:
         for start in range(0, len(self.chosen), self.batch):
             indices = self.chosen[start : start + self.batch]
             batch = collate([self.dataset[SampleKey(index, "snapshot")] for index in indices]).to(device)
-            with learner.precision:
-                output = learner.teacher.module(batch.images, batch.padding_mask)
+            with learner.precision, uncompiled():
+                output = learner.teacher.module(batch.images, batch.mask)
             labels = pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou)
             images += [self._describe(index, found) for index, found in zip(indices, labels, strict=True)]
         thresholds = {name: round(value, 6) for name, value in zip(self.classes, learner.thresholds.values.tolist(), strict=True)}

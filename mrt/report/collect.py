@@ -17,7 +17,7 @@ from mrt.errors import MrtError
 SECTION_OF_STAGE = {"pretrain": "pretrain", "mae": "mae_stage", "teach": "teach"}
 STAGE_TITLES = {"pretrain": "source training", "mae": "masked autoencoder", "teach": "teaching"}
 MATCHED_TITLES = {"mae": "steps of stage 2", "teach": "steps of stage 3"}  # of a baseline or an oracle, which has no adaptive part
-HASH_LENGTH = 16  # of an ablation trial's folder name
+NODES = "nodes"  # the folder of an ablation's runs
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class RunData:
         return "target" if "target" in self.facts["data"] else "source"
 
     @property
+    def matched(self) -> bool:
+        """Whether it is a baseline or an oracle with the compute of adaptation (a run of an earlier version calls it match_adapt)."""
+        return bool(self.facts.get("match_compute") or self.facts.get("match_adapt"))
+
+    @property
     def has_teacher(self) -> bool:
         return (self.folder / "teacher.safetensors").is_file()
 
@@ -68,7 +73,7 @@ class RunData:
         if self.facts["command"] == "adapt":
             stages = self.facts.get("stages") or ["mae", "teach"]
         else:
-            stages = ["mae", "teach"] if self.facts.get("match_adapt") else ["pretrain"]
+            stages = ["mae", "teach"] if self.matched else ["pretrain"]
         return [name for name in stages if name not in self.facts["finished"]]
 
     def of(self, kind: str, stage: str | None = None) -> list[dict[str, Any]]:
@@ -80,7 +85,7 @@ class RunData:
         """The stages in their order."""
         spans: list[Span] = []
         begin = 0.0
-        titles = STAGE_TITLES | (MATCHED_TITLES if self.facts.get("match_adapt") else {})
+        titles = STAGE_TITLES | (MATCHED_TITLES if self.matched else {})
         for name in dict.fromkeys(line["stage"] for line in self.lines):
             settings = getattr(self.config, SECTION_OF_STAGE.get(name, "teach"))
             ends = self.of("epoch", name)
@@ -141,36 +146,32 @@ def load_run(folder: Path) -> RunData:
         facts=facts,
         lines=read_log(folder / "metrics.jsonl"),
         snapshots=read_log(folder / "pseudo_labels.jsonl"),
-        results=_stored_results(folder, facts),
+        results=_stored_results(folder),
     )
 
 
 def load_runs(folders: Sequence[Path]) -> list[RunData]:
-    """Read several, with titles that differ: folder names, or, for an ablation's trials, their settings."""
+    """Read several, with titles that differ: folder names, or, for an ablation's nodes, the settings in which they differ."""
     runs = [load_run(folder) for folder in folders]
-    for run in runs:
-        trial = next((item for item in run.results if "settings" in item), None)
-        if trial is not None:
-            settings = [f"{flag_name(key)} {value}" for key, value in trial["settings"].items()]
-            run.title = ", ".join([*settings, f"seed {trial['seed']}"])
-        elif len(run.title) == HASH_LENGTH and run.folder.parent.name == "trials":
-            run.title = f"trial {run.title[:8]}"
+    if len(runs) > 1 and all(run.folder.resolve().parent.name == NODES for run in runs):
+        changed = {key: values for key, values in changed_settings([run.config for run in runs]).items() if key != "init"}
+        for number, run in enumerate(runs):
+            settings = [f"{flag_name(key)} {values[number]}" for key, values in changed.items()]
+            run.title = ", ".join([run.title.partition("-")[0], *settings])
     if len({run.title for run in runs}) < len(runs):
         for run in runs:
             run.title = f"{run.folder.parent.name}/{run.folder.name}"
     return runs
 
 
-def _stored_results(folder: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stored_results(folder: Path) -> list[dict[str, Any]]:
     """What ``mrt eval`` (eval-*.json) and ``mrt ablate`` (result-*.json) left in a run's folder."""
     found = []
     for path in sorted(folder.glob("eval-*.json")):
         found += [{**item, "file": path.name} for item in read_json(path)]
     for path in sorted(folder.glob("result-*.json")):
-        item, split = read_json(path), path.stem.removeprefix("result-")
-        data = facts["data"]["target"]["name"]
-        hashes = {"sha256": item["data"].get(f"{data}/{split}"), "data": data, "split": split, "network": "teacher"}
-        found.append({**item, **hashes, "file": path.name})
+        item = read_json(path)
+        found.append({**item, "data": item["data"]["name"], "sha256": item["data"].get("sha256"), "file": path.name})
     return found
 
 

@@ -90,7 +90,7 @@ def features(detector: DeformableDETR, batches: Sequence[Batch], device: torch.d
     """
     found: dict[str, list[Tensor]] = {place: [] for place in PLACES}
     for batch in batches:
-        output = detector(batch.images.to(device), batch.padding_mask.to(device))
+        output = detector(batch.images.to(device), batch.to(device).mask)
         last = output.features.maps[-1]
         seen = ~nn.functional.interpolate(batch.padding_mask[:, None].float().to(device), size=last.shape[-2:])[:, 0].bool()
         found[PLACES[0]].append((last * seen[:, None]).sum((2, 3)) / seen.sum((1, 2)).clamp(min=1)[:, None])
@@ -135,7 +135,8 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
     """The branches that a run has kept, each with the encoder of its time; none if it trained no branch.
 
     - The last student of the checkpoint and its branch, which has rested since ``mae.decay_epoch``.
-    - The end of stage 2: ``mae.safetensors``, with the backbone and encoder that selective retraining goes back to.
+    - The end of stage 2: ``mae.safetensors``, with the backbone and encoder that selective retraining goes back to; or the run of stage 2
+      itself, where it is this one or the one that teaching started from.
     """
     if run.config.mae.use == "none" or run.facts["command"] != "adapt":
         return []
@@ -156,6 +157,11 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
         if load_autoencoder(run.folder, mae):
             detector.load_state_dict(reinit, strict=False)
             found.append(Autoencoder(detector, mae, "the end of stage 2 (mae.safetensors, and the encoder that retraining goes back to)"))
+    second = run.folder if run.facts["finished"] == ["mae"] else Path(run.facts.get("init") or "")
+    if not found and run.facts["finished"] and (second / "mae.safetensors").is_file() and (second / "student.safetensors").is_file():
+        detector, mae = load_detector(second, which="student")[0], build.build_mae(run.config, _empty(run)[0])
+        if load_autoencoder(second, mae):
+            found.append(Autoencoder(detector, mae, f"the run of stage 2 ({second.name}: student.safetensors, mae.safetensors)"))
     for item in found:
         item.detector.to(device).eval()
         item.mae.to(device).eval()

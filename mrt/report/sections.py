@@ -208,7 +208,7 @@ def kind_of(run: RunData) -> str:
         return "adaptation, stages " + ", ".join(run.facts.get("stages") or ["mae", "teach"])
     if run.facts.get("oracle"):
         return f"oracle, trained on labels of {run.facts['oracle']}"
-    return "fair source-only baseline" if run.facts.get("match_adapt") else "source training"
+    return "fair source-only baseline" if run.matched else "source training"
 
 
 def data(study: Study) -> Section:
@@ -293,7 +293,7 @@ def command_line(run: RunData) -> str:
     words += ["--preset", run.config.preset if preset is not None else str(run.folder / "config.json")]
     stages = run.facts.get("stages") or []
     words += ["--stage", *stages] if len(stages) == 1 else []
-    words += ["--match-adapt"] if run.facts.get("match_adapt") else []
+    words += ["--match-compute"] if run.matched else []
     words += ["--oracle", run.facts["oracle"]] if run.facts.get("oracle") else []
     if run.facts.get("init"):
         words += ["--init", run.facts["init"]]

@@ -10,30 +10,36 @@ from command_line import mrt, refused
 
 
 @pytest.fixture
-def trial(runs, somewhere):
-    """A run root whose only run is an ablation's trial with a result."""
-    folder = somewhere / "runs" / "ablate" / "trials" / "0123456789abcdef"
+def node(runs, somewhere):
+    """A run root whose only run is an ablation's node with a result."""
+    folder = somewhere / "runs" / "ablate" / "nodes" / "teach-0123456789ab"
     shutil.copytree(runs / "demo-source", folder)
     (folder / "metrics.jsonl").unlink()
-    facts = json.loads((folder / "run.json").read_text())
-    facts["data"]["target"] = {**facts["data"]["source"], "name": "synthetic-foggy", "sha256": {"val": "f00"}}
-    (folder / "run.json").write_text(json.dumps(facts))
-    metrics = {"AP": 20.0, "AP50": 41.24, "AP75": None, "per_class": {}}
-    result = {"settings": {"mae.mask_ratio": 0.5}, "seed": 3, "data": {"synthetic-foggy/val": "f00"}, "metrics": metrics}
-    (folder / "result-val.json").write_text(json.dumps({**result, "metrics": {**metrics, "per_class": _classes(facts)}}))
+    classes = json.loads((folder / "run.json").read_text())["classes"]
+    per_class = {name: {"AP": None, "AP50": 41.24, "AP75": None, "num_boxes": 1} for name in classes}
+    data = {"name": "synthetic-foggy", "split": "val", "sha256": "f00"}
+    metrics = {"AP": 20.0, "AP50": 41.24, "AP75": None, "per_class": per_class}
+    result = {"split": "val", "data": data, "node": folder.name, "network": "teacher", "metrics": metrics}
+    (folder / "result-val-01234567.json").write_text(json.dumps(result))
     return folder
 
 
-def _classes(facts: dict) -> dict:
-    return {name: {"AP": None, "AP50": 41.24, "AP75": None, "num_boxes": 1} for name in facts["classes"]}
-
-
-def test_a_trial_of_an_ablation_is_a_run_by_its_name_or_path(trial, somewhere):
-    for name in (trial.name, f"ablate/trials/{trial.name}", trial):
-        result = mrt("report", name, "--quick", "--out", somewhere / "out")
+def test_a_node_of_an_ablation_is_a_run_by_its_name_or_path(node, worlds, somewhere):
+    for name in (node.name, f"ablate/nodes/{node.name}", node):
+        result = mrt("report", name, "--quick", "--out", somewhere / "out", "--data-root", somewhere / "nowhere")
         assert result.exit_code == 0, result.output
         page = (somewhere / "out" / "report.html").read_text()
-        assert "Report on mask-ratio 0.5, seed 3" in page and 'data-figure="AP50">41.2<' in page
+        assert f"Report on {node.name}" in page and "the card of synthetic-clear: it is not in" in page
+
+
+def test_a_nodes_result_is_what_ablate_measured(node, worlds, somewhere):
+    card = json.loads((worlds / "synthetic-foggy" / "dataset.json").read_text())
+    result = json.loads((node / "result-val-01234567.json").read_text())
+    result["data"]["sha256"] = card["splits"]["val"]["sha256"]
+    (node / "result-val-01234567.json").write_text(json.dumps(result))
+    assert mrt("report", node, "--quick", "--data-root", worlds).exit_code == 0
+    page = (node / "report.html").read_text()
+    assert 'data-figure="AP50">41.2<' in page and "from result-val-01234567.json" in page
 
 
 def test_a_report_lies_in_its_runs_folder(runs, worlds, somewhere):

@@ -52,7 +52,7 @@ def test_recording_changes_nothing_and_can_be_switched_off(world, source, tmp_pa
     assert [(run / "pseudo_labels.jsonl").exists() for run in runs] == [False, True]
     without, recorded = (load_detector(run, which="student")[0].state_dict() for run in runs)
     assert all(torch.equal(without[key], recorded[key]) for key in without)
-    fair = stages.pretrain_source(tiny_config(), tmp_path / "fair", init=str(source), match_adapt=True, data_root=world)
+    fair = stages.pretrain_source(tiny_config(), tmp_path / "fair", init=str(source), match_compute=True, data_root=world)
     assert not (fair / "pseudo_labels.jsonl").exists()
 
 

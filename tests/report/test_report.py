@@ -38,7 +38,7 @@ def runs(world, tmp_path_factory) -> Path:
     source = stages.pretrain_source(tiny_config(), root / "source", data_root=world)
     config = tiny_config(**{"engine.eval_every": 1, "engine.snapshots": 3})
     stages.adapt(config, root / "adapted", init=str(source), data_root=world)
-    stages.pretrain_source(tiny_config(seed=1), root / "fair", init=str(source), match_adapt=True, data_root=world)
+    stages.pretrain_source(tiny_config(seed=1), root / "fair", init=str(source), match_compute=True, data_root=world)
     return root
 
 
