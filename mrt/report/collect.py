@@ -157,7 +157,7 @@ def load_runs(folders: Sequence[Path]) -> list[RunData]:
         changed = {key: values for key, values in changed_settings([run.config for run in runs]).items() if key != "init"}
         for number, run in enumerate(runs):
             settings = [f"{flag_name(key)} {values[number]}" for key, values in changed.items()]
-            run.title = ", ".join([run.title.partition("-")[0], *settings])
+            run.title = run.title.partition("-")[0] + (f" ({', '.join(settings)})" if settings else "")
     if len({run.title for run in runs}) < len(runs):
         for run in runs:
             run.title = f"{run.folder.parent.name}/{run.folder.name}"

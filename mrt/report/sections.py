@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mrt.data.card import DatasetCard
@@ -59,7 +60,7 @@ def results(study: Study) -> Section:
     rows, strong = [], []
     entries: list[tuple[str, str, dict[str, Any] | None]] = []
     if study.record["start"]:
-        entries.append((START, f"start: {study.record['start']['init']}", study.record["start"]))
+        entries.append((START, f"start: {Path(study.record['start']['init']).name}", study.record["start"]))
     for run in study.runs:
         result = study.record["runs"][run.title]["result"]
         entries.append((run.title, f"{run.title} (last {result['network']})" if result else run.title, result))
