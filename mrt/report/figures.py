@@ -50,7 +50,11 @@ STYLE = {
     "grid.linewidth": 0.5,
     "axes.linewidth": 0.7,
     "lines.linewidth": 1.4,
-    "legend.frameon": False,
+    "legend.fancybox": False,
+    "legend.framealpha": 1,
+    "legend.facecolor": GROUND,
+    "legend.edgecolor": "none",
+    "legend.borderpad": 0.2,
     "figure.dpi": 100,
     "svg.hashsalt": "mrt",
     "mathtext.default": "regular",
@@ -95,7 +99,11 @@ def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", lambda found: f"{found[1]}{name}-", svg)
     svg = re.sub(r"font(-family)?: ([^;\"]*?)'?DejaVu Sans'?[^;\"]*", lambda found: f"font{found[1] or ''}: {found[2]}sans-serif", svg)
-    svg = svg.replace(INK, "currentColor").replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")
+    svg = (
+        svg.replace(INK, "currentColor")
+        .replace(GROUND, f"var(--ground, {GROUND})")
+        .replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")
+    )
     return re.sub(r'<svg height="[^"]*"', "<svg", re.sub(r'<svg ([^>]*?) ?width="[^"]*"', r"<svg \1", svg), count=1)
 
 
