@@ -1,11 +1,17 @@
 """The training steps of the three stages, with data made in memory: what they cost and where the time goes.
 
-    python -m benchmarks.train_step [--device cpu|cuda] [--preset demo] [--steps 15] [--amp off bf16] [--threads 2] [--kinds teach ...]
+    python -m benchmarks.train_step            [--kinds teach ...] [--amp off bf16] [--steps 15] [--threads 2]
+    python -m benchmarks.train_step --ladder   from the plain step to the fastest, one option after the other
+    python -m benchmarks.train_step --memory   [--batch 1 2 4]: the peak of each kind of step, to see what fits a card
 
 On a GPU: the published sizes (batch 4 per domain, 666x1333, ResNet-50, 15 boxes an image, 9 classes). On the CPU: the demo's. Images are
 noise already on the device and boxes are random, so neither the loader nor the copy to the device is measured (benchmarks.data does
 that); the teacher's threshold is set so that about as many of its queries pass as images have boxes. Milliseconds come from unprofiled
 steps, counts and shares from three further ones under torch's profiler.
+
+The ladder's rungs take turns, one step each, so that whatever else the machine does hits all of them; a ratio is the median of the rounds'
+ratios, of CPU time on the CPU and of wall time on a GPU. Memory is what torch's allocator reports on a GPU; on the CPU it is counted
+(benchmarks.memory).
 """
 
 from __future__ import annotations
@@ -19,8 +25,10 @@ import resource
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +36,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.environment import environment
+from benchmarks.memory import LiveBytes, as_on_cuda, begin_moments, state_tensors
+from benchmarks.plain_step import plain_step
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
-from mrt.config import Config, load_config
+from mrt.config import Config, known_keys, load_config
 from mrt.data.loader import Batch
 from mrt.engine import build, distributed
 from mrt.engine.checkpoint import seed_everything
@@ -38,6 +48,7 @@ from mrt.engine.inference import load_detector
 from mrt.engine.prepare import TRAINED
 from mrt.engine.step import Learner, Parts, training_step
 from mrt.engine.student import SOURCE, TARGET, Student
+from mrt.errors import MrtError
 
 KINDS = {
     "source": Parts(),
@@ -60,6 +71,38 @@ WAITS = (
     "aten::masked_select",
 )  # would wait for a GPU (the optimiser reads its step counts, on the host)
 SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+CARDS_GB, SPARE_GB = (
+    (8, 16, 24, 80),
+    1.5,
+)  # SPARE_GB: CUDA's context, the allocator's gaps, cuDNN's scratch space: an allowance, not a measurement
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder: what is on from here.
+
+    Attributes:
+        settings: all that differ from the plain step's. What this version or machine does not know leaves the rung out.
+        step: takes a learner, micro-batches, the autoencoder's weight and the gradient reversal's strength.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    step: Callable[..., dict[str, torch.Tensor]] = training_step
+
+
+PLAIN = {"engine.amp": "off", "engine.compile": "off", "engine.checkpointing": False}
+LADDER = (
+    Rung("plain step, float32", {}, plain_step),
+    Rung("+ many-tensor updates", {}, partial(plain_step, fused_update=True)),
+    Rung("+ shared passes, losses at once", {}),
+    Rung("+ TF32", {"engine.amp": "tf32"}),
+    Rung("+ bf16", {"engine.amp": "bf16"}),
+    Rung("+ compile", {"engine.amp": "bf16", "engine.compile": "on"}),
+    Rung("(bf16, checkpointing)", {"engine.amp": "bf16", "engine.checkpointing": True}),
+)
 
 
 def image_size(config: Config) -> tuple[int, int]:
@@ -136,13 +179,16 @@ def forget_peak(device: torch.device) -> None:
 
 def peak_gb(device: torch.device) -> float:
     """Most memory since :func:`forget_peak`, 10^9 bytes: allocated on the GPU, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+    return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else resident_gb("VmHWM")
+
+
+def resident_gb(name: str) -> float:
+    """This process' memory, 10^9 bytes: now ("VmRSS") or at its highest ("VmHWM"); always the latter where the system doesn't say."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024 / 1e9
+    return int(re.search(rf"{name}:\s*(\d+)", status)[1]) * 1024 / 1e9
 
 
 def group_of(event) -> str:
@@ -187,48 +233,281 @@ def profiled(step, learner: Learner) -> dict[str, Any]:
     return found | ({"kernels": len(kernels) / PROFILED, "gpu_busy_ms": busy_ms(kernels) / PROFILED} if cuda else {})
 
 
+class Bench:
+    """A kind of step with a learner and data of its own.
+
+    Args:
+        step: the engine's, or one with the same arguments.
+        micro: micro-batches a step.
+
+    Attributes:
+        wall, cpu: milliseconds of each call. labels: pseudo labels an image, of each call.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        kind: str,
+        boxes: int,
+        num_classes: int,
+        world: distributed.World,
+        step: Callable[..., dict[str, torch.Tensor]] = training_step,
+        micro: int = 1,
+    ) -> None:
+        self.learner, self.step, self.micro = make_learner(config, kind, num_classes, world), step, micro
+        self.config, self.cuda = config, world.device.type == "cuda"
+        self.domains = (SOURCE, TARGET) if self.learner.parts.target else (SOURCE,)
+        self.images = config.engine.batch_size
+        self.batches = [
+            {
+                domain: make_batch(self.images, image_size(config), boxes, num_classes, 2 * seed + place, world.device, domain == TARGET)
+                for place, domain in enumerate(self.domains)
+            }
+            for seed in range(max(2, micro))
+        ]
+        if self.learner.teacher is not None:
+            set_threshold(self.learner, self.batches[0][TARGET], boxes)
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.labels: list[torch.Tensor] = []
+
+    def __call__(self) -> None:
+        """One timed step."""
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        first = self.learner.step % 2 if self.micro == 1 else 0
+        seen = self.step(self.learner, self.batches[first : first + self.micro], self.config.mae.weight, self.config.domain.reversal)
+        if self.cuda:
+            torch.cuda.synchronize()
+        self.wall.append((time.perf_counter() - begin) * 1e3)
+        self.cpu.append((time.process_time() - begin_cpu) * 1e3)
+        self.labels.append(seen.get("pseudo_labels", torch.tensor(0.0)))
+
+    def warm_up(self) -> None:
+        for _ in range(WARM_UP):
+            self()
+        self.forget()
+
+    def forget(self) -> None:
+        self.wall.clear(), self.cpu.clear(), self.labels.clear()
+
+    def times(self) -> dict[str, Any]:
+        """Of the steps since :meth:`forget`."""
+        low, median, high = quartiles(self.wall)
+        return {
+            "ms": median,
+            "quartiles_ms": [low, high],
+            "cpu_ms": statistics.median(self.cpu),
+            "images_per_s": self.images * self.micro * len(self.domains) / median * 1e3,
+            "pseudo_labels": torch.stack(self.labels).mean().item(),
+        }
+
+    def counted_gb(self) -> dict[str, float]:
+        """Tensor bytes of one more step as a GPU would hold them, 10^9: the peak, and what lives between steps."""
+        data = self.batches[: self.micro]
+        with LiveBytes(state_tensors(self.learner, data)) as count, as_on_cuda(self.learner.student):
+            state = count.live
+            self()
+        return {"counted_gb": count.peak / 1e9, "state_gb": state / 1e9}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else list(values) * 3
+    return low, median, high
+
+
 def measure(config: Config, kind: str, boxes: int, num_classes: int, steps: int, world: distributed.World) -> dict[str, Any]:
     """One row: times, memory, counts and shares of one kind of step."""
-    learner, cuda = make_learner(config, kind, num_classes, world), world.device.type == "cuda"
-    size, images = image_size(config), config.engine.batch_size
-    domains = (SOURCE, TARGET) if learner.parts.target else (SOURCE,)
-    batches = [
-        {
-            domain: make_batch(images, size, boxes, num_classes, 2 * seed + place, world.device, pair=domain == TARGET)
-            for place, domain in enumerate(domains)
-        }
-        for seed in range(2)
-    ]
-    if learner.teacher is not None:
-        set_threshold(learner, batches[0][TARGET], boxes)
-    wall, cpu, labels = [], [], []
-
-    def step() -> None:
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        seen = training_step(learner, [batches[learner.step % 2]], config.mae.weight, config.domain.reversal)
-        if cuda:
-            torch.cuda.synchronize()
-        wall.append((time.perf_counter() - begin) * 1e3)
-        cpu.append((time.process_time() - begin_cpu) * 1e3)
-        labels.append(seen.get("pseudo_labels", torch.tensor(0.0)))
-
-    for _ in range(WARM_UP):
-        step()
-    wall.clear(), cpu.clear(), labels.clear()
+    bench = Bench(config, kind, boxes, num_classes, world)
+    bench.warm_up()
     forget_peak(world.device)
     for _ in range(steps):
-        step()
-    median = statistics.median(wall)
-    low, _, high = statistics.quantiles(wall, n=4) if steps > 1 else wall * 3
-    row = {
-        "ms": median,
-        "quartiles_ms": [low, high],
-        "cpu_ms": statistics.median(cpu),
-        "images_per_s": images * len(domains) / median * 1e3,
-        "peak_gb": peak_gb(world.device),
-        "pseudo_labels": torch.stack(labels).mean().item(),
-    }
-    return row | profiled(step, learner)
+        bench()
+    row = bench.times() | {"peak_gb": peak_gb(world.device)}
+    return row | profiled(bench, bench.learner)
+
+
+# The ladder ------------------------------------------------------------------------------------------------------------------------------
+
+
+def rung_config(rung: Rung, preset: str, overrides: Sequence[str], changes: Mapping[str, Any], device: str) -> Config | None:
+    """The configuration of a rung; None where this version does not have its settings, or the device not its effect."""
+    if device == "cpu" and rung.settings.get("engine.amp") == "tf32":
+        return None
+    if unknown := [key for key in rung.settings if key not in known_keys()]:
+        print(f"left out: {rung.name}: no setting {', '.join(unknown)}")
+        return None
+    known = {key: value for key, value in {**PLAIN, **rung.settings}.items() if key in known_keys()}
+    try:
+        return load_config(preset, overrides, {**changes, **known})
+    except MrtError as error:
+        print(f"left out: {rung.name}: {error.message}")
+        return None
+
+
+def ladder(
+    rungs: Sequence[tuple[Rung, Config]], kind: str, boxes: int, num_classes: int, rounds: int, world: distributed.World
+) -> list[dict[str, Any]]:
+    """One row per rung. Memory and counts of each are taken when the others only have their weights; times while they take turns."""
+    cuda, rows, benches = world.device.type == "cuda", [], []
+    for rung, config in rungs:
+        before = torch.cuda.memory_allocated() if cuda else 0
+        bench = Bench(config, kind, boxes, num_classes, world, rung.step)
+        bench.warm_up()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            bench()
+            memory = {"peak_gb": (torch.cuda.max_memory_allocated() - before) / 1e9}
+        else:
+            memory = {"peak_gb": bench.counted_gb()["counted_gb"]} if config_of(config, "engine.compile") != "on" else {}
+        rows.append({"kind": kind, "rung": rung.name, **memory, **profiled(bench, bench.learner)})
+        bench.forget()
+        benches.append(bench)
+    for _ in range(rounds):
+        for bench in benches:
+            bench()
+    reference = benches[0]
+    for row, bench, before in zip(rows, benches, (benches[0], *benches), strict=False):
+        row.update(bench.times())
+        for name, other in (("times_as_fast", reference), ("times_as_fast_as_before", before)):
+            ours, theirs = (bench.wall, other.wall) if cuda else (bench.cpu, other.cpu)
+            low, median, high = quartiles([b / a for a, b in zip(ours, theirs, strict=True)])
+            row.update({name: median, f"{name}_quartiles": [low, high]})
+    return rows
+
+
+def config_of(config: Config, key: str) -> Any:
+    """A setting by its dotted name; None where this version does not have it."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def ladder_table(rows: Sequence[Mapping[str, Any]], cuda: bool) -> str:
+    """One line per rung, one block per kind of step."""
+    heads = f"{'rung':34}{'ms (quartiles)':>22}{'CPU ms':>9}{'GPU busy':>10}{'as fast as plain':>24}{'than before':>13}"
+    heads += f"{'GB':>7}{'aten calls':>12}{'kernels':>9}{'syncs':>7}"
+    lines, kind = [], None
+    for row in rows:
+        if row["kind"] != kind:
+            kind = row["kind"]
+            lines += ["", kind, heads]
+        (low, high), (slow, fast) = row["quartiles_ms"], row["times_as_fast_quartiles"]
+        cells = f"{row['rung']:34}" + f"{row['ms']:.0f} ({low:.0f}-{high:.0f})".rjust(22) + f"{row['cpu_ms']:9.0f}"
+        cells += f"{row['gpu_busy_ms']:10.1f}" if cuda else f"{'-':>10}"
+        cells += f"{row['times_as_fast']:.2f} ({slow:.2f}-{fast:.2f})".rjust(24) + f"{row['times_as_fast_as_before']:13.2f}"
+        cells += f"{row['peak_gb']:7.2f}" if "peak_gb" in row else f"{'-':>7}"
+        cells += f"{row['aten_calls']:12.0f}" + (f"{row['kernels']:9.0f}" if cuda else f"{'-':>9}") + f"{row['host_syncs']:7.0f}"
+        lines.append(cells)
+    return "\n".join(lines[1:])
+
+
+def plot_ladder(report: Mapping[str, Any], path: Path) -> bool:
+    """Time and memory of each rung, a row of panels per kind of step; False without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cuda = any("gpu_busy_ms" in row for row in report["rows"])
+    kinds = list(dict.fromkeys(row["kind"] for row in report["rows"]))
+    most = max(sum(row["kind"] == kind for row in report["rows"]) for kind in kinds)
+    figure, axes = pyplot.subplots(
+        len(kinds),
+        2,
+        figsize=(7.2, 0.9 + len(kinds) * (0.35 + 0.21 * most)),
+        width_ratios=(2, 1),
+        squeeze=False,
+        sharey="row",
+        sharex="col",
+        constrained_layout=True,
+    )
+    for (left, right), kind in zip(axes, kinds, strict=True):
+        rows = [row for row in report["rows"] if row["kind"] == kind]
+        places = [-index for index in range(len(rows))]
+        shown = [row["ms"] if cuda else row["cpu_ms"] for row in rows]
+        left.barh(places, shown, color="#56B4E9", height=0.7, label="step, wall" if cuda else None)
+        if cuda:
+            left.barh(places, [row["gpu_busy_ms"] for row in rows], color="#0072B2", height=0.4, label="of it GPU busy")
+        for place, value, row in zip(places, shown, rows, strict=True):
+            left.annotate(
+                f"{value:.0f}  ({row['times_as_fast']:.2f}x)", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+        left.set_yticks(places, [row["rung"] for row in rows], fontsize=7)
+        left.set_title(kind, fontsize=9, loc="left")
+        measured = [(place, row["peak_gb"]) for place, row in zip(places, rows, strict=True) if "peak_gb" in row]
+        right.barh([place for place, _ in measured], [value for _, value in measured], color="#E69F00", height=0.7)
+        for place, value in measured:
+            right.annotate(f"{value:.2g}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        for axis in (left, right):
+            axis.tick_params(labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.margins(x=0.22)
+    axes[-1][0].set_xlabel("ms a step" if cuda else "CPU ms a step", fontsize=8)
+    axes[-1][1].set_xlabel("peak GB" if cuda else "peak GB of tensors, counted", fontsize=8)
+    if cuda:
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    where = report["environment"]
+    height, width = report["image"]
+    figure.suptitle(
+        f"{report['preset']}, {report['batch']} images of {height}x{width} per domain; {where['device']}, torch {where['torch']}",
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+    return True
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def memory_row(config: Config, kind: str, boxes: int, num_classes: int, world: distributed.World, micro: int) -> dict[str, Any]:
+    """The peak of one kind of step, "peak_gb": of torch's allocator on a GPU, counted on the CPU.
+
+    On a GPU also "reserved_gb", what the allocator took from the driver; on the CPU "resident_gb", by how much the process grew in that
+    step, to hold against the growth counted, "peak_gb" less "state_gb".
+    """
+    begin = time.perf_counter()
+    if world.device.type == "cuda":
+        try:
+            bench = Bench(config, kind, boxes, num_classes, world, micro=micro)
+            bench.warm_up()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            bench()
+            found = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
+        except torch.OutOfMemoryError:
+            found = {"peak_gb": None}
+    else:
+        bench = Bench(config, kind, boxes, num_classes, world, micro=micro)
+        begin_moments(bench.learner)
+        forget_peak(world.device)
+        before = resident_gb("VmRSS")
+        found = bench.counted_gb()
+        found = {"peak_gb": found["counted_gb"], "state_gb": found["state_gb"], "resident_gb": peak_gb(world.device) - before}
+    bench = None
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found | {"seconds": time.perf_counter() - begin}
+
+
+def memory_line(row: Mapping[str, Any]) -> str:
+    """The row as text, with the smallest card that has so much and an allowance."""
+    peak = row["peak_gb"]
+    cards = [card for card in CARDS_GB if peak is not None and peak + SPARE_GB <= card]
+    cells = f"{row['kind']:12}{row['amp']:>5}{'yes' if row['checkpointing'] else 'no':>6}{row['images']:>8}{row['micro']:>7}"
+    cells += f"{peak:9.2f}" if peak is not None else f"{'too much':>9}"
+    more = row.get("reserved_gb", row.get("resident_gb"))
+    return cells + (f"{more:11.2f}" if more is not None else f"{'-':>11}") + (f"{cards[0]} GB" if cards else "none").rjust(8)
+
+
+def memory_heads(cuda: bool) -> str:
+    other = "reserved" if cuda else "RSS growth"
+    return f"{'step':12}{'amp':>5}{'ckpt':>6}{'images':>8}{'micro':>7}{'peak GB':>9}{other:>11}{'card':>8}"
+
+
+# Command line ----------------------------------------------------------------------------------------------------------------------------
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -251,22 +530,33 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--ladder", action="store_true", help="what each option contributes")
+    what.add_argument("--memory", action="store_true", help="peak memory by batch, precision and checkpointing")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--preset", help="default: city2foggy on a GPU, demo on the CPU")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--amp", nargs="+", choices=("off", "bf16", "fp16"), default=["off", "bf16"])
-    parser.add_argument("--steps", type=int, default=15, help="timed steps of each row")
+    parser.add_argument("--amp", nargs="+", default=["off", "bf16"], help="precisions of the rows (the ladder has its own)")
+    parser.add_argument("--steps", type=int, default=15, help="timed steps of each row; of the ladder: rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--batch", type=int, help="images per domain (default: 4 on a GPU, the preset's on the CPU)")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", help="images per domain (default: 4 on a GPU, the preset's on the CPU); --memory takes several"
+    )
+    parser.add_argument("--micro", type=int, default=1, help="--memory: batches accumulated in a step")
+    parser.add_argument(
+        "--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"], help="--memory: activation checkpointing"
+    )
     parser.add_argument("--boxes", type=int, default=15, help="boxes an image")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any setting of the preset")
-    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/train_step-DEVICE.json)")
+    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/train_step[-ladder|-memory]-DEVICE.json)")
     options = parser.parse_args()
+    if options.batch and len(options.batch) > 1 and not options.memory:
+        parser.error("--batch takes several values with --memory only")
     torch.set_num_threads(options.threads)
     preset = options.preset or ("city2foggy" if options.device == "cuda" else "demo")
     changes: dict[str, Any] = {"model.weights": "checkpoint"}  # the structure of a pretrained backbone, without a download
     if options.batch or options.device == "cuda":
-        changes["engine.batch_size"] = options.batch or 4
+        changes["engine.batch_size"] = options.batch[0] if options.batch else 4
     config, world = load_config(preset, options.set, changes), distributed.join(options.device)
     num_classes = len(load_detector(config.init)[1]["classes"]) if config.init else 9
     about = {
@@ -276,18 +566,48 @@ def main() -> None:
         "boxes": options.boxes,
         "classes": num_classes,
     }
-    results = {"environment": environment(options.device), **about, "steps": options.steps, "rows": []}
-    print(", ".join(f"{key} {value}" for key, value in {**results["environment"], **about}.items()))
-    for amp in options.amp:
-        chosen = load_config(preset, options.set, changes | {"engine.amp": amp})
+    report = {"environment": environment(options.device), **about, "steps": options.steps, "rows": []}
+    print(", ".join(f"{key} {value}" for key, value in {**report["environment"], **about}.items()))
+    if options.ladder:
+        found = [(rung, rung_config(rung, preset, options.set, changes, options.device)) for rung in LADDER]
+        rungs = [(rung, config) for rung, config in found if config is not None]
         for kind in options.kinds:
-            row = measure(chosen, kind, options.boxes, num_classes, options.steps, world)
-            results["rows"].append({"kind": kind, "amp": amp, **row})
-            print(table(results["rows"]).splitlines()[-1] if len(results["rows"]) > 1 else table(results["rows"]), flush=True)
-    path = options.output or Path(__file__).parent / "results" / f"train_step-{options.device}.json"
+            rows = ladder(rungs, kind, options.boxes, num_classes, options.steps, world)
+            print("\n" + ladder_table(rows, world.device.type == "cuda"), flush=True)
+            report["rows"] += rows
+            gc.collect()
+    elif options.memory:
+        print("\n" + memory_heads(world.device.type == "cuda"))
+        for kind in options.kinds:
+            for amp in options.amp:
+                for checkpointing in options.checkpointing:
+                    if checkpointing == "on" and "engine.checkpointing" not in known_keys():
+                        continue
+                    more = {"engine.checkpointing": True} if checkpointing == "on" else {}
+                    for images in options.batch or [config.engine.batch_size]:
+                        chosen = load_config(preset, options.set, {**changes, "engine.amp": amp, "engine.batch_size": images, **more})
+                        row = {"kind": kind, "amp": amp, "checkpointing": bool(more), "images": images, "micro": options.micro}
+                        row |= memory_row(chosen, kind, options.boxes, num_classes, world, options.micro)
+                        report["rows"].append(row)
+                        print(memory_line(row), flush=True)
+    else:
+        for amp in options.amp:
+            chosen = load_config(preset, options.set, changes | {"engine.amp": amp})
+            for kind in options.kinds:
+                row = measure(chosen, kind, options.boxes, num_classes, options.steps, world)
+                report["rows"].append({"kind": kind, "amp": amp, **row})
+                print(table(report["rows"]).splitlines()[-1] if len(report["rows"]) > 1 else table(report["rows"]), flush=True)
+    name = "train_step" + ("-ladder" if options.ladder else "-memory" if options.memory else "")
+    path = options.output or Path(__file__).parent / "results" / f"{name}-{options.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {path}")
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+    if options.ladder:
+        path.with_suffix(".txt").write_text(ladder_table(report["rows"], world.device.type == "cuda") + "\n")
+        drawn = plot_ladder(report, path.with_suffix(".png"))
+        print(
+            f"and to {path.with_suffix('.txt')}" + (f" and {path.with_suffix('.png')}" if drawn else ", without a plot: no matplotlib here")
+        )
 
 
 if __name__ == "__main__":

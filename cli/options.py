@@ -25,7 +25,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Gpus = Annotated[
     int | None, typer.Option(min=1, help="Train on so many GPUs of this machine, one process each. The total batch stays the same.")
 ]
-Amp = Annotated[str | None, typer.Option(help="Mixed precision: off, bf16 or fp16.")]
+Amp = Annotated[str | None, typer.Option(help="Precision: off (float32), tf32, bf16 or fp16.")]
 Profile = Annotated[
     int,
     typer.Option(

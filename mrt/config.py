@@ -194,7 +194,13 @@ class EngineConfig(Section):
     backbone_lr_scale: PositiveFloat = 0.1
     sampling_lr_scale: PositiveFloat = Field(0.1, description="for sampling offsets and reference points")
     warmup_steps: NonNegativeInt = 0
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    amp: Literal["off", "tf32", "bf16", "fp16"] = Field(
+        "off", description="precision: off (float32), tf32 (float32 with shorter factors in products, GPUs only), bf16, fp16"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile the network's layers; auto: on GPUs; image sizes beyond the first few run uncompiled"
+    )
+    checkpointing: bool = Field(False, description="keep fewer activations and compute them again: for small GPUs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: NonNegativeInt = 4
     threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0: torch's own choice")
@@ -204,6 +210,7 @@ class EngineConfig(Section):
     )
     eval_batch_size: PositiveInt = 8
     keep_checkpoints: NonNegativeInt = Field(0, description="numbered checkpoints to keep beside the last one")
+    snapshots: NonNegativeInt = Field(16, description="target images whose pseudo labels are recorded after each epoch of teaching")
     timeout: PositiveInt = Field(600, description="seconds that a process waits for the others before the run fails")
 
 

@@ -1,8 +1,8 @@
 """What MRT adds to a detector, one idea of the paper per file: teacher, dynamic thresholds, pseudo labels, selective retraining."""
 
-from mrt.adapt.pseudo_labels import pseudo_labels
+from mrt.adapt.pseudo_labels import PendingLabels, pseudo_labels
 from mrt.adapt.retrain import kept_words, reinit_state, restore
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 
-__all__ = ["DynamicThresholds", "Teacher", "kept_words", "pseudo_labels", "reinit_state", "restore"]
+__all__ = ["DynamicThresholds", "PendingLabels", "Teacher", "kept_words", "pseudo_labels", "reinit_state", "restore"]

@@ -29,15 +29,22 @@ class Batch:
         padding_mask: (B, H, W) bool, True = padding.
         targets: one dict per image, see :class:`mrt.data.dataset.DetectionDataset`; boxes are cxcywh shares of the unpadded image.
         strong_images: (B, 3, H, W), the strong view of a pair, same geometry and padding.
+        padded: whether any image has padding, so that nobody must ask a mask that lies on a GPU.
     """
 
     images: Tensor
     padding_mask: Tensor
     targets: list[Target]
     strong_images: Tensor | None = None
+    padded: bool = True
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """``padding_mask`` for the detector: None where nothing is padded."""
+        return self.padding_mask if self.padded else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on a device; all boxes travel in one copy, all labels in another."""
@@ -58,15 +65,15 @@ class Batch:
         plain, joined, counts = _join(self.targets)
         joined = {name: change(tensor) for name, tensor in joined.items()}
         strong = None if self.strong_images is None else change(self.strong_images)
-        return Batch(change(self.images), change(self.padding_mask), _part(plain, joined, counts), strong)
+        return Batch(change(self.images), change(self.padding_mask), _part(plain, joined, counts), strong, self.padded)
 
     def __getstate__(self) -> tuple:
         """Between processes: a tensor costs a file descriptor each, so the targets' tensors go joined."""
-        return self.images, self.padding_mask, _join(self.targets), self.strong_images
+        return self.images, self.padding_mask, _join(self.targets), self.strong_images, self.padded
 
     def __setstate__(self, state: tuple) -> None:
-        images, padding_mask, targets, strong = state
-        self.__dict__.update(images=images, padding_mask=padding_mask, targets=_part(*targets), strong_images=strong)
+        images, padding_mask, targets, strong, padded = state
+        self.__dict__.update(images=images, padding_mask=padding_mask, targets=_part(*targets), strong_images=strong, padded=padded)
 
 
 def _join(targets: Sequence[Target]) -> tuple[list[Target], dict[str, Tensor], dict[str, list[int]]]:
@@ -90,7 +97,8 @@ def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> B
     """Pad to ``size`` (height, width), by default to the largest height and width of the batch."""
     images, padding_mask = pad([sample.image for sample in samples], size)
     strong = None if samples[0].strong is None else pad([sample.strong for sample in samples], size)[0]
-    return Batch(images, padding_mask, [sample.target for sample in samples], strong)
+    padded = any(sample.image.shape[1:] != images.shape[2:] for sample in samples)
+    return Batch(images, padding_mask, [sample.target for sample in samples], strong, padded)
 
 
 def pad(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,17 @@ from mrt.models.mae import MaskedAutoencoder
 SLOW = ("reference_points", "sampling_offsets")  # method.md: these learn at a tenth of the rate, like the backbone
 
 
-def use_threads(config: Config) -> None:
-    """Give torch the configured number of CPU threads."""
+def use_machine(config: Config, device: torch.device) -> None:
+    """Give torch the configured number of CPU threads and, on a GPU, the precision of float32 products.
+
+    With ``engine.amp = "off"`` they are float32 throughout: PyTorch's own default takes TF32 for convolutions.
+    """
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    if device.type == "cuda":
+        exact = config.engine.amp == "off"
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        torch.backends.cudnn.allow_tf32 = not exact
 
 
 def class_names(config: Config, source: DatasetCard) -> list[str]:

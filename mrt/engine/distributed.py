@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,9 +44,13 @@ class World:
         """The mean of ``tensor`` over all processes."""
         return self.sum(tensor) / self.size
 
+    def mean_of_numbers(self, numbers: Sequence[float]) -> list[float]:
+        """Each number's mean over all processes; they talk host to host, so no GPU is waited for."""
+        return list(numbers) if self.size == 1 else self.mean(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        """Whether the flag is set in any process; they talk host to host, so no GPU is waited for."""
+        return flag if self.size == 1 else self.mean_of_numbers([float(flag)])[0] > 0
 
     def gather(self, mine: Any) -> list[Any]:
         """What every process has, in the order of their ranks (anything that can be pickled)."""
@@ -55,6 +59,14 @@ class World:
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, mine)
         return everyone
+
+    def share(self, value: Any) -> Any:
+        """What the first process gives, in every process (anything that can be pickled)."""
+        if self.size == 1:
+            return value
+        shared = [value if self.main else None]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def wait(self) -> None:
         """Return once every process has come here."""
@@ -120,7 +132,9 @@ def join(device: str = "auto", timeout: int = 600) -> World:
             )
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
+        # Both backends: tensors on GPUs go by NCCL, the few numbers that the hosts exchange in each step by gloo.
+        backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backends, timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
     return World(rank, size, chosen)
 
 

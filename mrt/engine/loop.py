@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from mrt.engine import checkpoint
 from mrt.engine.distributed import World
 from mrt.engine.profiling import StepProfiler
 from mrt.engine.report import RunLog, Watcher
+from mrt.engine.snapshots import LabelSnapshots
 from mrt.engine.step import Learner, training_step
 from mrt.errors import Interrupted, RunFailed
 
@@ -64,6 +67,7 @@ class Run:
 
     Attributes:
         evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the evaluated network.
+        snapshots: records the teacher's pseudo labels of a few images after each epoch of teaching; one process has them.
         profile: steps of each stage to profile.
     """
 
@@ -73,6 +77,7 @@ class Run:
     watcher: Watcher
     facts: dict[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Learner], dict[str, Any]] | None = None
+    snapshots: LabelSnapshots | None = None
     profile: int = 0
     stopping: bool = False
 
@@ -148,8 +153,11 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
     stage, engine = learner.stage, learner.config.engine
     total = stage.epochs * steps_per_epoch
     rates = [group["lr"] for group in learner.optimiser.param_groups]
-    meter = Meter(learner)
+    meter, speed = Meter(learner), Speed(learner.world.size)
     run.watcher.begin(name, total, learner.step)
+    run.watcher.epoch(_standing(learner, run, learner.step // steps_per_epoch))
+    if run.snapshots is not None and learner.parts.teach and learner.step == 0:
+        run.snapshots.take(name, learner, 0)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), profiler:
         while learner.step < total:
@@ -161,16 +169,18 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
             meter.add(
                 training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
             )
+            speed.add(batches)
             ends = learner.step % steps_per_epoch == 0
             numbers: dict[str, float] = {}
             stopping = learner.world.any(run.stopping)
             if ends or stopping or learner.step % engine.log_every == 0:
-                numbers = {**meter.read(), "lr": stage.lr * factor}
+                numbers = {**meter.read(), "lr": stage.lr * factor, "images_per_second": speed.read()}
                 run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
             run.watcher.advance(1, **numbers)
             profiler.step()
             if ends:
                 _end_epoch(name, learner, streams, run, epoch + 1, source_boxes, numbers, rates)
+                speed.restart()
             if stopping:
                 save_checkpoint(name, learner, streams, run, rates)
                 run.watcher.end()
@@ -179,17 +189,24 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
 
 
 class Meter:
-    """Means of the losses since they were last read, over steps and processes; one copy to the host per reading."""
+    """Means of the losses since they were last read, over steps and processes; nothing is copied to the host in between."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._forget()
 
-    def add(self, seen: Mapping[str, Tensor]) -> None:
-        for name, value in seen.items():
-            self._sums[name] = self._sums.get(name, 0) + value.double()
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def _forget(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # steps that report the same tensors are summed in one go
+        self._numbers: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, seen: Mapping[str, Tensor | float]) -> None:
+        """One step's losses: scalars on the device, or plain numbers."""
+        tensors = {name: value for name, value in seen.items() if isinstance(value, Tensor)}
+        if tensors:
+            self._sums[tuple(tensors)] = self._sums.get(tuple(tensors), 0) + torch.stack(list(tensors.values())).double()
+        self._numbers.update({name: value for name, value in seen.items() if name not in tensors})
+        self._counts.update(seen.keys())
 
     def read(self) -> dict[str, float]:
         """The means by name.
@@ -197,11 +214,13 @@ class Meter:
         Raises:
             RunFailed: one of them is not finite; all are printed. (A gradient scaler looks after infinite gradients itself.)
         """
-        if not self._sums:
-            return {}
-        values = self.learner.world.mean(torch.stack(list(self._sums.values()))).tolist()
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
-        self._sums, self._counts = {}, {}
+        totals: Counter[str] = Counter()
+        for names, sums in self._sums.items():
+            totals.update(dict(zip(names, sums.tolist(), strict=True)))
+        totals.update(self._numbers)
+        values = self.learner.world.mean_of_numbers([total / self._counts[name] for name, total in totals.items()])
+        means = dict(zip(totals, values, strict=True))
+        self._forget()
         excused = ("grad_norm",) if self.learner.scaler.is_enabled() else ()
         if not all(math.isfinite(value) for name, value in means.items() if name not in excused):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
@@ -209,9 +228,41 @@ class Meter:
         return means
 
 
+class Speed:
+    """Images per second, those of all domains and processes together; what happens between epochs is left out."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._since, self._images = time.perf_counter(), 0
+
+    def add(self, batches: Sequence[Mapping[str, Batch]]) -> None:
+        """A step's micro-batches, by domain, of this process."""
+        self._images += sum(len(batch.targets) for micro_batch in batches for batch in micro_batch.values())
+
+    def read(self) -> float:
+        """The mean since the last reading. Where a GPU computes, read it after the :class:`Meter`, which waits for the GPU."""
+        rate = self._images * self.processes / (time.perf_counter() - self._since)
+        self.restart()
+        return rate
+
+
 def _reversal(learner: Learner, total: int) -> float:
     settings = learner.config.domain
     return settings.reversal * (min(1.0, learner.step / (settings.ramp * total)) if settings.ramp else 1.0)
+
+
+def _standing(learner: Learner, run: Run, done: int) -> dict[str, Any]:
+    """What :meth:`Watcher.epoch` is told when ``done`` epochs are over."""
+    facts: dict[str, Any] = {"epoch": done, "epochs": learner.stage.epochs}
+    if learner.parts.teach:
+        facts["thresholds"] = dict(zip(run.facts["classes"], learner.thresholds.values.tolist(), strict=True))
+    every = learner.config.retrain.every
+    due = (done // every + 1) * every if learner.reinit and every else learner.stage.epochs
+    return facts | ({"next_retraining": due} if due < learner.stage.epochs else {})
 
 
 def _end_epoch(
@@ -229,6 +280,10 @@ def _end_epoch(
     if learner.parts.teach:
         thresholds = learner.thresholds.update(learner.world.sum)
         facts["thresholds"] = dict(zip(run.facts["classes"], [round(value, 6) for value in thresholds.tolist()], strict=True))
+        labels = learner.label_count.read(learner.world.sum)
+        facts["labels_per_image"] = {name: round(value, 4) for name, value in zip(run.facts["classes"], labels, strict=False)}
+        if run.snapshots is not None:
+            run.snapshots.take(name, learner, done)
         if numbers.get("pseudo_labels", 0.0) > LABEL_ALARM * source_boxes:
             run.watcher.say(
                 f"Warning: {numbers['pseudo_labels']:.1f} pseudo labels per image, the source has {source_boxes:.1f} boxes: "
@@ -240,6 +295,7 @@ def _end_epoch(
         facts["retrained"] = len(learner.reinit)
         run.watcher.say(f"epoch {done}: selective retraining put {settings.parts} back to where teaching began")
     run.log.write(name, "epoch", learner.step, facts)
+    run.watcher.epoch(_standing(learner, run, done) | ({"retrained": settings.parts} if "retrained" in facts else {}))
     save_checkpoint(name, learner, streams, run, rates)
     keep = learner.config.engine.keep_checkpoints
     if keep and learner.world.main:
@@ -256,6 +312,7 @@ def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], 
     _average_statistics(learner)
     thresholds = learner.thresholds.state_dict()
     thresholds["record"] = learner.world.sum(thresholds["record"])
+    label_count = learner.world.sum(learner.label_count.counts.clone())
     if not learner.world.main:
         return
     optimiser = learner.optimiser.state_dict()
@@ -271,6 +328,7 @@ def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], 
             "optimiser": optimiser,
             "scaler": learner.scaler.state_dict(),
             "thresholds": thresholds,
+            "label_count": label_count,
             "reinit": learner.reinit,
             "positions": {domain: stream.position for domain, stream in streams.items()},
             "random": states,
@@ -293,6 +351,8 @@ def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapp
     if not learner.world.main:  # the first process keeps the sum over all
         thresholds = {**thresholds, "record": torch.zeros_like(thresholds["record"])}
     learner.thresholds.load_state_dict(thresholds)
+    if learner.world.main and "label_count" in state:
+        learner.label_count.counts = state["label_count"].to(learner.world.device)
     learner.reinit = {key: value.to(learner.world.device) for key, value in state["reinit"].items()}
     learner.step = state["step"]
     for domain, stream in streams.items():

@@ -17,14 +17,17 @@ from mrt.config import Config, StageConfig
 from mrt.data.card import DatasetCard
 from mrt.data.registry import find_dataset
 from mrt.engine import build, checkpoint
+from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
 from mrt.engine.folder import load_autoencoder, read_facts
 from mrt.engine.inference import load_detector, measure
 from mrt.engine.loop import Stream
 from mrt.engine.report import Watcher
+from mrt.engine.snapshots import LabelSnapshots
 from mrt.engine.step import Learner, Parts
 from mrt.engine.student import SOURCE, TARGET, Student
 from mrt.errors import MrtError
+from mrt.evaluate.labels import as_pseudo_labels, label_quality
 from mrt.models.detector import DeformableDETR
 from mrt.models.mae import MaskedAutoencoder
 
@@ -173,7 +176,10 @@ def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     ahead = 0 if plan.name == "pretrain" else TRAINED
     teacher = Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=ahead) if plan.parts.ema else None
     optimiser = build.build_optimiser(config, plan.settings, student, world.device)
-    learner = Learner(config, plan.settings, plan.parts, world, student, optimiser, thresholds, teacher)
+    compiler = Compiler(config.engine.compile, world.device, watcher)
+    student.detector.set_checkpointing(config.engine.checkpointing)
+    compiler.compile(student, teacher.module if teacher is not None else None)
+    learner = Learner(config, plan.settings, plan.parts, world, student, optimiser, thresholds, teacher, compiler=compiler)
     learner.reinit = _retraining_state(plan, shop)
     return Stage(learner, streams, _steps_per_epoch(plan, shop), boxes_per_image)
 
@@ -233,6 +239,16 @@ def _retraining_state(plan: Plan, shop: Workshop) -> dict[str, Tensor]:
     return state if other is None else {key: other[key].to(value.device) for key, value in state.items()}
 
 
+def label_snapshots(shop: Workshop, folder: Path) -> LabelSnapshots | None:
+    """What records pseudo labels of a few target training images; none in processes but the first, or where none are wanted."""
+    config = shop.config
+    if not shop.world.main or not config.engine.snapshots:
+        return None
+    split = config.data.target_split
+    dataset = build.training_set(config, shop.cards[TARGET], split, shop.classes, "eval", first_stage=False, labelled=False)
+    return LabelSnapshots(folder, dataset, shop.classes, config.engine.snapshots, config.engine.eval_batch_size)
+
+
 def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str, Any]] | None:
     """A function that measures student and teacher on the validation split of the domain that matters; none where it has no labels."""
     config, split = shop.config, shop.config.data.validation_split
@@ -257,6 +273,10 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
             )
             network.train(training)
             found[name] = metrics.to_dict()
+            watcher.measured(name, found[name])
+            if name == "teacher" and learner.parts.teach:  # what its labels would be there: to look at, never to train on
+                labels = as_pseudo_labels(metrics.detections, learner.thresholds.values.tolist(), config.teacher.nms_iou)
+                found[name]["pseudo_labels"] = label_quality(labels, dataset).to_dict()
             figure = "no boxes of these classes" if metrics.AP50 is None else f"AP50 {metrics.AP50:.1f}"
             watcher.say(f"{name} on {card.name} {split}: {figure}")
         return found

@@ -2,6 +2,8 @@
 
 source batch -> student -> detection + domain loss; target batch -> teacher(weak) -> pseudo labels -> student(strong, masked)
 -> pseudo-label + domain + reconstruction loss; sum -> backward -> clip -> optimiser -> EMA. A stage without a part skips it.
+
+The host never waits for the whole GPU: pseudo labels and matching costs cross to it while later work is queued already.
 """
 
 from __future__ import annotations
@@ -9,21 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
 
-from mrt.adapt.pseudo_labels import pseudo_labels
+from mrt.adapt.pseudo_labels import LabelCount, PendingLabels
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config, StageConfig
 from mrt.data.loader import Batch
+from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
+from mrt.engine.objective import Criteria, Labels, Objective
 from mrt.engine.student import SOURCE, TARGET, Passes, Student, views
-from mrt.losses import DetectionLoss, HungarianMatcher, class_agnostic, count_boxes, domain_loss, matched_confidences, reconstruction_loss
-from mrt.models.detector import DetectorOutput
+from mrt.losses import count_boxes
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,11 @@ class Learner:
     teacher: Teacher | None = None
     reinit: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    compiler: Compiler = field(default_factory=Compiler)
 
     def __post_init__(self) -> None:
-        loss, self.num_classes = self.config.loss, self.student.detector.num_classes
-        matcher = HungarianMatcher(loss.class_weight, loss.box_weight, loss.giou_weight, loss.focal_alpha, loss.focal_gamma)
-        self.detection_loss = DetectionLoss(matcher, self.num_classes, loss.focal_alpha, loss.focal_gamma)
-        self.proposal_loss = DetectionLoss(matcher, 1, loss.focal_alpha, loss.focal_gamma)
+        self.criteria = Criteria(self.config, self.student.detector.num_classes)
+        self.label_count = LabelCount(self.student.detector.num_classes, self.world.device)
         self.wrapped: nn.Module = self.world.wrap(self.student)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.engine.amp == "fp16")
 
@@ -77,10 +80,10 @@ class Learner:
     def precision(self) -> torch.autocast:
         """The autocast context that the configuration asks for."""
         amp = self.config.engine.amp
-        return torch.autocast(self.world.device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off")
+        return torch.autocast(self.world.device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp in ("bf16", "fp16"))
 
 
-def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_weight: float, reversal: float) -> dict[str, Tensor]:
+def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_weight: float, reversal: float) -> dict[str, Tensor | float]:
     """One optimiser step over one or more micro-batches.
 
     Args:
@@ -90,34 +93,35 @@ def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_wei
         reversal: eta of the gradient reversal layer at this step.
 
     Returns:
-        Unweighted losses, their weighted sum "total", "grad_norm" and "pseudo_labels" (per image), as tensors on the device.
+        Unweighted losses, their weighted sum "total" and "grad_norm" as tensors on the device, and "pseudo_labels" (per image), a number.
     """
     parts, config = learner.parts, learner.config
     if learner.student.discriminators is not None:
         learner.student.discriminators.eta = reversal
     learner.optimiser.zero_grad(set_to_none=True)
-    with learner.precision:
-        labels = [teach(learner, batch[TARGET]) if parts.teach else None for batch in batches]
-    boxes = {
-        SOURCE: _mean_boxes(learner, [batch[SOURCE].targets for batch in batches]),
-        TARGET: _mean_boxes(learner, labels) if parts.teach else None,
-    }
+    answers = Answers(learner, batches)
     detect = [name for name, wanted in ((SOURCE, parts.supervise), (TARGET, parts.teach)) if wanted or parts.judge]
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Tensor | float] = {}
     for number, batch in enumerate(batches):
         strong = {SOURCE: learner.stage.augment == "strong", TARGET: parts.teach}
         images = {name: views(item, strong[name]) for name, item in batch.items()}
+        objective = Objective(config, learner.criteria, learner.thresholds, lambda: answers.of(number), lambda: answers.num_boxes)  # noqa: B023
         with _synchronise(learner.wrapped, now=number == len(batches) - 1):
-            with learner.precision, record_function("step: student"):
+            with learner.precision, learner.compiler.stance(images), record_function("step: student"):
                 passes: Passes = learner.wrapped(
-                    images, detect=detect, judge=parts.judge, rebuild=parts.rebuild if mae_weight else (), mask_ratio=config.mae.mask_ratio
+                    images,
+                    detect=detect,
+                    judge=parts.judge,
+                    rebuild=parts.rebuild if mae_weight else (),
+                    mask_ratio=config.mae.mask_ratio,
+                    on_detections=objective.begin,
                 )
-            with record_function("step: losses"):
-                losses, total = objective(learner, passes, batch, labels[number], boxes, mae_weight)
+            with learner.precision, record_function("step: losses"):
+                losses, total = objective.finish(passes, mae_weight)
             with record_function("step: backward"):
                 learner.scaler.scale(total / len(batches)).backward()
-        for name, value in {**losses, "total": total}.items():
-            seen[name] = seen.get(name, 0) + value.detach() / len(batches)
+        for name, value in {**losses, "total": total.detach()}.items():
+            seen[name] = seen.get(name, 0) + (value.detach() if isinstance(value, Tensor) else value) / len(batches)
     with record_function("step: optimiser"):
         learner.scaler.unscale_(learner.optimiser)
         trained = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
@@ -131,85 +135,45 @@ def training_step(learner: Learner, batches: Sequence[dict[str, Batch]], mae_wei
     return seen
 
 
-def teach(learner: Learner, target: Batch) -> list[dict[str, Tensor]]:
-    """The teacher's pseudo labels of the weakly augmented target images."""
-    settings = learner.config.teacher
-    with record_function("step: teacher"), torch.no_grad():
-        output = learner.teacher.module(target.images, target.padding_mask)
-        return pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
+class Answers:
+    """What the student shall find in a step's micro-batches: source labels, and the teacher's pseudo labels of target images.
 
-
-def _mean_boxes(learner: Learner, targets: Sequence[Sequence[dict]]) -> Tensor:
-    """Boxes per micro-batch and process, at least 1 in the whole batch: what the detection losses are divided by."""
-    boxes = torch.tensor(sum(count_boxes(batch) for batch in targets) / len(targets), device=learner.world.device)
-    return learner.world.mean(boxes).clamp(min=1 / (len(targets) * learner.world.size))
-
-
-def objective(
-    learner: Learner,
-    passes: Passes,
-    batch: dict[str, Batch],
-    labels: list[dict[str, Tensor]] | None,
-    boxes: dict[str, Tensor | None],
-    mae_weight: float,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """All losses of one micro-batch: ``L_sup + L_domain(source) + coef (L_unsup + L_domain(target) + lambda L_mask)``.
-
-    Args:
-        labels: pseudo labels of the target images. boxes: by domain, what the detection losses are divided by.
-
-    Returns:
-        Unweighted losses by ``domain/name`` (and "pseudo_labels", how many an image has), and their weighted sum.
+    The teacher looks at every target image at once; its labels are only waited for when they are first asked for.
     """
-    parts, config = learner.parts, learner.config
-    losses: dict[str, Tensor] = {}
-    terms: list[Tensor] = []
-    for domain, scale in ((SOURCE, 1.0), (TARGET, config.loss.target_weight)):
-        output = passes.detections.get(domain)
-        if output is not None and domain == SOURCE and parts.supervise:
-            terms.append(_detection(learner, output, batch[SOURCE].targets, boxes[SOURCE], True, domain, losses))
-        if output is not None and domain == TARGET and labels is not None:
-            terms.append(scale * _detection(learner, output, labels, boxes[TARGET], config.teacher.box_loss, domain, losses))
-            losses["pseudo_labels"] = torch.as_tensor(count_boxes(labels) / max(len(labels), 1), device=learner.world.device)
-        if domain in passes.domains:
-            settings = config.domain
-            weights = {"backbone": settings.backbone_weight, "encoder": settings.encoder_weight, "decoder": settings.decoder_weight}
-            found = domain_loss(passes.domains[domain], 0 if domain == SOURCE else 1, weights)
-            losses.update({f"{domain}/{name}": value for name, value in found.items()})
-            terms.append(scale * found["domain"])
-        if domain in passes.reconstructions:
-            rebuilt = passes.reconstructions[domain]
-            over = config.mae.mse_over
-            padding = rebuilt.padding if over == "masked" else None  # the whole map includes its padding, as published
-            loss = reconstruction_loss(rebuilt.prediction, rebuilt.target, rebuilt.mask, padding, over)
-            losses[f"{domain}/mae"] = loss
-            terms.append(scale * mae_weight * loss)
-    if not terms:
-        raise ValueError("this stage computes no loss: none of its parts is switched on")
-    return losses, torch.stack(terms).sum()
+
+    def __init__(self, learner: Learner, batches: Sequence[dict[str, Batch]]) -> None:
+        self.learner, self.batches = learner, batches
+        self.pending = [teach(learner, batch[TARGET]) for batch in batches] if learner.parts.teach else []
+
+    @cached_property
+    def labels(self) -> list[list[dict[str, Tensor]]]:
+        """Pseudo labels by micro-batch, none where nothing is taught."""
+        labels = [pending.result() for pending in self.pending]
+        for images in labels:
+            self.learner.label_count.add(images)
+        return labels
+
+    def of(self, number: int) -> dict[str, Labels]:
+        """What counts in a micro-batch, by domain."""
+        found: dict[str, Labels] = {SOURCE: self.batches[number][SOURCE].targets} if self.learner.parts.supervise else {}
+        return found | ({TARGET: self.labels[number]} if self.pending else {})
+
+    @cached_property
+    def num_boxes(self) -> dict[str, float]:
+        """Boxes per micro-batch and process, at least 1 in the whole batch: what the detection losses are divided by."""
+        count, processes = len(self.batches), self.learner.world.size
+        boxes = {name: sum(count_boxes(self.of(number)[name]) for number in range(count)) / count for name in self.of(0)}
+        means = self.learner.world.mean_of_numbers(list(boxes.values()))
+        return {name: max(mean, 1 / (count * processes)) for name, mean in zip(boxes, means, strict=True)}
 
 
-def _detection(
-    learner: Learner,
-    output: DetectorOutput,
-    targets: Sequence[dict],
-    count: Tensor,
-    with_boxes: bool,
-    domain: str,
-    losses: dict[str, Tensor],
-) -> Tensor:
-    """The weighted detection loss of one domain (with the proposals' where the detector has two stages)."""
-    config = learner.config.loss
-    found, matches = learner.detection_loss(output.logits, output.boxes, targets, count, with_boxes)
-    if domain == SOURCE:
-        learner.thresholds.record(*matched_confidences(output.logits[-1], matches))
-    if output.proposal_logits is not None:
-        logits, proposals = output.proposal_logits[None, ..., :1], output.proposal_boxes[None]
-        extra, _ = learner.proposal_loss(logits, proposals, class_agnostic(targets), count, with_boxes)
-        found.update({f"proposal_{name}": value for name, value in extra.items()})
-    losses.update({f"{domain}/{name}": value for name, value in found.items()})
-    weights = {"class": config.class_weight, "box": config.box_weight, "giou": config.giou_weight}
-    return torch.stack([weights[name.removeprefix("proposal_")] * value for name, value in found.items()]).sum()
+def teach(learner: Learner, target: Batch) -> PendingLabels:
+    """The teacher's pseudo labels of the weakly augmented target images, on their way."""
+    settings = learner.config.teacher
+    images = {TARGET: views(target, strong=False)}
+    with record_function("step: teacher"), torch.inference_mode(), learner.precision, learner.compiler.stance(images, "teacher"):
+        output = learner.teacher.module(*images[TARGET])
+        return PendingLabels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou, settings.ignore_above)
 
 
 def _synchronise(module: nn.Module, now: bool) -> AbstractContextManager:

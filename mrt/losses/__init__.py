@@ -1,8 +1,8 @@
 """What judges the detector: matching, detection, domain and reconstruction losses. Pure functions of tensors, no weights inside."""
 
-from mrt.losses.detection import DetectionLoss, class_agnostic, count_boxes
+from mrt.losses.detection import DetectionLoss, Share, class_agnostic, count_boxes
 from mrt.losses.domain import DOMAIN_WEIGHTS, SOURCE, TARGET, domain_loss
-from mrt.losses.matcher import HungarianMatcher, Matches, matched_confidences
+from mrt.losses.matcher import HungarianMatcher, Matches, Matching, matched_confidences
 from mrt.losses.reconstruction import reconstruction_loss
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "DetectionLoss",
     "HungarianMatcher",
     "Matches",
+    "Matching",
     "SOURCE",
+    "Share",
     "TARGET",
     "class_agnostic",
     "count_boxes",

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mrt.boxes import cxcywh_to_xyxy, giou, iou
-from mrt.losses.matcher import HungarianMatcher, Matches, Targets
+from mrt.host import to_device
+from mrt.losses.matcher import HungarianMatcher, Matches, Matching, Targets
 
 IGNORE_IOU = 0.5  # a query whose box overlaps an ignore box at least this much is not pushed towards background
 
 
+@dataclass(frozen=True)
+class Share:
+    """Consecutive images of a batch that are judged together, such as one domain's.
+
+    Attributes:
+        images: how many.
+        num_boxes: what their losses are divided by, at least 1, usually the mean over ranks of :func:`count_boxes`; None: their own count.
+        with_boxes: False leaves out the two box losses (pseudo labels train the class only); matching still uses the boxes.
+    """
+
+    images: int
+    num_boxes: Tensor | float | None = None
+    with_boxes: bool = True
+
+
 class DetectionLoss:
-    """Detection loss of all layers in one batched computation.
+    """Detection loss of all layers, images and domains in one batched computation.
 
     Args:
         matcher: pairs queries with boxes.
@@ -27,40 +46,57 @@ class DetectionLoss:
     def __call__(
         self, logits: Tensor, boxes: Tensor, targets: Targets, num_boxes: Tensor | float | None = None, with_boxes: bool = True
     ) -> tuple[dict[str, Tensor], Matches]:
-        """Unweighted losses, each summed, divided by the number of boxes and averaged over the L layers (method.md: MRT takes
-        the mean where classic Deformable DETR takes the sum).
+        """The losses of one domain, and the matches: :meth:`start` and :meth:`of_shares` at once, with their arguments."""
+        matches = self.start(logits, boxes, targets).result()
+        return self.of_shares(logits, boxes, targets, matches, [Share(len(targets), num_boxes, with_boxes)])[0], matches
+
+    def start(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matching:
+        """Begin to match; its ``result()`` gives the matches.
 
         Args:
             logits: (L, B, Q, C). The proposals of a two-stage detector are one layer with one class: (1, B, S, 1).
             boxes: (L, B, Q, 4) cxcywh.
             targets: B dicts with ``boxes`` (n, 4) and ``labels`` (n,). Optional ``ignore_boxes`` (m, 4): an unmatched query whose
                 predicted box has IoU >= 0.5 with one gets no background loss; with ``ignore_labels`` (m,), only in that class's column.
-            num_boxes: divisor, at least 1, usually the mean over ranks of :func:`count_boxes`; ``None`` = this batch's own.
-            with_boxes: False leaves out the two box losses (pseudo labels train the class only); matching still uses the boxes.
-
-        Returns:
-            ``{"class", "box", "giou"}`` (or ``{"class"}``) as float32 scalars, and the matches.
-
-        Raises:
-            RunFailed: the outputs are not finite.
         """
         if logits.shape[-1] != self.num_classes:
             raise ValueError(f"logits have {logits.shape[-1]} class columns, the loss was made for {self.num_classes}")
-        matches = self.matcher(logits, boxes, targets)
-        if num_boxes is None:
-            num_boxes = max(sum(matches.counts), 1)
-        divisor = num_boxes * len(logits)
-        losses = {"class": self._classification(logits, boxes, targets, matches) / divisor}
-        if with_boxes:
-            layer = _layers(matches)
-            predicted = boxes[layer, matches.image, matches.query].float()
+        return self.matcher.start(logits, boxes, targets)
+
+    def of_shares(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, shares: Sequence[Share]
+    ) -> list[dict[str, Tensor]]:
+        """Unweighted losses of each share, summed, divided by its number of boxes and averaged over the L layers (method.md: MRT takes
+        the mean where classic Deformable DETR takes the sum).
+
+        Args:
+            logits, boxes, targets: as for :meth:`start`. matches: what it gave.
+            shares: of the batch's images, in their order.
+
+        Returns:
+            Per share ``{"class", "box", "giou"}`` (or ``{"class"}``), float32 scalars.
+        """
+        of_image = self._classification(logits, boxes, targets, matches)
+        of_pair: dict[str, Tensor] = {}
+        if any(share.with_boxes for share in shares):
+            predicted = boxes[_layers(matches), matches.image, matches.query].float()
             truth = matches.boxes[matches.target].float()
-            losses["box"] = F.l1_loss(predicted, truth, reduction="sum") / divisor
-            losses["giou"] = (1 - giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))).sum() / divisor
-        return losses, matches
+            of_pair["box"] = (predicted - truth).abs().sum((0, 2))
+            of_pair["giou"] = (1 - giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))).sum(0)
+        found, first = [], 0
+        for share in shares:
+            last = first + share.images
+            count = max(sum(matches.counts[first:last]), 1) if share.num_boxes is None else share.num_boxes
+            losses = {"class": of_image[first:last].sum()}
+            if share.with_boxes:
+                pairs = slice(matches.num_pairs(first), matches.num_pairs(last))
+                losses |= {name: values[pairs].sum() for name, values in of_pair.items()}
+            found.append({name: value / (count * len(logits)) for name, value in losses.items()})
+            first = last
+        return found
 
     def _classification(self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches) -> Tensor:
-        """Sum of the focal loss over all layers, queries and classes.
+        """(B,) sum of the focal loss over all layers, queries and classes of each image.
 
         With y = 1 for a background entry and -1 for a matched one, the focal loss of both is w sigmoid(yx)^gamma softplus(yx),
         w = 1 - alpha or alpha.
@@ -71,7 +107,7 @@ class DetectionLoss:
         if any(len(target.get("ignore_boxes", ())) for target in targets):
             weight = weight * _counted(boxes.detach(), targets, sign)
         x = logits.float() * sign
-        return (weight * x.sigmoid() ** self.gamma * F.softplus(x)).sum()
+        return (weight * x.sigmoid() ** self.gamma * F.softplus(x)).sum((0, 2, 3))
 
 
 def _layers(matches: Matches) -> Tensor:
@@ -82,7 +118,7 @@ def _layers(matches: Matches) -> Tensor:
 def _counted(boxes: Tensor, targets: Targets, sign: Tensor) -> Tensor:
     """(L, B, Q, C) 1 where the classification loss counts, 0 where an unmatched query lies on an ignore box."""
     ignored = [(image, target) for image, target in enumerate(targets) if len(target.get("ignore_boxes", ()))]
-    owner = torch.cat([torch.full((len(target["ignore_boxes"]),), image) for image, target in ignored]).to(sign.device, non_blocking=True)
+    owner = to_device(torch.cat([torch.full((len(target["ignore_boxes"]),), image) for image, target in ignored]), sign.device)
     region = cxcywh_to_xyxy(torch.cat([target["ignore_boxes"] for _, target in ignored]).float())
     columns = torch.cat([_ignored_columns(target, sign.shape[-1]) for _, target in ignored])
     on_region = iou(cxcywh_to_xyxy(boxes[:, owner].float()), region[:, None]) >= IGNORE_IOU  # (L, I, Q) for I ignore boxes

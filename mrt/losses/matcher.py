@@ -1,7 +1,9 @@
 """Bipartite matching of queries to boxes, for all decoder layers at once.
 
-The costs of every layer and image are computed together on the device and cross to the host in one copy; the assignment itself
-is scipy's. Every layer matches the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
+The costs of every layer and image are computed together on the device and cross to the host in one copy, which other work may hide
+(:meth:`HungarianMatcher.start`); the assignment itself is scipy's.
+
+Every layer matches the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from mrt.boxes import cxcywh_to_xyxy, giou
 from mrt.errors import RunFailed
+from mrt.host import HostCopy, to_device
 
 Targets = Sequence[dict[str, Any]]
 
@@ -51,6 +54,16 @@ class Matches:
         query, order = self.query[layer, here].sort()
         return query, self.target[layer, here][order] - sum(self.counts[:image])
 
+    def first(self, images: int) -> Matches:
+        """The matches of the batch's first images."""
+        pairs, boxes = self.num_pairs(images), sum(self.counts[:images])
+        query, target = self.query[:, :pairs], self.target[:, :pairs]
+        return Matches(self.image[:pairs], query, target, self.labels[:boxes], self.boxes[:boxes], self.counts[:images], self.num_queries)
+
+    def num_pairs(self, images: int) -> int:
+        """Pairs per layer that the batch's first images have."""
+        return sum(min(count, self.num_queries) for count in self.counts[:images])
+
 
 class HungarianMatcher:
     """Lowest total cost of one-to-one pairs: ``cost_class`` focal + ``cost_box`` L1 + ``cost_giou`` (-GIoU).
@@ -68,24 +81,25 @@ class HungarianMatcher:
         self.cost_class, self.cost_box, self.cost_giou = cost_class, cost_box, cost_giou
         self.alpha, self.gamma = alpha, gamma
 
-    @torch.no_grad()
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matches:
         """Match (L, B, Q, C) logits and (L, B, Q, 4) cxcywh boxes to the targets of B images.
 
         Raises:
             RunFailed: a cost is not finite, that is, the network's output is not.
         """
-        num_layers, _, num_queries = logits.shape[:3]
+        return self.start(logits, boxes, targets).result()
+
+    @torch.no_grad()
+    def start(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matching:
+        """Compute the costs and send them to the host without waiting; arguments as for a call."""
         counts = tuple(len(target["labels"]) for target in targets)
         labels = torch.cat([target["labels"] for target in targets])
         truth = torch.cat([target["boxes"] for target in targets])
-        pairs = np.empty((1 + 2 * num_layers, sum(min(count, num_queries) for count in counts)), dtype=np.int64)
-        if pairs.shape[1]:
-            owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(logits.device, non_blocking=True)
-            costs = self.costs(logits, boxes, owner, labels, truth).cpu().numpy()
-            _assign(costs, counts, num_queries, pairs)
-        on_device = torch.from_numpy(pairs).to(logits.device, non_blocking=True)
-        return Matches(on_device[0], on_device[1 : 1 + num_layers], on_device[1 + num_layers :], labels, truth, counts, num_queries)
+        costs = None
+        if sum(counts):
+            owner = to_device(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), logits.device)
+            costs = HostCopy(self.costs(logits, boxes, owner, labels, truth))
+        return Matching(costs, len(logits), logits.shape[2], counts, labels, truth)
 
     def costs(self, logits: Tensor, boxes: Tensor, owner: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
         """(L, T, Q) float32 cost of giving box t (of image ``owner[t]``) to each query of that image."""
@@ -99,6 +113,26 @@ class HungarianMatcher:
         distance = (planes[:4] - truth.T[:, None, :, None]).abs_().sum(0)
         overlap = giou(planes[4:].movedim(0, -1), cxcywh_to_xyxy(truth)[:, None])
         return self.cost_class * (positive - negative) + self.cost_box * distance - self.cost_giou * overlap
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A matching whose costs are on their way to the host; ``costs`` is None where no image has a box."""
+
+    costs: HostCopy | None
+    num_layers: int
+    num_queries: int
+    counts: tuple[int, ...]
+    labels: Tensor
+    boxes: Tensor
+
+    def result(self) -> Matches:
+        """Wait for the costs and assign. RunFailed where one is not finite."""
+        pairs = np.empty((1 + 2 * self.num_layers, sum(min(count, self.num_queries) for count in self.counts)), dtype=np.int64)
+        if self.costs is not None:
+            _assign(self.costs.result().numpy(), self.counts, self.num_queries, pairs)
+        image, *rows = to_device(torch.from_numpy(pairs), self.labels.device).split((1, self.num_layers, self.num_layers))
+        return Matches(image[0], *rows, self.labels, self.boxes, self.counts, self.num_queries)
 
 
 def _assign(costs: np.ndarray, counts: Sequence[int], num_queries: int, pairs: np.ndarray) -> None:

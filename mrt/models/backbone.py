@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, FrozenBatchNormAct2d
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mrt.errors import MrtError
 from mrt.models.pretrained import State, classifier_state, fingerprint, load_trunk
@@ -28,14 +32,20 @@ class ResNetBody(nn.Module):
         super().__init__()
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.checkpointing = False
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         maps = []
         for layer in (self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+            for block in layer:
+                x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(x)
             maps.append(x)
         return maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block's activations again in the backward pass instead of keeping them (the name is timm's)."""
+        self.checkpointing = enable
 
 
 class SameConv2d(nn.Conv2d):
@@ -67,9 +77,55 @@ class SameConv2d(nn.Conv2d):
         same.weight, same.bias = conv.weight, conv.bias
         return same
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         even_height, even_width = 1 - x.shape[-2] % 2, 1 - x.shape[-1] % 2
-        return self._conv_forward(x, F.pad(self.weight, (even_width, 0, even_height, 0)), self.bias)
+        return super()._conv_forward(x, F.pad(weight, (even_width, 0, even_height, 0)), bias)
+
+
+class CarriedNorm(nn.Module):
+    """A frozen batch norm whose scale and shift the convolution before it applies; what is left to do here is its activation.
+
+    Its buffers keep their names, so state dicts are those of the norm.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name))
+        self.act = getattr(norm, "act", nn.Identity())
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(channels,) scale and shift."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+class NormedConv2d(nn.Conv2d):
+    """A convolution that applies the frozen batch norm after it: the norm scales the kernel, which is small, instead of the map.
+
+    Saves a pass over every map and, under autocast, its copy in float32 (the norm's numbers are float32); the same function of the same
+    parameters, so gradients are those of convolution and norm.
+    """
+
+    def carry(self, norm: CarriedNorm) -> None:
+        """Take over the scale and shift of ``norm``."""
+        self._norm = (norm,)  # in a tuple: not a child, the network has it already
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self._norm[0].affine()
+        bias = shift if self.bias is None else shift + self.bias * scale
+        return self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
+
+
+class NormedSameConv2d(NormedConv2d, SameConv2d):
+    """Both."""
+
+
+NORMED = {nn.Conv2d: NormedConv2d, SameConv2d: NormedSameConv2d}
 
 
 @dataclass(frozen=True)
@@ -111,14 +167,25 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised images -> maps (B, channels[i], H / stride, W / stride), sizes rounded up."""
-        if self.frozen:
-            with torch.no_grad():
-                return self._maps(images.contiguous(memory_format=torch.channels_last))
-        return self._maps(images)
+        """(B, 3, H, W) normalised images -> maps (B, channels[i], H / stride, W / stride), sizes rounded up, channels last in memory."""
+        with torch.no_grad() if self.frozen else nullcontext():
+            return list(self.body(images.contiguous(memory_format=torch.channels_last)))[-len(self.channels) :]
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        return list(self.body(images))[-len(self.channels) :]
+    def set_checkpointing(self, enable: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them, block by block.
+
+        Raises:
+            MrtError: a timm model that cannot.
+        """
+        if self.frozen:
+            return
+        try:
+            self.body.set_grad_checkpointing(enable)
+        except (AttributeError, NotImplementedError, AssertionError):
+            if enable:
+                raise MrtError(
+                    f'backbone "{self.name}" cannot compute its activations twice', "Set engine.checkpointing = false, or take a ResNet."
+                ) from None
 
 
 def build_backbone(name: str, *, weights: str = "imagenet", freeze: str = "stem", levels: int = 3) -> Backbone:
@@ -141,6 +208,7 @@ def build_backbone(name: str, *, weights: str = "imagenet", freeze: str = "stem"
     if not 1 <= levels <= 3:
         raise MrtError(f"backbone levels is {levels}", "A backbone gives 1, 2 or 3 maps; further levels are the detector's (num_levels).")
     body, channels, stem = _resnet(name) if name in RESNETS else _timm(name)
+    body.to(memory_format=torch.channels_last)
     backbone = Backbone(body, channels[-levels:], name, freeze, pretrained=weights != "none")
     if weights == "none":
         return backbone
@@ -151,8 +219,9 @@ def build_backbone(name: str, *, weights: str = "imagenet", freeze: str = "stem"
         _freeze(body, None if freeze == "all" else stem)
     if freeze == "all":
         backbone.folded = fold_batch_norm(body)
-        body.to(memory_format=torch.channels_last)
     backbone.body = freeze_batch_norm_2d(body)
+    if freeze != "all":
+        carry_norms(backbone.body)
     frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
     backbone.frozen_keys = frozenset(frozen + [name for name, _ in backbone.named_buffers()])
     return backbone.train()
@@ -186,8 +255,7 @@ def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], str]:
     body = timm.create_model(name, features_only=True, out_indices=tuple(indices))
     for conv_name, conv in list(body.named_modules()):
         if SameConv2d.fits(conv):
-            parent, _, leaf = conv_name.rpartition(".")
-            setattr(body.get_submodule(parent), leaf, SameConv2d.from_timm(conv))
+            _replace(body, conv_name, SameConv2d.from_timm(conv))
     stems = [entry["module"] for entry in body.feature_info.info if entry["reduction"] <= 4]
     modules = dict(body.named_modules())
     stem = next((m for s in reversed(stems) for m in (s, s.replace(".", "_")) if m in modules), next(iter(modules[""].named_children()))[0])
@@ -197,11 +265,42 @@ def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], str]:
 def fold_batch_norm(body: nn.Module) -> tuple[Folded, ...]:
     """Fold each batch norm that directly follows a convolution into it, in place.
 
-    Which norm follows which convolution is seen by running the body once, so any network can be folded; the outputs before and after
-    must agree, or MrtError is raised.
+    The outputs before and after must agree, or MrtError is raised.
     """
-    body.eval()
+    names = {module: name for name, module in body.eval().named_modules()}
+    with torch.no_grad():
+        before = list(body(_TEST_IMAGE))
+        pairs = _norm_pairs(body, nn.BatchNorm2d)
+        for norm, conv in pairs:
+            conv.weight, conv.bias = _fuse(conv.weight, conv.bias, norm.state_dict(), norm.eps)
+            _replace(body, names[norm], getattr(norm, "act", nn.Identity()))
+        after = list(body(_TEST_IMAGE))
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in zip(before, after, strict=True)):
+        raise MrtError("folding this backbone's batch norm changes its outputs", 'Use freeze = "stem" or "none" for it.')
+    return tuple(Folded(names[norm], names[conv], norm.eps) for norm, conv in pairs)
+
+
+def carry_norms(body: nn.Module) -> None:
+    """Let convolutions apply the frozen batch norms that directly follow them, in place; names in the state dict stay."""
     names = {module: name for name, module in body.named_modules()}
+    for norm, conv in _norm_pairs(body, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
+        if type(conv) not in NORMED or isinstance(conv.padding, str) or not isinstance(getattr(norm, "drop", nn.Identity()), nn.Identity):
+            continue
+        carried, normed = CarriedNorm(norm), copy.copy(conv)
+        normed.__class__ = NORMED[type(conv)]
+        normed.carry(carried)
+        _replace(body, names[conv], normed)
+        _replace(body, names[norm], carried)
+
+
+_TEST_IMAGE = torch.linspace(-2, 2, 3 * 64 * 64).sin().view(1, 3, 64, 64)
+
+
+def _norm_pairs(body: nn.Module, kind: type | tuple[type, ...]) -> list[tuple[nn.Module, nn.Module]]:
+    """(norm, convolution) wherever a norm's input is what a convolution gave.
+
+    Seen by running the body once, so it works for any network.
+    """
     produced: dict[int, tuple[nn.Module, Tensor]] = {}
     pairs: list[tuple[nn.Module, nn.Module]] = []
 
@@ -213,21 +312,19 @@ def fold_batch_norm(body: nn.Module) -> tuple[Folded, ...]:
         if conv is not None and output is inputs[0]:
             pairs.append((norm, conv))
 
-    handles = [module.register_forward_hook(note_output) for module in names if isinstance(module, nn.Conv2d)]
-    handles += [module.register_forward_pre_hook(note_input) for module in names if isinstance(module, nn.BatchNorm2d)]
-    image = torch.linspace(-2, 2, 3 * 64 * 64).sin().view(1, 3, 64, 64)
+    modules = list(body.modules())
+    handles = [module.register_forward_hook(note_output) for module in modules if isinstance(module, nn.Conv2d)]
+    handles += [module.register_forward_pre_hook(note_input) for module in modules if isinstance(module, kind)]
     with torch.no_grad():
-        before = list(body(image))
-        for handle in handles:
-            handle.remove()
-        for norm, conv in pairs:
-            conv.weight, conv.bias = _fuse(conv.weight, conv.bias, norm.state_dict(), norm.eps)
-            parent, _, leaf = names[norm].rpartition(".")
-            setattr(body.get_submodule(parent), leaf, getattr(norm, "act", nn.Identity()))
-        after = list(body(image))
-    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in zip(before, after, strict=True)):
-        raise MrtError("folding this backbone's batch norm changes its outputs", 'Use freeze = "stem" or "none" for it.')
-    return tuple(Folded(names[norm], names[conv], norm.eps) for norm, conv in pairs)
+        body(_TEST_IMAGE)
+    for handle in handles:
+        handle.remove()
+    return pairs
+
+
+def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(body.get_submodule(parent), leaf, module)
 
 
 def fold_state(state: State, folded: tuple[Folded, ...], prefix: str) -> State:

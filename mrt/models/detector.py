@@ -183,6 +183,11 @@ class DeformableDETR(nn.Module):
         self.arguments["dropout"] = dropout
         set_dropout(self, dropout)
 
+    def set_checkpointing(self, enable: bool) -> None:
+        """Keep fewer activations of backbone and encoder, and compute them again in the backward pass: less memory, more time."""
+        self.backbone.set_checkpointing(enable)
+        self.transformer.encoder.checkpointing = enable
+
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> DetectorOutput:
         """(B, 3, H, W) normalised images, (B, H, W) bool mask (True = padding; None = no padding) -> detections."""
         return self.detect(self.extract(images, padding_mask))
@@ -215,8 +220,11 @@ class DeformableDETR(nn.Module):
 
     def detect(self, features: Features) -> DetectorOutput:
         """Encoder, decoder and heads."""
-        memory, mask = self.encode(features), features.token_mask()
-        shapes, ratios = features.shapes, features.valid_ratios
+        return self.decode(features, self.encode(features))
+
+    def decode(self, features: Features, memory: Tensor) -> DetectorOutput:
+        """Decoder and heads, from the memory (B, S, d) of :meth:`encode`."""
+        mask, shapes, ratios = features.token_mask(), features.shapes, features.valid_ratios
         proposal_logits = proposal_boxes = None
         if self.two_stage:
             candidates, anchors, valid = self.transformer.propose(memory, shapes, ratios, mask)

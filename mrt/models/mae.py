@@ -46,6 +46,23 @@ class Reconstruction:
     memory: Tensor
 
 
+@dataclass
+class MaskedFeatures:
+    """What the encoder sees in the masked pass, and what the branch needs to rebuild from its memory.
+
+    Attributes:
+        features: of the whole image. masks: per level (B, h, w), as drawn; ``hidden`` with padding, where that stays masked.
+        token_mask: (B, S) True = value zeroed. valid_ratios: (B or 1, L, 2). reference_points: (B or 1, S, L, 2).
+    """
+
+    features: Features
+    masks: list[Tensor]
+    hidden: list[Tensor]
+    token_mask: Tensor
+    valid_ratios: Tensor
+    reference_points: Tensor
+
+
 class MaskedAutoencoder(nn.Module):
     """Auxiliary decoder over the cells of one backbone map (MRT, section 3.2).
 
@@ -124,22 +141,31 @@ class MaskedAutoencoder(nn.Module):
             features: of :meth:`DeformableDETR.extract`.
             masks: per level (B, h, w) bool, of :func:`random_masks`.
         """
+        masked = self.mask(features, masks)
+        inputs = (features.tokens(), features.positions, features.shapes, masked.reference_points, masked.token_mask)
+        return self.rebuild(detector, masked, detector.transformer.encode(*inputs))
+
+    def mask(self, features: Features, masks: Sequence[Tensor]) -> MaskedFeatures:
+        """What the masked pass zeroes and where it looks; arguments as in :meth:`forward`."""
+        hidden = list(masks)
+        if self.keep_padding and features.padded:
+            hidden = [mask | padding for mask, padding in zip(masks, features.masks, strict=True)]
+        token_mask = torch.cat([mask.flatten(1) for mask in hidden], dim=1)
+        ratios, references = features.valid_ratios, features.reference_points
+        if self.valid_ratios == "mask":
+            ratios = valid_ratios(masks)
+            references = encoder_reference_points(features.shapes, ratios)
+        return MaskedFeatures(features, list(masks), hidden, token_mask, ratios, references)
+
+    def rebuild(self, detector: DeformableDETR, masked: MaskedFeatures, memory: Tensor) -> Reconstruction:
+        """The map from the memory (B, S, d) of the masked pass."""
+        features = masked.features
         index = self.level - (len(features.maps) - min(len(features.maps), len(features.levels)))
         if not 0 <= index < len(features.levels) or not 0 <= self.level < len(features.maps):
             raise MrtError(
                 f"mae level is {self.level}, but of {len(features.maps)} backbone maps {len(features.levels)} levels are in use",
                 "Choose the index of a backbone map the detector looks at (2 is C5).",
             )
-        hidden_masks = list(masks)
-        if self.keep_padding and features.padded:
-            hidden_masks = [mask | padding for mask, padding in zip(masks, features.masks, strict=True)]
-        token_mask = torch.cat([mask.flatten(1) for mask in hidden_masks], dim=1)
-        ratios, references = features.valid_ratios, features.reference_points
-        if self.valid_ratios == "mask":
-            ratios = valid_ratios(masks)
-            references = encoder_reference_points(features.shapes, ratios)
-        memory = detector.transformer.encode(features.tokens(), features.positions, features.shapes, references, token_mask)
-
         sizes = [h * w for h, w in features.shapes]
         if self.variant == "published":
             position, content = self._embedding(features.shapes[index]).expand(memory.shape[0], -1, -1).chunk(2, -1)
@@ -149,11 +175,12 @@ class MaskedAutoencoder(nn.Module):
             content = memory.split(sizes, dim=1)[index]
             points = cell_centres(features.shapes, features.valid_ratios).split(sizes, dim=1)[index]
             points = points.expand(memory.shape[0], -1, -1)
-        queries = torch.where(hidden_masks[index].flatten(1)[..., None], self.mask_query.weight.to(content.dtype), content)
+        queries = torch.where(masked.hidden[index].flatten(1)[..., None], self.mask_query.weight.to(content.dtype), content)
+        points = points[:, :, None] * masked.valid_ratios[:, None]
         for layer in self.layers:
-            queries = layer(queries, position, points[:, :, None] * ratios[:, None], memory, features.shapes, token_mask)
+            queries = layer(queries, position, points, memory, features.shapes, masked.token_mask)
         prediction = self.output_proj(queries).transpose(1, 2).unflatten(2, features.shapes[index])
-        return Reconstruction(prediction, features.maps[self.level].detach(), masks[index], features.masks[index], memory)
+        return Reconstruction(prediction, features.maps[self.level].detach(), masked.masks[index], features.masks[index], memory)
 
     def _embedding(self, shape: tuple[int, int]) -> Tensor:
         """The learned embedding (1, h * w, 2d) for a grid of any shape."""

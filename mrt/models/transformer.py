@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mrt.errors import MrtError
 from mrt.models.attention import MSDeformAttn
@@ -37,16 +38,19 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of :class:`EncoderLayer`."""
+    """A stack of :class:`EncoderLayer`; with ``checkpointing`` their activations are computed again in the backward pass, not kept."""
 
     def __init__(self, num_layers: int, **layer) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_layers))
+        self.checkpointing = False
 
     def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, shapes: Shapes, token_mask: Tensor | None) -> Tensor:
         """(B, S, d) -> memory (B, S, d)."""
         for layer in self.layers:
-            tokens = layer(tokens, position, reference_points, shapes, token_mask)
+            inputs = (tokens, position, reference_points, shapes, token_mask)
+            again = self.checkpointing and torch.is_grad_enabled()
+            tokens = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return tokens
 
 

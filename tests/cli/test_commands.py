@@ -61,20 +61,30 @@ def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewh
 
     result = mrt("eval", "demo-fair", runs / "demo-adapt", "--split", "test", "--picture", "out/p.png", "--images", 2, *roots)
     assert result.exit_code == 0, result.output
-    for word in ("AP50 car", "demo-fair (teacher)", "demo-adapt (teacher)", "sha256", "beta"):
+    for word in ("Classes", "demo-fair (last teacher) on the same images", "What mistakes cost", "1000 draws", "sha256", "beta"):
         assert word in result.output
     assert Image.open(somewhere / "out" / "p.png").size[0] > 3 * 96
     found = json.loads((runs / "demo-adapt" / "eval-synthetic-foggy-test-teacher.json").read_text())
     assert found[0]["split"] == "test" and set(found[0]["metrics"]) >= {"AP", "AP50", "AP75", "per_class"}
+    assert found[0]["difference"]["to"] == {"run": "demo-fair", "network": "teacher"} and "AP50 car" in found[0]["difference"]["figures"]
     with open(runs / "demo-adapt" / "eval-synthetic-foggy-test-teacher.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows][:2] == ["all", "person"] and len(rows) == 9
 
-    result = mrt("eval", "demo-adapt", "--which", "student", "--data", "synthetic-clear", "--json", "a.json", "--csv", "b.csv", *roots)
+    words = ["--data", "synthetic-clear", "--bootstrap", 20, "--level", 90, "--json", "a.json", "--csv", "b.csv"]
+    result = mrt("eval", "demo-adapt", "--which", "both", *words, *roots)
     assert result.exit_code == 0, result.output
-    found = json.loads((somewhere / "a.json").read_text())[0]
-    assert (found["network"], found["data"], found["split"]) == ("student", "synthetic-clear", "val")
-    assert (somewhere / "b.csv").read_text().startswith("run,network,data,split,class,AP50,AP,AP75\n")
+    found = json.loads((somewhere / "a.json").read_text())
+    assert [(item["network"], item["data"], item["split"], item["last"]) for item in found] == [
+        (network, "synthetic-clear", "val", True) for network in ("teacher", "student")
+    ]
+    assert found[0]["intervals"]["level"] == 0.9 and "90 % of 20 draws" in result.output
+    text = (somewhere / "b.csv").read_text()
+    assert text.startswith("run,network,data,split,class,AP50,AP,AP75,APs,") and text.count("\n") == 19
+
+    plain = mrt("eval", "demo-adapt", "--bootstrap", 0, "--no-errors", "--json", "c.json", *roots)
+    assert plain.exit_code == 0 and "[" not in plain.output and "mistakes" not in plain.output
+    assert not {"intervals", "difference", "errors"} & set(json.loads((somewhere / "c.json").read_text())[0])
 
 
 def test_one_stage_after_the_other(worlds, runs, somewhere):
@@ -116,10 +126,10 @@ def test_ablate_prints_a_table_and_only_runs_what_is_missing(worlds, runs, somew
     ]
     report = json.loads((somewhere / "runs" / "ablate" / "decay.json").read_text())
     assert [len(row["trials"]) for row in report["rows"]] == [1, 1] and report["axes"] == {"mae.decay": ["none", "hard"]}
-    assert result.output.count("mae: 1/1") == 1 and result.output.count("teach: 1/1") == 2
+    assert result.output.count("mae: 1/1 in") == 1 and result.output.count("teach: 1/1 in") == 2
 
     again = mrt("ablate", "--decay", "none", "hard", "--seeds", 0, 1, "--name", "both", "--base", "decay hard", *words)
-    assert again.exit_code == 0 and "2 of 4 trials are already done" in again.output and again.output.count("teach: 1/1") == 2
+    assert again.exit_code == 0 and "2 of 4 trials are already done" in again.output and again.output.count("teach: 1/1 in") == 2
     with open(somewhere / "runs" / "ablate" / "both.csv") as file:
         assert [(row["seeds"], row["AP50 n"]) for row in csv.DictReader(file)] == [("0 1", "2"), ("0 1", "2")]
     listed = mrt("ablate", "--decay", "none", "hard", "--dry-run", *words)

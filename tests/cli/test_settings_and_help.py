@@ -8,7 +8,7 @@ import sys
 import pytest
 from command_line import mrt
 from mrt_cli import demo
-from mrt_cli.console import BarWatcher, LineWatcher, clock, figure
+from mrt_cli.console import clock, figure
 
 
 def settings(*words: object) -> dict:
@@ -122,36 +122,6 @@ def test_python_m_works_and_only_the_first_process_talks():
     assert (silent.returncode, silent.stdout) == (0, "")
     failing = subprocess.run([*command, "--seed", "3", "--amp", "x"], capture_output=True, text=True, env=os.environ | {"RANK": "1"})
     assert failing.returncode == 2 and failing.stderr.startswith("mrt (process 1): ")
-
-
-def test_progress_as_lines(capsys, monkeypatch):
-    monkeypatch.setattr("mrt_cli.console.SECONDS_BETWEEN_LINES", 0.0)
-    watcher = LineWatcher()
-    watcher.begin("teach", 3, done=1)
-    watcher.advance(1, total=1.5, lr=0.1)
-    watcher.begin("evaluate", 1)
-    watcher.advance()
-    watcher.end()
-    watcher.say("hello [bold]")
-    watcher.advance()
-    watcher.end()
-    watcher.end()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("teach: 2/3, ") and "left" in lines[0] and "loss 1.5" in lines[0] and "lr" not in lines[0]
-    assert lines[1].startswith("evaluate: 1/1 in") and lines[2] == "hello [bold]" and lines[3].startswith("teach: 3/3 in")
-
-
-def test_progress_bars_survive_nesting_and_an_early_end(capsys):
-    with BarWatcher() as watcher:
-        watcher.advance()
-        watcher.begin("teach", 2)
-        watcher.advance(1, total=2.0)
-        watcher.begin("evaluate", 1)
-        watcher.advance()
-        watcher.end()
-        watcher.end()
-        watcher.end()
-    assert "teach: " in capsys.readouterr().out
 
 
 def test_figures_and_clocks():

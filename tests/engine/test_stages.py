@@ -37,7 +37,7 @@ def lines(folder: Path, kind: str | None = None) -> list[dict]:
 
 
 def numbers(line: dict) -> dict:
-    return {key: value for key, value in line.items() if key != "time"}
+    return {key: value for key, value in line.items() if key not in ("time", "images_per_second")}
 
 
 def weights(folder: Path, name: str = "student") -> dict[str, torch.Tensor]:
@@ -96,6 +96,8 @@ def test_adaptation_uses_every_part_of_the_method(world, source, tmp_path):
     assert teach[0]["pseudo_labels"] > 0
     epochs = [line for line in lines(run, "epoch") if line["stage"] == "teach"]
     assert epochs[0]["thresholds"] != epochs[1]["thresholds"]
+    counted = sum(epochs[0]["labels_per_image"].values())
+    assert counted == pytest.approx(sum(line["pseudo_labels"] for line in teach[:2]) / 2, abs=1e-3), "two steps make an epoch"
     assert "retrained" in epochs[0] and "retrained" not in epochs[-1], "never after the last epoch"
 
 
@@ -127,6 +129,8 @@ def test_resuming_equals_never_having_stopped(world, source, tmp_path, stop, num
         expected, found = weights(whole, name), weights(stopped, name)
         assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
     assert [numbers(line) for line in lines(whole, "train")][-2:] == [numbers(line) for line in lines(stopped, "train")][-2:]
+    assert [numbers(line) for line in lines(whole, "epoch")] == [numbers(line) for line in lines(stopped, "epoch")]
+    assert (whole / "pseudo_labels.jsonl").read_text() == (stopped / "pseudo_labels.jsonl").read_text()
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(world, source, tmp_path):
@@ -275,6 +279,42 @@ def test_a_class_map_renames_the_targets_classes_only(source, tmp_path):
     assert {line["network"] for line in lines(tmp_path / "run", "eval")} == {"student", "teacher"}
     found = evaluate_detector(tmp_path / "run", data_root=tmp_path)
     assert found.metrics.per_class["green"].num_boxes > 0
+
+
+def test_a_watcher_hears_how_the_stage_stands_and_tensorboard_has_the_same_numbers(world, source, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Diary(Watcher):
+        def __init__(self) -> None:
+            self.epochs, self.networks = [], []
+
+        def epoch(self, facts) -> None:
+            self.epochs.append(facts)
+
+        def measured(self, network, figures) -> None:
+            self.networks.append(network)
+
+    diary, config = Diary(), tiny_config(**{"engine.eval_every": 1, "retrain.every": 1, "mae_stage.epochs": 1})
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, watcher=diary)
+    mae, teach = diary.epochs[:2], diary.epochs[2:]
+    assert [facts["epoch"] for facts in mae] == [0, 1] and [facts["epoch"] for facts in teach] == [0, 1, 2]
+    assert "thresholds" not in mae[1] and teach[0]["thresholds"] == {"red": 0.0, "green": 0.0} and teach[0]["epochs"] == 2
+    assert teach[0]["next_retraining"] == 1 and teach[1]["retrained"] == "backbone+encoder" and not {"next_retraining"} & set(teach[1])
+    assert "retrained" not in teach[2] and diary.networks == ["student", "student", "teacher", "student", "teacher"]
+
+    written = lines(run, "epoch")[-1]["thresholds"]
+    assert {name: round(value, 6) for name, value in teach[2]["thresholds"].items()} == written
+    assert all(line["images_per_second"] > 0 for line in lines(run, "train"))
+    board = EventAccumulator(str(run)).Reload()
+    for tag, value in (
+        ("teach/images_per_second", lines(run, "train")[-1]["images_per_second"]),
+        ("teach/grad_norm", lines(run, "train")[-1]["grad_norm"]),
+        ("teach/lr", lines(run, "train")[-1]["lr"]),
+        ("teach/pseudo_labels", lines(run, "train")[-1]["pseudo_labels"]),
+        ("teach/thresholds/red", written["red"]),
+        ("teach/teacher/AP50", lines(run, "eval")[-1]["AP50"]),
+    ):
+        assert board.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-5), tag
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

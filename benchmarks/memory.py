@@ -1,0 +1,112 @@
+"""How much memory a training step's tensors take, counted without a GPU.
+
+A step runs for real, on the CPU, and every storage that an operation makes is added when it appears and subtracted when it is freed, so
+the peak is exact for what PyTorch calls tensors: parameters, gradients and optimiser state included. What a GPU needs besides is not
+counted: the CUDA context, the caching allocator's rounding and gaps, and scratch space inside kernels (cuDNN's above all).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mrt.data.loader import Batch
+from mrt.engine.step import Learner
+
+
+class LiveBytes(TorchDispatchMode):
+    """While inside, counts the bytes of all storages that live, on any device but "meta".
+
+    Attributes:
+        live: bytes now. peak: most so far.
+
+    Args:
+        tensors: what lives already.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.finalize] = {}
+        for tensor in tensors:
+            self._add(tensor)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        return result
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        for watch in self._known.values():
+            watch.detach()
+        self._known.clear()
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata  # its address, unique while it lives
+        if key not in self._known and tensor.device.type != "meta":
+            size = storage.nbytes()
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            self._known[key] = weakref.finalize(storage, self._forget, key, size)  # the Python object lives as long as the storage
+
+    def _forget(self, key: int, size: int) -> None:
+        self.live -= size
+        del self._known[key]
+
+
+def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iterator[Tensor]:
+    """What lives between two steps: weights, buffers, gradients, moments, the teacher and the data."""
+    networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
+    for network in networks:
+        yield from network.parameters()
+        yield from network.buffers()
+    for parameter in learner.student.parameters():
+        if parameter.grad is not None:
+            yield parameter.grad
+    for state in learner.optimiser.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+    for batch in batches:
+        for domain in batch.values():
+            yield from domain.tensors()
+
+
+def begin_moments(learner: Learner) -> None:
+    """Let the optimiser make its state, which every step but the first finds there; no weight changes."""
+    groups = learner.optimiser.param_groups
+    rates = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    learner.optimiser.step()
+    learner.optimiser.zero_grad(set_to_none=True)
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+
+
+@contextmanager
+def as_on_cuda(network: nn.Module) -> Iterator[None]:
+    """While inside, operations that need other memory on a GPU than on the CPU take the GPU's: autocast computes norms in float32 there,
+    and dropout keeps a mask of one byte an element."""
+    norms = [module for module in network.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)) for norm in norms]
+    dropout = F.dropout
+    F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0] if training and p else x
+    try:
+        yield
+    finally:
+        F.dropout = dropout
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,99 @@
+"""``engine.compile``: the network's layers through ``torch.compile``, one region each.
+
+Regions are layers, not the whole step: all layers of a kind share one compiled graph, so compiling takes as long as for one of them, and
+what cannot be compiled (matching, pseudo labels) stays outside. Each region is compiled for the image sizes it meets, up to :data:`SIZES`
+of them; batches of further sizes run uncompiled, which is said once. Both ways compute the same up to float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrt.engine.report import Watcher
+from mrt.errors import MrtError
+from mrt.models.backbone import Backbone
+from mrt.models.discriminators import ConvDiscriminator
+from mrt.models.transformer import DecoderLayer, EncoderLayer
+
+SIZES = 4  # sets of image sizes per network that are compiled: a set costs tens of seconds once
+
+
+class Compiler:
+    """Compiles networks in place, and decides batch by batch whether the compiled layers are used.
+
+    Args:
+        mode: "off"; "on"; "auto": on a GPU, unless the machine has no working compiler (then it says so and nothing is compiled).
+        device: where the networks run.
+        watcher: is told of a fallback.
+        backend: of ``torch.compile``.
+
+    Raises:
+        MrtError: mode "on" where nothing can be compiled.
+    """
+
+    def __init__(
+        self, mode: str = "off", device: torch.device | None = None, watcher: Watcher | None = None, backend: str = "inductor"
+    ) -> None:
+        self.watcher, self.backend = watcher or Watcher(), backend
+        self.sizes: dict[str, set[Any]] = {}
+        self._told = False
+        self.active = mode == "on" or (mode == "auto" and device is not None and device.type == "cuda")
+        problem = _problem(device or torch.device("cpu")) if self.active and backend == "inductor" else None
+        if problem is not None:
+            self.active = False
+            if mode == "on":
+                raise MrtError(f'engine.compile = "on", but torch.compile does not work here: {problem}', 'Use engine.compile = "off".')
+            self.watcher.say(f"engine.compile: torch.compile does not work here, layers run uncompiled ({problem})")
+
+    def compile(self, *networks: nn.Module | None) -> None:
+        """Mark the layers of networks for compilation, which happens when they are first used. State dicts stay as they are."""
+        if not self.active:
+            return
+        torch._dynamo.config.optimize_ddp = False  # regions are smaller than DDP's buckets: nothing to split
+        # About twenty graphs for each set of sizes, all counted together: kinds of layers, student and teacher, with and without a mask.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64 * SIZES)
+        torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 64 * SIZES)
+        for network in networks:
+            for module in network.modules() if network is not None else ():
+                if isinstance(module, Backbone):
+                    module.body.compile(dynamic=False, backend=self.backend)
+                elif isinstance(module, (EncoderLayer, DecoderLayer, ConvDiscriminator)):
+                    module.compile(dynamic=False, backend=self.backend)
+
+    def stance(self, images: Mapping[str, tuple[Tensor, Tensor | None]], network: str = "student") -> AbstractContextManager:
+        """The context in which ``network`` looks at a batch of images (by domain: images and padding mask): compiled or not."""
+        if not self.active:
+            return nullcontext()
+        key = frozenset((tuple(pixels.shape), mask is None) for pixels, mask in images.values())
+        known = self.sizes.setdefault(network, set())
+        if key in known or len(known) < SIZES:
+            known.add(key)
+            return nullcontext()
+        if not self._told:
+            self._told = True
+            height, width = next(iter(images.values()))[0].shape[2:]
+            self.watcher.say(
+                f"engine.compile: images of more than {SIZES} sizes; batches of further sizes, such as {width}x{height}, run uncompiled. "
+                "Where few batches are alike, engine.compile=off spares the compilation."
+            )
+        return torch.compiler.set_stance("force_eager")
+
+
+def uncompiled() -> AbstractContextManager:
+    """A context in which compiled layers run as they are: for evaluation, whose batches are of other sizes than training's."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def _problem(device: torch.device) -> str | None:
+    """Why nothing can be compiled for a device; None if a small layer and its gradient can."""
+    layer = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).to(device)
+    try:
+        torch.compile(layer, dynamic=False)(torch.ones(2, 8, device=device)).sum().backward()
+    except Exception as error:  # a missing compiler, header or Triton fails in many ways inside
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None

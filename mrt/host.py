@@ -1,0 +1,39 @@
+"""Copies between an accelerator and the host that neither side waits for until it must."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """A tensor on its way to the host.
+
+    From a GPU the copy runs in page-locked memory behind the work that was queued before; the host goes on and waits in :meth:`result` only
+    for that work, not for what was queued later. On the CPU the tensor is there already.
+
+    Args:
+        tensor: any tensor; no gradient flows.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event = None
+        tensor = tensor.detach()
+        if tensor.device.type == "cuda":
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._tensor = tensor.cpu()
+
+    def result(self) -> Tensor:
+        """The tensor on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on ``device``; the host does not wait for the copy to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
