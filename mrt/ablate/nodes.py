@@ -22,7 +22,7 @@ from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 
 # of [engine]: they change no result
-MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "timeout", "compile", "checkpointing")
+MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "timeout", "compile", "checkpointing", "snapshots")
 STAGE_OF = {
     "source": "pretrain",
     "mae": "mae",
