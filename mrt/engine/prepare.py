@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mrt.adapt.retrain import reinit_state
@@ -32,6 +33,7 @@ from mrt.models.detector import DeformableDETR
 from mrt.models.mae import MaskedAutoencoder
 
 RANDOM = "mae-random.pt"  # in the folder of a run of stage 2 alone
+STAGES = ("pretrain", "mae", "teach")
 TRAINED = 1000  # updates by which the average's warm-up is ahead when it starts from a trained detector
 
 
@@ -156,12 +158,11 @@ def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     """Data, networks, optimiser, thresholds and teacher of a stage."""
     config, world, detector = shop.config, shop.world, shop.detector
     streams, boxes_per_image = _streams(plan, shop, watcher)
-    student = Student(
-        detector,
-        _autoencoder(shop) if plan.parts.rebuild else None,
-        build.build_discriminators(config, detector) if plan.parts.judge else None,
-    ).to(world.device)
-    student.train()
+    with torch.random.fork_rng(devices=[]):  # a stage's new networks start alike, whatever was drawn before it and by how many processes
+        torch.manual_seed(7919 * config.seed + STAGES.index(plan.name))
+        mae = _autoencoder(shop) if plan.parts.rebuild else None
+        discriminators = build.build_discriminators(config, detector) if plan.parts.judge else None
+    student = Student(detector, mae, discriminators).to(world.device).train()
     settings = config.teacher
     thresholds = DynamicThresholds(
         len(shop.classes),

@@ -1,7 +1,7 @@
-"""The training step on a GPU that is not there: PyTorch's fake tensors know shapes, types and devices, and refuse whatever would wait for a value.
+"""The training step on a GPU that is not there.
 
-So this shows, without a GPU, that no tensor is on the wrong device and that up to the backward pass the host waits for nothing but the
-copies it asks for.
+PyTorch's fake tensors know shapes, types and devices, and refuse whatever would wait for a value. So this shows, without a GPU, that no
+tensor is on the wrong device and that up to the backward pass the host waits for nothing but the copies it asks for.
 """
 
 from __future__ import annotations
