@@ -13,7 +13,6 @@ from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.files import write_text
 
-PAGE = "report.html"
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "jinja2": "jinja2"}
 
 

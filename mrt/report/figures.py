@@ -164,7 +164,7 @@ PARTS = (  # panel title, then the log's names and what they are called
     ("target: pseudo labels", {"target/class": "class (focal)", "target/box": "box (L1)", "target/giou": "box (GIoU)"}),
     ("proposals", {"source/proposal_class": "source: class", "source/proposal_giou": "source: GIoU",
                    "target/proposal_class": "target: class", "target/proposal_giou": "target: GIoU"}),
-    ("discriminators, both domains", {"domain_backbone": "backbone", "domain_encoder": "encoder", "domain_decoder": "decoder"}),
+    ("discriminators", {"domain_backbone": "backbone", "domain_encoder": "encoder", "domain_decoder": "decoder"}),
     ("masked autoencoder", {"target/mae": "target", "source/mae": "source"}),
     ("weighted sum", {"total": "total"}),
 )  # fmt: skip
@@ -195,7 +195,7 @@ def losses(run: RunData) -> Figure | None:
         axis.set_xlabel("epoch")
         axis.set_ylabel("loss")
         _mark(axis, run.spans, run.retrained)
-        several = len(axis.get_legend_handles_labels()[0]) > 1
+        several = len(curves) > 1
         _from_zero(axis, 1.4 if several else 1.05)
         if several:
             axis.legend(loc="upper right", ncols=2, handlelength=1.4, labelspacing=0.2, columnspacing=0.9, fontsize=6.5, borderaxespad=0.1)
@@ -285,7 +285,16 @@ def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: f
         for number, name in enumerate(run.classes):
             values = np.array([line["labels_per_image"].get(name, 0.0) for line in counted])
             hatch = hatches[number // len(COLOURS) % len(hatches)]
-            axis.bar(places, values, 0.8, bottom, label=name, color=COLOURS[number % len(COLOURS)], hatch=hatch, linewidth=0)
+            axis.bar(
+                places,
+                values,
+                0.8 if len(counted) <= 20 else 1.0,
+                bottom,
+                label=name,
+                color=COLOURS[number % len(COLOURS)],
+                hatch=hatch,
+                linewidth=0,
+            )
             bottom += values
     else:
         _curve(axis, x, y, "all classes", color=TEACHER)
@@ -297,10 +306,17 @@ def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: f
     _from_zero(axis, 1.6 if counted else 1.25)
     axis.legend(ncols=2, loc="upper center", fontsize=6.5, handlelength=1.4, labelspacing=0.25, columnspacing=1)
     for number, curve in enumerate(quality):
-        marker = {"marker": MARKERS[number], "markersize": 3.5, "clip_on": False, "linestyle": DASHES[number]}
+        marker = {"marker": MARKERS[number] if len(curve.epochs) <= 20 else "", "markersize": 3.5, "clip_on": False}
         for what, values, colour in (("precision", curve.precision, COLOURS[0]), ("recall", curve.recall, COLOURS[3])):
             points = [(place, value) for place, value in zip(curve.epochs, values, strict=True) if value is not None]
-            axes[0, 1].plot([p for p, _ in points], [v for _, v in points], label=f"{what}, {curve.where}", color=colour, **marker)
+            axes[0, 1].plot(
+                [p for p, _ in points],
+                [v for _, v in points],
+                label=f"{what}, {curve.where}",
+                color=colour,
+                linestyle=DASHES[number],
+                **marker,
+            )
         axes[0, 1].set_title("how good (IoU 0.5)†")
         axes[0, 1].set_ylabel("per cent of labels / of true boxes")
         axes[0, 1].set(ylim=(0, 118 + 9 * len(axes[0, 1].lines)), yticks=range(0, 101, 20))

@@ -148,7 +148,7 @@ def _curves_of(study: Study, run: RunData) -> list[Block]:
     blocks: list[Block] = []
     figure = figures.losses(run)
     if figure is not None:
-        caption = "Losses by part, unweighted, and the weighted sum that is trained on. Epochs count all stages."
+        caption = "Losses by part, unweighted (discriminators: mean of both domains), and their weighted sum. Epochs count all stages."
         blocks.append(study.plot("losses", figure, span_words(run, "Losses"), caption))
     figure = figures.average_precision(run)
     if figure is not None:
