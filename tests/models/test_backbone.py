@@ -11,7 +11,7 @@ import torchvision
 from model_cases import small_backbone
 
 from mrt.errors import MrtError
-from mrt.models.backbone import SameConv2d, build_backbone, fold_state
+from mrt.models.backbone import CarriedNorm, NormedConv2d, SameConv2d, build_backbone, fold_state
 from mrt.models.pretrained import classifier_state, lite0_file, read_state
 
 
@@ -74,6 +74,35 @@ def test_pretrained_resnet_is_torchvisions(resnet_file):
     for freeze in ("none", "stem", "all"):
         backbone = build_backbone("resnet18", weights=str(resnet_file), freeze=freeze).train()
         assert torch.allclose(backbone(images)[-1], expected, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_norms_that_convolutions_carry_change_nothing(name):
+    """Maps and gradients are those of convolution and frozen norm one after the other; a copy carries its own norms."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, weights="checkpoint", freeze="none").double()  # in float32 rounding moves activations over their kinks
+    with torch.no_grad():
+        for key, buffer in backbone.named_buffers():
+            buffer.uniform_(0.5, 1.5) if key.endswith(("weight", "var")) else buffer.normal_(std=0.1)
+    apart = copy.deepcopy(backbone)
+    carried = [module for module in apart.modules() if isinstance(module, CarriedNorm)]
+    assert len(carried) == sum(isinstance(module, NormedConv2d) for module in apart.modules()) >= 20
+    for module in apart.modules():  # undo it in the copy
+        if isinstance(module, NormedConv2d):
+            module.__class__ = SameConv2d if isinstance(module, SameConv2d) else torch.nn.Conv2d
+    for norm in carried:
+        norm.register_forward_pre_hook(
+            lambda norm, inputs: torch.nn.functional.batch_norm(
+                inputs[0], norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+        )
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    ours, theirs = backbone(images), apart(images)
+    torch.testing.assert_close(ours, theirs)
+    for maps in (ours, theirs):
+        sum(x.square().mean() for x in maps).backward()
+    for (key, ours), theirs in zip(backbone.named_parameters(), apart.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-9 * theirs.grad.norm(), key
 
 
 def test_frozen_backbone_is_folded_without_gradients(resnet_file):
