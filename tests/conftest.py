@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from golden import load_golden
+from tiny_world import make_set, tiny_config
+
+from mrt.engine import stages
 
 
 @pytest.fixture
@@ -16,3 +21,18 @@ def golden():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A data root with two little domains, "clear" and "hazy"; not to be written to."""
+    root = tmp_path_factory.mktemp("world")
+    make_set(root, "clear", seed=1)
+    make_set(root, "hazy", haze=0.5, seed=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def source(world, tmp_path_factory) -> Path:
+    """A source run on "clear" to start from; not to be written to."""
+    return stages.pretrain_source(tiny_config(), tmp_path_factory.mktemp("source") / "source", data_root=world)

@@ -126,14 +126,6 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_set(root, "clear", seed=1)
-    make_set(root, "hazy", haze=0.5, seed=2)
-    return root
-
-
-@pytest.fixture(scope="module")
 def starts(world, tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("runs")
     source = stages.pretrain_source(tiny_config(), root / "source", data_root=world)

@@ -6,25 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_world import make_set, tiny_config
+from tiny_world import tiny_config
 
 from mrt.engine import stages
 from mrt.engine.inference import load_detector
 from mrt.engine.report import Watcher
 from mrt.errors import Interrupted
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_set(root, "clear", seed=1)
-    make_set(root, "hazy", haze=0.5, seed=2)
-    return root
-
-
-@pytest.fixture(scope="module")
-def source(world, tmp_path_factory) -> Path:
-    return stages.pretrain_source(tiny_config(), tmp_path_factory.mktemp("runs") / "source", data_root=world)
 
 
 def different(one: Path, other: Path) -> list[str]:

@@ -17,20 +17,6 @@ from mrt.engine.student import SOURCE
 from mrt.errors import Interrupted, MrtError, RunFailed
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_set(root, "clear", seed=1)
-    make_set(root, "hazy", haze=0.5, seed=2)
-    return root
-
-
-@pytest.fixture(scope="module")
-def source(world, tmp_path_factory) -> Path:
-    """A source run to start from."""
-    return stages.pretrain_source(tiny_config(), tmp_path_factory.mktemp("runs") / "source", data_root=world)
-
-
 def lines(folder: Path, kind: str | None = None) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in found if kind in (None, line["kind"])]

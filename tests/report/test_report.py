@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_world import CLASSES, make_set, tiny_config
+from tiny_world import CLASSES, tiny_config
 
 from mrt.engine import stages
 from mrt.errors import MrtError
@@ -21,14 +21,6 @@ SECTIONS = (
     *("settings", "data", "environment"),
 )
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_set(root, "clear", seed=1)
-    make_set(root, "hazy", haze=0.5, seed=2)
-    return root
 
 
 @pytest.fixture(scope="module")
