@@ -1,17 +1,25 @@
-"""``mrt ablate``: a grid of settings times seeds, as one table."""
+"""``mrt ablate``: a grid of settings, or a table of the paper, times seeds, as one table."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
-from .arguments import AXES, AxisCommand
+from .arguments import AXES, AxisCommand, parse_pairs
+
+if TYPE_CHECKING:
+    from mrt.ablate import Launcher, Trial
+
+STUDIES = "components, mask-ratio, decay, mae-data, mae-use, retrain-parts, retrain-init, mae-variant"
 
 
 def ablate(
     context: typer.Context,
+    study: Annotated[str | None, typer.Option(help=f"A table of the paper: {STUDIES}.")] = None,
     axis: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY VALUE...", help="An axis by its whole key, e.g. --axis teach.epochs 2 5; may be repeated."),
@@ -19,81 +27,175 @@ def ablate(
     seeds: Annotated[
         list[int] | None, typer.Option(min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0.")
     ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Add the fair source-only baseline and the oracles as rows of the table.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Name of the row that the others are compared with. Default: the study's, or the first.")
+    ] = None,
     preset: options.Preset = None,
     source: options.Source = None,
     target: options.Target = None,
     split: Annotated[str, typer.Option(help="Split of the target set to evaluate on.")] = "val",
     init: options.Init = None,
-    name: Annotated[str | None, typer.Option(help="Name of the table's files. Default: the axes' names.")] = None,
+    shared_source: Annotated[
+        bool, typer.Option("--shared-source", help="Where stage 1 is trained here: once for all seeds, instead of once for each.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the table's files. Default: the study's, or the axes' names.")] = None,
     overrides: options.Set = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A few images and steps, to see that everything runs; the numbers mean nothing.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, as processes that share this machine's cores.")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Train on so many GPUs of this machine, one trial each.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="Train as jobs through submitit: slurm, or local to try that here.")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE...", help="Options of the jobs, e.g. --slurm partition=gpu time=240 gpus_per_node=1."),
+    ] = None,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
     amp: options.Amp = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials, and which are done on the split, and stop.")] = False,
 ) -> None:
-    """Train and evaluate a grid of settings, and print it as one table.
+    """Train and evaluate a grid of settings, or a table of the paper, and print it as one table.
 
     For example: mrt ablate --mask-ratio 0.5 0.8 --decay none hard --seeds 0 1 2
 
+    or: mrt ablate --study components --baselines --seeds 0 1 2
+
     Every setting is an option here, by the last part of its name, and takes all the values that follow; several options make a grid.
-    The default preset is demo. Repeating a command only runs what is missing.
+    The default preset is demo. Stages that trials share are trained once. Repeating a command only runs what is missing.
     """
-    from mrt import ablate as grid
+    from mrt import ablate as trials_of
     from mrt.errors import MrtError, RunFailed
 
     from . import experiment
-    from .console import figure, say, show_table, watching
+    from .console import say, show_table, watching
 
     experiment.require_one_process("ablate")
-    axes = grid.make_axes(context.meta[AXES])
-    if not axes and not seeds:
-        raise MrtError("mrt ablate: nothing to vary", "for example: mrt ablate --mask-ratio 0.5 0.8")
+    axes = trials_of.make_axes(context.meta[AXES])
+    chosen = trials_of.find_study(study) if study else None
+    if chosen and axes:
+        raise MrtError(
+            f"--study {study} and --{axes[0].key.rpartition('.')[2]}: a study has its own rows",
+            "leave out one of them; --set changes all rows",
+        )
+    if not (chosen or axes or seeds or baselines):
+        raise MrtError("mrt ablate: nothing to vary", "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components")
     roots = experiment.find_roots(data_root, run_root)
-    base = preset or (experiment.choose_preset(source, target) if source or target else "demo")
-    options = {"data.source": source, "data.target": target, "engine.device": device, "engine.amp": amp, "init": init}
-    changes = {key: value for key, value in options.items() if value is not None}
-    if not dry_run:
-        changes["init"] = experiment.source_weights(experiment.resolve(base, overrides, changes), roots.run_root)
-    trials = grid.plan(base, axes, seeds or [0], overrides or (), changes)
-    folder = roots.run_root / "ablate"
-    stem = experiment.run_folder(folder, name or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds")
+    from_preset = preset or (experiment.choose_preset(source, target) if source or target else "demo")
+    init = experiment.find_run(init, roots.run_root) if init else None
+    given = {"data.source": source, "data.target": target, "engine.device": device, "engine.amp": amp, "init": init}
+    changes = {**(trials_of.SMOKE if smoke else {}), **{key: value for key, value in given.items() if value is not None}}
+    seeds = list(dict.fromkeys(seeds or [0]))
+
+    root, data = roots.run_root / "ablate", roots.data_root
+    if smoke:
+        root, config = root / "smoke", experiment.resolve(from_preset, overrides, changes)
+        data = trials_of.shrink([config.data.source, config.data.target], roots.data_root, root / "data")
+    rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
+    rows += trials_of.BASELINES if baselines else ()
+    base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
+    stem = experiment.run_folder(root, name or study or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds")
+    planner = trials_of.Planner(
+        data, split, shared_source, lambda config: roots.run_root / experiment.default_name("source", config) if not smoke else None
+    )
+    trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
     if dry_run:
-        keys = [axis.key for axis in axes]
-        rows = []
-        for trial in trials:
-            done = grid.result_file(folder, trial, split).is_file()
-            rows.append(
-                [*(str(trial.settings[key]) for key in keys), str(trial.config.seed), trial.digest[:16], "done" if done else "to run"]
-            )
-        show_table(f"{len(trials)} trials of preset {base}", [*keys, "seed", "trial", "state"], rows, text_columns=len(keys))
+        _list(trials, root, data, str(from_preset))
         return
     for trial in trials:
-        experiment.require_data([trial.config.data.source, trial.config.data.target], roots.data_root)
+        _require(trial, data)
+    worker = _launcher(jobs, gpus, launcher, parse_pairs("--slurm", slurm), root / "logs", trials)
 
     with watching() as watcher, experiment.repeatable("ablate"):
-        results = grid.run(trials, folder, data_root=roots.data_root, split=split, watcher=watcher)
-    rows = grid.summarise(results)
-    about = {"preset": str(base), "split": split, "set": list(overrides or ()), "axes": {axis.key: list(axis.values) for axis in axes}}
-    paths = grid.write_tables(stem, rows, results, about)
-    keys = [axis.key for axis in axes]
-    table = []
-    for row in rows:
-        cells = [figure(item["mean"], item["std"]) if (item := row["metrics"].get(metric)) else "failed" for metric in grid.METRICS]
-        table.append([*(str(row["settings"][key]) for key in keys), " ".join(map(str, row["seeds"])) or "-", *cells])
-    several = any(len(row["seeds"]) > 1 for row in rows)
-    caption = f"{trials[0].config.data.target}, split {split}" + ("; mean ± standard deviation over seeds" if several else "")
-    show_table(
-        f"Ablation of {', '.join(keys) or 'seeds'}, preset {base}",
-        [*keys, "seeds", *grid.METRICS],
-        table,
-        caption=caption,
-        text_columns=len(keys) + 1,
+        results = trials_of.run(trials, root, data_root=data, launcher=worker, watcher=watcher)
+    title = f"Ablation: {chosen.title}" if chosen else f"Ablation of {', '.join(axis.key for axis in axes) or 'seeds'}"
+    about = {
+        "preset": trials[0].config.preset,
+        "study": study,
+        "axes": trials_of.axis_settings(axes),
+        "set": list(overrides or ()),
+        "smoke": smoke,
+    }
+    report = trials_of.make_report(
+        results, trials, title=f"{title}, preset {trials[0].config.preset}", subject=study or "row", base=base, about=about
     )
-    say(f"Written to {paths[1]} and {paths[0]}")
+    paths = trials_of.write_report(report, stem)
+    notes = trials_of.notes(report)
+    show_table(report["title"], trials_of.columns(report), trials_of.lines(report), caption="\n".join(notes))
+    say(f"Written to {', '.join(map(str, paths))}")
+    if len(paths) < trials_of.FILES:
+        say("No picture: matplotlib is not installed (pip install 'mrt-detection[report]').")
     failed = [result for result in results if "failed" in result]
     if failed:
-        raise RunFailed(f"{len(failed)} of {len(trials)} trials failed; the first: {failed[0]['failed']}")
+        told = [
+            f"  {item['row']['name']}, seed {item['seed']}: {item['failed']}" + (f" ({item['log']})" if item["log"] else "")
+            for item in failed
+        ]
+        raise RunFailed("\n".join([f"{len(failed)} of {len(trials)} trials failed:", *told, "repeating the command tries them again"]))
+
+
+def _list(trials: Sequence[Trial], root: Path, data_root: Path, preset: str) -> None:
+    """The trials, their states, and how much work sharing saves."""
+    from mrt import ablate as trials_of
+
+    from .console import say, show_table
+
+    rows = []
+    for trial in trials:
+        state = "done" if trial.result_file(root).is_file() else "to run"
+        rows.append([trial.row.name, str(trial.config.seed), trial.node.name, state])
+    show_table(f"{len(trials)} trials of preset {preset}", ["row", "seed", "stage", "state"], rows, text_columns=4)
+    training = [work.kind for work in trials_of.missing_work(trials, root, data_root) if work.place is None]
+    kinds = ", ".join(f"{training.count(kind)} {kind}" for kind in dict.fromkeys(training))
+    say(f"{len(training)} stages to train" + (f": {kinds}" if kinds else ""))
+
+
+def _require(trial: Trial, data_root: Path) -> None:
+    """MrtError for a trial that cannot begin: data that is not there or has no labels to measure with, weights that are not there."""
+    from mrt.data.registry import find_dataset
+    from mrt.errors import MrtError
+
+    from . import experiment
+
+    data, init = trial.config.data, trial.config.init
+    experiment.require_data([data.source, data.target], data_root)
+    card = find_dataset(data.target, data_root)
+    card.split(trial.split)
+    if not card.labelled:
+        raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another target with --target")
+    if init:
+        from mrt.engine.inference import find_weights
+
+        find_weights(init)
+
+
+def _launcher(
+    jobs: int, gpus: int | None, cluster: str | None, settings: dict[str, str], logs: Path, trials: Sequence[Trial]
+) -> Launcher | None:
+    """Who does the work: None is this process."""
+    from mrt.ablate.launch import LocalProcesses, Submitit, visible_gpus
+    from mrt.errors import MrtError
+
+    if cluster not in (None, "slurm", "local"):
+        raise MrtError(f"--launcher {cluster}: unknown", "choose slurm, or local; without it trials run on this machine")
+    if settings and not cluster:
+        raise MrtError("--slurm: options for jobs that nobody asked for", "add --launcher slurm")
+    if cluster and gpus:
+        raise MrtError(f"--gpus {gpus}: is for this machine", "for jobs: --slurm gpus_per_node=1")
+    if cluster:
+        return Submitit(cluster, logs, jobs if jobs > 1 else MANY if cluster == "slurm" else 1, settings)
+    if gpus:
+        if trials[0].config.engine.device == "cpu":
+            raise MrtError(f"--gpus {gpus}: engine.device is cpu", "leave out --device cpu, or --gpus")
+        return LocalProcesses(gpus, visible_gpus(gpus))
+    return LocalProcesses(jobs) if jobs > 1 else None
+
+
+MANY = 1000  # jobs in the queue: the cluster decides how many run
 
 
 def register(app: typer.Typer) -> None:

@@ -20,6 +20,13 @@ def adapt(
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME...")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Parts of the method: teacher (plain teacher-student); +dt, +mae, +retrain (that, and dynamic thresholds, added); "
+            "mrt (all). Default: what the preset says."
+        ),
+    ] = None,
     init: options.Init = None,
     map_class: options.MapClass = None,
     resume: options.Resume = False,
@@ -35,11 +42,14 @@ def adapt(
     dry_run: options.DryRun = False,
 ) -> None:
     """Adapt a source detector to an unlabelled target domain, e.g. --target foggy."""
+    from mrt.ablate.studies import METHODS
     from mrt.errors import MrtError
 
     from . import experiment, launch
     from .console import say, watching
 
+    if method is not None and method not in METHODS:
+        raise MrtError(f"--method {method}: unknown method", f"choose {', '.join(METHODS)}")
     if target is None and preset is None and not (resume and name):
         raise MrtError("mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset")
     for item in stage or ():
@@ -50,7 +60,9 @@ def adapt(
     init = experiment.find_run(init, roots.run_root) if init else None
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
     given["data.class_map"] = parse_pairs("--map-class", map_class) or None
-    kind = chosen[0] if len(chosen) == 1 else "adapt"
+    given |= METHODS.get(method, {})
+    part = method.replace("+", "teacher-") if method else ""  # of the run's name
+    kind = "-".join(word for word in ((chosen[0] if len(chosen) == 1 else "" if part else "adapt"), part) if word)
     config, folder = experiment.configure(kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:
         say(config.to_json().rstrip())
@@ -59,7 +71,7 @@ def adapt(
         experiment.require_new(folder)
     experiment.require_data([config.data.source, config.data.target], roots.data_root)
     start = None if resume else init or experiment.starting_weights(kind, config, roots.run_root)
-    command = "adapt" + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
+    command = "adapt" + (f" --method {method}" if method else "") + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
 
     if gpus is not None and launch.needed(gpus, config):
         command += f" --gpus {gpus}"

@@ -151,7 +151,7 @@ class Road:
                 folder,
                 init=start,
                 resume=resume,
-                match_adapt=True,
+                match_compute=True,
                 oracle=labels,
                 data_root=self.roots.data_root,
                 watcher=self.watcher,
@@ -161,7 +161,7 @@ class Road:
             stages.adapt(config, folder, init=start, resume=resume, data_root=self.roots.data_root, watcher=self.watcher)
 
         folder = self.folder(f"fair-seed{seed}")
-        self.show("pretrain-source --preset demo --match-adapt", "--name", f"{self.name}/{folder.name}", *options)
+        self.show("pretrain-source --preset demo --match-compute", "--name", f"{self.name}/{folder.name}", *options)
         self._finish(folder, config, "teach", baseline(None, folder))
         self._evaluate(FAIR, folder, config)
 
@@ -172,7 +172,7 @@ class Road:
 
         if oracle:
             folder = self.folder(f"oracle-seed{seed}")
-            self.show("pretrain-source --preset demo --match-adapt --oracle target", "--name", f"{self.name}/{folder.name}", *options)
+            self.show("pretrain-source --preset demo --match-compute --oracle target", "--name", f"{self.name}/{folder.name}", *options)
             self._finish(folder, config, "teach", baseline("target", folder))
             self._evaluate(ORACLE, folder, config)
 

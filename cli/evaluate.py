@@ -1,8 +1,8 @@
-"""``mrt eval``: COCO figures of runs and weights, as a table, JSON, CSV and a picture."""
+"""``mrt eval``: figures of runs and weights with their intervals, differences and mistakes, as tables, JSON, CSV and a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,18 @@ from . import options
 from .arguments import PairsCommand, parse_pairs
 
 if TYPE_CHECKING:
-    from mrt.engine.inference import Result
+    from mrt.engine.inference import Result, Validation
+
+# Figures of all classes by their name in the JSON, and what the table calls them.
+SUMMARY = {
+    "AP50": "AP50",
+    "AP": "AP",
+    "AP75": "AP75",
+    "APs": "AP small",
+    "APm": "AP medium",
+    "APl": "AP large",
+    "AR100": "AR100",
+}
 
 
 def evaluate(
@@ -21,7 +32,20 @@ def evaluate(
     ],
     data: Annotated[str | None, typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
-    which: Annotated[str, typer.Option(help="teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")] = "auto",
+    which: Annotated[
+        str, typer.Option(help="teacher, student, both, or auto: the teacher where there is one, else the student.", metavar="NETWORK")
+    ] = "auto",
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="Also show the best epochs of each run, which were selected on target labels and are not comparable."),
+    ] = False,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, metavar="SAMPLES", help="Draws of the images for confidence intervals; 0: no intervals.")
+    ] = 1000,
+    level: Annotated[float, typer.Option(min=1, max=99.99, metavar="PERCENT", help="Confidence level of the intervals.")] = 95,
+    errors: Annotated[
+        bool, typer.Option("--errors/--no-errors", help="Split the mistakes by kind: what each costs in AP50 (as TIDE does).")
+    ] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-SET-SPLIT-NETWORK.json in each run.")
     ] = None,
@@ -36,31 +60,58 @@ def evaluate(
     run_root: options.RunRoot = None,
     device: options.Device = None,
 ) -> None:
-    """Evaluate detectors: COCO AP50, AP, AP75, and AP50 of each class."""
+    """Evaluate detectors: COCO figures with confidence intervals, each class, what kinds of mistakes cost, and paired differences.
+
+    The headline is the last teacher. Several runs are compared with the first, on the same draws of the same images.
+    """
+    from mrt.engine.inference import read_validation
     from mrt.errors import MrtError
 
-    from .console import say, watching
-    from .experiment import find_roots
+    from .console import RANK, say, watching
+    from .experiment import find_roots, find_run
 
-    if which not in ("auto", "teacher", "student"):
-        raise MrtError(f"--which {which}: expected teacher, student or auto")
+    if which not in ("auto", "teacher", "student", "both"):
+        raise MrtError(f"--which {which}: expected teacher, student, both or auto")
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise MrtError(f"--picture {picture}: expected a .png or .jpg file")
     roots, renamed = find_roots(data_root, run_root), parse_pairs("--map-class", map_class)
-    options_of_all = {"split": split, "which": which, "device": device or "auto", "batch_size": batch_size, "class_map": renamed}
+    validations = [read_validation(find_run(name, roots.run_root)) for name in runs] if best else []
+    options_of_all = {"split": split, "device": device or "auto", "batch_size": batch_size, "class_map": renamed}
+    asked = [(name, network) for name in runs for network in (("teacher", "student") if which == "both" else (which,))]
     with watching() as watcher:
-        results = []
-        for name in runs:
-            results.append(run_one(name, roots, data=data, watcher=watcher, **options_of_all))
+        results: list[Result] = []
+        for name, network in asked:
+            results.append(run_one(name, roots, data=data, which=network, watcher=watcher, **options_of_all))
             data = data or results[0].card.name
-    titles = [short_name(name) for name in runs]
-    titles = titles if len(set(titles)) == len(titles) else runs
-    show(titles, results)
-    for path in write(runs, results, roots.run_root, json_file, csv_file):
+    if RANK != 0:  # the first process has the detections and tells
+        return
+    names = [name for name, _ in asked]
+    titles = headings(names, results)
+    records = analyse(names, results, samples=bootstrap, level=level / 100, errors=errors)
+    if best:
+        chosen = dict(zip(runs, validations, strict=True))
+        records = [{**item, "validation": vars(chosen[name])} for name, item in zip(names, records, strict=True)]
+    show(titles, records, describe(results[0]))
+    if best:
+        show_best(dict(zip(runs, validations, strict=True)))
+    for path in write(names, records, roots.run_root, json_file, csv_file):
         say(f"Written to {path}")
     if picture is not None:
         draw(picture, dict(zip(titles, results, strict=True)), images)
         say(f"Drawn in {picture}")
+
+
+def headings(names: Sequence[str], results: Sequence[Result]) -> list[str]:
+    """A heading for each result: the run's short name where that tells the runs apart, and which weights of it."""
+    short = {name: short_name(name) for name in names}
+    if len(set(short.values())) < len(short):
+        short = {name: name for name in names}
+    return [f"{short[name]} ({weights_of(result)})" for name, result in zip(names, results, strict=True)]
+
+
+def weights_of(result: Result) -> str:
+    """ "last teacher", or "student *" of a checkpoint of which nobody knows whether it is the last or was picked."""
+    return f"last {result.network}" if result.last else f"{result.network} *"
 
 
 def short_name(name: str) -> str:
@@ -115,19 +166,114 @@ def describe(result: Result) -> str:
     )
 
 
-def show(titles: Sequence[str], results: Sequence[Result]) -> None:
-    """The table: a column per run."""
-    from mrt.ablate import METRICS
+def analyse(names: Sequence[str], results: Sequence[Result], *, samples: int, level: float, errors: bool) -> list[dict[str, Any]]:
+    """Each result as plain values for JSON: figures, intervals, difference to the first result, mistakes.
 
+    Args:
+        samples: draws of the images; 0: no intervals and no differences. level: of the intervals, such as 0.95.
+        errors: whether to split the mistakes.
+    """
+    from mrt.evaluate.bootstrap import differences, estimates, intervals
+    from mrt.evaluate.errors import split_errors
+    from mrt.evaluate.matching import match
+
+    records: list[dict[str, Any]] = []
+    first: tuple[Any, Any] | None = None
+    for name, result in zip(names, results, strict=True):
+        item = record(name, result)
+        matches = match(result.detections, result.dataset) if samples or errors else None
+        if samples:
+            found = estimates(matches, samples)
+            item["intervals"] = {"level": level, "samples": samples, "figures": intervals(found, level)}
+            if first is None:
+                first = matches, found
+            else:
+                to = {"run": str(names[0]), "network": results[0].network}
+                item["difference"] = {"to": to, "figures": differences(first[0], matches, first[1], found, level)}
+        if errors:
+            item["errors"] = split_errors(matches).to_dict()
+        records.append(item)
+    return records
+
+
+def show(titles: Sequence[str], records: Sequence[dict[str, Any]], caption: str) -> None:
+    """The tables: figures, classes, differences and mistakes, with a column or two for each record."""
+    from .console import say, show_table
+
+    def cell(item: dict[str, Any], name: str, value: float | None) -> str:
+        return with_interval(value, item.get("intervals", {}).get("figures", {}).get(name))
+
+    first, heads = records[0], ["\n(".join(title.rsplit(" (", 1)) for title in titles]
+    rows = [[label, *(cell(item, name, item["metrics"][name]) for item in records)] for name, label in SUMMARY.items()]
+    show_table(f"{first['data']}, split {first['split']}", ["", *heads], rows)
+
+    columns = ["", "boxes"] + [text for head in heads for text in ((f"{head}\nAP50", "\n\nAP") if len(heads) > 1 else ("AP50", "AP"))]
+    rows = []
+    for name, values in first["metrics"]["per_class"].items():
+        row = [name, str(values["num_boxes"])]
+        for item in records:
+            mine = item["metrics"]["per_class"].get(name, {})
+            row += [cell(item, f"AP50 {name}", mine.get("AP50")), with_interval(mine.get("AP"), None)]
+        rows.append(row)
+    show_table("Classes", columns, rows)
+
+    compared = [(title, item["difference"]["figures"]) for title, item in zip(heads, records, strict=True) if "difference" in item]
+    if compared:
+        names = [name for name in compared[0][1] if any(figures.get(name, {}).get("value") is not None for _, figures in compared)]
+        rows = [
+            [name, *(with_interval(figures.get(name, {}).get("value"), figures.get(name), "+") for _, figures in compared)]
+            for name in names
+        ]
+        show_table(f"Difference to {titles[0]} on the same images", ["", *(title for title, _ in compared)], rows)
+
+    split = [(title, item["errors"]) for title, item in zip(heads, records, strict=True) if "errors" in item]
+    if split:
+        kinds = [name for name in split[0][1] if name != "AP50"]
+        rows = [[name.replace("_", " "), *(mistakes(found[name]) for _, found in split)] for name in kinds]
+        show_table(
+            "What mistakes cost: AP50 gained if there were none of a kind (their number)", ["", *(title for title, _ in split)], rows
+        )
+    say(caption, wrap=True)
+    if not all(item["last"] for item in records):
+        say("* nobody knows whether these weights are a run's last or were picked, perhaps on target labels", wrap=True)
+    if "intervals" in first:
+        about = first["intervals"]
+        say(
+            f"[low, high]: {100 * about['level']:g} % of {about['samples']} draws of the images; other training seeds are not in it",
+            wrap=True,
+        )
+
+
+def with_interval(value: float | None, bounds: Mapping[str, float | None] | None, sign: str = "") -> str:
+    """ "38.0 [36.5, 39.4]", with ``sign`` "+" as "+6.2 [+5.0, +7.4]"; "-" where there is no number."""
+    if value is None:
+        return "-"
+    if bounds is None or bounds["low"] is None:
+        return f"{value:{sign}.1f}"
+    return f"{value:{sign}.1f} [{bounds['low']:{sign}.1f}, {bounds['high']:{sign}.1f}]"
+
+
+def mistakes(found: Mapping[str, Any]) -> str:
+    """ "8.3 (14)": what they cost and how many there are."""
+    return f"{with_interval(found['dAP'], None)} ({found['count']})"
+
+
+def show_best(validations: Mapping[str, Validation]) -> None:
+    """What each run measured while it trained: its last networks, and the best ones, marked for what they are."""
     from .console import figure, show_table
 
-    first = results[0]
-    columns = ["", *(f"{title} ({result.network})" for title, result in zip(titles, results, strict=True))]
-    rows = [[metric, *(figure(getattr(result.metrics, metric)) for result in results)] for metric in METRICS]
-    for name in first.metrics.per_class:
-        values = (result.metrics.per_class.get(name) for result in results)
-        rows.append([f"AP50 {name}", *(figure(value.AP50 if value else None) for value in values)])
-    show_table(f"{first.card.name}, split {first.split}", columns, rows, caption=describe(first))
+    for name, found in validations.items():
+        rows, headline = [], "teacher" if "teacher" in found.last else "student"
+        for network, last in found.last.items():
+            for label, line in ((f"last {network}", last), (f"best {network} *", found.best[network])):
+                rows.append([label, line["stage"], str(line["epoch"]), *(figure(line[metric]) for metric in ("AP50", "AP", "AP75"))])
+        show_table(
+            f"{short_name(name)}: measured while it trained, on {found.data}, split {found.split}",
+            ["", "stage", "epoch", "AP50", "AP", "AP75"],
+            rows,
+            caption=f"* selected on {found.domain} labels: not comparable with the last {headline}",
+            text_columns=2,
+        )
 
 
 def record(name: str, result: Result) -> dict[str, Any]:
@@ -135,6 +281,7 @@ def record(name: str, result: Result) -> dict[str, Any]:
     return {
         "run": str(name),
         "network": result.network,
+        "last": result.last,
         "data": result.card.name,
         "domain": result.card.domain,
         "details": result.card.details,
@@ -145,43 +292,63 @@ def record(name: str, result: Result) -> dict[str, Any]:
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
-    """A line per run and class, "all" first: per cent, empty where a class has no ground truth."""
+    """A line per run and class, "all" first: per cent, empty where there is no figure.
+
+    "AP50 low" and "AP50 high" bound the interval, "AP50 difference" is to the first run, "dAP duplicate" what those mistakes cost in AP50.
+    """
     import csv
     import io
 
-    from mrt.ablate import METRICS
-
+    lines = [line for item in records for line in _csv_lines(item)]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "network", "data", "split", "class", *METRICS])
-    for item in records:
-        metrics = item["metrics"]
-        for name, values in {"all": metrics, **metrics["per_class"]}.items():
-            numbers = [values.get(metric) for metric in METRICS]
-            cells = ["" if number is None else f"{number:.4f}" for number in numbers]
-            writer.writerow([item["run"], item["network"], item["data"], item["split"], name, *cells])
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in line.items() if value is not None})
     return text.getvalue()
 
 
-def write(names: Sequence[str], results: Sequence[Result], run_root: Path, json_file: Path | None, csv_file: Path | None) -> list[Path]:
-    """Write the figures; returns the files. Under torchrun the first process writes."""
-    from .console import RANK
+def _csv_lines(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from mrt.ablate import METRICS
+
+    metrics = item["metrics"]
+    bounds, change = (item.get(part, {}).get("figures", {}) for part in ("intervals", "difference"))
+    for name, values in {"all": metrics, **metrics["per_class"]}.items():
+        line = {**{key: item[key] for key in ("run", "network", "data", "split")}, "class": name}
+        line |= {metric: values.get(metric) for metric in (*METRICS, *(other for other in SUMMARY if other not in METRICS), "num_boxes")}
+        for metric in METRICS:
+            figure = metric if name == "all" else f"{metric} {name}"
+            if figure in bounds:
+                line |= {f"{metric} {end}": bounds[figure][end] for end in ("low", "high")}
+            if figure in change:
+                line |= {
+                    f"{metric} difference{end}": change[figure][key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))
+                }
+        if name == "all":
+            for kind, found in item.get("errors", {}).items():
+                line |= {f"dAP {kind}": found["dAP"], f"number {kind}": found["count"]} if kind != "AP50" else {}
+        yield line
+
+
+def write(
+    names: Sequence[str], records: Sequence[dict[str, Any]], run_root: Path, json_file: Path | None, csv_file: Path | None
+) -> list[Path]:
+    """Write the figures; returns the files."""
     from .experiment import find_run
 
-    records = [record(name, result) for name, result in zip(names, results, strict=True)]
     if json_file is not None or csv_file is not None:
-        jobs = [(json_file, csv_file, records)]
-    else:
-        jobs = []
-        for name, item in zip(names, records, strict=True):
-            where = Path(find_run(name, run_root))
-            folder = where if where.is_dir() else run_root / "eval" / short_name(name)
-            stem = f"eval-{item['data']}-{item['split']}-{item['network']}"
-            jobs.append((folder / f"{stem}.json", folder / f"{stem}.csv", [item]))
-    return [path for as_json, as_csv, items in jobs for path in _write(as_json, as_csv, items)] if RANK == 0 else []
+        return _write(json_file, csv_file, records)
+    paths = []
+    for name, item in zip(names, records, strict=True):
+        where = Path(find_run(name, run_root))
+        folder = where if where.is_dir() else run_root / "eval" / short_name(name)
+        stem = f"eval-{item['data']}-{item['split']}-{item['network']}"
+        paths += _write(folder / f"{stem}.json", folder / f"{stem}.csv", [item])
+    return paths
 
 
-def _write(json_file: Path | None, csv_file: Path | None, records: list[dict[str, Any]]) -> list[Path]:
+def _write(json_file: Path | None, csv_file: Path | None, records: Sequence[dict[str, Any]]) -> list[Path]:
     import json
 
     from mrt.files import write_text

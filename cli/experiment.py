@@ -148,9 +148,14 @@ def require_data(names: Sequence[str], data_root: Path) -> None:
 
 
 def starting_weights(kind: str, config: Config, root: Path) -> str:
-    """Where `mrt adapt` starts: teaching alone from the run of `--stage mae` where there is one, else as `source_weights`."""
-    refined = root / default_name("mae", config)
-    if kind == "teach" and (refined / "student.safetensors").is_file():
+    """Where `mrt adapt` starts: teaching alone from the run of `--stage mae` where there is one, else as `source_weights`.
+
+    Args:
+        kind: of the run, as its name has it: "adapt", "mae", "teach", or "teach-METHOD".
+    """
+    stage, _, method = kind.partition("-")
+    refined = root / default_name("mae" + (f"-{method}" if method else ""), config)
+    if stage == "teach" and (refined / "student.safetensors").is_file():
         return str(refined)
     return source_weights(config, root)
 

@@ -16,16 +16,23 @@ def pretrain_source(
     preset: options.Preset = None,
     source: options.Source = None,
     target: options.Target = None,
-    match_adapt: Annotated[
+    match_compute: Annotated[
         bool,
         typer.Option(
-            "--match-adapt", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive."
+            "--match-compute", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive."
         ),
     ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Augmentation of labelled images: weak or strong. Default: the preset's; with --match-compute that of mrt adapt."
+        ),
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Keep an average of the detector, too; --match-compute always does.")] = False,
     oracle: Annotated[
         str | None,
         typer.Option(
-            help="Train on the target's labels, an upper bound: target, or source+target. Fair together with --match-adapt.",
+            help="Train on the target's labels, an upper bound: target, or source+target. Fair together with --match-compute.",
             metavar="DOMAINS",
         ),
     ] = None,
@@ -53,19 +60,23 @@ def pretrain_source(
 
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
+    if augment not in (None, "weak", "strong"):
+        raise MrtError(f"--augment {augment}: expected weak or strong")
     roots = experiment.find_roots(data_root, run_root)
     init = experiment.find_run(init, roots.run_root) if init else None
     given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
-    kind = "-".join((["fair"] if match_adapt else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
+    trained = ("mae_stage", "teach") if match_compute else ("pretrain",)
+    given |= {f"{stage}.augment": augment for stage in trained} | {"pretrain.ema": ema or None}
+    kind = "-".join((["fair"] if match_compute else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
     config, folder = experiment.configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)
     if dry_run:
         say(config.to_json().rstrip())
         return
     if not resume:
         experiment.require_new(folder)
-    experiment.require_data([config.data.source, *([config.data.target] if match_adapt or oracle else [])], roots.data_root)
-    start = experiment.source_weights(config, roots.run_root) if match_adapt and not (init or resume) else init
-    command = "pretrain-source" + (" --match-adapt" if match_adapt else "") + (f" --oracle {oracle}" if oracle else "")
+    experiment.require_data([config.data.source, *([config.data.target] if match_compute or oracle else [])], roots.data_root)
+    start = experiment.source_weights(config, roots.run_root) if match_compute and not (init or resume) else init
+    command = "pretrain-source" + (" --match-compute" if match_compute else "") + (f" --oracle {oracle}" if oracle else "")
 
     if gpus is not None and launch.needed(gpus, config):
         command += f" --gpus {gpus}"
@@ -80,7 +91,7 @@ def pretrain_source(
             folder,
             init=start,
             resume=resume,
-            match_adapt=match_adapt,
+            match_compute=match_compute,
             oracle=oracle,
             data_root=roots.data_root,
             watcher=watcher,

@@ -44,7 +44,11 @@ RULES = {
         *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops"),
     ],
     "mrt.engine.report": ["torch", "mrt.files"],
-    "mrt.ablate": ["mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.engine", "mrt.errors", "mrt.files"],
+    "mrt.ablate": [
+        *("mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.staging", "mrt.engine", "mrt.errors", "mrt.files"),
+        *("scipy", "submitit", "torch"),
+    ],
+    "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),
         *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops"),
@@ -130,7 +134,7 @@ def test_a_module_imports_only_what_its_area_may(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("mrt_cli")])
 def test_commands_import_the_program_only_when_they_run(name):
-    light = ("typer", "mrt_cli", "mrt.errors", *(["rich", "mrt.engine.report"] if name == "mrt_cli.console" else []))
+    light = ("typer", "mrt_cli", "mrt.errors", *(["rich", "mrt.engine.report"] if name in ("mrt_cli.console", "mrt_cli.watchers") else []))
     light += ("mrt.config",) if name == "mrt_cli.experiment" else ()
     heavy = [
         f"line {found.line}: {found.module}"

@@ -30,17 +30,20 @@ class Compiler:
         mode: "off"; "on"; "auto": on a GPU, unless the machine has no working compiler (then it says so and nothing is compiled).
         device: where the networks run.
         watcher: is told of a fallback.
+        backend: of ``torch.compile``.
 
     Raises:
         MrtError: mode "on" where nothing can be compiled.
     """
 
-    def __init__(self, mode: str = "off", device: torch.device | None = None, watcher: Watcher | None = None) -> None:
-        self.watcher = watcher or Watcher()
+    def __init__(
+        self, mode: str = "off", device: torch.device | None = None, watcher: Watcher | None = None, backend: str = "inductor"
+    ) -> None:
+        self.watcher, self.backend = watcher or Watcher(), backend
         self.sizes: dict[str, set[Any]] = {}
         self._told = False
         self.active = mode == "on" or (mode == "auto" and device is not None and device.type == "cuda")
-        problem = _problem(device) if self.active else None
+        problem = _problem(device or torch.device("cpu")) if self.active and backend == "inductor" else None
         if problem is not None:
             self.active = False
             if mode == "on":
@@ -52,14 +55,15 @@ class Compiler:
         if not self.active:
             return
         torch._dynamo.config.optimize_ddp = False  # regions are smaller than DDP's buckets: nothing to split
-        # A layer meets each size as student, as teacher, with dropout and without, with and without a mask: more variants than the default's 8.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        # About twenty graphs for each set of sizes, all counted together: kinds of layers, student and teacher, with and without a mask.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64 * SIZES)
+        torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 64 * SIZES)
         for network in networks:
             for module in network.modules() if network is not None else ():
                 if isinstance(module, Backbone):
-                    module.body.compile(dynamic=False)
+                    module.body.compile(dynamic=False, backend=self.backend)
                 elif isinstance(module, (EncoderLayer, DecoderLayer, ConvDiscriminator)):
-                    module.compile(dynamic=False)
+                    module.compile(dynamic=False, backend=self.backend)
 
     def stance(self, images: Mapping[str, tuple[Tensor, Tensor | None]], network: str = "student") -> AbstractContextManager:
         """The context in which ``network`` looks at a batch of images (by domain: images and padding mask): compiled or not."""
@@ -85,9 +89,8 @@ def uncompiled() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager")
 
 
-def _problem(device: torch.device | None) -> str | None:
+def _problem(device: torch.device) -> str | None:
     """Why nothing can be compiled for a device; None if a small layer and its gradient can."""
-    device = device or torch.device("cpu")
     layer = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).to(device)
     try:
         torch.compile(layer, dynamic=False)(torch.ones(2, 8, device=device)).sum().backward()

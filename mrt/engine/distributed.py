@@ -60,6 +60,14 @@ class World:
         dist.all_gather_object(everyone, mine)
         return everyone
 
+    def share(self, value: Any) -> Any:
+        """What the first process gives, in every process (anything that can be pickled)."""
+        if self.size == 1:
+            return value
+        shared = [value if self.main else None]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:
@@ -125,7 +133,8 @@ def join(device: str = "auto", timeout: int = 600) -> World:
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
         # Both backends: tensors on GPUs go by NCCL, the few numbers that the hosts exchange in each step by gloo.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
+        backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backends, timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
     return World(rank, size, chosen)
 
 

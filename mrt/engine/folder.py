@@ -57,7 +57,7 @@ def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, A
             f"{folder}: is a run of mrt {facts['command']}, not of mrt {command['command']}",
             f"mrt {facts['command']} --resume --name {folder.name}",
         )
-    for name in ("stages", "match_adapt", "oracle"):
+    for name in ("stages", "match_compute", "oracle"):
         if name in command and command[name] != facts.get(name):
             raise MrtError(
                 f"{folder}: was started with {name} = {facts.get(name)!r}, not {command[name]!r}",

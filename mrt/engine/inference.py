@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from mrt.data.registry import find_dataset
 from mrt.engine import build, distributed
 from mrt.engine.compiling import uncompiled
 from mrt.engine.folder import read_facts
-from mrt.engine.report import Watcher
+from mrt.engine.report import Watcher, read_log
+from mrt.engine.student import SOURCE, TARGET
 from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.detector import DeformableDETR
@@ -35,8 +36,9 @@ class Result:
 
     Attributes:
         where: what was evaluated, as the caller named it. network: "teacher" or "student".
-        card, split: on what. metrics, detections: see :mod:`mrt.evaluate.coco`.
+        card, split: on what. metrics, detections: see :mod:`mrt.evaluate.coco`; only the first process has the detections.
         facts: what the weights file says of itself (classes, configuration).
+        last: whether these are known to be the run's last weights, and not some that were picked.
     """
 
     where: str
@@ -47,6 +49,22 @@ class Result:
     metrics: Metrics
     detections: list[ImageDetections]
     facts: dict[str, Any]
+    last: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a run measured while it trained: ``last`` and ``best`` by network ("teacher", "student").
+
+    Each holds "stage", "epoch" and the figures of :meth:`mrt.evaluate.coco.Metrics.to_dict`. The best is the one of the highest AP50 on
+    ``split`` of ``data``: picked with those labels, which an adapted detector may not have. ``domain`` is theirs, "target" or "source".
+    """
+
+    data: str
+    split: str
+    domain: str
+    last: dict[str, dict[str, Any]]
+    best: dict[str, dict[str, Any]]
 
 
 def find_weights(where: str | Path, which: str = "auto") -> Path:
@@ -138,7 +156,10 @@ def measure(
     watcher: Watcher | None = None,
     workers: int = 0,
 ) -> Metrics:
-    """COCO figures of a detector in per cent, the images shared among the processes; the detector is left in eval mode."""
+    """COCO figures of a detector in per cent, the images shared among the processes; the detector is left in eval mode.
+
+    The first process scores, and hands the others the figures without the detections.
+    """
     detector.eval()
     watcher = watcher or Watcher()
     loader = build_loader(
@@ -161,7 +182,10 @@ def measure(
 
     mine = collect(predictor(detector, world.device, precision), on_device(loader, world.device), total, progress)
     watcher.end()
-    return score([found for share in world.gather(mine) for found in share], dataset)
+    shares = world.gather(mine)
+    metrics = score([found for share in shares for found in share], dataset) if world.main else None
+    figures = world.share(replace(metrics, detections=[]) if metrics else None)
+    return metrics or figures
 
 
 def evaluate_detector(
@@ -194,7 +218,28 @@ def evaluate_detector(
     for line in dataset.left_out() if watcher else ():
         watcher.say(line)
     metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world, None, watcher, config.engine.workers)
-    return Result(str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts)
+    last = Path(facts["file"]).suffix == ".safetensors"  # mrt writes no others; other people's checkpoints may be their best
+    return Result(str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts, last)
+
+
+def read_validation(folder: str | Path) -> Validation:
+    """The last and the best figures that a run measured while it trained.
+
+    Raises:
+        MrtError: not a run folder, or the run measured nothing.
+    """
+    folder = Path(folder)
+    data, config = read_facts(folder)["data"], load_config(folder / "config.json")
+    measured = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "eval" and line.get("AP50") is not None]
+    if not measured:
+        raise MrtError(
+            f"{folder}: this run measured nothing while it trained, so there is no best epoch to show",
+            "train with --set engine.eval_every=1, on a target with a labelled validation split",
+        )
+    last = {line["network"]: line for line in measured}
+    best = {name: max((line for line in measured if line["network"] == name), key=lambda line: line["AP50"]) for name in last}
+    domain = TARGET if TARGET in data else SOURCE
+    return Validation(data[domain]["name"], config.data.validation_split, domain, last, best)
 
 
 def _config(facts: dict[str, Any], overrides: dict[str, Any]) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,8 +150,9 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
     stage, engine = learner.stage, learner.config.engine
     total = stage.epochs * steps_per_epoch
     rates = [group["lr"] for group in learner.optimiser.param_groups]
-    meter = Meter(learner)
+    meter, speed = Meter(learner), Speed(learner.world.size)
     run.watcher.begin(name, total, learner.step)
+    run.watcher.epoch(_standing(learner, run, learner.step // steps_per_epoch))
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), profiler:
         while learner.step < total:
@@ -162,16 +164,18 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
             meter.add(
                 training_step(learner, batches, mae_weight(learner.config.mae, epoch, learner.parts.teach), _reversal(learner, total))
             )
+            speed.add(batches)
             ends = learner.step % steps_per_epoch == 0
             numbers: dict[str, float] = {}
             stopping = learner.world.any(run.stopping)
             if ends or stopping or learner.step % engine.log_every == 0:
-                numbers = {**meter.read(), "lr": stage.lr * factor}
+                numbers = {**meter.read(), "lr": stage.lr * factor, "images_per_second": speed.read()}
                 run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
             run.watcher.advance(1, **numbers)
             profiler.step()
             if ends:
                 _end_epoch(name, learner, streams, run, epoch + 1, source_boxes, numbers, rates)
+                speed.restart()
             if stopping:
                 save_checkpoint(name, learner, streams, run, rates)
                 run.watcher.end()
@@ -219,9 +223,41 @@ class Meter:
         return means
 
 
+class Speed:
+    """Images per second, those of all domains and processes together; what happens between epochs is left out."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._since, self._images = time.perf_counter(), 0
+
+    def add(self, batches: Sequence[Mapping[str, Batch]]) -> None:
+        """A step's micro-batches, by domain, of this process."""
+        self._images += sum(len(batch.targets) for micro_batch in batches for batch in micro_batch.values())
+
+    def read(self) -> float:
+        """The mean since the last reading. Where a GPU computes, read it after the :class:`Meter`, which waits for the GPU."""
+        rate = self._images * self.processes / (time.perf_counter() - self._since)
+        self.restart()
+        return rate
+
+
 def _reversal(learner: Learner, total: int) -> float:
     settings = learner.config.domain
     return settings.reversal * (min(1.0, learner.step / (settings.ramp * total)) if settings.ramp else 1.0)
+
+
+def _standing(learner: Learner, run: Run, done: int) -> dict[str, Any]:
+    """What :meth:`Watcher.epoch` is told when ``done`` epochs are over."""
+    facts: dict[str, Any] = {"epoch": done, "epochs": learner.stage.epochs}
+    if learner.parts.teach:
+        facts["thresholds"] = dict(zip(run.facts["classes"], learner.thresholds.values.tolist(), strict=True))
+    every = learner.config.retrain.every
+    due = (done // every + 1) * every if learner.reinit and every else learner.stage.epochs
+    return facts | ({"next_retraining": due} if due < learner.stage.epochs else {})
 
 
 def _end_epoch(
@@ -250,6 +286,7 @@ def _end_epoch(
         facts["retrained"] = len(learner.reinit)
         run.watcher.say(f"epoch {done}: selective retraining put {settings.parts} back to where teaching began")
     run.log.write(name, "epoch", learner.step, facts)
+    run.watcher.epoch(_standing(learner, run, done) | ({"retrained": settings.parts} if "retrained" in facts else {}))
     save_checkpoint(name, learner, streams, run, rates)
     keep = learner.config.engine.keep_checkpoints
     if keep and learner.world.main:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config
-from mrt.data.loader import Batch
 from mrt.engine.student import SOURCE, TARGET, Passes
 from mrt.losses import (
     DetectionLoss,

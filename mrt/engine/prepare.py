@@ -16,10 +16,10 @@ from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config, StageConfig
 from mrt.data.card import DatasetCard
 from mrt.data.registry import find_dataset
-from mrt.engine import build
+from mrt.engine import build, checkpoint
 from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
-from mrt.engine.folder import load_autoencoder
+from mrt.engine.folder import load_autoencoder, read_facts
 from mrt.engine.inference import load_detector, measure
 from mrt.engine.loop import Stream
 from mrt.engine.report import Watcher
@@ -29,6 +29,7 @@ from mrt.errors import MrtError
 from mrt.models.detector import DeformableDETR
 from mrt.models.mae import MaskedAutoencoder
 
+RANDOM = "mae-random.pt"  # in the folder of a run of stage 2 alone
 TRAINED = 1000  # updates by which the average's warm-up is ahead when it starts from a trained detector
 
 
@@ -49,7 +50,7 @@ class Workshop:
     Attributes:
         cards: data sets by domain. classes: what is detected.
         start: the run, file or shipped name that the detector's weights came from.
-        mae: the branch that the stage before has trained.
+        mae: the branch that the stage before has trained (in this run or in the one that it starts from).
         continued: whether a checkpoint will fill in every weight.
         source_weights, random_weights: what selective retraining may go back to, where the configuration asks for them.
     """
@@ -91,26 +92,62 @@ def open_workshop(config: Config, world: World, cards: dict[str, DatasetCard], s
     shop = Workshop(config, world, cards, classes, detector, start, continued)
     if config.retrain.source == "random":
         shop.random_weights = copy.deepcopy(detector.state_dict())
-    if start and (not continued or config.retrain.source == "source"):
-        _take_weights(detector, start, classes)
-    if config.retrain.source == "source":
-        shop.source_weights = copy.deepcopy(detector.state_dict())
+    if start and not continued:
+        detector.load_state_dict(_trained_weights(detector, start, classes))
+    if start and config.retrain.source == "source":
+        source = _source_of(start)
+        again = continued or source != start
+        shop.source_weights = _trained_weights(detector, source, classes) if again else copy.deepcopy(detector.state_dict())
     return shop
 
 
-def _take_weights(detector: DeformableDETR, start: str, classes: list[str]) -> None:
-    """Copy trained weights into the detector; the class heads must be of the same classes."""
-    trained, facts = load_detector(start, which="auto", device="cpu")
+def _trained_weights(detector: DeformableDETR, where: str, classes: list[str]) -> dict[str, Tensor]:
+    """Trained weights that fit the detector, its class heads being of the same classes."""
+    trained, facts = load_detector(where, which="auto", device="cpu")
     if list(facts["classes"]) != list(classes):
         theirs, ours = ", ".join(facts["classes"]), ", ".join(classes)
-        raise MrtError(f"{start}: its classes are {theirs}; this run's are {ours}", "use --set data.classes=[...]")
+        raise MrtError(f"{where}: its classes are {theirs}; this run's are {ours}", "use --set data.classes=[...]")
     theirs, ours = trained.state_dict(), detector.state_dict()
     different = [key for key in ours if key not in theirs or theirs[key].shape != ours[key].shape]
     different += [key for key in theirs if key not in ours]
     if different:
-        found = f"{start}: {len(different)} weights do not fit this model, first {different[0]!r}"
+        found = f"{where}: {len(different)} weights do not fit this model, first {different[0]!r}"
         raise MrtError(found, "use the [model] settings it was trained with")
-    detector.load_state_dict(theirs)
+    return theirs
+
+
+def _refined_by(start: str | None) -> dict[str, Any] | None:
+    """What ``run.json`` says where teaching starts from a run of stage 2 alone; else None."""
+    if start is None or not (Path(start) / "run.json").is_file():
+        return None
+    facts = read_facts(Path(start))
+    return facts if (facts["command"], facts.get("stages")) == ("adapt", ["mae"]) else None
+
+
+def _source_of(start: str) -> str:
+    """The source-trained weights that a starting point comes from: itself, or what the run of stage 2 that it is started from."""
+    refined = _refined_by(start)
+    return (refined or {}).get("init") or start
+
+
+def take_over(plan: Plan, shop: Workshop, watcher: Watcher) -> None:
+    """What teaching alone takes over from the run of stage 2 that it starts from, so that both ways give the same detector.
+
+    That is the masked autoencoder and, if both have one seed, the state of the random generators.
+    """
+    if plan.name != "teach" or shop.start is None:
+        return
+    folder = Path(shop.start)
+    if plan.parts.rebuild and shop.config.mae.carry_over:
+        mae = build.build_mae(shop.config, shop.detector)
+        if load_autoencoder(folder, mae):
+            shop.mae = mae
+        else:
+            watcher.say(f"No masked autoencoder to carry over in {shop.start}: teaching begins with a new one.")
+    if _refined_by(shop.start) and (folder / RANDOM).is_file():
+        saved = checkpoint.load(folder / RANDOM)
+        if saved["seed"] == shop.config.seed:
+            checkpoint.restore_random_state(saved["state"])
 
 
 def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
@@ -119,7 +156,7 @@ def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     streams, boxes_per_image = _streams(plan, shop, watcher)
     student = Student(
         detector,
-        _autoencoder(plan, shop, watcher) if plan.parts.rebuild else None,
+        _autoencoder(shop) if plan.parts.rebuild else None,
         build.build_discriminators(config, detector) if plan.parts.judge else None,
     ).to(world.device)
     student.train()
@@ -185,15 +222,9 @@ def _steps_per_epoch(plan: Plan, shop: Workshop) -> int:
     return max(1, min(images.values()) // batch)
 
 
-def _autoencoder(plan: Plan, shop: Workshop, watcher: Watcher) -> MaskedAutoencoder:
-    """The branch of the stage before, of the run that this one starts from, or a new one."""
-    if shop.mae is not None and shop.config.mae.carry_over:
-        return shop.mae
-    mae = build.build_mae(shop.config, shop.detector)
-    alone = plan.name == "teach" and shop.mae is None and not shop.continued
-    if alone and shop.config.mae.carry_over and not (shop.start and load_autoencoder(Path(shop.start), mae)):
-        watcher.say(f"No masked autoencoder to carry over in {shop.start}: teaching begins with a new one.")
-    return mae
+def _autoencoder(shop: Workshop) -> MaskedAutoencoder:
+    """The branch of the stage before, or a new one."""
+    return shop.mae if shop.mae is not None and shop.config.mae.carry_over else build.build_mae(shop.config, shop.detector)
 
 
 def _retraining_state(plan: Plan, shop: Workshop) -> dict[str, Tensor]:
@@ -230,6 +261,7 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
             )
             network.train(training)
             found[name] = metrics.to_dict()
+            watcher.measured(name, found[name])
             figure = "no boxes of these classes" if metrics.AP50 is None else f"AP50 {metrics.AP50:.1f}"
             watcher.say(f"{name} on {card.name} {split}: {figure}")
         return found

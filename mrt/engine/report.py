@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,13 +15,23 @@ from mrt.files import write_text
 
 
 class Watcher:
-    """Somebody who watches a run; this one is silent. The command line shows progress bars instead."""
+    """Somebody who watches a run; this one is silent. The command line shows a live view instead. Tasks may lie in one another."""
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """A task of ``total`` steps starts, ``done`` of them already made in an earlier run."""
 
     def advance(self, n: int = 1, **numbers: float) -> None:
         """``n`` more steps are made; ``numbers`` are the latest losses and rates, given now and then."""
+
+    def epoch(self, facts: Mapping[str, Any]) -> None:
+        """How the stage stands after an epoch, and before its first one.
+
+        ``facts``: "epoch" (how many are over) of "epochs"; while teaching "thresholds" by class; where there is selective retraining
+        "retrained" (the parts that were just put back) and "next_retraining" (the epoch after which it is due).
+        """
+
+    def measured(self, network: str, figures: Mapping[str, Any]) -> None:
+        """A network ("teacher", "student") was measured on validation images: what ``mrt.evaluate.coco.Metrics.to_dict`` gives."""
 
     def end(self) -> None:
         """The task is over."""
@@ -64,6 +75,15 @@ class RunLog:
             self._board.close()
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; none where there is no such file. A line that was cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
 def forget_later_lines(path: Path, earlier: Collection[str], stage: str, step: int) -> None:
     """Take out of a run's ``metrics.jsonl`` what came after the checkpoint it goes on from, and a line that was cut short.
 
@@ -72,15 +92,8 @@ def forget_later_lines(path: Path, earlier: Collection[str], stage: str, step: i
     """
     if not path.is_file():
         return
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line["stage"] in earlier or (line["stage"] == stage and line["step"] <= step):
-            kept.append(text + "\n")
-    write_text(path, "".join(kept))
+    kept = [line for line in read_log(path) if line["stage"] in earlier or (line["stage"] == stage and line["step"] <= step)]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _finite(value: Any) -> Any:

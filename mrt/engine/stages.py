@@ -18,7 +18,7 @@ from mrt.config import Config
 from mrt.engine import build, checkpoint, distributed
 from mrt.engine.folder import begin_run, finish_stage, open_run, require_same_data, save_autoencoder, save_networks
 from mrt.engine.loop import Run, restore_checkpoint, run_stage
-from mrt.engine.prepare import Plan, find_cards, open_workshop, prepare, validation
+from mrt.engine.prepare import RANDOM, Plan, find_cards, open_workshop, prepare, take_over, validation
 from mrt.engine.report import RunLog, Watcher, forget_later_lines
 from mrt.engine.step import Parts
 from mrt.engine.student import SOURCE, TARGET
@@ -33,7 +33,7 @@ def pretrain_source(
     *,
     init: str | None = None,
     resume: bool = False,
-    match_adapt: bool = False,
+    match_compute: bool = False,
     oracle: Oracle | None = None,
     data_root: Path,
     watcher: Watcher | None = None,
@@ -46,7 +46,7 @@ def pretrain_source(
         folder: where the run is written; must not exist unless ``resume``.
         init: weights to start from (a run, a weights file or a shipped name); none starts from the backbone's weights alone.
         resume: continue the run in ``folder`` with its own configuration.
-        match_adapt: the fair source-only baseline: the steps, rates, augmentation and averaging of :func:`adapt`, and its starting
+        match_compute: the fair source-only baseline: the steps, rates, augmentation and averaging of :func:`adapt`, and its starting
             point, with every adaptive part absent.
         oracle: train on the target's labels instead of, or together with, the source's.
         profile: steps of each stage to profile (:mod:`mrt.engine.profiling`).
@@ -58,12 +58,12 @@ def pretrain_source(
         MrtError: bad input. RunFailed: a loss that is not finite. Interrupted: stopped; ``resume`` continues.
     """
     labels = oracle or SOURCE
-    if match_adapt:
+    if match_compute:
         plans = [Plan("mae", config.mae_stage, Parts(), labels), Plan("teach", config.teach, Parts(ema=True), labels)]
         init = _starting_point(config, folder, init) if not resume else init
     else:
         plans = [Plan("pretrain", config.pretrain, Parts(ema=config.pretrain.ema), labels)]
-    command = {"command": "pretrain-source", "init": _absolute(init) if init else None, "match_adapt": match_adapt, "oracle": oracle}
+    command = {"command": "pretrain-source", "init": _absolute(init) if init else None, "match_compute": match_compute, "oracle": oracle}
     return _run(plans, config, Path(folder), command, resume, Path(data_root), watcher or Watcher(), profile)
 
 
@@ -152,6 +152,8 @@ def _run(
         shop = open_workshop(config, world, cards, command["init"], continued=state is not None)
         watcher = watcher if world.main else Watcher()
         begin = next((number for number, plan in enumerate(plans) if state and plan.name == state["stage"]), 0)
+        if state is None:
+            take_over(plans[0], shop, watcher)
         stage = prepare(plans[begin], shop, watcher)  # before the folder is made: what does not fit leaves no trace
         if world.main and resume and state:
             forget_later_lines(folder / "metrics.jsonl", [plan.name for plan in plans[:begin]], state["stage"], state["step"])
@@ -166,14 +168,16 @@ def _run(
                 if state is not None:
                     restore_checkpoint(state, stage.learner, stage.streams)
                     state = None
-                elif world.rank:
-                    checkpoint.seed_everything(config.seed + 1_000_003 * world.rank + number)  # masks and dropout differ between processes
+                elif world.rank:  # masks and dropout differ between processes
+                    checkpoint.seed_everything(config.seed + 1_000_003 * world.rank + (plan.name == "teach"))
                 run_stage(plan.name, stage.learner, stage.streams, run, stage.steps_per_epoch, stage.boxes_per_image)
                 shop.mae = stage.learner.student.mae
                 if world.main:
                     save_networks(folder, config, shop.classes, stage.learner)
                     if plan.name == "mae" and shop.mae is not None:
                         save_autoencoder(folder, shop.mae)
+                    if plan.name == "mae" and len(plans) == 1:
+                        checkpoint.save(folder / RANDOM, {"seed": config.seed, "state": checkpoint.random_state()})
                     finish_stage(folder, plan.name)
                 for network, numbers in (run.evaluate(stage.learner) if run.evaluate else {}).items():
                     log.write(plan.name, "eval", stage.learner.step, {"epoch": plan.settings.epochs, "network": network, **numbers})

@@ -117,19 +117,13 @@ def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
     Raises:
         MrtError: the set has no labels, or a detection is for an image that is not in it.
     """
-    if not dataset.labelled:
-        raise MrtError(
-            f"{dataset.card.name}/{dataset.split} has no labels to evaluate against", "Choose a labelled set or split with --data."
-        )
-    once = {found.image_id: found for found in detections}
-    unknown = once.keys() - {record.image_id for record in dataset.records}
-    if unknown:
-        raise MrtError(f"detections for image {min(unknown)}, which is not in {dataset.card.name}/{dataset.split}")
-    ground_truth = dataset.coco_ground_truth()
-    found_in_all = [found for found in once.values() if len(found.scores)]
-    counts = np.bincount([a["category_id"] - 1 for a in ground_truth["annotations"] if not a["iscrowd"]], minlength=len(dataset.classes))
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        precision, recall = _accumulate(ground_truth, found_in_all, len(dataset.classes), [r.image_id for r in dataset.records])
+    once = each_once(detections, dataset)
+    run = run_pycocotools(once, dataset)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.accumulate()
+    # Precision (10 IoUs, 101 recalls, classes, 4 areas) and recall (10, classes, 4) with 100 detections an image; -1: no ground truth.
+    precision, recall = run.eval["precision"][..., 0], run.eval["recall"][..., 0]
+    counts = np.bincount(np.concatenate([record.labels.numpy() for record in dataset.records]), minlength=len(dataset.classes))
     per_class = {
         name: ClassMetrics(
             AP=_mean(precision[:, :, index, 0]),
@@ -150,36 +144,57 @@ def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
         per_class=per_class,
         num_images=len(dataset.records),
         num_boxes=int(counts.sum()),
-        detections=list(once.values()),
+        detections=once,
     )
 
 
-def _accumulate(
-    ground_truth: dict[str, Any], detections: list[ImageDetections], num_classes: int, image_ids: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (10 IoUs, 101 recalls, classes, 4 areas) and recall (10, classes, 4) with 100 detections an image; -1 = no ground truth."""
-    reference = COCO()
-    reference.dataset = ground_truth
-    reference.createIndex()
-    if not ground_truth["annotations"]:
-        return np.full((10, 101, num_classes, 4), -1.0), np.full((10, num_classes, 4), -1.0)
-    results = COCO()
-    if detections:
-        rows = [
-            np.column_stack((np.full(len(f.scores), f.image_id), f.boxes[:, :2], f.boxes[:, 2:] - f.boxes[:, :2], f.scores, f.labels + 1))
-            for f in detections
-        ]
-        results = reference.loadRes(np.concatenate(rows).astype(np.float64))
-    else:
-        results.dataset = {**ground_truth, "annotations": []}
-        results.createIndex()
-    run = COCOeval(reference, results, "bbox")
-    run.params.imgIds = sorted(image_ids)
-    run.params.catIds = list(range(1, num_classes + 1))
-    run.params.maxDets = [MAX_DETECTIONS]
-    run.evaluate()
-    run.accumulate()
-    return run.eval["precision"][..., 0], run.eval["recall"][..., 0]
+def each_once(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> list[ImageDetections]:
+    """The detections of each image once, where an image was seen twice.
+
+    Raises:
+        MrtError: the set has no labels, or a detection is for an image that is not in it.
+    """
+    if not dataset.labelled:
+        raise MrtError(
+            f"{dataset.card.name}/{dataset.split} has no labels to evaluate against", "Choose a labelled set or split with --data."
+        )
+    once = {found.image_id: found for found in detections}
+    unknown = once.keys() - {record.image_id for record in dataset.records}
+    if unknown:
+        raise MrtError(f"detections for image {min(unknown)}, which is not in {dataset.card.name}/{dataset.split}")
+    return list(once.values())
+
+
+def run_pycocotools(detections: Sequence[ImageDetections], dataset: DetectionDataset, areas: Sequence[str] = tuple(AREAS)) -> COCOeval:
+    """pycocotools after matching, before accumulation. Its detections have the ids 1.. in the order given, image after image.
+
+    Args:
+        detections: at most one entry for each image of the set.
+        areas: ranges of object sizes to match in, of :data:`AREAS`.
+    """
+    ground_truth = dataset.coco_ground_truth()
+    rows = [
+        np.column_stack((np.full(len(f.scores), f.image_id), f.boxes[:, :2], f.boxes[:, 2:] - f.boxes[:, :2], f.scores, f.labels + 1))
+        for f in detections
+        if len(f.scores)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        reference, results = COCO(), COCO()
+        reference.dataset = ground_truth
+        reference.createIndex()
+        if rows:
+            results = reference.loadRes(np.concatenate(rows).astype(np.float64))
+        else:
+            results.dataset = {**ground_truth, "annotations": []}
+            results.createIndex()
+        run = COCOeval(reference, results, "bbox")
+        run.params.imgIds = sorted(record.image_id for record in dataset.records)
+        run.params.catIds = list(range(1, len(dataset.classes) + 1))
+        run.params.maxDets = [MAX_DETECTIONS]
+        run.params.areaRng = [run.params.areaRng[AREAS[name]] for name in areas]
+        run.params.areaRngLbl = list(areas)
+        run.evaluate()
+    return run
 
 
 def _mean(values: np.ndarray) -> float | None:

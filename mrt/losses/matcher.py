@@ -1,7 +1,9 @@
 """Bipartite matching of queries to boxes, for all decoder layers at once.
 
 The costs of every layer and image are computed together on the device and cross to the host in one copy, which other work may hide
-(:meth:`HungarianMatcher.start`); the assignment itself is scipy's. Every layer matches the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
+(:meth:`HungarianMatcher.start`); the assignment itself is scipy's.
+
+Every layer matches the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
 """
 
 from __future__ import annotations

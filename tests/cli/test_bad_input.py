@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -82,6 +81,12 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("ablate --mask-ratio 0.5 high --dry-run", ["mae.mask_ratio", "high"]),
         ("ablate --seed 1 2", ["--seeds 0 1 2"]),
         ("ablate --mask-ratio 0.5 0.8", ["synthetic-clear", "mrt prepare-data synthetic"]),
+        ("ablate --study component", ["--study component", "did you mean components"]),
+        ("ablate --study decay --mask-ratio 0.5", ["--study decay and --mask_ratio", "leave out one"]),
+        ("ablate --study decay --base soft", ["--base soft", "none; linear; hard"]),
+        ("ablate --study decay --smoke --preset demo --source /a/b", ["/a/b is a path"]),
+        ("adapt --target foggy --method +dtt", ["--method +dtt", "+dt"]),
+        ("pretrain-source --augment stronger", ["--augment stronger", "weak or strong"]),
         ("ablate 0.5 --mask-ratio 0.8", ["unexpected", "0.5"]),
     ],
 )
@@ -155,6 +160,23 @@ def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
     assert words in " ".join(result.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--launcher pbs", "--launcher pbs: unknown"),
+        ("--slurm partition=gpu", "add --launcher slurm"),
+        ("--launcher local --slurm partition", "expected NAME=VALUE"),
+        ("--launcher local --gpus 1", "gpus_per_node=1"),
+        ("--launcher slurm", "--launcher slurm"),
+        ("--gpus 9", "torch sees"),
+        ("--split dev", "no split 'dev'"),
+        ("--init nothing", "no run folder"),
+    ],
+)
+def test_an_ablation_that_cannot_begin(worlds, words, expected):
+    assert expected in refused("ablate", "--study", "decay", *words.split(), "--data-root", worlds)
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("mrt_cli.experiment.find_roots", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -217,21 +239,7 @@ def test_failed_trials_do_not_stop_the_others(worlds, runs, monkeypatch):
     result = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY)
     assert result.exit_code == 1
     assert "1 of 2 trials failed" in result.stderr and "failed" in result.stdout and "±" not in result.stdout
-
-
-def test_an_ablation_notices_that_its_data_changed(worlds, runs, somewhere):
-    words = ["ablate", "--mask-ratio", 0.6, "--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
-    assert mrt(*words).exit_code == 0
-    (stored,) = (somewhere / "runs" / "ablate" / "trials").glob("*/result-val.json")
-    result = json.loads(stored.read_text())
-    result["data"]["synthetic-foggy/val"] = "other"
-    stored.write_text(json.dumps(result))
-    assert "other data" in refused(*words)
-    facts = stored.with_name("run.json")
-    started = json.loads(facts.read_text())
-    started["data"]["source"]["sha256"]["train"] = "other"
-    facts.write_text(json.dumps(started))
-    assert "other data than what is prepared now (synthetic-clear/train)" in refused(*words, "--split", "test")
+    assert "mask-ratio 0.5, seed 0: needs mae-" in result.stderr and ".log)" in result.stderr
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(worlds, runs, somewhere):

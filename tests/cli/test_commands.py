@@ -56,25 +56,35 @@ def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewh
     result = mrt("adapt", "--target", "synthetic-foggy", "--init", runs / "demo-source", *roots, *settings)
     assert result.exit_code == 0, result.output
     assert json.loads((runs / "demo-adapt" / "run.json").read_text())["finished"] == ["mae", "teach"]
-    result = mrt("pretrain-source", "--preset", "demo", "--match-adapt", "--init", runs / "demo-source", *roots, *settings)
+    result = mrt("pretrain-source", "--preset", "demo", "--match-compute", "--init", runs / "demo-source", *roots, *settings)
     assert result.exit_code == 0, result.output
 
     result = mrt("eval", "demo-fair", runs / "demo-adapt", "--split", "test", "--picture", "out/p.png", "--images", 2, *roots)
     assert result.exit_code == 0, result.output
-    for word in ("AP50 car", "demo-fair (teacher)", "demo-adapt (teacher)", "sha256", "beta"):
+    for word in ("Classes", "demo-fair (last teacher) on the same images", "What mistakes cost", "1000 draws", "sha256", "beta"):
         assert word in result.output
     assert Image.open(somewhere / "out" / "p.png").size[0] > 3 * 96
     found = json.loads((runs / "demo-adapt" / "eval-synthetic-foggy-test-teacher.json").read_text())
     assert found[0]["split"] == "test" and set(found[0]["metrics"]) >= {"AP", "AP50", "AP75", "per_class"}
+    assert found[0]["difference"]["to"] == {"run": "demo-fair", "network": "teacher"} and "AP50 car" in found[0]["difference"]["figures"]
     with open(runs / "demo-adapt" / "eval-synthetic-foggy-test-teacher.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows][:2] == ["all", "person"] and len(rows) == 9
 
-    result = mrt("eval", "demo-adapt", "--which", "student", "--data", "synthetic-clear", "--json", "a.json", "--csv", "b.csv", *roots)
+    words = ["--data", "synthetic-clear", "--bootstrap", 20, "--level", 90, "--json", "a.json", "--csv", "b.csv"]
+    result = mrt("eval", "demo-adapt", "--which", "both", *words, *roots)
     assert result.exit_code == 0, result.output
-    found = json.loads((somewhere / "a.json").read_text())[0]
-    assert (found["network"], found["data"], found["split"]) == ("student", "synthetic-clear", "val")
-    assert (somewhere / "b.csv").read_text().startswith("run,network,data,split,class,AP50,AP,AP75\n")
+    found = json.loads((somewhere / "a.json").read_text())
+    assert [(item["network"], item["data"], item["split"], item["last"]) for item in found] == [
+        (network, "synthetic-clear", "val", True) for network in ("teacher", "student")
+    ]
+    assert found[0]["intervals"]["level"] == 0.9 and "90 % of 20 draws" in result.output
+    text = (somewhere / "b.csv").read_text()
+    assert text.startswith("run,network,data,split,class,AP50,AP,AP75,APs,") and text.count("\n") == 19
+
+    plain = mrt("eval", "demo-adapt", "--bootstrap", 0, "--no-errors", "--json", "c.json", *roots)
+    assert plain.exit_code == 0 and "[" not in plain.output and "mistakes" not in plain.output
+    assert not {"intervals", "difference", "errors"} & set(json.loads((somewhere / "c.json").read_text())[0])
 
 
 def test_one_stage_after_the_other(worlds, runs, somewhere):
@@ -89,33 +99,57 @@ def test_one_stage_after_the_other(worlds, runs, somewhere):
     assert "No masked autoencoder" not in result.output
 
 
+def test_a_method_has_a_run_of_its_own_and_goes_on(worlds, runs, somewhere):
+    words = ["--preset", "demo", "--data-root", worlds, "--run-root", somewhere, "--init", runs / "demo-source", "--set", *TINY]
+    for stage in ("mae", "teach"):
+        result = mrt("adapt", "--stage", stage, "--method", "+mae", *(words if stage == "mae" else [*words[:6], *words[8:]]))
+        assert result.exit_code == 0, result.output
+    facts = json.loads((somewhere / "demo-teach-teacher-mae" / "run.json").read_text())
+    assert facts["init"] == str((somewhere / "demo-mae-teacher-mae").resolve())
+    assert json.loads((somewhere / "demo-teach-teacher-mae" / "config.json").read_text())["retrain"]["every"] == 0
+
+
 def test_ablate_prints_a_table_and_only_runs_what_is_missing(worlds, runs, somewhere):
     words = ["--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
-    listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
-    assert listed.exit_code == 0 and listed.output.count("to run") == 2
+    listed = mrt("ablate", "--decay", "none", "hard", "--dry-run", *words)
+    assert listed.exit_code == 0 and listed.output.count("to run") == 2 and "3 stages to train: 1 mae, 2 teach" in listed.output
 
-    result = mrt("ablate", "--mask-ratio", 0.5, 0.8, *words)
+    result = mrt("ablate", "--decay", "none", "hard", *words)
     assert result.exit_code == 0, result.output
-    for word in ("mae.mask_ratio", "0.5", "0.8", "AP50", "AP75"):
+    for word in ("decay none", "decay hard", "AP50", "AP75", "base"):
         assert word in result.output
-    with open(somewhere / "runs" / "ablate" / "mask_ratio.csv") as file:
+    with open(somewhere / "runs" / "ablate" / "decay.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["mae.mask_ratio"], row["seeds"], row["failed"]) for row in rows] == [("0.5", "1", "0"), ("0.8", "1", "0")]
-    report = json.loads((somewhere / "runs" / "ablate" / "mask_ratio.json").read_text())
-    assert len(report["trials"]) == 2 and report["axes"] == {"mae.mask_ratio": ["0.5", "0.8"]}
+    assert [(row["row"], row["mae.decay"], row["seeds"], row["failed"]) for row in rows] == [
+        ("decay none", "none", "0", "0"),
+        ("decay hard", "hard", "0", "0"),
+    ]
+    report = json.loads((somewhere / "runs" / "ablate" / "decay.json").read_text())
+    assert [len(row["trials"]) for row in report["rows"]] == [1, 1] and report["axes"] == {"mae.decay": ["none", "hard"]}
+    assert result.output.count("mae: 1/1 in") == 1 and result.output.count("teach: 1/1 in") == 2
 
-    again = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--seeds", 0, 1, "--name", "both", *words)
-    assert again.exit_code == 0 and again.output.count("already done") == 2 and again.output.count("teach:") == 2
+    again = mrt("ablate", "--decay", "none", "hard", "--seeds", 0, 1, "--name", "both", "--base", "decay hard", *words)
+    assert again.exit_code == 0 and "2 of 4 trials are already done" in again.output and again.output.count("teach: 1/1 in") == 2
     with open(somewhere / "runs" / "ablate" / "both.csv") as file:
-        assert [row["seeds"] for row in csv.DictReader(file)] == ["2", "2"]
-    listed = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--dry-run", *words)
-    assert listed.output.count("done") == 2
+        assert [(row["seeds"], row["AP50 n"]) for row in csv.DictReader(file)] == [("0 1", "2"), ("0 1", "2")]
+    listed = mrt("ablate", "--decay", "none", "hard", "--dry-run", *words)
+    assert listed.output.count("done") == 2 and "0 stages to train" in listed.output
 
-    listed = mrt("ablate", "--mask-ratio", 0.5, "--split", "test", "--dry-run", *words)
-    assert listed.output.count("to run") == 1
-    other = mrt("ablate", "--mask-ratio", 0.5, "--split", "test", *words)  # evaluates, and trains nothing
+    other = mrt("ablate", "--decay", "none", "--split", "test", *words)  # evaluates, and trains nothing
     assert other.exit_code == 0 and "teach:" not in other.output and "evaluate on synthetic-foggy test" in other.output, other.output
-    assert mrt("ablate", "--mask-ratio", 0.5, *words).output.count("already done") == 1
+    assert "1 of 1 trials are already done" in mrt("ablate", "--decay", "none", *words).output
+
+
+def test_a_study_runs_as_a_smoke_test(worlds, runs, somewhere):
+    words = ["--init", runs / "demo-source", "--data-root", worlds]
+    small = [item for item in TINY if not item.startswith(("teach.", "mae_stage.", "pretrain.", "mae.decay"))]
+    result = mrt("ablate", "--study", "retrain-init", "--smoke", *words, "--set", *small)
+    assert result.exit_code == 0, result.output
+    for word in ("source + MAE", "City→Foggy", "51.2", "not comparable", "SMOKE TEST"):
+        assert word in result.output
+    written = {path.suffix for path in (somewhere / "runs" / "ablate" / "smoke").glob("retrain-init.*")}
+    assert written == {".json", ".csv", ".md", ".png", ".svg"}
+    assert result.output.count("mae: 2/2") == 1 and result.output.count("teach: 4/4") == result.output.count("selective retraining") == 3
 
 
 def test_doctor_says_what_to_do(worlds, somewhere):

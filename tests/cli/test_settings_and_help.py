@@ -8,7 +8,7 @@ import sys
 import pytest
 from command_line import mrt
 from mrt_cli import demo
-from mrt_cli.console import BarWatcher, LineWatcher, clock, figure
+from mrt_cli.console import clock, figure
 
 
 def settings(*words: object) -> dict:
@@ -54,6 +54,40 @@ def test_an_ablation_lists_its_grid():
     assert result.exit_code == 0 and result.output.count("to run") == 8 and "8 trials of preset demo" in result.output
     same = mrt("ablate", "--mask-ratio", "0.5", "0.50", "--dry-run")
     assert "1 trials" in same.output
+    compared = mrt("ablate", "--baselines", "--dry-run").output
+    assert all(word in compared for word in ("4 trials", "fair source-only", "oracle: target labels", "oracle: source + target labels"))
+
+
+def test_every_study_of_the_paper_is_offered():
+    from mrt_cli.ablate import STUDIES as OFFERED
+
+    from mrt.ablate import STUDIES
+
+    assert OFFERED.split(", ") == list(STUDIES)
+
+
+@pytest.mark.parametrize(
+    ("method", "dynamic", "use", "every"),
+    [
+        ("teacher", False, "none", 0),
+        ("+dt", True, "none", 0),
+        ("+mae", True, "branch", 0),
+        ("+retrain", True, "none", 40),
+        ("mrt", True, "branch", 40),
+    ],
+)
+def test_a_method_is_a_set_of_settings(method, dynamic, use, every):
+    found = settings("adapt", "--target", "foggy", "--method", method)
+    assert (found["teacher"]["dynamic"], found["mae"]["use"], found["retrain"]["every"]) == (dynamic, use, every)
+    assert found["domain"]["enabled"] and found["teacher"]["pseudo_labels"]
+    assert settings("adapt", "--target", "foggy", "--method", method, "--set", "retrain.every=7")["retrain"]["every"] == 7
+
+
+def test_augmentation_and_averaging_of_a_source_run():
+    found = settings("pretrain-source", "--augment", "strong", "--ema")
+    assert (found["pretrain"]["augment"], found["pretrain"]["ema"], found["mae_stage"]["augment"]) == ("strong", True, "weak")
+    fair = settings("pretrain-source", "--augment", "strong", "--ema", "--match-compute")
+    assert (fair["mae_stage"]["augment"], fair["teach"]["augment"], fair["pretrain"]["augment"]) == ("strong", "strong", "weak")
 
 
 HEAVY = {"torch", "torchvision", "numpy", "timm", "scipy", "PIL", "mrt.config", "mrt.engine"}  # pydantic is typer's own business
@@ -88,36 +122,6 @@ def test_python_m_works_and_only_the_first_process_talks():
     assert (silent.returncode, silent.stdout) == (0, "")
     failing = subprocess.run([*command, "--seed", "3", "--amp", "x"], capture_output=True, text=True, env=os.environ | {"RANK": "1"})
     assert failing.returncode == 2 and failing.stderr.startswith("mrt (process 1): ")
-
-
-def test_progress_as_lines(capsys, monkeypatch):
-    monkeypatch.setattr("mrt_cli.console.SECONDS_BETWEEN_LINES", 0.0)
-    watcher = LineWatcher()
-    watcher.begin("teach", 3, done=1)
-    watcher.advance(1, total=1.5, lr=0.1)
-    watcher.begin("evaluate", 1)
-    watcher.advance()
-    watcher.end()
-    watcher.say("hello [bold]")
-    watcher.advance()
-    watcher.end()
-    watcher.end()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("teach: 2/3, ") and "left" in lines[0] and "loss 1.5" in lines[0] and "lr" not in lines[0]
-    assert lines[1].startswith("evaluate: 1/1 in") and lines[2] == "hello [bold]" and lines[3].startswith("teach: 3/3 in")
-
-
-def test_progress_bars_survive_nesting_and_an_early_end(capsys):
-    with BarWatcher() as watcher:
-        watcher.advance()
-        watcher.begin("teach", 2)
-        watcher.advance(1, total=2.0)
-        watcher.begin("evaluate", 1)
-        watcher.advance()
-        watcher.end()
-        watcher.end()
-        watcher.end()
-    assert "teach: " in capsys.readouterr().out
 
 
 def test_figures_and_clocks():

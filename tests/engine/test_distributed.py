@@ -17,6 +17,7 @@ from mrt.engine import build, checkpoint
 from mrt.engine.distributed import World
 from mrt.engine.inference import measure
 from mrt.engine.loop import Stream, restore_random_state
+from mrt.evaluate.coco import Metrics
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -147,23 +148,29 @@ def test_more_processes_than_saved_draw_differently(tmp_path):
     assert draws[0] != draws[1] != draws[2] != draws[0]
 
 
-def test_evaluation_counts_every_image_once(data):
+def test_evaluation_counts_every_image_once_and_only_the_first_process_scores(data):
     """11 images, two processes: one image is seen twice and counted once, and each has the detections that one process finds."""
     config = tiny_config()
     dataset = build.evaluation_set(config, find_dataset("hazy", data), "val", ["red", "green"])
     torch.manual_seed(0)
     detector = build.build_detector(config, ["red", "green"])
     shares: list[list] = []
+    handed = []
 
     class Half(World):
         def gather(self, mine: list) -> list[list]:
             shares.append(mine)
             return shares
 
+        def share(self, value: Metrics | None) -> Metrics | None:
+            handed.append(value)
+            return value
+
     cpu = torch.device("cpu")
     whole = measure(detector, dataset, 4, World(0, 1, cpu))
-    for rank in (0, 1):
-        both = measure(detector, dataset, 4, Half(rank, 2, cpu))
+    assert measure(detector, dataset, 4, Half(1, 2, cpu)) is None, "it would have got what the first one hands out"
+    both = measure(detector, dataset, 4, Half(0, 2, cpu))
     assert [len(share) for share in shares] == [6, 6] and len(both.detections) == both.num_images == 11
+    assert handed[0] is None and handed[1] == both and not handed[1].detections
     expected, found = ({item.image_id: item.scores for item in metrics.detections} for metrics in (whole, both))
     assert all(found[key] == pytest.approx(expected[key], abs=1e-5) for key in expected), "float noise of another batch size"

@@ -37,7 +37,7 @@ def lines(folder: Path, kind: str | None = None) -> list[dict]:
 
 
 def numbers(line: dict) -> dict:
-    return {key: value for key, value in line.items() if key != "time"}
+    return {key: value for key, value in line.items() if key not in ("time", "images_per_second")}
 
 
 def weights(folder: Path, name: str = "student") -> dict[str, torch.Tensor]:
@@ -101,7 +101,7 @@ def test_adaptation_uses_every_part_of_the_method(world, source, tmp_path):
 
 def test_the_fair_baseline_takes_the_same_steps_without_adaptive_parts(world, source, tmp_path):
     config = tiny_config()
-    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_adapt=True, data_root=world)
+    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_compute=True, data_root=world)
     mrt = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=world)
     steps = [[(line["stage"], line["step"], line["lr"]) for line in lines(run, "train")] for run in (fair, mrt)]
     assert steps[0] == steps[1]
@@ -111,7 +111,7 @@ def test_the_fair_baseline_takes_the_same_steps_without_adaptive_parts(world, so
 
 def test_the_oracle_learns_from_target_labels(world, source, tmp_path):
     for oracle in ("target", "source+target"):
-        run = stages.pretrain_source(tiny_config(), tmp_path / oracle, init=str(source), match_adapt=True, oracle=oracle, data_root=world)
+        run = stages.pretrain_source(tiny_config(), tmp_path / oracle, init=str(source), match_compute=True, oracle=oracle, data_root=world)
         assert json.loads((run / "run.json").read_text())["oracle"] == oracle
 
 
@@ -218,8 +218,9 @@ def test_the_baseline_takes_adaptations_steps_when_they_follow_the_data(world, s
     make_set(tmp_path, "hazy", images=4, haze=0.5, seed=2)
     changes = {f"{stage}.steps_per_epoch": 0 for stage in ("pretrain", "mae_stage", "teach")} | {"engine.batch_size": 2}
     config = tiny_config(**changes)
-    fair = stages.pretrain_source(config, tmp_path / "fair", init=str(source), match_adapt=True, data_root=tmp_path)
-    both = stages.pretrain_source(config, tmp_path / "both", init=str(source), match_adapt=True, oracle="source+target", data_root=tmp_path)
+    fairly = {"init": str(source), "match_compute": True, "data_root": tmp_path}
+    fair = stages.pretrain_source(config, tmp_path / "fair", **fairly)
+    both = stages.pretrain_source(config, tmp_path / "both", oracle="source+target", **fairly)
     adapted = stages.adapt(config, tmp_path / "mrt", init=str(source), data_root=tmp_path)
     steps = [[(line["stage"], line["step"]) for line in lines(run, "epoch")] for run in (fair, both, adapted)]
     assert steps[0] == steps[1] == steps[2] == [("mae", 2), ("mae", 4), ("teach", 2), ("teach", 4)]
@@ -274,6 +275,42 @@ def test_a_class_map_renames_the_targets_classes_only(source, tmp_path):
     assert {line["network"] for line in lines(tmp_path / "run", "eval")} == {"student", "teacher"}
     found = evaluate_detector(tmp_path / "run", data_root=tmp_path)
     assert found.metrics.per_class["green"].num_boxes > 0
+
+
+def test_a_watcher_hears_how_the_stage_stands_and_tensorboard_has_the_same_numbers(world, source, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Diary(Watcher):
+        def __init__(self) -> None:
+            self.epochs, self.networks = [], []
+
+        def epoch(self, facts) -> None:
+            self.epochs.append(facts)
+
+        def measured(self, network, figures) -> None:
+            self.networks.append(network)
+
+    diary, config = Diary(), tiny_config(**{"engine.eval_every": 1, "retrain.every": 1, "mae_stage.epochs": 1})
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, watcher=diary)
+    mae, teach = diary.epochs[:2], diary.epochs[2:]
+    assert [facts["epoch"] for facts in mae] == [0, 1] and [facts["epoch"] for facts in teach] == [0, 1, 2]
+    assert "thresholds" not in mae[1] and teach[0]["thresholds"] == {"red": 0.0, "green": 0.0} and teach[0]["epochs"] == 2
+    assert teach[0]["next_retraining"] == 1 and teach[1]["retrained"] == "backbone+encoder" and not {"next_retraining"} & set(teach[1])
+    assert "retrained" not in teach[2] and diary.networks == ["student", "student", "teacher", "student", "teacher"]
+
+    written = lines(run, "epoch")[-1]["thresholds"]
+    assert {name: round(value, 6) for name, value in teach[2]["thresholds"].items()} == written
+    assert all(line["images_per_second"] > 0 for line in lines(run, "train"))
+    board = EventAccumulator(str(run)).Reload()
+    for tag, value in (
+        ("teach/images_per_second", lines(run, "train")[-1]["images_per_second"]),
+        ("teach/grad_norm", lines(run, "train")[-1]["grad_norm"]),
+        ("teach/lr", lines(run, "train")[-1]["lr"]),
+        ("teach/pseudo_labels", lines(run, "train")[-1]["pseudo_labels"]),
+        ("teach/thresholds/red", written["red"]),
+        ("teach/teacher/AP50", lines(run, "eval")[-1]["AP50"]),
+    ):
+        assert board.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-5), tag
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -1,0 +1,173 @@
+"""Ablations: rows of settings times seeds, each trial trained stage by stage and measured, summed up in one table.
+
+    studies   the rows: the paper's tables, grids of any settings, baselines
+    nodes     the stages that trials are made of and share, known by the content of what can change them
+    work      training and measuring one node
+    launch    doing that here, in local processes, on several GPUs, on a cluster
+    table     the numbers, and tables of them;  plot  a picture of them;  smoke  tiny data to try all this with
+
+Below the root lie ``nodes/`` (a run folder and its results each), ``logs/``, and the tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrt.ablate.launch import Failure, Launcher, run_here, run_with
+from mrt.ablate.nodes import Node, Planner, Trial, content_hash
+from mrt.ablate.smoke import SETTINGS as SMOKE
+from mrt.ablate.smoke import shrink
+from mrt.ablate.studies import BASELINES, METHODS, STUDIES, Axis, Row, find_key, find_study, grid_rows, make_axes, plain
+from mrt.ablate.table import METRICS, columns, flat_metrics, lines, notes, spread, spread_metrics, summarise, to_csv, to_markdown
+from mrt.ablate.work import Measurement, Work, finish_run
+from mrt.data.card import read_json
+from mrt.engine.report import Watcher
+from mrt.errors import MrtError
+from mrt.files import write_text
+
+FILES = 5  # that a report is written to: JSON, CSV, markdown, PNG, SVG
+
+__all__ = [
+    "BASELINES",
+    "FILES",
+    "METHODS",
+    "METRICS",
+    "SMOKE",
+    "STUDIES",
+    "Axis",
+    "Failure",
+    "Launcher",
+    "Node",
+    "Planner",
+    "Row",
+    "Trial",
+    "axis_settings",
+    "choose_base",
+    "columns",
+    "content_hash",
+    "find_key",
+    "find_study",
+    "finish_run",
+    "flat_metrics",
+    "grid_rows",
+    "lines",
+    "make_axes",
+    "make_report",
+    "missing_work",
+    "notes",
+    "run",
+    "shrink",
+    "spread",
+    "spread_metrics",
+    "to_csv",
+    "to_markdown",
+    "write_report",
+]
+
+
+def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[Work]:
+    """What has to be done for the trials that have no result, in an order in which it can be: each node once."""
+    works: dict[str, Work] = {}
+
+    def want(node: Node, title: str) -> Work:
+        work = works.get(node.name)
+        if work is None:
+            needs = []
+            if node.parent is not None and not node.is_trained(root) and not node.parent.is_trained(root):
+                needs = [want(node.parent, title).name]
+            start = node.parent.weights(root) if node.parent is not None else None
+            values = node.config.model_dump(mode="json")
+            if node.kind == "source":
+                values["init"] = None
+            work = Work(node.name, node.kind, values, str(node.folder(root)), str(data_root), start, node.place, needs)
+            works[node.name] = work
+        if title not in work.titles:
+            work.titles.append(title)
+        return work
+
+    for trial in trials:
+        file = trial.result_file(root)
+        if not file.is_file():
+            work = want(trial.node, trial.title)
+            if all(item.file != str(file) for item in work.measurements):
+                work.measurements.append(Measurement(str(file), trial.split, trial.view, {"split": trial.split, "data": dict(trial.data)}))
+    return list(works.values())
+
+
+def run(
+    trials: Sequence[Trial], root: Path, *, data_root: Path, launcher: Launcher | None = None, watcher: Watcher | None = None
+) -> list[dict[str, Any]]:
+    """Do what is missing and return a result for each trial: ``row``, ``seed``, ``node``, and ``metrics`` or ``failed`` with ``log``.
+
+    Args:
+        root: folder of all ablations.
+        launcher: who does the work; none does it here, one piece after the other.
+
+    Raises:
+        Interrupted: the user stopped it; repeating goes on from there.
+    """
+    watcher = watcher or Watcher()
+    works = missing_work(trials, root, data_root)
+    done = sum(trial.result_file(root).is_file() for trial in trials)
+    if done:
+        watcher.say(f"{done} of {len(trials)} trials are already done")
+    logs = root / "logs"
+    failures = run_with(launcher, works, logs, watcher) if launcher else run_here(works, logs, watcher)
+    return [_result(trial, root, failures) for trial in trials]
+
+
+def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:
+    row, node, file = trial.row, trial.node, trial.result_file(root)
+    told = {"name": row.name, "settings": dict(row.settings), "end": row.end, "paper": row.paper, "note": row.note}
+    result = {"row": told, "seed": trial.config.seed, "node": node.name, "run": node.weights(root)}
+    if file.is_file():
+        return {**result, "result": str(file), "metrics": flat_metrics(read_json(file)["metrics"])}
+    failure = failures.get(node.name) or Failure("it was not done")
+    return {**result, "failed": failure.reason, "log": failure.log}
+
+
+def make_report(
+    results: Sequence[Mapping[str, Any]], trials: Sequence[Trial], *, title: str, subject: str, base: str, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the tables and the picture show, as plain values.
+
+    Args:
+        subject: heading of the rows' names. base: name of the row that the others are compared with.
+        about: what else goes on record: at least ``preset``, and ``smoke`` (whether the numbers mean nothing).
+    """
+    from mrt.engine.folder import provenance
+
+    first = trials[0]
+    shared = {"split": first.split, "data": dict(first.data), "seeds": list(dict.fromkeys(trial.config.seed for trial in trials))}
+    rows = summarise(results, base)
+    return {"title": title, "subject": subject, "base": base, **shared, **about, "rows": rows, "environment": provenance()}
+
+
+def write_report(report: Mapping[str, Any], stem: Path) -> list[Path]:
+    """Write ``stem.json``, ``.csv``, ``.md`` and, where matplotlib is installed, ``.png`` and ``.svg``; returns what was written."""
+    texts = {".json": json.dumps(report, indent=1) + "\n", ".csv": to_csv(report), ".md": to_markdown(report)}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(stem.with_name(stem.name + suffix))
+        write_text(paths[-1], text)
+    try:
+        from mrt.ablate.plot import draw
+    except ImportError:
+        return paths
+    return [*paths, *draw(report, stem)]
+
+
+def choose_base(rows: Sequence[Row], wanted: str | None, usual: str | None = None) -> str:
+    """The row that the others are compared with: the one asked for, else the study's, else the first."""
+    names = [row.name for row in rows]
+    if wanted is not None and wanted not in names:
+        raise MrtError(f"--base {wanted}: no row has this name", f"rows: {'; '.join(names)}")
+    return wanted or usual or names[0]
+
+
+def axis_settings(axes: Sequence[Axis]) -> dict[str, list[str]]:
+    """Axes as they go on record."""
+    return {axis.key: [plain(value) for value in axis.values] for axis in axes}

@@ -1,0 +1,278 @@
+"""Trials and the stages they are made of. A stage is a node; nodes that several trials share are trained once.
+
+A node's digest covers the settings that can change its result, the data it reads and its parent's digest, and nothing else. So rows that
+differ in ``mae.decay`` share stage 2, rows that differ in ``mae.mask_ratio`` share stage 1, and trials of different studies share whatever
+is the same in both. Two runs of the same node give the same weights, and a stage gives the same weights as a node and within one run of
+``mrt adapt`` (tests/engine/test_stage_by_stage.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrt.ablate.studies import Row, row_config
+from mrt.config import Config, load_config
+from mrt.data.card import DatasetCard, file_sha256, read_json
+from mrt.data.registry import find_dataset
+from mrt.errors import MrtError
+
+# of [engine]: they change no result
+MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "timeout", "compile", "checkpointing")
+STAGE_OF = {
+    "source": "pretrain",
+    "mae": "mae",
+    "teach": "teach",
+    "fair": "teach",
+    "oracle-target": "teach",
+    "oracle-source+target": "teach",
+}
+ADAPTING = ("mae", "teach", "fair")
+
+# A section or key -> the stages whose result it can change. The longest name counts; what is not here can change every stage.
+# "fair" stands for the baselines: source-only and the oracles.
+REACH: dict[str, tuple[str, ...]] = {
+    "preset": (),
+    "init": (),  # weights count by their content
+    "data.target": ADAPTING,
+    "data.target_split": ADAPTING,
+    "data.validation_split": (),
+    "data.cache": (),
+    "data.source_sides": ("source",),
+    "data.source_crop": ("source",),
+    "data.sides": ADAPTING,
+    "loss.target_weight": ("mae", "teach"),
+    "domain": ("teach",),
+    "mae": ("mae", "teach"),
+    "mae.decay": ("teach",),
+    "mae.decay_epoch": ("teach",),
+    "mae.carry_over": ("teach",),
+    "teacher": ("teach",),
+    "teacher.ema": ("source", "teach", "fair"),
+    "teacher.warmup": ("source", "teach", "fair"),
+    "retrain": ("teach",),
+    "pretrain": ("source",),
+    "mae_stage": ("mae", "fair"),
+    "teach": ("teach", "fair"),
+    **{f"engine.{key}": () for key in (*MACHINE_KEYS, "eval_every", "eval_batch_size")},
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of one or more trials.
+
+    Attributes:
+        kind: "given" (weights that are there), or one of :data:`STAGE_OF`.
+        digest: sha256, see the module.
+        config: what it is trained with. parent: whose weights it starts from.
+        place: where its weights are, if somewhere else than in its folder.
+    """
+
+    kind: str
+    digest: str
+    config: Config
+    parent: Node | None = None
+    place: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.replace('+', '-')}-{self.digest[:12]}"
+
+    def folder(self, root: Path) -> Path:
+        return root / "nodes" / self.name
+
+    def weights(self, root: Path) -> str:
+        """What a run that starts from it is given as ``init``."""
+        return self.place or str(self.folder(root))
+
+    def is_trained(self, root: Path) -> bool:
+        if self.place:
+            return True
+        path = self.folder(root) / "run.json"
+        return path.is_file() and STAGE_OF[self.kind] in read_json(path).get("finished", ())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row with a seed: the detector at ``node`` is measured on ``split`` of ``config``'s target."""
+
+    row: Row
+    config: Config
+    node: Node
+    split: str
+    data: Mapping[str, Any]  # the facts of the split
+
+    @property
+    def title(self) -> str:
+        return f"{self.row.name}, seed {self.config.seed}"
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """The settings of the measurement, which are the row's own even where the detector is shared."""
+        data = self.config.data
+        keys = ("target", "class_map", "sides", "max_size")
+        return {f"data.{key}": data.model_dump(mode="json")[key] for key in keys}
+
+    def result_file(self, root: Path) -> Path:
+        """A node has a result for every split, data set and image size that it was measured on."""
+        digest = _digest({"view": self.view, "split": self.split, "data": self.data})
+        return self.node.folder(root) / f"result-{self.split}-{digest[:8]}.json"
+
+
+def content_hash(config: Config) -> str:
+    """sha256 over everything that can change a run's result.
+
+    That is every setting but the preset's name and the machine's (device, workers, ...), with the starting weights' content for their name.
+    """
+    values = config.model_dump(mode="json")
+    values.pop("preset")
+    values["init"] = _fingerprint(config.init) if config.init else None
+    for key in MACHINE_KEYS:
+        values["engine"].pop(key, None)
+    return _digest(values)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(init: str) -> str:
+    """sha256 of the weights that an ``init`` names; the name itself where there are none yet."""
+    from mrt.engine.inference import find_weights
+
+    try:
+        return file_sha256(find_weights(init))
+    except MrtError:
+        return init
+
+
+def reaches(key: str, kind: str) -> bool:
+    """Whether a setting can change the result of a kind of stage."""
+    stage = kind if kind in ("source", "mae", "teach") else "fair"
+    known = [name for name in (key, key.rpartition(".")[0]) if name in REACH]
+    return not known or stage in REACH[known[0]]
+
+
+def stage_settings(config: Config, kind: str) -> dict[str, Any]:
+    """The settings that can change a stage's result, by section; those that another one switches off are left out."""
+    values: dict[str, Any] = {}
+    for section, content in config.model_dump(mode="json").items():
+        if isinstance(content, dict):
+            kept = {name: value for name, value in content.items() if reaches(f"{section}.{name}", kind)}
+            values |= {section: kept} if kept else {}
+        elif reaches(section, kind):
+            values[section] = content
+    if kind == "source" and not config.pretrain.ema:
+        values.pop("teacher")
+    if kind == "mae":
+        if config.mae.use == "none":
+            values.pop("mae")
+        else:
+            values["mae"].pop("use")  # "pretrain" and "branch" are one in stage 2
+    if kind == "teach":
+        if config.mae.use != "branch":
+            values.pop("mae")
+        elif config.mae.decay == "none":
+            values["mae"].pop("decay_epoch")
+        if not config.domain.enabled:
+            values["domain"] = {"enabled": False}
+        if not config.teacher.dynamic:
+            unused = ("threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma")
+            values["teacher"] = {key: value for key, value in values["teacher"].items() if key not in unused}
+        retrain = config.retrain
+        if not retrain.every or retrain.parts == "none" or retrain.every >= config.teach.epochs:
+            values.pop("retrain")
+    return values
+
+
+def describe_data(config: Config, kind: str, data_root: Path) -> list[dict[str, Any]]:
+    """The splits that a stage reads, with the sha256 of their annotations; a set that is not prepared has its name alone."""
+    used = [(config.data.source, config.data.source_split)]
+    if kind != "source":
+        used.append((config.data.target, config.data.target_split))
+    return [describe_split(name, split, data_root) for name, split in used]
+
+
+def describe_split(name: str, split: str, data_root: Path) -> dict[str, Any]:
+    """What identifies a split: names, what its card tells of it, and the sha256 of its annotations."""
+    try:
+        card: DatasetCard = find_dataset(name, data_root)
+    except MrtError:
+        return {"name": name, "split": split}
+    part = card.splits.get(split)
+    facts = {"num_images": part.num_images, "num_boxes": part.num_boxes, "sha256": part.sha256} if part else {}
+    details = {"domain": card.domain, "details": card.details, "classes": list(card.classes)}
+    return json.loads(json.dumps({"name": card.name, "split": split, **details, **facts}))
+
+
+class Planner:
+    """From rows and seeds to trials; equal nodes are one object.
+
+    Args:
+        data_root: where the data sets are.
+        split: the target's split that is measured.
+        shared_source: train stage 1 once, with the first seed, instead of once per seed.
+        find_source: gives the folder where ``mrt pretrain-source`` would write a configuration's stage 1; a finished run there that is
+            the same as a trial's stage 1 is taken for it.
+    """
+
+    def __init__(self, data_root: Path, split: str, shared_source: bool = False, find_source: Any = None) -> None:
+        self.data_root, self.split, self.shared_source, self.find_source = data_root, split, shared_source, find_source
+        self._nodes: dict[str, Node] = {}
+
+    def trials(
+        self, rows: Sequence[Row], seeds: Sequence[int], preset: str | Path, overrides: Sequence[str], changes: Mapping[str, Any]
+    ) -> list[Trial]:
+        """Every row with every seed, row by row."""
+        found = []
+        for row in rows:
+            for seed in seeds:
+                config = row_config(row, preset, overrides, {**changes, "seed": seed})
+                data = describe_split(config.data.target, self.split, self.data_root)
+                found.append(Trial(row, config, self.chain(config, row.end, seeds[0]), self.split, data))
+        return found
+
+    def chain(self, config: Config, end: str, first_seed: int) -> Node:
+        """The node of a configuration's stage ``end``, with all that come before it."""
+        start = self._given(config) if config.init else self._source(config, first_seed)
+        if end == "source":
+            return start
+        if end == "teach":
+            start = self._node("mae", config, start)
+        return self._node(end, config, start)
+
+    def _given(self, config: Config) -> Node:
+        digest = _fingerprint(config.init)
+        return self._nodes.setdefault(digest, Node("given", digest, config, place=config.init))
+
+    def _source(self, config: Config, first_seed: int) -> Node:
+        if self.shared_source:
+            config = config.model_copy(update={"seed": first_seed})
+        node = self._node("source", config, None)
+        folder = self.find_source(config) if self.find_source else None
+        if node.place is None and folder is not None and _is_that_source(folder, config, describe_data(config, "source", self.data_root)):
+            node = self._nodes[node.digest] = Node("source", node.digest, config, place=str(folder))
+        return node
+
+    def _node(self, kind: str, config: Config, parent: Node | None) -> Node:
+        facts = {"kind": kind, "settings": stage_settings(config, kind), "data": describe_data(config, kind, self.data_root)}
+        digest = _digest({**facts, "parent": parent.digest if parent else None})
+        return self._nodes.setdefault(digest, Node(kind, digest, config, parent))
+
+
+def _is_that_source(folder: Path, config: Config, data: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a folder holds a finished stage 1 with these settings on this data."""
+    if not ((folder / "run.json").is_file() and (folder / "config.json").is_file()):
+        return False
+    facts = read_json(folder / "run.json")
+    plain = facts.get("command") == "pretrain-source" and not any(facts.get(key) for key in ("init", "match_compute", "oracle"))
+    if not plain or "pretrain" not in facts.get("finished", ()):
+        return False
+    recorded = facts["data"]["source"]
+    same_data = recorded["name"] == data[0]["name"] and recorded["sha256"].get(data[0]["split"]) == data[0].get("sha256")
+    return same_data and stage_settings(load_config(folder / "config.json"), "source") == stage_settings(config, "source")

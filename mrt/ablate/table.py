@@ -1,0 +1,179 @@
+"""What trials have found, as numbers: mean, deviation and interval of each row, its difference to the base row, and tables of them.
+
+Everything that is printed, written or drawn comes from one report (plain values, as its JSON file has them).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mrt.ablate.studies import PAPER
+
+METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
+LEVEL = 0.95  # of the intervals
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """AP50, AP, AP75 and AP50 of each class, from what ``Metrics.to_dict`` gives."""
+    return {
+        **{name: metrics[name] for name in METRICS},
+        **{f"AP50 {name}": values["AP50"] for name, values in metrics["per_class"].items()},
+    }
+
+
+def spread_metrics(values: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """:func:`spread` of each metric over several results."""
+    names = list(dict.fromkeys(name for item in values for name in item))
+    return {name: spread([item.get(name) for item in values]) for name in names}
+
+
+def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of the numbers there are; the deviation is None for fewer than two."""
+    there = [number for number in numbers if number is not None]
+    return {"mean": statistics.fmean(there) if there else None, "std": statistics.stdev(there) if len(there) > 1 else None}
+
+
+def estimate(numbers: Sequence[float | None]) -> dict[str, Any]:
+    """:func:`spread`, with ``n`` and the t interval of the mean (``low``, ``high``; None for fewer than two numbers)."""
+    there = [number for number in numbers if number is not None]
+    found = spread(there)
+    half = None
+    if len(there) > 1:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.5 + LEVEL / 2, len(there) - 1)) * found["std"] / len(there) ** 0.5
+    mean = found["mean"]
+    return {**found, "n": len(there), "low": None if half is None else mean - half, "high": None if half is None else mean + half}
+
+
+def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
+    """One row per name, in the order of the results.
+
+    Args:
+        results: each with ``row`` (name, settings, end, paper, note), ``seed``, ``node``, and ``metrics`` (flat) or ``failed``.
+        base: the row that the others are compared with, seed by seed.
+
+    A detector that several seeds share counts once: ``n`` is the number of different detectors, and of a difference the number of
+    different pairs. Metrics are per cent.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        row = rows.setdefault(result["row"]["name"], {**result["row"], "trials": [], "failures": []})
+        kind = "failures" if "failed" in result else "trials"
+        row[kind].append({key: value for key, value in result.items() if key != "row"})
+    reference = {trial["seed"]: trial for trial in rows.get(base, {}).get("trials", ())}
+    for row in rows.values():
+        own = list({trial["node"]: trial for trial in row["trials"]}.values())
+        both = [(trial, reference[trial["seed"]]) for trial in row["trials"] if trial["seed"] in reference]
+        pairs = list({(trial["node"], other["node"]): (trial, other) for trial, other in both}.values())
+        names = list(dict.fromkeys(name for trial in own for name in trial["metrics"]))
+        row["base"] = row["name"] == base
+        row["metrics"] = {name: estimate([trial["metrics"].get(name) for trial in own]) for name in names}
+        row["delta"] = {name: estimate([_minus(a["metrics"].get(name), b["metrics"].get(name)) for a, b in pairs]) for name in names}
+        if row["base"]:
+            row["delta"] = {}
+    return list(rows.values())
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def columns(report: Mapping[str, Any]) -> list[str]:
+    """Headings of the table for people."""
+    paper = [f"paper AP50 ({PAPER})"] if _has_paper(report) else []
+    return [report["subject"], "AP50", "n", f"Δ AP50 to {report['base']}", "AP", "AP75", *paper]
+
+
+def lines(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table for people, row by row, to one decimal: mean ± standard deviation; the difference with its interval."""
+    found = []
+    for row in report["rows"]:
+        cells = [_figure(row["metrics"].get(metric)) for metric in METRICS]
+        count = str(row["metrics"]["AP50"]["n"]) if row["metrics"] else "0"
+        failed = f" ({len(row['failures'])} failed)" if row["failures"] else ""
+        paper = ["-" if row["paper"] is None else f"{row['paper']:.1f}"] if _has_paper(report) else []
+        found.append([row["name"], cells[0], count + failed, _difference(row), *cells[1:], *paper])
+    return found
+
+
+def _has_paper(report: Mapping[str, Any]) -> bool:
+    return any(row["paper"] is not None for row in report["rows"])
+
+
+def _figure(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "failed"
+    if value["mean"] is None:
+        return "-"
+    return f"{value['mean']:.1f}" + (f" ± {value['std']:.1f}" if value["std"] is not None else "")
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    value = row["delta"].get("AP50")
+    if row["base"] or value is None or value["mean"] is None:
+        return "base" if row["base"] else "-"
+    interval = "" if value["low"] is None else f" [{value['low']:+.1f}, {value['high']:+.1f}]"
+    return f"{value['mean']:+.1f}{interval}"
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know."""
+    found = [f"measured on {report['data']['name']}, split {report['split']}: {_about_data(report['data'])}"]
+    if any(row["metrics"].get("AP50", {}).get("std") is not None for row in report["rows"]):
+        found.append(
+            f"mean ± standard deviation over n detectors (seeds {' '.join(map(str, report['seeds']))}); "
+            f"Δ pairs the seeds, with the {LEVEL:.0%} t interval of its mean"
+        )
+    if _has_paper(report):
+        same = report["preset"] == "city2foggy" and not report["smoke"]
+        compare = "one run each" if same else f"another network and other data than preset {report['preset']}: not comparable"
+        found.append(f"paper: Cityscapes to Foggy Cityscapes, ResNet-50 ({compare})")
+    if report["smoke"]:
+        found.append("SMOKE TEST: a few images and steps; the numbers mean nothing")
+    found += [f"{row['name']}: {row['note']}" for row in report["rows"] if row["note"]]
+    return found
+
+
+def _about_data(data: Mapping[str, Any]) -> str:
+    if "sha256" not in data:
+        return "not prepared"
+    details = ", ".join(f"{key} {value}" for key, value in (data.get("details") or {}).items() if key in ("beta", "seed"))
+    words = f"{data['num_images']} images, {data['num_boxes']} boxes" + (f", {details}" if details else "")
+    return f"{words}; annotations sha256 {data['sha256'][:12]}"
+
+
+def to_csv(report: Mapping[str, Any]) -> str:
+    """A line per row: name, settings, seeds; then of each metric, and of its difference, mean, std, n and the interval (per cent)."""
+    rows = report["rows"]
+    settings = list(dict.fromkeys(key for row in rows for key in row["settings"]))
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    kinds = ("mean", "std", "n", "low", "high")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = [f"{prefix}{name} {kind}" for name in metrics for prefix in ("", "delta ") for kind in kinds]
+    writer.writerow(["row", *settings, "seeds", "failed", "paper AP50", *heads])
+    for row in rows:
+        numbers = [row[part].get(name, {}).get(kind) for name in metrics for part in ("metrics", "delta") for kind in kinds]
+        seeds = " ".join(str(trial["seed"]) for trial in row["trials"])
+        given = [_cell(row["settings"].get(key)) for key in settings]
+        writer.writerow([row["name"], *given, seeds, len(row["failures"]), _cell(row["paper"]), *map(_cell, numbers)])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """The table for people as markdown, with its notes."""
+    heads = columns(report)
+    table = ["| " + " | ".join(line) + " |" for line in (heads, ["---", *["---:"] * (len(heads) - 1)], *lines(report))]
+    return "\n".join([f"**{report['title']}**", "", *table, "", *(f"- {note}" for note in notes(report))]) + "\n"

@@ -1,0 +1,245 @@
+"""One piece of work: train a node if it is not trained, and measure it where it is not measured. Any process can do it.
+
+``python -m mrt.ablate.work FILE`` does the work that a file describes and writes how it ended into ``FILE.outcome``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrt.ablate.nodes import STAGE_OF, content_hash, stage_settings
+from mrt.config import Config, load_config, validate
+from mrt.data.card import read_json
+from mrt.engine.report import Watcher
+from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt.files import write_text
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A result that is wanted: its file, the split, the settings of the measurement, and what goes on record with it."""
+
+    file: str
+    split: str
+    view: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+
+@dataclass
+class Work:
+    """A node with all that is wanted of it.
+
+    Attributes:
+        name, kind: of the node. titles: the trials that want it.
+        config: plain values. folder: where it is trained.
+        start: weights it starts from. place: weights that are there already, for a node that needs no training.
+        needs: names of the work that must be done before.
+    """
+
+    name: str
+    kind: str
+    config: dict[str, Any]
+    folder: str
+    data_root: str
+    start: str | None = None
+    place: str | None = None
+    needs: list[str] = field(default_factory=list)
+    titles: list[str] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Work:
+        values = read_json(path)
+        return cls(**{**values, "measurements": [Measurement(**item) for item in values["measurements"]]})
+
+
+def do_work(work: Work, watcher: Watcher) -> None:
+    """Train and measure what is missing; one process at a time works on a node, the others wait and find it done."""
+    from mrt.engine import inference
+
+    folder = Path(work.folder)
+    with locked(folder.parent / ".locks" / work.name, watcher):
+        if work.place is None:
+            train(work, watcher)
+        for wanted in work.measurements:
+            if Path(wanted.file).is_file():
+                continue
+            found = inference.evaluate_detector(
+                work.place or folder,
+                data=wanted.view["data.target"],
+                split=wanted.split,
+                device=work.config["engine"]["device"],
+                data_root=Path(work.data_root),
+                watcher=watcher,
+                overrides=dict(wanted.view),
+            )
+            result = {**wanted.record, "node": work.name, "network": found.network, "metrics": found.metrics.to_dict()}
+            write_text(Path(wanted.file), json.dumps(result, indent=1) + "\n")
+
+
+def train(work: Work, watcher: Watcher) -> None:
+    """Bring the node's run to its end; then its checkpoints, which only resuming needs, are deleted."""
+    from mrt.engine import stages
+
+    folder, kind = Path(work.folder), work.kind
+    config = validate(work.config, work.name)
+    common = {"data_root": Path(work.data_root), "watcher": watcher}
+
+    def start(resume: bool) -> None:
+        if kind in ("mae", "teach"):
+            stages.adapt(config, folder, stages=(kind,), init=work.start, resume=resume, **common)
+        elif kind == "source":
+            stages.pretrain_source(config, folder, resume=resume, **common)
+        else:
+            oracle: Any = kind.removeprefix("oracle-") if kind != "fair" else None
+            stages.pretrain_source(config, folder, init=work.start, resume=resume, match_compute=True, oracle=oracle, **common)
+
+    finish_run(folder, config, STAGE_OF[kind], start, lambda stored: stage_settings(stored, kind))
+    if not config.engine.keep_checkpoints:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def finish_run(
+    folder: Path, config: Config, last_stage: str, start: Callable[[bool], Any], settings: Callable[[Config], Any] = content_hash
+) -> bool:
+    """Bring the run in ``folder`` to its end, from wherever it stands: not begun, interrupted, or done (then nothing happens).
+
+    Args:
+        config: the settings it must have.
+        start: called with ``resume``.
+        settings: what of a configuration must be the same.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        MrtError: the folder holds a run with other settings, or something that is no run; nothing of it is touched.
+    """
+    from mrt.engine.folder import read_facts
+
+    facts: dict[str, Any] = {}
+    if (folder / "run.json").is_file() and (folder / "config.json").is_file():
+        if settings(load_config(folder / "config.json")) != settings(config):
+            raise MrtError(f"{folder}: holds a run with other settings", f"delete {folder}, or use another --run-root")
+        facts = read_facts(folder)
+        if last_stage in facts.get("finished", ()):
+            return False
+    resume = (folder / "checkpoints" / "last.pt").is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        if facts.get("finished") != [] or any(folder.glob("checkpoints/*.pt")):
+            raise MrtError(f"{folder}: not empty, and no run that could be continued", f"look what it is, then move or delete {folder}")
+        shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
+    start(resume)
+    return True
+
+
+@contextmanager
+def locked(path: Path, watcher: Watcher) -> Iterator[None]:
+    """Nobody else is inside at the same time. The system releases the lock of a process that ends, however it ends."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            watcher.say(f"{path.name}: another process is at work on it; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class LogWatcher(Watcher):
+    """Progress as lines of a log: what is said, a step now and then, every task's end."""
+
+    def __init__(self, write: Callable[[str], Any]) -> None:
+        self.write = write
+        self._tasks: list[list[Any]] = []  # name, total, done, start, last line
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        now = time.monotonic()
+        self._tasks.append([task, total, done, now, now])
+
+    def advance(self, n: int = 1, **numbers: float) -> None:
+        if self._tasks:
+            task, now = self._tasks[-1], time.monotonic()
+            task[2] += n
+            if now - task[4] >= SECONDS_BETWEEN_LINES:
+                task[4] = now
+                self.write(f"{task[0]}: {task[2]}/{task[1]}")
+
+    def end(self) -> None:
+        if self._tasks:
+            name, total, done, start, _ = self._tasks.pop()
+            self.write(f"{name}: {done}/{total} in {time.monotonic() - start:.0f} s")
+
+    def say(self, text: str) -> None:
+        self.write(text)
+
+
+def reason_of(error: BaseException) -> str:
+    """A failure in one line."""
+    text = error.message if isinstance(error, MrtError) else str(error)
+    return (text if isinstance(error, (MrtError, RunFailed)) else f"{type(error).__name__}: {text}").strip().split("\n")[0]
+
+
+def outcome_file(path: Path) -> Path:
+    return path.with_suffix(".outcome")
+
+
+def work_on(path: Path | str) -> str | None:
+    """Do the work of a file, and write why it failed, or that it did not, beside it; returns the reason, None when done."""
+    path = Path(path)
+    try:
+        do_work(Work.read(path), LogWatcher(lambda text: print(text, flush=True)))
+    except (Interrupted, KeyboardInterrupt):
+        print("stopped", flush=True)
+        raise
+    except Exception as error:
+        if not isinstance(error, (MrtError, RunFailed)):
+            traceback.print_exc()
+        print(f"failed: {error}", flush=True)
+        write_text(outcome_file(path), json.dumps({"failed": reason_of(error)}) + "\n")
+        return reason_of(error)
+    write_text(outcome_file(path), json.dumps({"failed": None}) + "\n")
+    return None
+
+
+def _follow_the_parent() -> None:
+    """Ask this process to stop when the one that started it is gone, so that no work goes on that nobody waits for."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    _follow_the_parent()
+    try:
+        return 1 if work_on(sys.argv[1]) else 0
+    except (Interrupted, KeyboardInterrupt):
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

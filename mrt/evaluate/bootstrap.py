@@ -1,0 +1,99 @@
+"""How far figures would move on other images: percentile bootstrap over images, and paired differences between detectors.
+
+Images are drawn with replacement, as many as there are, and average precision is accumulated anew from the matches
+(Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). The intervals speak of the choice of test images, not of
+training: for that, train with several seeds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mrt.data.dataset import DetectionDataset
+from mrt.errors import MrtError
+from mrt.evaluate.coco import ImageDetections
+from mrt.evaluate.matching import Matches, average_precision, match
+
+SAMPLES, LEVEL = 1000, 0.95
+
+Estimates = Mapping[str, np.ndarray]  # by figure, "AP50" or "AP50 car": (1 + samples,) per cent; first with every image once
+
+
+def confidence_intervals(
+    detections: Sequence[ImageDetections] | Matches,
+    dataset: DetectionDataset | None = None,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> dict[str, dict[str, float | None]]:
+    """AP50, AP, AP75 and each class's AP50 ("AP50 car") in per cent, with a percentile interval.
+
+    Args:
+        detections: of the dataset's images, or what :func:`mrt.evaluate.matching.match` made of them.
+        samples: how often the images are drawn anew. seed: of the draws; the same seed and images give the same draws.
+        level: how much of the draws the interval holds.
+
+    Returns:
+        By figure {"value", "low", "high"}; ``None`` where there is no object. A draw without an object of a class leaves that class out.
+    """
+    matches = detections if isinstance(detections, Matches) else match(detections, dataset)
+    return intervals(estimates(matches, samples, seed), level)
+
+
+def paired_differences(
+    first: Matches, second: Matches, *, samples: int = SAMPLES, seed: int = 0, level: float = LEVEL
+) -> dict[str, dict[str, float | None]]:
+    """``second`` minus ``first``, with intervals over the same draws of images for both, as :func:`confidence_intervals` gives them.
+
+    Raises:
+        MrtError: they were not evaluated on the same images.
+    """
+    return differences(first, second, estimates(first, samples, seed), estimates(second, samples, seed), level)
+
+
+def differences(first: Matches, second: Matches, before: Estimates, after: Estimates, level: float = LEVEL) -> dict[str, dict]:
+    """:func:`paired_differences` from the estimates of both, made with the same samples and seed."""
+    if not np.array_equal(first.image_ids, second.image_ids):
+        raise MrtError("a paired difference needs detections of the same images", "evaluate both runs on the same data set and split")
+    return intervals({name: after[name] - before[name] for name in before if name in after}, level)
+
+
+def estimates(matches: Matches, samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+    """The figures with every image once, then for each draw of images: (1 + samples,) per cent by name, NaN without objects."""
+    images, classes = len(matches.image_ids), len(matches.classes)
+    weights = np.concatenate([np.ones((1, images), dtype=np.int32), draw(images, samples, seed)])
+    objects = np.zeros((images, classes), dtype=np.int32)
+    np.add.at(objects, (matches.object_images, matches.object_labels), 1)
+    counts = weights @ objects
+    found = np.empty((len(weights), matches.hits.shape[1], classes))
+    for label in range(classes):
+        rows = matches.labels == label
+        parts = (part[rows] for part in (matches.scores, matches.hits, matches.ignored, matches.images))
+        found[:, :, label] = 100 * average_precision(*parts, weights, counts[:, label])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no class at all is NaN, as it should be
+        means = {"AP50": found[:, 0], "AP": found.reshape(len(found), -1), "AP75": found[:, 5]}
+        overall = {name: np.nanmean(values, axis=1) for name, values in means.items()}
+    return overall | {f"AP50 {name}": found[:, 0, label] for label, name in enumerate(matches.classes)}
+
+
+def draw(images: int, samples: int, seed: int) -> np.ndarray:
+    """How often each image is in each of the samples: (samples, images), every row's sum is ``images``."""
+    picked = np.random.default_rng(seed).integers(images, size=(samples, images), dtype=np.int32)
+    rows = np.arange(samples, dtype=np.int64)[:, None] * images
+    return np.bincount((picked + rows).ravel(), minlength=samples * images).reshape(samples, images).astype(np.int32)
+
+
+def intervals(values: Estimates, level: float = LEVEL) -> dict[str, dict[str, float | None]]:
+    """Each figure's value and percentile interval."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, (value, *draws) in values.items():
+        there = np.asarray(draws)[~np.isnan(draws)]
+        known = not np.isnan(value)
+        low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2]).tolist() if known and len(there) else (None, None)
+        found[name] = {"value": float(value) if known else None, "low": low, "high": high}
+    return found

@@ -1,0 +1,199 @@
+"""What a node's digest covers: everything that can change the stage's result, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import make_set, tiny_config
+
+from mrt.ablate.nodes import REACH, STAGE_OF, Planner, Trial, content_hash, reaches, stage_settings
+from mrt.ablate.studies import BASELINES, STUDIES, Axis, Row, grid_rows
+from mrt.config import Config, known_keys, load_config
+from mrt.engine import stages
+from mrt.engine.inference import load_detector
+
+NOWHERE = Path("nowhere")
+
+
+def plan(rows, seeds=(0,), *, preset: object = "demo", overrides=(), data_root: Path = NOWHERE, **options) -> list[Trial]:
+    return Planner(data_root, "val", **options).trials(rows, list(seeds), preset, list(overrides), {})
+
+
+def kinds(trials: list[Trial]) -> dict[str, int]:
+    """How many different nodes of each kind there are, parents included."""
+    nodes = {}
+    for trial in trials:
+        node = trial.node
+        while node is not None:
+            nodes[node.digest] = node.kind
+            node = node.parent
+    return {kind: list(nodes.values()).count(kind) for kind in dict.fromkeys(nodes.values())}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (STUDIES["decay"].rows, {"given": 1, "mae": 1, "teach": 3}),
+        (STUDIES["mask-ratio"].rows, {"given": 1, "mae": 3, "teach": 3}),
+        (STUDIES["mae-data"].rows, {"given": 1, "mae": 3, "teach": 3}),
+        (STUDIES["mae-use"].rows, {"given": 1, "mae": 2, "teach": 3}),
+        (STUDIES["retrain-parts"].rows, {"given": 1, "mae": 1, "teach": 5}),
+        (STUDIES["retrain-init"].rows, {"given": 1, "mae": 1, "teach": 3}),
+        (STUDIES["mae-variant"].rows, {"given": 1, "mae": 3, "teach": 3}),
+        (STUDIES["components"].rows, {"given": 1, "mae": 2, "teach": 5}),
+        (BASELINES, {"given": 1, "fair": 1, "oracle-target": 1, "oracle-source+target": 1}),
+        (grid_rows([Axis("mae_stage.epochs", ("1", "2"))], "demo"), {"given": 1, "mae": 2, "teach": 2}),
+        (grid_rows([Axis("teach.epochs", ("4", "5"))], "demo"), {"given": 1, "mae": 1, "teach": 2}),
+        (grid_rows([Axis("engine.workers", ("0", "1"))], "demo"), {"given": 1, "mae": 1, "teach": 1}),
+    ],
+)
+def test_trials_share_the_stages_that_are_the_same(rows, expected):
+    found = kinds(plan(rows))
+    assert {kind: found.get(kind, 0) for kind in expected} == expected and set(found) == set(expected)
+
+
+def test_studies_share_trials_with_one_another():
+    digests = {
+        name: {row.name: trial.node.digest for row, trial in zip(STUDIES[name].rows, plan(STUDIES[name].rows), strict=True)}
+        for name in STUDIES
+    }
+    assert digests["components"]["+ DT"] == digests["mae-use"]["none"] == digests["retrain-parts"]["none"]
+    assert digests["components"]["+ DT + MAE"] == digests["mask-ratio"]["0.8"] == digests["decay"]["hard"] == digests["mae-data"]["target"]
+    assert digests["components"]["+ DT + MAE + retraining"] == digests["retrain-init"]["source + MAE"]
+    assert digests["components"]["+ DT + MAE + retraining"] == digests["mae-variant"]["published, padding ratios"]
+
+
+def test_stage_1_is_trained_for_each_seed_or_once():
+    rows = STUDIES["decay"].rows
+    assert kinds(plan(rows, (0, 1), preset="city2foggy")) == {"teach": 6, "mae": 2, "source": 2}
+    assert kinds(plan(rows, (0, 1), preset="city2foggy", shared_source=True)) == {"teach": 6, "mae": 2, "source": 1}
+    assert kinds(plan(rows, (0, 1))) == {"teach": 6, "mae": 2, "given": 1}
+
+
+def test_data_is_part_of_a_node_by_its_content(tmp_path):
+    make_set(tmp_path / "a", "clear", seed=1)
+    make_set(tmp_path / "b", "clear", seed=1)
+    make_set(tmp_path / "b", "hazy", haze=0.5, seed=2)
+    make_set(tmp_path / "c", "clear", seed=1)
+    make_set(tmp_path / "c", "hazy", haze=0.5, seed=3)
+    sets = ["data.source=clear", "data.target=hazy", "init=none"]
+    digests = {name: plan([Row("x")], overrides=sets, data_root=tmp_path / name)[0].node for name in "abc"}
+    assert len({node.digest for node in digests.values()}) == 3
+    assert len({node.parent.parent.digest for node in digests.values()}) == 1, "stage 1 does not see the target"
+
+
+def test_every_name_of_the_table_is_a_setting():
+    keys = known_keys()
+    sections = {key.partition(".")[0] for key in keys}
+    later = {"engine.compile", "engine.checkpointing"}
+    assert [name for name in REACH if name not in (*keys, *sections, *later)] == []
+
+
+def test_a_new_setting_counts_everywhere_until_somebody_says_otherwise():
+    assert all(reaches("engine.something_new", kind) for kind in STAGE_OF)
+
+
+# A change of everything that is said not to reach a stage, at once.
+ELSEWHERE = {
+    "source": {
+        **{
+            "data.target": "misty",
+            "data.sides": [40],
+            "data.validation_split": "train",
+            "loss.target_weight": 3.0,
+            "domain.enabled": False,
+        },
+        **{"mae.mask_ratio": 0.3, "teacher.box_loss": True, "teacher.threshold_max": 0.9, "retrain.every": 0, "mae_stage.lr": 1e-5},
+        **{"teach.epochs": 7, "engine.workers": 1, "engine.log_every": 3, "engine.eval_every": 1, "engine.eval_batch_size": 3},
+    },
+    "mae": {
+        **{"data.validation_split": "train", "data.source_sides": [40], "data.source_crop": True, "domain.enabled": False},
+        **{"mae.use": "pretrain", "mae.decay": "none", "mae.carry_over": False, "teacher.ema": 0.5, "teacher.dynamic": False},
+        **{"retrain.every": 0, "retrain.source": "random", "pretrain.lr": 1e-5, "teach.epochs": 7, "engine.eval_every": 1},
+        **{"data.cache": "none", "engine.keep_checkpoints": 1},
+    },
+    "teach": {
+        **{"data.validation_split": "train", "data.source_sides": [40], "pretrain.lr": 1e-5, "mae_stage.lr": 1e-5, "mae_stage.epochs": 9},
+        **{"engine.eval_every": 1, "engine.workers": 1},
+    },
+    "fair": {
+        **{"loss.target_weight": 3.0, "domain.enabled": False, "mae.use": "none", "mae.mask_ratio": 0.1, "teacher.dynamic": False},
+        **{"teacher.threshold_start": 0.2, "retrain.every": 0, "pretrain.lr": 1e-5, "data.source_sides": [40]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_set(root, "clear", seed=1)
+    make_set(root, "hazy", haze=0.5, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def starts(world, tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("runs")
+    source = stages.pretrain_source(tiny_config(), root / "source", data_root=world)
+    mae = stages.adapt(tiny_config(), root / "mae", stages=("mae",), init=str(source), data_root=world)
+    return {"mae": str(source), "teach": str(mae), "fair": str(source)}
+
+
+def train(kind: str, config: Config, folder: Path, world: Path, starts: dict[str, str]) -> dict[str, torch.Tensor]:
+    if kind == "source":
+        stages.pretrain_source(config, folder, data_root=world)
+    elif kind == "fair":
+        stages.pretrain_source(config, folder, init=starts[kind], match_compute=True, data_root=world)
+    else:
+        stages.adapt(config, folder, stages=(kind,), init=starts[kind], data_root=world)
+    return load_detector(folder)[0].state_dict()
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_what_does_not_reach_a_stage_does_not_change_it(world, starts, tmp_path, kind):
+    configs = [tiny_config(), tiny_config(**ELSEWHERE[kind])]
+    assert stage_settings(configs[0], kind) == stage_settings(configs[1], kind)
+    one, other = (train(kind, config, tmp_path / str(number), world, starts) for number, config in enumerate(configs))
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        ({"retrain.every": 2, "retrain.source": "random"}, {"retrain.parts": "none"}),
+        ({"teacher.dynamic": False}, {"teacher.dynamic": False, "teacher.threshold_gamma": 0.1, "teacher.threshold_max": 0.9}),
+        ({"mae.use": "none"}, {"mae.use": "pretrain", "mae.mask_ratio": 0.1, "mae.layers": 1}),
+        ({"domain.enabled": False}, {"domain.enabled": False, "domain.encoder_weight": 9.0, "domain.ramp": 0.5}),
+    ],
+    ids=lambda off: next(iter(off[0])),
+)
+def test_a_part_that_is_off_takes_its_settings_with_it(world, starts, tmp_path, off):
+    configs = [tiny_config(**settings) for settings in off]
+    assert all(stage_settings(config, "teach") == stage_settings(configs[0], "teach") for config in configs)
+    found = [train("teach", config, tmp_path / str(number), world, starts) for number, config in enumerate(configs)]
+    for one, other in itertools.pairwise(found):
+        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def test_the_hash_of_a_whole_run_is_of_what_changes_its_result():
+    base = load_config("demo")
+    same = load_config("demo", ["engine.device=cpu", "engine.workers=3", "engine.threads=2", "preset=other"])
+    assert content_hash(base) == content_hash(same)
+    for change in ("seed=1", "mae.mask_ratio=0.5", "engine.batch_size=4", "data.target=other", "model.dropout=0.1"):
+        assert content_hash(base) != content_hash(load_config("demo", [change])), change
+
+
+def test_the_hash_knows_the_starting_weights_by_their_content(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "teacher.safetensors").write_bytes(b"weights")
+    paths = [tmp_path / "a", tmp_path / "b", tmp_path / "a" / "teacher.safetensors"]
+    configs = [load_config("demo", changes={"init": str(path)}) for path in paths]
+    assert len({content_hash(config) for config in configs}) == 1
+    assert len({plan([Row("x")], overrides=[f"init={path}"])[0].node.digest for path in paths}) == 1
+    before = content_hash(configs[0])
+    (tmp_path / "a" / "teacher.safetensors").write_bytes(b"other weights")
+    assert before != content_hash(configs[0])
