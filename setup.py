@@ -111,7 +111,7 @@ setup(
     version=version,
     packages=[*find_packages(include=["mrt", "mrt.*"]), "mrt_cli", *(f"mrt_cli.{name}" for name in find_packages("cli"))],
     package_dir={"mrt_cli": "cli"},
-    package_data={"mrt": ["presets/*.toml", "presets/*.json", "weights/*.safetensors"]},
+    package_data={"mrt": ["presets/*.toml", "presets/*.json", "weights/*.safetensors", "report/templates/*.j2"]},
     ext_modules=modules,
     cmdclass={"build_ext": command},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -185,10 +185,13 @@ class Road:
     def _evaluate(self, column: str, folder: Path, config: Config) -> None:
         from mrt.engine.inference import evaluate_detector
 
+        from . import evaluate
+
         self.show("eval", str(folder), "--split", SPLIT, training=False)
         found = evaluate_detector(
             folder, data=config.data.target, split=SPLIT, device=config.engine.device, data_root=self.roots.data_root, watcher=self.watcher
         )
+        evaluate.write([str(folder)], [evaluate.record(str(folder), found)], self.roots.run_root, None, None)
         self.results.setdefault(column, []).append(found)
 
 

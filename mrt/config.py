@@ -210,6 +210,7 @@ class EngineConfig(Section):
     )
     eval_batch_size: PositiveInt = 8
     keep_checkpoints: NonNegativeInt = Field(0, description="numbered checkpoints to keep beside the last one")
+    snapshots: NonNegativeInt = Field(16, description="target images whose pseudo labels are recorded after each epoch of teaching")
     timeout: PositiveInt = Field(600, description="seconds that a process waits for the others before the run fails")
 
 

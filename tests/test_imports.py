@@ -49,9 +49,13 @@ RULES = {
         *("scipy", "submitit", "torch"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
+    "mrt.report": [
+        *("torch", "numpy", "PIL", "matplotlib", "sklearn", "jinja2", "mrt.errors", "mrt.files", "mrt.config"),
+        *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine"),
+    ],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),
-        *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops"),
+        *("mrt.ablate", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.ops", "mrt.report"),
     ],
 }
 # Importing these must not import torch: they answer at once, or run in many processes.

@@ -141,7 +141,8 @@ def make_report(
     from mrt.engine.folder import provenance
 
     first = trials[0]
-    shared = {"split": first.split, "data": dict(first.data), "seeds": list(dict.fromkeys(trial.config.seed for trial in trials))}
+    data = list({json.dumps(trial.data, sort_keys=True): dict(trial.data) for trial in trials}.values())
+    shared = {"split": first.split, "data": data, "seeds": list(dict.fromkeys(trial.config.seed for trial in trials))}
     rows = summarise(results, base)
     return {"title": title, "subject": subject, "base": base, **shared, **about, "rows": rows, "environment": provenance()}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 
 # of [engine]: they change no result
-MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "timeout", "compile", "checkpointing")
+MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "timeout", "compile", "checkpointing", "snapshots")
 STAGE_OF = {
     "source": "pretrain",
     "mae": "mae",
@@ -133,7 +133,7 @@ def content_hash(config: Config) -> str:
     values.pop("preset")
     values["init"] = _fingerprint(config.init) if config.init else None
     for key in MACHINE_KEYS:
-        values["engine"].pop(key, None)
+        values["engine"].pop(key)
     return _digest(values)
 
 
@@ -221,9 +221,12 @@ class Planner:
             the same as a trial's stage 1 is taken for it.
     """
 
-    def __init__(self, data_root: Path, split: str, shared_source: bool = False, find_source: Any = None) -> None:
+    def __init__(
+        self, data_root: Path, split: str, shared_source: bool = False, find_source: Callable[[Config], Path | None] | None = None
+    ) -> None:
         self.data_root, self.split, self.shared_source, self.find_source = data_root, split, shared_source, find_source
         self._nodes: dict[str, Node] = {}
+        self._given_digests: dict[str, str] = {}
 
     def trials(
         self, rows: Sequence[Row], seeds: Sequence[int], preset: str | Path, overrides: Sequence[str], changes: Mapping[str, Any]
@@ -247,7 +250,7 @@ class Planner:
         return self._node(end, config, start)
 
     def _given(self, config: Config) -> Node:
-        digest = _fingerprint(config.init)
+        digest = self._given_digests.get(config.init) or self._given_digests.setdefault(config.init, _fingerprint(config.init))
         return self._nodes.setdefault(digest, Node("given", digest, config, place=config.init))
 
     def _source(self, config: Config, first_seed: int) -> Node:

@@ -60,7 +60,8 @@ def picture(report: Mapping[str, Any]) -> Figure:
             axes.spines[side].set_visible(False)
     several = any(row["metrics"].get("AP50", {}).get("n", 0) > 1 for row in rows)
     how = f"mean, {LEVEL:.0%} t interval; circles: seeds {' '.join(map(str, report['seeds']))}" if several else f"seed {report['seeds'][0]}"
-    where = f"{report['data']['name']} {report['split']}" + ("; SMOKE TEST, means nothing" if report["smoke"] else "")
+    sets = ", ".join(data["name"] for data in report["data"])
+    where = f"{sets} {report['split']}" + ("; SMOKE TEST, means nothing" if report["smoke"] else "")
     figure.suptitle(f"{report['title']}\n{where}; {how}", fontsize=FONT, ha="left", x=0.01)
     return figure
 

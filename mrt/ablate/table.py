@@ -124,7 +124,7 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know."""
-    found = [f"measured on {report['data']['name']}, split {report['split']}: {_about_data(report['data'])}"]
+    found = [f"measured on {data['name']}, split {report['split']}: {_about_data(data)}" for data in report["data"]]
     if any(row["metrics"].get("AP50", {}).get("std") is not None for row in report["rows"]):
         found.append(
             f"mean ± standard deviation over n detectors (seeds {' '.join(map(str, report['seeds']))}); "

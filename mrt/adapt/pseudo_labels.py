@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
@@ -58,3 +60,30 @@ def pseudo_labels(
 ) -> list[dict[str, Tensor]]:
     """The labels at once; arguments and result as :class:`PendingLabels`'s."""
     return PendingLabels(logits, boxes, thresholds, nms_iou, ignore_above).result()
+
+
+class LabelCount:
+    """How many pseudo labels of each class the images of an epoch got; kept on the device, read once per epoch.
+
+    Args:
+        num_classes: C.
+        device: where the labels are.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)  # last: images
+
+    @torch.no_grad()
+    def add(self, labels: Sequence[dict[str, Tensor]]) -> None:
+        """Count the labels of some images, as :func:`pseudo_labels` gives them."""
+        found = torch.cat([image["labels"] for image in labels])
+        self.counts.index_add_(0, found, self.counts.new_ones(()).expand(len(found)))
+        self.counts[-1] += len(labels)
+
+    def read(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> list[float]:
+        """Labels of each class per image (C numbers), over all processes; counting begins anew. Empty where no image was seen."""
+        if all_reduce is not None:
+            self.counts = all_reduce(self.counts)
+        *labels, images = self.counts.tolist()
+        self.counts = torch.zeros_like(self.counts)
+        return [count / images for count in labels] if images else []

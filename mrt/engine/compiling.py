@@ -7,6 +7,7 @@ of them; batches of further sizes run uncompiled, which is said once. Both ways 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,7 +28,8 @@ class Compiler:
     """Compiles networks in place, and decides batch by batch whether the compiled layers are used.
 
     Args:
-        mode: "off"; "on"; "auto": on a GPU, unless the machine has no working compiler (then it says so and nothing is compiled).
+        mode: "off"; "on"; "auto": on a GPU, unless the machine has no working compiler (then it says so and nothing is compiled). A layer
+            that cannot be compiled ends a run with "on", and with "auto" runs as it is, with PyTorch's warning.
         device: where the networks run.
         watcher: is told of a fallback.
         backend: of ``torch.compile``.
@@ -42,6 +44,7 @@ class Compiler:
         self.watcher, self.backend = watcher or Watcher(), backend
         self.sizes: dict[str, set[Any]] = {}
         self._told = False
+        self.mode = mode
         self.active = mode == "on" or (mode == "auto" and device is not None and device.type == "cuda")
         problem = _problem(device or torch.device("cpu")) if self.active and backend == "inductor" else None
         if problem is not None:
@@ -54,6 +57,7 @@ class Compiler:
         """Mark the layers of networks for compilation, which happens when they are first used. State dicts stay as they are."""
         if not self.active:
             return
+        torch._dynamo.config.suppress_errors = self.mode == "auto"
         torch._dynamo.config.optimize_ddp = False  # regions are smaller than DDP's buckets: nothing to split
         # About twenty graphs for each set of sizes, all counted together: kinds of layers, student and teacher, with and without a mask.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64 * SIZES)
@@ -86,6 +90,8 @@ class Compiler:
 
 def uncompiled() -> AbstractContextManager:
     """A context in which compiled layers run as they are: for evaluation, whose batches are of other sizes than training's."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled; loading it takes seconds
+        return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 

@@ -24,6 +24,7 @@ from mrt.engine import checkpoint
 from mrt.engine.distributed import World
 from mrt.engine.profiling import StepProfiler
 from mrt.engine.report import RunLog, Watcher
+from mrt.engine.snapshots import LabelSnapshots
 from mrt.engine.step import Learner, training_step
 from mrt.errors import Interrupted, RunFailed
 
@@ -66,6 +67,7 @@ class Run:
 
     Attributes:
         evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the evaluated network.
+        snapshots: records the teacher's pseudo labels of a few images after each epoch of teaching; one process has them.
         profile: steps of each stage to profile.
     """
 
@@ -75,6 +77,7 @@ class Run:
     watcher: Watcher
     facts: dict[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Learner], dict[str, Any]] | None = None
+    snapshots: LabelSnapshots | None = None
     profile: int = 0
     stopping: bool = False
 
@@ -153,6 +156,8 @@ def run_stage(name: str, learner: Learner, streams: Mapping[str, Stream], run: R
     meter, speed = Meter(learner), Speed(learner.world.size)
     run.watcher.begin(name, total, learner.step)
     run.watcher.epoch(_standing(learner, run, learner.step // steps_per_epoch))
+    if run.snapshots is not None and learner.parts.teach and learner.step == 0:
+        run.snapshots.take(name, learner, 0)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), profiler:
         while learner.step < total:
@@ -275,6 +280,10 @@ def _end_epoch(
     if learner.parts.teach:
         thresholds = learner.thresholds.update(learner.world.sum)
         facts["thresholds"] = dict(zip(run.facts["classes"], [round(value, 6) for value in thresholds.tolist()], strict=True))
+        labels = learner.label_count.read(learner.world.sum)
+        facts["labels_per_image"] = {name: round(value, 4) for name, value in zip(run.facts["classes"], labels, strict=False)}
+        if run.snapshots is not None:
+            run.snapshots.take(name, learner, done)
         if numbers.get("pseudo_labels", 0.0) > LABEL_ALARM * source_boxes:
             run.watcher.say(
                 f"Warning: {numbers['pseudo_labels']:.1f} pseudo labels per image, the source has {source_boxes:.1f} boxes: "
@@ -303,6 +312,7 @@ def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], 
     _average_statistics(learner)
     thresholds = learner.thresholds.state_dict()
     thresholds["record"] = learner.world.sum(thresholds["record"])
+    label_count = learner.world.sum(learner.label_count.counts.clone())
     if not learner.world.main:
         return
     optimiser = learner.optimiser.state_dict()
@@ -318,6 +328,7 @@ def save_checkpoint(name: str, learner: Learner, streams: Mapping[str, Stream], 
             "optimiser": optimiser,
             "scaler": learner.scaler.state_dict(),
             "thresholds": thresholds,
+            "label_count": label_count,
             "reinit": learner.reinit,
             "positions": {domain: stream.position for domain, stream in streams.items()},
             "random": states,
@@ -340,6 +351,8 @@ def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapp
     if not learner.world.main:  # the first process keeps the sum over all
         thresholds = {**thresholds, "record": torch.zeros_like(thresholds["record"])}
     learner.thresholds.load_state_dict(thresholds)
+    if learner.world.main and "label_count" in state:
+        learner.label_count.counts = state["label_count"].to(learner.world.device)
     learner.reinit = {key: value.to(learner.world.device) for key, value in state["reinit"].items()}
     learner.step = state["step"]
     for domain, stream in streams.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mrt.adapt.retrain import reinit_state
@@ -23,13 +24,16 @@ from mrt.engine.folder import load_autoencoder, read_facts
 from mrt.engine.inference import load_detector, measure
 from mrt.engine.loop import Stream
 from mrt.engine.report import Watcher
+from mrt.engine.snapshots import LabelSnapshots
 from mrt.engine.step import Learner, Parts
 from mrt.engine.student import SOURCE, TARGET, Student
 from mrt.errors import MrtError
+from mrt.evaluate.labels import as_pseudo_labels, label_quality
 from mrt.models.detector import DeformableDETR
 from mrt.models.mae import MaskedAutoencoder
 
 RANDOM = "mae-random.pt"  # in the folder of a run of stage 2 alone
+STAGES = ("pretrain", "mae", "teach")
 TRAINED = 1000  # updates by which the average's warm-up is ahead when it starts from a trained detector
 
 
@@ -154,12 +158,11 @@ def prepare(plan: Plan, shop: Workshop, watcher: Watcher) -> Stage:
     """Data, networks, optimiser, thresholds and teacher of a stage."""
     config, world, detector = shop.config, shop.world, shop.detector
     streams, boxes_per_image = _streams(plan, shop, watcher)
-    student = Student(
-        detector,
-        _autoencoder(shop) if plan.parts.rebuild else None,
-        build.build_discriminators(config, detector) if plan.parts.judge else None,
-    ).to(world.device)
-    student.train()
+    with torch.random.fork_rng(devices=[]):  # a stage's new networks start alike, whatever was drawn before it and by how many processes
+        torch.manual_seed(7919 * config.seed + STAGES.index(plan.name))
+        mae = _autoencoder(shop) if plan.parts.rebuild else None
+        discriminators = build.build_discriminators(config, detector) if plan.parts.judge else None
+    student = Student(detector, mae, discriminators).to(world.device).train()
     settings = config.teacher
     thresholds = DynamicThresholds(
         len(shop.classes),
@@ -237,6 +240,16 @@ def _retraining_state(plan: Plan, shop: Workshop) -> dict[str, Tensor]:
     return state if other is None else {key: other[key].to(value.device) for key, value in state.items()}
 
 
+def label_snapshots(shop: Workshop, folder: Path) -> LabelSnapshots | None:
+    """What records pseudo labels of a few target training images; none in processes but the first, or where none are wanted."""
+    config = shop.config
+    if not shop.world.main or not config.engine.snapshots:
+        return None
+    split = config.data.target_split
+    dataset = build.training_set(config, shop.cards[TARGET], split, shop.classes, "eval", first_stage=False, labelled=False)
+    return LabelSnapshots(folder, dataset, shop.classes, config.engine.snapshots, config.engine.eval_batch_size)
+
+
 def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str, Any]] | None:
     """A function that measures student and teacher on the validation split of the domain that matters; none where it has no labels."""
     config, split = shop.config, shop.config.data.validation_split
@@ -262,6 +275,9 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
             network.train(training)
             found[name] = metrics.to_dict()
             watcher.measured(name, found[name])
+            if name == "teacher" and learner.parts.teach:  # what its labels would be there: to look at, never to train on
+                labels = as_pseudo_labels(metrics.detections, learner.thresholds.values.tolist(), config.teacher.nms_iou)
+                found[name]["pseudo_labels"] = label_quality(labels, dataset).to_dict()
             figure = "no boxes of these classes" if metrics.AP50 is None else f"AP50 {metrics.AP50:.1f}"
             watcher.say(f"{name} on {card.name} {split}: {figure}")
         return found

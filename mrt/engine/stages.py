@@ -18,8 +18,9 @@ from mrt.config import Config
 from mrt.engine import build, checkpoint, distributed
 from mrt.engine.folder import begin_run, finish_stage, open_run, require_same_data, save_autoencoder, save_networks
 from mrt.engine.loop import Run, restore_checkpoint, run_stage
-from mrt.engine.prepare import RANDOM, Plan, find_cards, open_workshop, prepare, take_over, validation
+from mrt.engine.prepare import RANDOM, Plan, find_cards, label_snapshots, open_workshop, prepare, take_over, validation
 from mrt.engine.report import RunLog, Watcher, forget_later_lines
+from mrt.engine.snapshots import SNAPSHOTS
 from mrt.engine.step import Parts
 from mrt.engine.student import SOURCE, TARGET
 from mrt.errors import MrtError
@@ -156,12 +157,15 @@ def _run(
             take_over(plans[0], shop, watcher)
         stage = prepare(plans[begin], shop, watcher)  # before the folder is made: what does not fit leaves no trace
         if world.main and resume and state:
-            forget_later_lines(folder / "metrics.jsonl", [plan.name for plan in plans[:begin]], state["stage"], state["step"])
+            for file in ("metrics.jsonl", SNAPSHOTS):
+                forget_later_lines(folder / file, [plan.name for plan in plans[:begin]], state["stage"], state["step"])
         if world.main and not resume:
             begin_run(folder, config.model_copy(update={"init": command["init"]}), command, cards, shop.classes)
         world.wait()
         with RunLog(folder, active=world.main) as log:
             run = Run(folder, config, log, watcher, facts={"classes": shop.classes}, evaluate=validation(shop, watcher), profile=profile)
+            if any(plan.parts.teach for plan in plans):
+                run.snapshots = label_snapshots(shop, folder)
             for number, plan in enumerate(plans[begin:], begin):
                 if number > begin:
                     stage = prepare(plan, shop, watcher)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
 
-from mrt.adapt.pseudo_labels import PendingLabels
+from mrt.adapt.pseudo_labels import LabelCount, PendingLabels
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config, StageConfig
@@ -72,6 +72,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.criteria = Criteria(self.config, self.student.detector.num_classes)
+        self.label_count = LabelCount(self.student.detector.num_classes, self.world.device)
         self.wrapped: nn.Module = self.world.wrap(self.student)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.engine.amp == "fp16")
 
@@ -147,7 +148,10 @@ class Answers:
     @cached_property
     def labels(self) -> list[list[dict[str, Tensor]]]:
         """Pseudo labels by micro-batch, none where nothing is taught."""
-        return [pending.result() for pending in self.pending]
+        labels = [pending.result() for pending in self.pending]
+        for images in labels:
+            self.learner.label_count.add(images)
+        return labels
 
     def of(self, number: int) -> dict[str, Labels]:
         """What counts in a micro-batch, by domain."""

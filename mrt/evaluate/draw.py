@@ -25,6 +25,7 @@ def draw_detections(
     *,
     threshold: float = 0.3,
     scale: int | None = None,
+    text_size: int | None = None,
 ) -> Image.Image:
     """The image with a box and a label for each detection.
 
@@ -35,6 +36,7 @@ def draw_detections(
         classes: names by label.
         threshold: detections scored lower are left out.
         scale: enlarge so many times first; default: until the image is at least 640 pixels wide.
+        text_size: height of the labels in pixels of the result; default: for a picture that is seen at its full width.
     """
     found = detections if isinstance(detections, Mapping) else vars(detections)
     boxes, labels = np.asarray(found["boxes"], dtype=float).reshape(-1, 4), np.asarray(found["labels"], dtype=int)
@@ -42,7 +44,7 @@ def draw_detections(
     scale = scale or max(-(-MIN_WIDTH // image.width), 1)
     canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(canvas.width // 55, 11))
+    font = ImageFont.load_default(size=text_size or max(canvas.width // 55, 11))
     line = max(canvas.width // 320, 1)
     shown = [i for i in range(len(boxes)) if scores is None or scores[i] >= threshold]
     for i in sorted(shown, key=lambda i: -_area(boxes[i])):  # small boxes on top of large ones

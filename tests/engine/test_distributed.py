@@ -20,13 +20,25 @@ from mrt.engine.loop import Stream, restore_random_state
 from mrt.evaluate.coco import Metrics
 
 ROOT = Path(__file__).parents[2]
+NOISE = 1e-5  # of a loss: what another order of sums gives after eight steps; discriminators that start otherwise change it by up to 1.6e-2
 SCRIPT = """
 import sys
 from pathlib import Path
 from test_stages import StopAt
 from tiny_world import tiny_config
-from mrt.engine import distributed, stages
+from mrt.engine import build, distributed, stages
 from mrt.errors import Interrupted
+
+
+def smooth(*arguments, plain=build.build_optimiser):
+    # AdamW whose step is proportional to the gradient: as it is, its first steps are the gradient's sign, which is noise near zero.
+    optimiser = plain(*arguments)
+    for group in optimiser.param_groups:
+        group.update(eps=1.0, lr=1000 * group["lr"])
+    return optimiser
+
+
+build.build_optimiser = smooth
 folder, data, start, stop = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 changes = {"model.dropout": 0.0, "model.weights": "checkpoint", "model.freeze": "stem", "mae.mask_ratio": 0.0, "engine.threads": 1}
 watcher = StopAt(stop)
@@ -93,11 +105,9 @@ def totals(lines: list[dict]) -> list[float]:
 def test_two_processes_give_what_one_gives(data, source, adapted, tmp_path):
     """Same total batch, batch norm frozen, nothing random in the network: the losses are those of a single process."""
     one, two = totals(lines(source)), totals(launch(tmp_path / "source", data, "source", 2))
-    assert one[0] == pytest.approx(two[0], rel=1e-5)
-    assert one == pytest.approx(two, rel=1e-2), "later steps: AdamW's first steps magnify rounding"
+    assert len(one) == 4 and one == pytest.approx(two, rel=NOISE)
     one, two = totals(lines(adapted)), totals(launch(tmp_path / "adapted", data, str(source), 2))
-    assert one[0] == pytest.approx(two[0], rel=1e-5)
-    assert len(two) == 8 and one == pytest.approx(two, rel=2e-2)
+    assert len(two) == 8 and one == pytest.approx(two, rel=NOISE)
 
 
 def test_a_run_of_two_goes_on_with_one_and_again_with_two(data, source, adapted, tmp_path):
@@ -109,8 +119,7 @@ def test_a_run_of_two_goes_on_with_one_and_again_with_two(data, source, adapted,
     whole = lines(adapted)
     place = [(line["stage"], line["kind"], line["step"]) for line in whole]
     assert [(line["stage"], line["kind"], line["step"]) for line in stopped] == place, "no line twice, none missing"
-    assert totals(whole)[0] == pytest.approx(totals(stopped)[0], rel=1e-5)
-    assert totals(whole) == pytest.approx(totals(stopped), rel=2e-2), "AdamW's first steps magnify rounding; other images differ by more"
+    assert totals(whole) == pytest.approx(totals(stopped), rel=NOISE)
     for name in ("lr", "pseudo_labels"):
         assert [line.get(name) for line in whole] == pytest.approx([line.get(name) for line in stopped])
     thresholds = [[line["thresholds"] for line in run if "thresholds" in line] for run in (whole, stopped)]

@@ -96,6 +96,8 @@ def test_adaptation_uses_every_part_of_the_method(world, source, tmp_path):
     assert teach[0]["pseudo_labels"] > 0
     epochs = [line for line in lines(run, "epoch") if line["stage"] == "teach"]
     assert epochs[0]["thresholds"] != epochs[1]["thresholds"]
+    counted = sum(epochs[0]["labels_per_image"].values())
+    assert counted == pytest.approx(sum(line["pseudo_labels"] for line in teach[:2]) / 2, abs=1e-3), "two steps make an epoch"
     assert "retrained" in epochs[0] and "retrained" not in epochs[-1], "never after the last epoch"
 
 
@@ -127,6 +129,8 @@ def test_resuming_equals_never_having_stopped(world, source, tmp_path, stop, num
         expected, found = weights(whole, name), weights(stopped, name)
         assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
     assert [numbers(line) for line in lines(whole, "train")][-2:] == [numbers(line) for line in lines(stopped, "train")][-2:]
+    assert [numbers(line) for line in lines(whole, "epoch")] == [numbers(line) for line in lines(stopped, "epoch")]
+    assert (whole / "pseudo_labels.jsonl").read_text() == (stopped / "pseudo_labels.jsonl").read_text()
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(world, source, tmp_path):

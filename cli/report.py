@@ -1,0 +1,63 @@
+"""``mrt report``: one run, or several side by side, as a page that opens anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run names or folders; also trials of mrt ablate (ablate/trials/...).")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report. Default: the run's own; of several runs, reports/A-vs-B under the run root.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to judge on. Default: test if all runs were evaluated on it, else the validation split.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images in each grid of pictures.")] = 4,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what the runs' files say: no network is run.")] = False,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+    device: options.Device = None,
+) -> None:
+    """Write a report of one run, or a comparison of several: report.html, report.md, report.json and figures/."""
+    from mrt.report import require_libraries, write_report
+
+    from . import experiment
+    from .console import say, watching
+
+    experiment.require_one_process("report")
+    require_libraries()
+    roots = experiment.find_roots(data_root, run_root)
+    folders = [find_folder(name, roots.run_root) for name in runs]
+    where = out or (folders[0] if len(folders) == 1 else roots.run_root / "reports" / "-vs-".join(folder.name for folder in folders))
+    with watching() as watcher:
+        page = write_report(
+            folders,
+            where,
+            data_root=roots.data_root,
+            split=split,
+            images=images,
+            quick=quick,
+            device=device or "auto",
+            watcher=watcher,
+        )
+    say(f"Written to {page}; the same as Markdown: {page.with_suffix('.md')}; numbers: {page.with_suffix('.json')}")
+
+
+def find_folder(name: str, run_root: Path) -> Path:
+    """A run's folder: a path, a name under the run root, or the name of an ablation's trial."""
+    from .experiment import find_run
+
+    trial = run_root / "ablate" / "trials" / name
+    return trial if not Path(name).exists() and trial.is_dir() else Path(find_run(name, run_root))
+
+
+def register(app: typer.Typer) -> None:
+    app.command("report")(report)

@@ -1,0 +1,68 @@
+"""``mrt report``: what happened in a run, or in several, as one page. Needs the extra ``report``: matplotlib, scikit-learn, jinja2."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mrt.engine.report import Watcher
+from mrt.errors import MrtError
+from mrt.files import write_text
+
+PAGE = "report.html"
+NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "jinja2": "jinja2"}
+
+
+def require_libraries() -> None:
+    """MrtError if something of the extra is not installed."""
+    missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MrtError(f"mrt report needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+                       "install what reports need: pip install 'mrt-detection[report]'")  # fmt: skip
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    data_root: Path,
+    split: str | None = None,
+    images: int = 4,
+    quick: bool = False,
+    device: str = "auto",
+    watcher: Watcher | None = None,
+) -> Path:
+    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` about one run or several into ``out``; returns the page.
+
+    Args:
+        folders: of the runs; changes are counted from the first of several, from the start of a single one.
+        split: of the target set; see :func:`mrt.report.collect.choose_split` for what is taken without one.
+        images: rows of pictures.
+        quick: only what the runs' files say; no network is run.
+
+    Raises:
+        MrtError: libraries are missing, a folder is no run, the split does not exist, or the runs' classes differ.
+    """
+    require_libraries()
+    from mrt.report import collect, sections, study
+    from mrt.report.page import write_page
+
+    started = time.monotonic()
+    runs = collect.load_runs(folders)
+    about = study.open_study(
+        runs, out, data_root=data_root, split=split, images=images, quick=quick, device=device, watcher=watcher or Watcher()
+    )
+    sections.fill_record(about)
+    made = [section(about) for section in sections.ALL]
+    titles = [run.title for run in runs]
+    title = f"Report on {titles[0]}" if len(runs) == 1 else f"Comparison of {', '.join(titles)}"
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    seconds = round(time.monotonic() - started, 1)
+    kind = sections.kind_of(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    lead = f"{kind[:1].upper()}{kind[1:]}; preset {runs[0].config.preset}; written {when} by mrt report in {seconds:.0f} s."
+    write_text(out / "report.json", json.dumps({**about.record, "written": when, "seconds": seconds}, indent=1) + "\n")
+    return write_page(out, title, lead, sections.headlines(about), made)[0]

@@ -1,0 +1,200 @@
+"""What a run's networks say when they are asked again: detections before and after, features, rebuilt maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mrt.config import Config
+from mrt.data.card import DatasetCard
+from mrt.data.dataset import DetectionDataset, SampleKey
+from mrt.data.loader import Batch, build_loader, collate
+from mrt.data.transforms import build_transform, denormalise
+from mrt.engine import build, checkpoint
+from mrt.engine.folder import load_autoencoder
+from mrt.engine.inference import load_detector, predictor
+from mrt.engine.report import Watcher
+from mrt.engine.snapshots import spread_evenly
+from mrt.errors import MrtError
+from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
+from mrt.models.detector import DeformableDETR
+from mrt.models.mae import MaskedAutoencoder, random_masks
+from mrt.report.collect import RunData
+from mrt.report.figures import Rebuilt
+
+NEIGHBOURS = 10  # of each point, to say how mixed two domains are
+PLACES = ("backbone (C5)", "encoder", "decoder")
+
+
+@dataclass
+class Judged:
+    """A detector's detections on the report's images, and its figures there (None where there are no labels)."""
+
+    network: str
+    detector: DeformableDETR
+    detections: list[ImageDetections]
+    metrics: Metrics | None
+
+
+def evaluation_set(run: RunData, card: DatasetCard, split: str) -> DetectionDataset:
+    """The images a run is judged on, as it would be evaluated; ignored objects are kept apart."""
+    if split not in card.splits:
+        raise MrtError(f"{card.name}: has no split {split!r}", f"choose one of its splits with --split: {', '.join(card.splits)}")
+    return build.evaluation_set(run.config, card, split, run.classes)
+
+
+def judge(where: str | Path, which: str, dataset: DetectionDataset, config: Config, device: torch.device, watcher: Watcher) -> Judged:
+    """Run a detector over the images.
+
+    Raises:
+        MrtError: there are no such weights, or their classes are not the run's.
+    """
+    detector, facts = load_detector(where, which=which, device=device)
+    if list(facts["classes"]) != list(dataset.classes):
+        raise MrtError(f"{where}: its classes are {', '.join(facts['classes'])}; the run's are {', '.join(dataset.classes)}")
+    loader = build_loader(dataset, batch_size=config.engine.eval_batch_size)
+    watcher.begin(f"{Path(where).name} ({facts['network']}) on {dataset.card.name} {dataset.split}", len(dataset))
+    done = 0
+
+    def progress(images: int, _total: int) -> None:
+        nonlocal done
+        watcher.advance(images - done)
+        done = images
+
+    detections = collect(predictor(detector, device), (batch.to(device) for batch in loader), len(dataset), progress)
+    watcher.end()
+    return Judged(facts["network"], detector, detections, score(detections, dataset) if dataset.labelled else None)
+
+
+def views(config: Config, card: DatasetCard, split: str, classes: list[str], count: int) -> list[Batch]:
+    """``count`` images spread over a split, without labels, as the detector is evaluated on them, in batches."""
+    transform = build_transform("eval", config.data.sides, config.data.max_size)
+    dataset = DetectionDataset(card, split, classes=classes, transform=transform, labelled=False)
+    indices = spread_evenly(len(dataset), count)
+    size = config.engine.eval_batch_size
+    return [collate([dataset[SampleKey(i, "report")] for i in indices[k : k + size]]) for k in range(0, len(indices), size)]
+
+
+@torch.inference_mode()
+def features(detector: DeformableDETR, batches: Sequence[Batch], device: torch.device) -> dict[str, np.ndarray]:
+    """One vector per image at each of :data:`PLACES`, where the discriminators judge too: (images, channels) float32.
+
+    C5 and the encoder's output are averaged over the cells that are not padding, the decoder's queries by their best score.
+    """
+    found: dict[str, list[Tensor]] = {place: [] for place in PLACES}
+    for batch in batches:
+        output = detector(batch.images.to(device), batch.padding_mask.to(device))
+        last = output.features.maps[-1]
+        seen = ~nn.functional.interpolate(batch.padding_mask[:, None].float().to(device), size=last.shape[-2:])[:, 0].bool()
+        found[PLACES[0]].append((last * seen[:, None]).sum((2, 3)) / seen.sum((1, 2)).clamp(min=1)[:, None])
+        cells = torch.cat([~mask.flatten(1) for mask in output.features.masks], dim=1)[..., None]
+        found[PLACES[1]].append((output.memory * cells).sum(1) / cells.sum(1).clamp(min=1))
+        weights = output.logits[-1].sigmoid().amax(-1, keepdim=True)
+        found[PLACES[2]].append((output.queries * weights).sum(1) / weights.sum(1).clamp(min=1e-6))
+    return {place: torch.cat(parts).float().cpu().numpy() for place, parts in found.items()}
+
+
+def embed(source: np.ndarray, target: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """t-SNE of both domains together.
+
+    Returns:
+        Points (n, 2), which of them are of the target (n,), and the mixing: of each point's nearest neighbours (in the space of the
+        features, not of the picture), the share that is of the other domain; a half where the domains cannot be told apart.
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.neighbors import NearestNeighbors
+
+    points = np.concatenate([source, target]).astype(np.float64)
+    of_target = np.arange(len(points)) >= len(source)
+    neighbours = min(NEIGHBOURS, len(points) - 1)
+    near = NearestNeighbors(n_neighbors=neighbours + 1).fit(points).kneighbors(points, return_distance=False)[:, 1:]
+    mixing = float((of_target[near] != of_target[:, None]).mean())
+    centred = points - points.mean(0)
+    centred /= max(float(centred.std()), 1e-12)
+    picture = TSNE(perplexity=min(perplexity, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(centred)
+    return picture, of_target, mixing
+
+
+@dataclass
+class Autoencoder:
+    """A detector and a masked-autoencoder branch that were kept together, and which they are."""
+
+    detector: DeformableDETR
+    mae: MaskedAutoencoder
+    about: str
+
+
+def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
+    """The branches that a run has kept, each with the encoder of its time; none if it trained no branch.
+
+    - The last student of the checkpoint and its branch, which has rested since ``mae.decay_epoch``.
+    - The end of stage 2: ``mae.safetensors``, with the backbone and encoder that selective retraining goes back to.
+    """
+    if run.config.mae.use == "none" or run.facts["command"] != "adapt":
+        return []
+    state: dict[str, Any] = {}
+    with suppress(MrtError):
+        state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
+    found = []
+    student = state.get("student", {})
+    if any(key.startswith("mae.") for key in student):
+        detector, mae = _empty(run)
+        for name, module in (("detector.", detector), ("mae.", mae)):
+            module.load_state_dict({key.removeprefix(name): value for key, value in student.items() if key.startswith(name)})
+        found.append(Autoencoder(detector, mae, "the last student and its branch (checkpoints/last.pt)"))
+    reinit = state.get("reinit", {})
+    whole = all(any(part in key for key in reinit) for part in ("backbone.", "encoder.", "input_proj."))
+    if run.config.retrain.source == "mae" and whole:
+        detector, mae = _empty(run)
+        if load_autoencoder(run.folder, mae):
+            detector.load_state_dict(reinit, strict=False)
+            found.append(Autoencoder(detector, mae, "the end of stage 2 (mae.safetensors, and the encoder that retraining goes back to)"))
+    for item in found:
+        item.detector.to(device).eval()
+        item.mae.to(device).eval()
+    return found
+
+
+def _empty(run: RunData) -> tuple[DeformableDETR, MaskedAutoencoder]:
+    """A detector and a branch of the run's shapes, whose weights do not matter yet."""
+    detector, _ = load_detector(run.folder, device="cpu")
+    return detector, build.build_mae(run.config, detector)
+
+
+@torch.inference_mode()
+def rebuild(
+    autoencoder: Autoencoder, batches: Sequence[Batch], ratio: float, seed: int, device: torch.device
+) -> tuple[list[Rebuilt], float | None]:
+    """Mask and rebuild the images' maps; the masks are drawn from the seed.
+
+    Returns:
+        Per image the energies (mean square over a cell's channels), and, over all images, the share of the masked cells' variance (about
+        each channel's mean) that is explained; none if nothing was masked.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, real, guess = [], [], []
+    for batch in batches:
+        extracted = autoencoder.detector.extract(batch.images.to(device), batch.padding_mask.to(device))
+        masks = [mask.to(device) for mask in random_masks(extracted.shapes, len(batch), ratio, generator)]
+        rebuilt = autoencoder.mae(autoencoder.detector, extracted, masks)
+        for index, target in enumerate(batch.targets):
+            height, width = target["size"]
+            seen = ~rebuilt.padding[index]
+            cut = (..., slice(int(seen.any(1).sum())), slice(int(seen.any(0).sum())))
+            truth, prediction = (value[index][cut].float().cpu() for value in (rebuilt.target, rebuilt.prediction))
+            mask = rebuilt.mask[index][cut].cpu()
+            real.append(truth[:, mask])
+            guess.append(prediction[:, mask])
+            pixels = denormalise(batch.images[index, :, :height, :width]).permute(1, 2, 0).numpy()
+            energies = [value.square().mean(0).numpy() for value in (truth, prediction)]
+            rows.append(Rebuilt(str(target["image_id"]), pixels, energies[0], mask.numpy(), energies[1]))
+    hidden, found = torch.cat(real, dim=1), torch.cat(guess, dim=1)
+    variance = float((hidden - hidden.mean(1, keepdim=True)).square().sum()) if hidden.shape[1] else 0.0
+    return rows, 1 - float((hidden - found).square().sum()) / variance if variance > 0 else None

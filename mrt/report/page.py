@@ -1,0 +1,157 @@
+"""From sections of text, tables and figures to one HTML file that needs nothing else, and a Markdown file beside the figures' folder."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from mrt.files import write_text
+
+CELL_WIDTH = 640  # pixels of a picture in the page at most; the file in figures/ has all
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph; ``warning`` makes it stand out."""
+
+    text: str
+    warning: bool = False
+    kind: str = "note"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under their headings; all but the first ``text_columns`` columns are numbers. ``strong``: rows printed bold."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+    strong: Sequence[int] = ()
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure as inline SVG and as a file; ``alt`` tells what it shows to who can't see it."""
+
+    name: str
+    alt: str
+    caption: str
+    svg: str
+    png: Path
+    kind: str = "plot"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a grid."""
+
+    picture: Image.Image
+    alt: str
+    label: str = ""
+
+    @property
+    def data(self) -> str:
+        """The picture as a data URI, JPEG, at most :data:`CELL_WIDTH` wide."""
+        picture = self.picture.convert("RGB")
+        if picture.width > CELL_WIDTH:
+            picture = picture.resize((CELL_WIDTH, round(picture.height * CELL_WIDTH / picture.width)), Image.Resampling.LANCZOS)
+        content = io.BytesIO()
+        picture.save(content, format="JPEG", quality=88)
+        return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pictures in rows under the columns' titles, and the sheet of all of them as a file."""
+
+    name: str
+    alt: str
+    caption: str
+    titles: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    png: Path
+    kind: str = "grid"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as it is, such as a command."""
+
+    text: str
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, folded away unless ``open``."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+    open: bool = False
+    kind: str = "facts"
+
+
+Block = Note | Table | Plot | Grid | Code | Facts
+
+
+@dataclass
+class Section:
+    """A part of the report; ``name`` is its anchor."""
+
+    name: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The numbers at the top: what they are of, texts by name, and where they come from."""
+
+    title: str
+    figures: Sequence[tuple[str, str]]
+    about: str
+
+
+def write_page(folder: Path, title: str, lead: str, headlines: Sequence[Headline], sections: Sequence[Section]) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md`` into the folder; returns both paths."""
+    sections = [section for section in sections if section.blocks]
+    content = {"title": title, "lead": lead, "headlines": headlines, "sections": sections}
+    paths = folder / "report.html", folder / "report.md"
+    write_text(paths[0], _environment(True, folder).get_template("report.html.j2").render(content))
+    write_text(paths[1], _environment(False, folder).get_template("report.md.j2").render(content))
+    return paths
+
+
+def _environment(for_html: bool, folder: Path) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mrt.report"),
+        autoescape=for_html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["beside"] = lambda path: Path(os.path.relpath(path, folder)).as_posix()
+    environment.filters["cell"] = _markdown_cell
+    environment.filters["described"] = _described
+    return environment
+
+
+def _markdown_cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _described(svg: str, alt: str) -> str:
+    """The SVG with a role and a name for screen readers."""
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
