@@ -1,8 +1,11 @@
 """How much memory a training step's tensors take, counted without a GPU.
 
-A step runs for real, on the CPU, and every storage that an operation makes is added when it appears and subtracted when it is freed, so
-the peak is exact for what PyTorch calls tensors: parameters, gradients and optimiser state included. What a GPU needs besides is not
-counted: the CUDA context, the caching allocator's rounding and gaps, and scratch space inside kernels (cuDNN's above all).
+Every storage that an operation makes is added when it appears and subtracted when it is freed, so the peak is exact for what PyTorch calls
+tensors: parameters, gradients and optimiser state included. What a GPU needs besides is not counted: the CUDA context, the caching
+allocator's rounding and gaps, and scratch space inside kernels (cuDNN's above all).
+
+A step may be counted while it runs for real on the CPU, or with shapes alone (:func:`shapes_only`): then nothing is computed or stored,
+and any batch is counted in seconds on any machine.
 """
 
 from __future__ import annotations
@@ -15,11 +18,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mrt.adapt.pseudo_labels import PendingLabels
 from mrt.data.loader import Batch
+from mrt.engine import build
 from mrt.engine.step import Learner
+from mrt.losses import Matches, Matching
+from mrt.models import position
 
 
 class LiveBytes(TorchDispatchMode):
@@ -64,6 +72,54 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self.live -= size
         del self._known[key]
+
+
+@contextmanager
+def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
+    """While inside, tensors have shapes but no values, the learner's own included; it is of no use afterwards.
+
+    Two parts of a step depend on values. The assignment always gives the same number of pairs, so any will do; pseudo labels are taken
+    to be ``labels`` an image.
+    """
+    networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
+    patched = [(Matching, "result", Matching.result), (PendingLabels, "result", PendingLabels.result)]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        made: dict[int, Tensor] = {}
+
+        def emptied(tensor: Tensor) -> Tensor:
+            if id(tensor) not in made:
+                empty = mode.from_tensor(tensor.detach())
+                trained = isinstance(tensor, nn.Parameter)
+                made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trained else empty
+            return made[id(tensor)]
+
+        tables = [table for network in networks for module in network.modules() for table in (module._parameters, module._buffers)]
+        originals = [dict(table) for table in tables]  # kept until all are replaced: one that is freed would hand its id on
+        for table in tables:
+            table.update({name: emptied(tensor) for name, tensor in table.items() if tensor is not None})
+        originals.clear()
+        learner.optimiser = build.build_optimiser(learner.config, learner.stage, learner.student, learner.world.device)
+        Matching.result = _any_pairs
+        PendingLabels.result = lambda pending: [_any_labels(labels) for _ in range(len(pending._rows.result()))]
+        position._kept_geometry.cache_clear()
+        position._kept_level_sizes.cache_clear()
+        try:
+            yield
+        finally:
+            for owner, name, method in patched:
+                setattr(owner, name, method)
+            position._kept_geometry.cache_clear()  # they keep tensors without values
+            position._kept_level_sizes.cache_clear()
+
+
+def _any_pairs(matching: Matching) -> Matches:
+    count = sum(min(boxes, matching.num_queries) for boxes in matching.counts)
+    image, *rows = torch.zeros(1 + 2 * matching.num_layers, count, dtype=torch.long).split((1, matching.num_layers, matching.num_layers))
+    return Matches(image[0], *rows, matching.labels, matching.boxes, matching.counts, matching.num_queries)
+
+
+def _any_labels(count: int) -> dict[str, Tensor]:
+    return {"scores": torch.zeros(count), "labels": torch.zeros(count, dtype=torch.long), "boxes": torch.zeros(count, 4)}
 
 
 def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iterator[Tensor]:

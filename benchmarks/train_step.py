@@ -2,16 +2,16 @@
 
     python -m benchmarks.train_step            [--kinds teach ...] [--amp off bf16] [--steps 15] [--threads 2]
     python -m benchmarks.train_step --ladder   from the plain step to the fastest, one option after the other
-    python -m benchmarks.train_step --memory   [--batch 1 2 4]: the peak of each kind of step, to see what fits a card
+    python -m benchmarks.train_step --memory   [--batch 1 2 4 8] [--size 750 1333]: the peak of each kind of step, to see what fits a card
 
 On a GPU: the published sizes (batch 4 per domain, 666x1333, ResNet-50, 15 boxes an image, 9 classes). On the CPU: the demo's. Images are
 noise already on the device and boxes are random, so neither the loader nor the copy to the device is measured (benchmarks.data does
 that); the teacher's threshold is set so that about as many of its queries pass as images have boxes. Milliseconds come from unprofiled
-steps, counts and shares from three further ones under torch's profiler.
+steps, counts and shares from further ones under torch's profiler (three; one of each rung).
 
 The ladder's rungs take turns, one step each, so that whatever else the machine does hits all of them; a ratio is the median of the rounds'
-ratios, of CPU time on the CPU and of wall time on a GPU. Memory is what torch's allocator reports on a GPU; on the CPU it is counted
-(benchmarks.memory).
+ratios, of CPU time on the CPU and of wall time on a GPU. Memory is what torch's allocator reports on a GPU; on the CPU the ladder and
+--memory count it (benchmarks.memory).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.environment import environment
-from benchmarks.memory import LiveBytes, as_on_cuda, begin_moments, state_tensors
+from benchmarks.memory import LiveBytes, as_on_cuda, begin_moments, shapes_only, state_tensors
 from benchmarks.plain_step import plain_step
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
-from mrt.config import Config, known_keys, load_config
+from mrt.config import Config, load_config
 from mrt.data.loader import Batch
 from mrt.engine import build, distributed
 from mrt.engine.checkpoint import seed_everything
+from mrt.engine.compiling import Compiler
 from mrt.engine.inference import load_detector
 from mrt.engine.prepare import TRAINED
 from mrt.engine.step import Learner, Parts, training_step
 from mrt.engine.student import SOURCE, TARGET, Student
-from mrt.errors import MrtError
+from mrt.losses import HungarianMatcher, Matching
 
 KINDS = {
     "source": Parts(),
@@ -79,18 +81,23 @@ CARDS_GB, SPARE_GB = (
 )  # SPARE_GB: CUDA's context, the allocator's gaps, cuDNN's scratch space: an allowance, not a measurement
 
 
+Step = Callable[..., dict[str, torch.Tensor | float]]
+
+
 @dataclass(frozen=True)
 class Rung:
     """One step of the ladder: what is on from here.
 
     Attributes:
-        settings: all that differ from the plain step's. What this version or machine does not know leaves the rung out.
+        settings: all that differ from the plain step's.
+        gpu: whether only a GPU has it (engine.compile = "auto" leaves CPUs alone, too).
         step: takes a learner, micro-batches, the autoencoder's weight and the gradient reversal's strength.
     """
 
     name: str
     settings: Mapping[str, Any]
-    step: Callable[..., dict[str, torch.Tensor]] = training_step
+    step: Step = training_step
+    gpu: bool = False
 
 
 PLAIN = {"engine.amp": "off", "engine.compile": "off", "engine.checkpointing": False}
@@ -98,9 +105,9 @@ LADDER = (
     Rung("plain step, float32", {}, plain_step),
     Rung("+ many-tensor updates", {}, partial(plain_step, fused_update=True)),
     Rung("+ shared passes, losses at once", {}),
-    Rung("+ TF32", {"engine.amp": "tf32"}),
+    Rung("+ TF32", {"engine.amp": "tf32"}, gpu=True),
     Rung("+ bf16", {"engine.amp": "bf16"}),
-    Rung("+ compile", {"engine.amp": "bf16", "engine.compile": "on"}),
+    Rung("+ compile", {"engine.amp": "bf16", "engine.compile": "on"}, gpu=True),
     Rung("(bf16, checkpointing)", {"engine.amp": "bf16", "engine.checkpointing": True}),
 )
 
@@ -122,7 +129,7 @@ def make_batch(images: int, size: tuple[int, int], boxes: int, num_classes: int,
         targets.append({"image_id": number, "boxes": torch.cat((centres, sides), 1), "labels": labels})
     first, second = (torch.randn(images, 3, *size, generator=generator) for _ in range(2))
     mask = torch.zeros(images, *size, dtype=torch.bool)
-    return Batch(first, mask, targets, second if pair else None).to(device)
+    return Batch(first, mask, targets, second if pair else None, padded=False).to(device)
 
 
 def make_learner(config: Config, kind: str, num_classes: int, world: distributed.World) -> Learner:
@@ -138,7 +145,10 @@ def make_learner(config: Config, kind: str, num_classes: int, world: distributed
     optimiser = build.build_optimiser(config, stage, student, world.device)
     teacher = Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=TRAINED) if parts.ema else None
     thresholds = DynamicThresholds(num_classes, device=world.device)
-    return Learner(config, stage, parts, world, student, optimiser, thresholds, teacher)
+    detector.set_checkpointing(config.engine.checkpointing)
+    compiler = Compiler(config.engine.compile, world.device)
+    compiler.compile(student, teacher.module if teacher is not None else None)
+    return Learner(config, stage, parts, world, student, optimiser, thresholds, teacher, compiler=compiler)
 
 
 @torch.no_grad()
@@ -150,20 +160,22 @@ def set_threshold(learner: Learner, target: Batch, boxes: int) -> None:
 
 
 @contextmanager
-def matching_named(learner: Learner) -> Iterator[None]:
-    """While inside, the matcher's calls are a region of their own in a profile."""
-    losses = (learner.detection_loss, learner.proposal_loss)
-    matcher = losses[0].matcher
+def matching_named() -> Iterator[None]:
+    """While inside, costs and assignment are a region of their own in a profile."""
+    parts = [(HungarianMatcher, "start", HungarianMatcher.start), (Matching, "result", Matching.result)]
 
-    def named(*arguments):
-        with record_function("matching"):
-            return matcher(*arguments)
+    def named(method: Callable) -> Callable:
+        def call(*arguments):
+            with record_function("matching"):
+                return method(*arguments)
 
-    for loss in losses:
-        loss.matcher = named
+        return call
+
+    for owner, name, method in parts:
+        setattr(owner, name, named(method))
     yield
-    for loss in losses:
-        loss.matcher = matcher
+    for owner, name, method in parts:
+        setattr(owner, name, method)
 
 
 def forget_peak(device: torch.device) -> None:
@@ -209,14 +221,14 @@ def busy_ms(kernels: list) -> float:
     return total / 1e3
 
 
-def profiled(step, learner: Learner) -> dict[str, Any]:
+def profiled(bench: Bench, steps: int = PROFILED) -> dict[str, Any]:
     """Counts per step, and milliseconds by group: of the calling thread on the CPU, of the kernels on a GPU."""
-    cuda = learner.world.device.type == "cuda"
+    cuda = bench.cuda
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    with matching_named(learner), profile(activities=activities) as trace:
-        for _ in range(PROFILED):
+    with matching_named(), profile(activities=activities) as trace:
+        for _ in range(steps):
             with record_function("step"):
-                step()
+                bench()
     calls = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CPU]
     on_device = [event for event in trace.events() if event.device_type != torch.autograd.DeviceType.CPU]
     kernels = [event for event in on_device if not event.name.startswith(("step", "matching", "Optimizer"))]
@@ -224,13 +236,13 @@ def profiled(step, learner: Learner) -> dict[str, Any]:
     for event in calls:
         groups[group_of(event)] += event.self_device_time_total if cuda else event.self_cpu_time_total
     found = {
-        "groups_ms": {name: groups[name] / 1e3 / PROFILED for name in GROUPS},
-        "aten_calls": sum(count for name, count in counts.items() if name.startswith("aten::")) / PROFILED,
-        "copies": counts["aten::copy_"] / PROFILED,
-        "host_syncs": sum(event.name in (SYNCS if cuda else WAITS) and group_of(event) != "optimiser" for event in calls) / PROFILED,
-        "most_called": {name: count / PROFILED for name, count in counts.most_common(12)},
+        "groups_ms": {name: groups[name] / 1e3 / steps for name in GROUPS},
+        "aten_calls": sum(count for name, count in counts.items() if name.startswith("aten::")) / steps,
+        "copies": counts["aten::copy_"] / steps,
+        "host_syncs": sum(event.name in (SYNCS if cuda else WAITS) and group_of(event) != "optimiser" for event in calls) / steps,
+        "most_called": {name: count / steps for name, count in counts.most_common(12)},
     }
-    return found | ({"kernels": len(kernels) / PROFILED, "gpu_busy_ms": busy_ms(kernels) / PROFILED} if cuda else {})
+    return found | ({"kernels": len(kernels) / steps, "gpu_busy_ms": busy_ms(kernels) / steps} if cuda else {})
 
 
 class Bench:
@@ -239,6 +251,8 @@ class Bench:
     Args:
         step: the engine's, or one with the same arguments.
         micro: micro-batches a step.
+        size: (H, W) of the images; by default the preset's.
+        values: False for steps that are only counted (:meth:`counted_gb`), without computing anything.
 
     Attributes:
         wall, cpu: milliseconds of each call. labels: pseudo labels an image, of each call.
@@ -251,28 +265,33 @@ class Bench:
         boxes: int,
         num_classes: int,
         world: distributed.World,
-        step: Callable[..., dict[str, torch.Tensor]] = training_step,
+        step: Step = training_step,
         micro: int = 1,
+        size: tuple[int, int] | None = None,
+        values: bool = True,
     ) -> None:
         self.learner, self.step, self.micro = make_learner(config, kind, num_classes, world), step, micro
-        self.config, self.cuda = config, world.device.type == "cuda"
+        self.config, self.cuda, self.boxes, self.values = config, world.device.type == "cuda", boxes, values
         self.domains = (SOURCE, TARGET) if self.learner.parts.target else (SOURCE,)
         self.images = config.engine.batch_size
         self.batches = [
             {
-                domain: make_batch(self.images, image_size(config), boxes, num_classes, 2 * seed + place, world.device, domain == TARGET)
+                domain: make_batch(
+                    self.images, size or image_size(config), boxes, num_classes, 2 * seed + place, world.device, domain == TARGET
+                )
                 for place, domain in enumerate(self.domains)
             }
             for seed in range(max(2, micro))
         ]
-        if self.learner.teacher is not None:
+        if self.learner.teacher is not None and values:
             set_threshold(self.learner, self.batches[0][TARGET], boxes)
         self.wall: list[float] = []
         self.cpu: list[float] = []
-        self.labels: list[torch.Tensor] = []
+        self.labels: list[float | torch.Tensor] = []
 
     def __call__(self) -> None:
         """One timed step."""
+        build.use_machine(self.config, self.learner.world.device)  # other benches may want another precision
         begin, begin_cpu = time.perf_counter(), time.process_time()
         first = self.learner.step % 2 if self.micro == 1 else 0
         seen = self.step(self.learner, self.batches[first : first + self.micro], self.config.mae.weight, self.config.domain.reversal)
@@ -280,7 +299,7 @@ class Bench:
             torch.cuda.synchronize()
         self.wall.append((time.perf_counter() - begin) * 1e3)
         self.cpu.append((time.process_time() - begin_cpu) * 1e3)
-        self.labels.append(seen.get("pseudo_labels", torch.tensor(0.0)))
+        self.labels.append(seen.get("pseudo_labels", 0.0))
 
     def warm_up(self) -> None:
         for _ in range(WARM_UP):
@@ -298,15 +317,18 @@ class Bench:
             "quartiles_ms": [low, high],
             "cpu_ms": statistics.median(self.cpu),
             "images_per_s": self.images * self.micro * len(self.domains) / median * 1e3,
-            "pseudo_labels": torch.stack(self.labels).mean().item(),
+            "pseudo_labels": sum(float(count) for count in self.labels) / len(self.labels),
         }
 
     def counted_gb(self) -> dict[str, float]:
         """Tensor bytes of one more step as a GPU would hold them, 10^9: the peak, and what lives between steps."""
-        data = self.batches[: self.micro]
-        with LiveBytes(state_tensors(self.learner, data)) as count, as_on_cuda(self.learner.student):
-            state = count.live
-            self()
+        with nullcontext() if self.values else shapes_only(self.learner, self.boxes):
+            if not self.learner.optimiser.state:
+                begin_moments(self.learner)
+            data = self.batches[: self.micro]
+            with LiveBytes(state_tensors(self.learner, data)) as count, as_on_cuda(self.learner.student):
+                state = count.live
+                self.step(self.learner, data, self.config.mae.weight, self.config.domain.reversal)
         return {"counted_gb": count.peak / 1e9, "state_gb": state / 1e9}
 
 
@@ -324,25 +346,10 @@ def measure(config: Config, kind: str, boxes: int, num_classes: int, steps: int,
     for _ in range(steps):
         bench()
     row = bench.times() | {"peak_gb": peak_gb(world.device)}
-    return row | profiled(bench, bench.learner)
+    return row | profiled(bench)
 
 
 # The ladder ------------------------------------------------------------------------------------------------------------------------------
-
-
-def rung_config(rung: Rung, preset: str, overrides: Sequence[str], changes: Mapping[str, Any], device: str) -> Config | None:
-    """The configuration of a rung; None where this version does not have its settings, or the device not its effect."""
-    if device == "cpu" and rung.settings.get("engine.amp") == "tf32":
-        return None
-    if unknown := [key for key in rung.settings if key not in known_keys()]:
-        print(f"left out: {rung.name}: no setting {', '.join(unknown)}")
-        return None
-    known = {key: value for key, value in {**PLAIN, **rung.settings}.items() if key in known_keys()}
-    try:
-        return load_config(preset, overrides, {**changes, **known})
-    except MrtError as error:
-        print(f"left out: {rung.name}: {error.message}")
-        return None
 
 
 def ladder(
@@ -359,8 +366,8 @@ def ladder(
             bench()
             memory = {"peak_gb": (torch.cuda.max_memory_allocated() - before) / 1e9}
         else:
-            memory = {"peak_gb": bench.counted_gb()["counted_gb"]} if config_of(config, "engine.compile") != "on" else {}
-        rows.append({"kind": kind, "rung": rung.name, **memory, **profiled(bench, bench.learner)})
+            memory = {"peak_gb": bench.counted_gb()["counted_gb"]}
+        rows.append({"kind": kind, "rung": rung.name, **memory, **profiled(bench, 1)})
         bench.forget()
         benches.append(bench)
     for _ in range(rounds):
@@ -376,12 +383,6 @@ def ladder(
     return rows
 
 
-def config_of(config: Config, key: str) -> Any:
-    """A setting by its dotted name; None where this version does not have it."""
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name, None)
-
-
 def ladder_table(rows: Sequence[Mapping[str, Any]], cuda: bool) -> str:
     """One line per rung, one block per kind of step."""
     heads = f"{'rung':34}{'ms (quartiles)':>22}{'CPU ms':>9}{'GPU busy':>10}{'as fast as plain':>24}{'than before':>13}"
@@ -395,7 +396,7 @@ def ladder_table(rows: Sequence[Mapping[str, Any]], cuda: bool) -> str:
         cells = f"{row['rung']:34}" + f"{row['ms']:.0f} ({low:.0f}-{high:.0f})".rjust(22) + f"{row['cpu_ms']:9.0f}"
         cells += f"{row['gpu_busy_ms']:10.1f}" if cuda else f"{'-':>10}"
         cells += f"{row['times_as_fast']:.2f} ({slow:.2f}-{fast:.2f})".rjust(24) + f"{row['times_as_fast_as_before']:13.2f}"
-        cells += f"{row['peak_gb']:7.2f}" if "peak_gb" in row else f"{'-':>7}"
+        cells += f"{row['peak_gb']:7.2f}"
         cells += f"{row['aten_calls']:12.0f}" + (f"{row['kernels']:9.0f}" if cuda else f"{'-':>9}") + f"{row['host_syncs']:7.0f}"
         lines.append(cells)
     return "\n".join(lines[1:])
@@ -408,7 +409,7 @@ def plot_ladder(report: Mapping[str, Any], path: Path) -> bool:
     except ImportError:
         return False
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     cuda = any("gpu_busy_ms" in row for row in report["rows"])
     kinds = list(dict.fromkeys(row["kind"] for row in report["rows"]))
@@ -436,15 +437,16 @@ def plot_ladder(report: Mapping[str, Any], path: Path) -> bool:
             )
         left.set_yticks(places, [row["rung"] for row in rows], fontsize=7)
         left.set_title(kind, fontsize=9, loc="left")
-        measured = [(place, row["peak_gb"]) for place, row in zip(places, rows, strict=True) if "peak_gb" in row]
-        right.barh([place for place, _ in measured], [value for _, value in measured], color="#E69F00", height=0.7)
-        for place, value in measured:
+        right.barh(places, [row["peak_gb"] for row in rows], color="#E69F00", height=0.7)
+        for place, value in zip(places, (row["peak_gb"] for row in rows), strict=True):
             right.annotate(f"{value:.2g}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
         for axis in (left, right):
             axis.tick_params(labelsize=7)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.margins(x=0.22)
-    axes[-1][0].set_xlabel("ms a step" if cuda else "CPU ms a step", fontsize=8)
+        left.margins(x=0.22)
+        right.margins(x=0.3)
+        right.xaxis.set_major_locator(ticker.MaxNLocator(3))
+    axes[-1][0].set_xlabel(("ms a step" if cuda else "CPU ms a step") + " (times as fast as the plain step)", fontsize=8)
     axes[-1][1].set_xlabel("peak GB" if cuda else "peak GB of tensors, counted", fontsize=8)
     if cuda:
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
@@ -461,34 +463,36 @@ def plot_ladder(report: Mapping[str, Any], path: Path) -> bool:
 # Memory ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def memory_row(config: Config, kind: str, boxes: int, num_classes: int, world: distributed.World, micro: int) -> dict[str, Any]:
-    """The peak of one kind of step, "peak_gb": of torch's allocator on a GPU, counted on the CPU.
+def memory_row(bench: Callable[..., Bench], cuda: bool, real: bool) -> dict[str, Any]:
+    """The peak of a step, "peak_gb": of torch's allocator on a GPU, counted on the CPU.
 
-    On a GPU also "reserved_gb", what the allocator took from the driver; on the CPU "resident_gb", by how much the process grew in that
-    step, to hold against the growth counted, "peak_gb" less "state_gb".
+    On a GPU also "reserved_gb", what the allocator took from the driver. On the CPU with ``real`` the step runs, and
+    "resident_growth_gb", by how much the process grew, can be held against "counted_growth_gb".
     """
     begin = time.perf_counter()
-    if world.device.type == "cuda":
+    if cuda:
         try:
-            bench = Bench(config, kind, boxes, num_classes, world, micro=micro)
-            bench.warm_up()
+            one = bench()
+            one.warm_up()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            bench()
+            one()
             found = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
         except torch.OutOfMemoryError:
             found = {"peak_gb": None}
-    else:
-        bench = Bench(config, kind, boxes, num_classes, world, micro=micro)
-        begin_moments(bench.learner)
-        forget_peak(world.device)
-        before = resident_gb("VmRSS")
-        found = bench.counted_gb()
-        found = {"peak_gb": found["counted_gb"], "state_gb": found["state_gb"], "resident_gb": peak_gb(world.device) - before}
-    bench = None
-    gc.collect()
-    if world.device.type == "cuda":
+        one = None
+        gc.collect()
         torch.cuda.empty_cache()
+    else:
+        one = bench(values=real)
+        begin_moments(one.learner)
+        device = one.learner.world.device
+        forget_peak(device)
+        before = resident_gb("VmRSS")
+        counted = one.counted_gb()
+        found = {"peak_gb": counted["counted_gb"], "state_gb": counted["state_gb"]}
+        if real:
+            found |= {"counted_growth_gb": found["peak_gb"] - found["state_gb"], "resident_growth_gb": peak_gb(device) - before}
     return found | {"seconds": time.perf_counter() - begin}
 
 
@@ -498,13 +502,15 @@ def memory_line(row: Mapping[str, Any]) -> str:
     cards = [card for card in CARDS_GB if peak is not None and peak + SPARE_GB <= card]
     cells = f"{row['kind']:12}{row['amp']:>5}{'yes' if row['checkpointing'] else 'no':>6}{row['images']:>8}{row['micro']:>7}"
     cells += f"{peak:9.2f}" if peak is not None else f"{'too much':>9}"
-    more = row.get("reserved_gb", row.get("resident_gb"))
-    return cells + (f"{more:11.2f}" if more is not None else f"{'-':>11}") + (f"{cards[0]} GB" if cards else "none").rjust(8)
+    more = row.get("reserved_gb")
+    if "resident_growth_gb" in row:
+        cells += f"{row['counted_growth_gb']:9.2f} counted, {row['resident_growth_gb']:.2f} resident"
+    return cells + (f"{more:10.2f}" if more is not None else "") + (f"{cards[0]} GB" if cards else "none").rjust(8)
 
 
-def memory_heads(cuda: bool) -> str:
-    other = "reserved" if cuda else "RSS growth"
-    return f"{'step':12}{'amp':>5}{'ckpt':>6}{'images':>8}{'micro':>7}{'peak GB':>9}{other:>11}{'card':>8}"
+def memory_heads(cuda: bool, real: bool) -> str:
+    more = f"{'reserved':>10}" if cuda else f"{'growth':>9}{'':23}" if real else ""
+    return f"{'step':12}{'amp':>5}{'ckpt':>6}{'images':>8}{'micro':>7}{'peak GB':>9}{more}{'card':>8}"
 
 
 # Command line ----------------------------------------------------------------------------------------------------------------------------
@@ -534,18 +540,20 @@ def main() -> None:
     what.add_argument("--ladder", action="store_true", help="what each option contributes")
     what.add_argument("--memory", action="store_true", help="peak memory by batch, precision and checkpointing")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--preset", help="default: city2foggy on a GPU, demo on the CPU")
+    parser.add_argument("--preset", help="default: city2foggy on a GPU and with --memory, else demo")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--amp", nargs="+", default=["off", "bf16"], help="precisions of the rows (the ladder has its own)")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each row; of the ladder: rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
-        "--batch", type=int, nargs="+", help="images per domain (default: 4 on a GPU, the preset's on the CPU); --memory takes several"
+        "--batch", type=int, nargs="+", help="images per domain (default: 4 on a GPU, the preset's on the CPU; --memory: 1 2 4 8)"
     )
     parser.add_argument("--micro", type=int, default=1, help="--memory: batches accumulated in a step")
     parser.add_argument(
         "--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"], help="--memory: activation checkpointing"
     )
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="--memory: image size (default: a Cityscapes image's)")
+    parser.add_argument("--real", action="store_true", help="--memory without a GPU: also run the step, to compare with resident memory")
     parser.add_argument("--boxes", type=int, default=15, help="boxes an image")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any setting of the preset")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/train_step[-ladder|-memory]-DEVICE.json)")
@@ -553,43 +561,44 @@ def main() -> None:
     if options.batch and len(options.batch) > 1 and not options.memory:
         parser.error("--batch takes several values with --memory only")
     torch.set_num_threads(options.threads)
-    preset = options.preset or ("city2foggy" if options.device == "cuda" else "demo")
+    preset = options.preset or ("city2foggy" if options.device == "cuda" or options.memory else "demo")
     changes: dict[str, Any] = {"model.weights": "checkpoint"}  # the structure of a pretrained backbone, without a download
     if options.batch or options.device == "cuda":
         changes["engine.batch_size"] = options.batch[0] if options.batch else 4
     config, world = load_config(preset, options.set, changes), distributed.join(options.device)
     num_classes = len(load_detector(config.init)[1]["classes"]) if config.init else 9
+    size = tuple(options.size) if options.size and options.memory else image_size(config)
     about = {
         "preset": preset,
-        "image": image_size(config),
-        "batch": config.engine.batch_size,
+        "image": size,
+        "batch": options.batch if options.batch and options.memory else config.engine.batch_size,
         "boxes": options.boxes,
         "classes": num_classes,
     }
     report = {"environment": environment(options.device), **about, "steps": options.steps, "rows": []}
     print(", ".join(f"{key} {value}" for key, value in {**report["environment"], **about}.items()))
     if options.ladder:
-        found = [(rung, rung_config(rung, preset, options.set, changes, options.device)) for rung in LADDER]
-        rungs = [(rung, config) for rung, config in found if config is not None]
+        rungs = [
+            (rung, load_config(preset, options.set, {**changes, **PLAIN, **rung.settings}))
+            for rung in LADDER
+            if options.device == "cuda" or not rung.gpu
+        ]
         for kind in options.kinds:
             rows = ladder(rungs, kind, options.boxes, num_classes, options.steps, world)
             print("\n" + ladder_table(rows, world.device.type == "cuda"), flush=True)
             report["rows"] += rows
             gc.collect()
     elif options.memory:
-        print("\n" + memory_heads(world.device.type == "cuda"))
-        for kind in options.kinds:
-            for amp in options.amp:
-                for checkpointing in options.checkpointing:
-                    if checkpointing == "on" and "engine.checkpointing" not in known_keys():
-                        continue
-                    more = {"engine.checkpointing": True} if checkpointing == "on" else {}
-                    for images in options.batch or [config.engine.batch_size]:
-                        chosen = load_config(preset, options.set, {**changes, "engine.amp": amp, "engine.batch_size": images, **more})
-                        row = {"kind": kind, "amp": amp, "checkpointing": bool(more), "images": images, "micro": options.micro}
-                        row |= memory_row(chosen, kind, options.boxes, num_classes, world, options.micro)
-                        report["rows"].append(row)
-                        print(memory_line(row), flush=True)
+        print("\n" + memory_heads(options.device == "cuda", options.real))
+        for kind, amp, checkpointing, images in product(options.kinds, options.amp, options.checkpointing, options.batch or (1, 2, 4, 8)):
+            more = {"engine.amp": amp, "engine.batch_size": images, "engine.checkpointing": checkpointing == "on"}
+            if options.device == "cpu":
+                more["engine.compile"] = "off"
+            chosen = load_config(preset, options.set, {**changes, **more})
+            bench = partial(Bench, chosen, kind, options.boxes, num_classes, world, micro=options.micro, size=size)
+            row = {"kind": kind, "amp": amp, "checkpointing": checkpointing == "on", "images": images, "micro": options.micro}
+            report["rows"].append(row | memory_row(bench, options.device == "cuda", options.real))
+            print(memory_line(report["rows"][-1]), flush=True)
     else:
         for amp in options.amp:
             chosen = load_config(preset, options.set, changes | {"engine.amp": amp})

@@ -146,7 +146,13 @@ def batches_of(sizes: str, steps: int = 2, micro: int = 1) -> list[list[dict[str
 
 @pytest.mark.parametrize(
     ("stage", "sizes"),
-    [*((stage, sizes) for stage in STAGES for sizes in SIZES if stage != "source"), ("source", "one size"), ("source", "padded alike")],
+    [
+        *(("source", sizes) for sizes in ("one size", "padded alike")),
+        *(("source+mae", sizes) for sizes in ("two sizes", "padded target")),
+        *(("teach", sizes) for sizes in ("one size", "two sizes", "padded alike")),
+        *(("teach+mae", sizes) for sizes in SIZES),
+        *(("teach+mae, both domains", sizes) for sizes in ("one size", "two sizes")),
+    ],
 )
 @pytest.mark.parametrize("model", MODELS)
 def test_the_engines_step_is_the_plain_step(stage, model, sizes):
