@@ -17,6 +17,39 @@ from mrt.models.position import Shapes, cell_centres, encode_boxes
 PROPOSAL_CHANNELS = 128  # per number of a proposal's box, as in Deformable DETR
 
 
+class _ReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        ctx.p = p
+        output = F.dropout(F.relu(x), p)
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return torch.where(output > 0, gradient * (1 / (1 - ctx.p)), 0), None
+
+
+def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """``dropout(relu(x))``, keeping for the backward pass only its result: an entry above 0 was neither negative nor dropped.
+
+    The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are spared.
+    A compiler finds that out for itself.
+    """
+    if not training or p == 0 or torch.compiler.is_compiling():
+        return F.dropout(F.relu(x), p, training)
+    return _ReluDropout.apply(x, p)
+
+
+def as_products_take_it(x: Tensor) -> Tensor:
+    """Under autocast, ``x`` in the dtype that linear layers would each make a copy in; else as it is."""
+    kind = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, normalised after each."""
 
@@ -33,7 +66,7 @@ class EncoderLayer(nn.Module):
         """(B, S, d) -> (B, S, d); see :class:`MSDeformAttn` for the other arguments."""
         attended = self.self_attn(tokens + position, reference_points, tokens, shapes, token_mask)
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        hidden = relu_dropout(self.linear1(tokens), self.dropout.p, self.training)
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
@@ -76,7 +109,7 @@ class DecoderLayer(nn.Module):
         queries = self.norm2(queries + self.dropout(self.self_attn(placed, placed, queries, need_weights=False)[0]))
         attended = self.cross_attn(queries + position, reference_points, memory, shapes, memory_mask)
         queries = self.norm1(queries + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(queries)))
+        hidden = relu_dropout(self.linear1(queries), self.dropout.p, self.training)
         return self.norm3(queries + self.dropout(self.linear2(hidden)))
 
 
@@ -111,6 +144,7 @@ class Decoder(nn.Module):
             Queries after each layer (layers, B, Q, d), and what ``refine`` gave per layer (empty without it).
         """
         outputs, boxes = [], []
+        memory = as_products_take_it(memory)  # one copy for all layers
         for index, layer in enumerate(self.layers):
             ratios = valid_ratios if references.shape[-1] == 2 else torch.cat((valid_ratios, valid_ratios), -1)
             queries = layer(queries, position, references[:, :, None] * ratios[:, None], memory, shapes, memory_mask)
