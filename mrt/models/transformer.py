@@ -32,7 +32,7 @@ class _ReluDropout(torch.autograd.Function):
 
 
 def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """``dropout(relu(x))``, keeping for the backward pass only its result: an entry above 0 was neither negative nor dropped.
+    """``dropout(relu(x))``, keeping for the backward pass its result alone: an entry above 0 was neither negative nor dropped.
 
     The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are spared.
     A compiler finds that out for itself.
