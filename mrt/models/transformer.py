@@ -34,8 +34,8 @@ class _ReluDropout(torch.autograd.Function):
 def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """``dropout(relu(x))``, keeping for the backward pass its result alone: an entry above 0 was neither negative nor dropped.
 
-    The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are spared.
-    A compiler finds that out for itself.
+    The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are
+    spared. A compiler finds that out for itself.
     """
     if not training or p == 0 or torch.compiler.is_compiling():
         return F.dropout(F.relu(x), p, training)

@@ -116,8 +116,8 @@ def assert_same(engine: tuple[Learner, list], plain: tuple[Learner, list]) -> No
     """Float noise apart, the same.
 
     Largest differences seen over all cases below, after two steps: losses 1e-6 of themselves; gradients, which are clipped to a common
-    norm of 0.5, 6e-7 where they are zero but for noise; weights of student and teacher 1e-6, confidences 2e-7. Each bound is about ten times
-    that; elsewhere gradients may differ by 1e-4 of their own norm. What the bounds notice: test_the_comparison_notices.
+    norm of 0.5, 6e-7 where they are zero but for noise; weights of student and teacher 1e-6, confidences 2e-7. Each bound is about ten
+    times that; elsewhere gradients may differ by 1e-4 of their own norm. What the bounds notice: test_the_comparison_notices.
     """
     (one, seen), (two, expected) = engine, plain
     for ours, theirs in zip(seen, expected, strict=True):

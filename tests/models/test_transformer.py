@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden import assert_close
 from model_cases import SHAPES, golden_features, golden_transformer, per_level
 
 from mrt.errors import MrtError
 from mrt.models.attention import MSDeformAttn
-from mrt.models.transformer import DeformableTransformer, grid_points
+from mrt.models.transformer import DeformableTransformer, as_products_take_it, grid_points, relu_dropout
 
 
 def test_transformer_reproduces_golden(golden):
@@ -84,3 +85,28 @@ def test_unusable_sizes_are_refused():
         MSDeformAttn(32, 1, 3, 4)
     with pytest.raises(MrtError, match="query_init"):
         DeformableTransformer(32, 4, 1, 1, 64, 1, 2, query_init="random")
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_relu_dropout_is_relu_and_dropout_and_keeps_one_map(p):
+    x = torch.randn(64, 32, requires_grad=True)
+    cotangent, kept = torch.randn(64, 32), []
+
+    def run(function):
+        torch.manual_seed(3)
+        output = function()
+        return output.detach(), torch.autograd.grad(output, x, cotangent)[0]
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        ours = run(lambda: relu_dropout(x, p, True))
+    torch.testing.assert_close(ours, run(lambda: F.dropout(F.relu(x), p)))
+    assert len(kept) == 1
+    assert torch.equal(relu_dropout(x, p, False), F.relu(x))
+
+
+def test_as_products_take_it():
+    memory = torch.randn(2, 3)
+    assert as_products_take_it(memory) is memory
+    with torch.autocast("cpu", torch.bfloat16):
+        assert as_products_take_it(memory).dtype == torch.bfloat16
+        assert as_products_take_it(memory.double()).dtype == torch.float64
