@@ -28,14 +28,14 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (output,) = ctx.saved_tensors
-        return torch.where(output > 0, gradient * (1 / (1 - ctx.p)), 0), None
+        return torch.ops.aten.threshold_backward(gradient, output, 0).mul_(1 / (1 - ctx.p)), None
 
 
 def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """``dropout(relu(x))``, keeping for the backward pass its result alone: an entry above 0 was neither negative nor dropped.
 
     The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are
-    spared. A compiler finds that out for itself.
+    spared. Compiled code decides for itself what to keep.
     """
     if not training or p == 0 or torch.compiler.is_compiling():
         return F.dropout(F.relu(x), p, training)
