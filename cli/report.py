@@ -12,7 +12,11 @@ from . import options
 
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run names or folders; also nodes of mrt ablate, such as teach-0123456789ab.")
+        list[str],
+        typer.Argument(
+            metavar="[TITLE=]RUN...",
+            help="Run names or folders; also nodes of mrt ablate, such as teach-0123456789ab. What stands before a = is the run's title.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report. Default: the run's own; of several runs, reports/A-vs-B under the run root.")
@@ -35,7 +39,7 @@ def report(
     experiment.require_one_process("report")
     require_libraries()
     roots = experiment.find_roots(data_root, run_root)
-    folders = [find_folder(name, roots.run_root) for name in runs]
+    titles, folders = zip(*(find_titled(name, roots.run_root) for name in runs), strict=True)
     where = out or (folders[0] if len(folders) == 1 else roots.run_root / "reports" / "-vs-".join(folder.name for folder in folders))
     with watching() as watcher:
         page = write_report(
@@ -47,8 +51,16 @@ def report(
             quick=quick,
             device=device or "auto",
             watcher=watcher,
+            titles=titles,
         )
     say(f"Written to {page}; the same as Markdown: {page.with_suffix('.md')}; numbers: {page.with_suffix('.json')}")
+
+
+def find_titled(word: str, run_root: Path) -> tuple[str | None, Path]:
+    """A run's title, if it was given one (TITLE=RUN), and its folder."""
+    folder = find_folder(word, run_root)
+    title, equals, name = word.partition("=")
+    return (title.strip() or None, find_folder(name, run_root)) if equals and not folder.exists() else (None, folder)
 
 
 def find_folder(name: str, run_root: Path) -> Path:

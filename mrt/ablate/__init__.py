@@ -122,11 +122,16 @@ def run(
 def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:
     row, node, file = trial.row, trial.node, trial.result_file(root)
     told = {"name": row.name, "settings": dict(row.settings), "end": row.end, "paper": row.paper, "note": row.note}
-    result = {"row": told, "seed": trial.config.seed, "node": node.name, "run": node.weights(root)}
+    result = {"row": told, "seed": trial.config.seed, "node": node.name, "run": _below(root, node.weights(root))}
     if file.is_file():
-        return {**result, "result": str(file), "metrics": flat_metrics(read_json(file)["metrics"])}
+        return {**result, "result": _below(root, str(file)), "metrics": flat_metrics(read_json(file)["metrics"])}
     failure = failures.get(node.name) or Failure("it was not done")
     return {**result, "failed": failure.reason, "log": failure.log}
+
+
+def _below(root: Path, path: str) -> str:
+    """A path as seen from the ablations' folder where it lies there, so that tables mean the same on another machine."""
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
 
 
 def make_report(

@@ -34,6 +34,7 @@ def write_report(
     quick: bool = False,
     device: str = "auto",
     watcher: Watcher | None = None,
+    titles: Sequence[str | None] | None = None,
 ) -> Path:
     """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` about one run or several into ``out``; returns the page.
 
@@ -42,6 +43,7 @@ def write_report(
         split: of the target set; see :func:`mrt.report.collect.choose_split` for what is taken without one.
         images: rows of pictures.
         quick: only what the runs' files say; no network is run.
+        titles: what the runs are called in it, in their order; None: after their folders.
 
     Raises:
         MrtError: libraries are missing, a folder is no run, the split does not exist, or the runs' classes differ.
@@ -51,14 +53,14 @@ def write_report(
     from mrt.report.page import write_page
 
     started = time.monotonic()
-    runs = collect.load_runs(folders)
+    runs = collect.load_runs(folders, titles)
     about = study.open_study(
         runs, out, data_root=data_root, split=split, images=images, quick=quick, device=device, watcher=watcher or Watcher()
     )
     sections.fill_record(about)
     made = [section(about) for section in sections.ALL]
-    titles = [run.title for run in runs]
-    title = f"Report on {titles[0]}" if len(runs) == 1 else f"Comparison of {', '.join(titles)}"
+    names = [run.title for run in runs]
+    title = f"Report on {names[0]}" if len(runs) == 1 else f"Comparison of {', '.join(names)}"
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     seconds = round(time.monotonic() - started, 1)
     kind = sections.kind_of(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"

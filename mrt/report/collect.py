@@ -150,18 +150,31 @@ def load_run(folder: Path) -> RunData:
     )
 
 
-def load_runs(folders: Sequence[Path]) -> list[RunData]:
-    """Read several, with titles that differ: folder names, or, for an ablation's nodes, the settings in which they differ."""
+def load_runs(folders: Sequence[Path], titles: Sequence[str | None] | None = None) -> list[RunData]:
+    """Read several, with titles that differ.
+
+    Those given; else folder names, or, for an ablation's nodes, the settings in which they differ.
+    """
     runs = [load_run(folder) for folder in folders]
     if len(runs) > 1 and all(run.folder.resolve().parent.name == NODES for run in runs):
         changed = {key: values for key, values in changed_settings([run.config for run in runs]).items() if key != "init"}
         for number, run in enumerate(runs):
             settings = [f"{flag_name(key)} {values[number]}" for key, values in changed.items()]
             run.title = run.title.partition("-")[0] + (f" ({', '.join(settings)})" if settings else "")
+    for run, title in zip(runs, titles or (), strict=False):
+        run.title = title or run.title
     if len({run.title for run in runs}) < len(runs):
         for run in runs:
             run.title = f"{run.folder.parent.name}/{run.folder.name}"
     return runs
+
+
+def start_of(run: RunData) -> str | None:
+    """Where the run started: a shipped name, or a run by its name under the run root if it lies there, else its path."""
+    init = run.facts.get("init")
+    folder = run.folder.resolve()
+    root = folder.parents[2] if folder.parent.name == NODES else folder.parent
+    return str(Path(init).relative_to(root)) if init and Path(init).is_relative_to(root) else init
 
 
 def _stored_results(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ def _for_page(svg: str, name: str) -> str:
 def _new(rows: int = 1, columns: int = 1, height: float = ROW, width: float = WIDTH, **options: Any) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _side_by_side(labels: Iterable[str], most: int) -> int:
+    """How many columns a legend may have in which the longest label fits."""
+    labels = list(labels)
+    return max(1, min(len(labels), most, 90 // (8 + max(len(label) for label in labels))))
 
 
 def look_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -352,7 +359,7 @@ def bars(
     axis.set_ylabel(label)
     axis.tick_params(axis="x", length=0)
     axis.margins(y=0.12)
-    axis.legend(ncols=min(len(values), 4), loc="lower left", bbox_to_anchor=(0, 1))
+    axis.legend(ncols=_side_by_side(values, 4), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -388,7 +395,7 @@ def overlay(runs: Sequence[RunData]) -> Figure | None:
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(runs), 3))
+    figure.legend(handles=handles, loc="outside lower center", ncols=_side_by_side([handle.get_label() for handle in handles], 3))
     return figure
 
 
@@ -406,7 +413,7 @@ def embedding(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, floa
         for axis, (place, (points, target, mixing)) in zip(line, places.items(), strict=True):
             for mask, colour, marker, name in ((~target, SOURCE, "o", "source"), (target, TARGET, "^", "target")):
                 axis.scatter(*points[mask].T, s=7, c=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
-            axis.set_title(f"{title}: {place}")
+            axis.set_title("\n".join(textwrap.wrap(f"{title}: {place}", 38)))
             axis.set_xlabel(f"neighbours of the other domain: {100 * mixing:.0f} %", fontsize=7)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)

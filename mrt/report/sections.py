@@ -13,7 +13,7 @@ from mrt.engine.folder import provenance
 from mrt.evaluate.bootstrap import LEVEL, SAMPLES, differences, estimates, intervals
 from mrt.evaluate.matching import match
 from mrt.report import figures, looking
-from mrt.report.collect import RunData, changed_settings, find_card, flatten, preset_of
+from mrt.report.collect import RunData, changed_settings, find_card, flatten, preset_of, start_of
 from mrt.report.page import Block, Code, Facts, Headline, Note, Section, Table
 from mrt.report.study import START, Study
 from mrt.report.words import LOOKING, lacking, number, span_words, told, with_interval
@@ -170,7 +170,7 @@ def settings(study: Study) -> Section:
     """What is different: between the runs, or from the preset."""
     section = Section("settings", "Settings")
     if study.several:
-        found = changed_settings([run.config for run in study.runs])
+        found = changed_settings([run.config.model_copy(update={"init": start_of(run)}) for run in study.runs])
         rows = [[key, *map(_value, values)] for key, values in found.items()]
         columns = ["setting", *(run.title for run in study.runs)]
         if rows:
@@ -195,7 +195,8 @@ def settings(study: Study) -> Section:
             else:
                 section.blocks.append(Note(f"All settings are those of preset {run.config.preset}."))
         title = f"All settings of {run.title} (config.json)"
-        section.blocks.append(Facts(title, [(key, _value(value)) for key, value in flatten(run.config).items()]))
+        values = flatten(run.config) | {"init": start_of(run)}
+        section.blocks.append(Facts(title, [(key, _value(value)) for key, value in values.items()]))
     return section
 
 
@@ -274,7 +275,7 @@ def environment(study: Study) -> Section:
         facts = run.facts.get("environment", {})
         times = [line["time"] for line in run.lines]
         took = f"{(max(times) - min(times)) / 60:.1f} minutes from first to last log line" if times else "-"
-        start = run.facts.get("init") or "the backbone's weights"
+        start = start_of(run) or "the backbone's weights"
         known = {"command": kind_of(run), "started from": start, "started": run.facts.get("started"), "training took": took}
         columns.append([str((known | facts).get(name) or "-") for name in names])
     own = ["mrt report", "", "", "", *(str(now.get(name) or "-") for name in names[4:])]
@@ -297,7 +298,7 @@ def command_line(run: RunData) -> str:
     words += ["--match-compute"] if run.matched else []
     words += ["--oracle", run.facts["oracle"]] if run.facts.get("oracle") else []
     if run.facts.get("init"):
-        words += ["--init", run.facts["init"]]
+        words += ["--init", start_of(run)]
     changed = changed_settings([preset, run.config]) if preset is not None else {}
     if "seed" in changed:
         words += ["--seed", str(run.config.seed)]
