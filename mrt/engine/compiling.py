@@ -97,7 +97,8 @@ def uncompiled() -> AbstractContextManager:
 
 def _problem(device: torch.device) -> str | None:
     """Why nothing can be compiled for a device; None if a small layer and its gradient can."""
-    layer = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).to(device)
+    with torch.random.fork_rng(devices=[]):  # the run's own draws go on as if nothing had been tried
+        layer = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).to(device)
     try:
         torch.compile(layer, dynamic=False)(torch.ones(2, 8, device=device)).sum().backward()
     except Exception as error:  # a missing compiler, header or Triton fails in many ways inside

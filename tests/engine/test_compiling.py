@@ -103,6 +103,13 @@ def test_a_compiled_network_is_copied_and_saved_as_any_other(fresh):
     assert layers and all(layer._compiled_call_impl is None for layer in layers)
 
 
+def test_trying_the_compiler_draws_no_random_number(fresh):
+    """Else a compiled run would see other masks and dropout than an uncompiled one."""
+    before = torch.get_rng_state()
+    assert Compiler("on", torch.device("cpu")).active
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_auto_compiles_on_gpus_only():
     assert not Compiler("auto", torch.device("cpu")).active
     assert not Compiler("off", torch.device("cpu")).active
