@@ -28,6 +28,7 @@ from mrt.engine import build
 from mrt.engine.step import Learner
 from mrt.losses import Matches, Matching
 from mrt.models import position
+from mrt.models.precision import LayerNorm
 
 
 class LiveBytes(TorchDispatchMode):
@@ -152,17 +153,36 @@ def begin_moments(learner: Learner) -> None:
         group["lr"] = rate
 
 
+class _FlashAttention(torch.autograd.Function):
+    """What such a kernel makes and keeps, with any values: no matrix of queries by keys."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output, sums = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
 @contextmanager
-def as_on_cuda(network: nn.Module) -> Iterator[None]:
-    """While inside, operations that need other memory on a GPU than on the CPU take the GPU's: autocast computes norms in float32 there,
-    and dropout keeps a mask of one byte an element."""
+def as_on_cuda(network: nn.Module, values: bool) -> Iterator[None]:
+    """While inside, operations that need other memory on a GPU than on the CPU take the GPU's.
+
+    Autocast computes PyTorch's norms in float32 there, dropout keeps a mask of one byte an element, and attention (where ``values`` are not
+    needed, or it would have to be computed) makes no matrix of queries by keys.
+    """
     norms = [module for module in network.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
-    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)) for norm in norms]
-    dropout = F.dropout
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)) for norm in norms if not isinstance(norm, LayerNorm)]
+    dropout, attention = F.dropout, F.scaled_dot_product_attention
     F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0] if training and p else x
+    if not values:
+        F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _FlashAttention.apply(query, key, value)
     try:
         yield
     finally:
-        F.dropout = dropout
+        F.dropout, F.scaled_dot_product_attention = dropout, attention
         for hook in hooks:
             hook.remove()

@@ -326,7 +326,7 @@ class Bench:
             if not self.learner.optimiser.state:
                 begin_moments(self.learner)
             data = self.batches[: self.micro]
-            with LiveBytes(state_tensors(self.learner, data)) as count, as_on_cuda(self.learner.student):
+            with LiveBytes(state_tensors(self.learner, data)) as count, as_on_cuda(self.learner.student, self.values):
                 state = count.live
                 self.step(self.learner, data, self.config.mae.weight, self.config.domain.reversal)
         return {"counted_gb": count.peak / 1e9, "state_gb": state / 1e9}

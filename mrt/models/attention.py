@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrt.errors import MrtError
+from mrt.models.lean import linear_of_sum
 from mrt.models.position import Shapes, level_sizes
+from mrt.models.precision import autocast_dtype
 from mrt.ops import ms_deform_attn_fused
 
 
@@ -51,11 +52,19 @@ class MSDeformAttn(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, reference_points: Tensor, tokens: Tensor, shapes: Shapes, token_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        position: Tensor,
+        reference_points: Tensor,
+        tokens: Tensor,
+        shapes: Shapes,
+        token_mask: Tensor | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
-            query: (B, Q, d), position already added.
+            query: (B, Q, d) content of the queries. position: (B or 1, Q, d) what is added to it to choose points and weights.
             reference_points: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), as shares of the padded maps.
             tokens: (B, S, d) cells of all levels.
             shapes: (h, w) per level, sum of h * w = S.
@@ -70,14 +79,17 @@ class MSDeformAttn(nn.Module):
         # One matrix product for both: query rows are read once.
         weight = torch.cat((self.sampling_offsets.weight, self.attention_weights.weight))
         bias = torch.cat((self.sampling_offsets.bias, self.attention_weights.bias))
-        offsets, logits = F.linear(query, weight, bias).split((self.sampling_offsets.out_features, self.attention_weights.out_features), -1)
+        sizes = self.sampling_offsets.out_features, self.attention_weights.out_features
+        offsets, logits = linear_of_sum(query, position, weight, bias).split(sizes, -1)
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         if reference_points.shape[-1] == 4:
             offsets = _boxes_to_cells(offsets, reference_points[..., 2:], shapes)
         logits = logits.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
         exact = torch.promote_types(value.dtype, torch.float32)  # positions are never 16-bit, features may be
+        if autocast_dtype(value) is None:  # else the op raises them, and keeps less for its gradient
+            offsets, logits = offsets.to(exact), logits.to(exact)
         sampled = ms_deform_attn_fused(
-            value.unflatten(-1, (self.num_heads, -1)), shapes, reference_points[..., :2].to(exact), offsets.to(exact), logits.to(exact)
+            value.unflatten(-1, (self.num_heads, -1)), shapes, reference_points[..., :2].to(exact), offsets, logits
         )
         return self.output_proj(sampled)
 
@@ -85,4 +97,4 @@ class MSDeformAttn(nn.Module):
 def _boxes_to_cells(offsets: Tensor, sizes: Tensor, shapes: Shapes) -> Tensor:
     """Offsets (B, Q, M, L, P, 2) in units of half a reference box of ``sizes`` (B, Q, L, 2), divided by P, to cells."""
     scale = sizes * level_sizes(shapes, sizes.device) * (0.5 / offsets.shape[-2])
-    return offsets * scale[:, :, None, :, None].to(offsets.dtype)
+    return offsets * scale[:, :, None, :, None]

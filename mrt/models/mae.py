@@ -13,7 +13,8 @@ from mrt.errors import MrtError
 from mrt.models.attention import MSDeformAttn
 from mrt.models.detector import DeformableDETR, Features
 from mrt.models.position import cell_centres, encoder_reference_points, valid_ratios
-from mrt.models.transformer import Decoder, as_products_take_it
+from mrt.models.precision import as_products_take_it
+from mrt.models.transformer import Decoder
 
 PUBLISHED_GRID = (21, 42)  # cells of stride 32 in a 666 x 1332 image, which the published runs were built for
 
@@ -175,11 +176,11 @@ class MaskedAutoencoder(nn.Module):
             content = memory.split(sizes, dim=1)[index]
             points = cell_centres(features.shapes, features.valid_ratios).split(sizes, dim=1)[index]
             points = points.expand(memory.shape[0], -1, -1)
+        position, content, seen = (as_products_take_it(x) for x in (position, content, memory))
         queries = torch.where(masked.hidden[index].flatten(1)[..., None], self.mask_query.weight.to(content.dtype), content)
         points = points[:, :, None] * masked.valid_ratios[:, None]
-        memory_of_layers = as_products_take_it(memory)
         for layer in self.layers:
-            queries = layer(queries, position, points, memory_of_layers, features.shapes, masked.token_mask)
+            queries = layer(queries, position, points, seen, features.shapes, masked.token_mask)
         prediction = self.output_proj(queries).transpose(1, 2).unflatten(2, features.shapes[index])
         return Reconstruction(prediction, features.maps[self.level].detach(), masked.masks[index], features.masks[index], memory)
 

@@ -6,48 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mrt.errors import MrtError
 from mrt.models.attention import MSDeformAttn
+from mrt.models.lean import relu_dropout
 from mrt.models.position import Shapes, cell_centres, encode_boxes
+from mrt.models.precision import LayerNorm, as_products_take_it
 
 PROPOSAL_CHANNELS = 128  # per number of a proposal's box, as in Deformable DETR
-
-
-class _ReluDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
-        ctx.p = p
-        output = F.dropout(F.relu(x), p)
-        ctx.save_for_backward(output)
-        return output
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (output,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradient, output, 0).mul_(1 / (1 - ctx.p)), None
-
-
-def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """``dropout(relu(x))``, keeping for the backward pass its result alone: an entry above 0 was neither negative nor dropped.
-
-    The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are
-    spared. Compiled code decides for itself what to keep.
-    """
-    if not training or p == 0 or torch.compiler.is_compiling():
-        return F.dropout(F.relu(x), p, training)
-    return _ReluDropout.apply(x, p)
-
-
-def as_products_take_it(x: Tensor) -> Tensor:
-    """Under autocast, ``x`` in the dtype that linear layers would each make a copy in; else as it is."""
-    kind = x.device.type
-    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
 
 
 class EncoderLayer(nn.Module):
@@ -56,15 +24,15 @@ class EncoderLayer(nn.Module):
     def __init__(self, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = MSDeformAttn(hidden_dim, num_levels, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm1 = LayerNorm(hidden_dim)
         self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.norm2 = LayerNorm(hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, shapes: Shapes, token_mask: Tensor | None) -> Tensor:
         """(B, S, d) -> (B, S, d); see :class:`MSDeformAttn` for the other arguments."""
-        attended = self.self_attn(tokens + position, reference_points, tokens, shapes, token_mask)
+        attended = self.self_attn(tokens, position, reference_points, tokens, shapes, token_mask)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = relu_dropout(self.linear1(tokens), self.dropout.p, self.training)
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
@@ -93,12 +61,12 @@ class DecoderLayer(nn.Module):
     def __init__(self, hidden_dim: int, num_levels: int, num_heads: int, num_points: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
         self.cross_attn = MSDeformAttn(hidden_dim, num_levels, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm1 = LayerNorm(hidden_dim)
         self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
-        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.norm2 = LayerNorm(hidden_dim)
         self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-        self.norm3 = nn.LayerNorm(hidden_dim)
+        self.norm3 = LayerNorm(hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -107,7 +75,7 @@ class DecoderLayer(nn.Module):
         """(B, Q, d) -> (B, Q, d); ``reference_points`` (B, Q, L, 2 or 4)."""
         placed = queries + position
         queries = self.norm2(queries + self.dropout(self.self_attn(placed, placed, queries, need_weights=False)[0]))
-        attended = self.cross_attn(queries + position, reference_points, memory, shapes, memory_mask)
+        attended = self.cross_attn(queries, position, reference_points, memory, shapes, memory_mask)
         queries = self.norm1(queries + self.dropout(attended))
         hidden = relu_dropout(self.linear1(queries), self.dropout.p, self.training)
         return self.norm3(queries + self.dropout(self.linear2(hidden)))
@@ -144,7 +112,7 @@ class Decoder(nn.Module):
             Queries after each layer (layers, B, Q, d), and what ``refine`` gave per layer (empty without it).
         """
         outputs, boxes = [], []
-        memory = as_products_take_it(memory)  # one copy for all layers
+        queries, position, memory = (as_products_take_it(x) for x in (queries, position, memory))
         for index, layer in enumerate(self.layers):
             ratios = valid_ratios if references.shape[-1] == 2 else torch.cat((valid_ratios, valid_ratios), -1)
             queries = layer(queries, position, references[:, :, None] * ratios[:, None], memory, shapes, memory_mask)
@@ -212,9 +180,9 @@ class DeformableTransformer(nn.Module):
         self.decoder = Decoder(num_decoder_layers, **layer)
         if two_stage:
             self.enc_output = nn.Linear(hidden_dim, hidden_dim)
-            self.enc_output_norm = nn.LayerNorm(hidden_dim)
+            self.enc_output_norm = LayerNorm(hidden_dim)
             self.pos_trans = nn.Linear(4 * PROPOSAL_CHANNELS, 2 * hidden_dim)
-            self.pos_trans_norm = nn.LayerNorm(2 * hidden_dim)
+            self.pos_trans_norm = LayerNorm(2 * hidden_dim)
         elif query_init == "grid":
             self.reference_points = GridReferences(num_queries)
         elif query_init == "learned":
@@ -249,7 +217,8 @@ class DeformableTransformer(nn.Module):
         """
         levels = torch.cat([embed.expand(h * w, -1) for embed, (h, w) in zip(self.level_embed, shapes, strict=True)])
         reference_points = reference_points.expand(tokens.shape[0], -1, -1, -1)
-        return self.encoder(tokens, positions + levels, reference_points, shapes, token_mask)
+        tokens, positions = as_products_take_it(tokens), as_products_take_it(positions + levels)
+        return self.encoder(tokens, positions, reference_points, shapes, token_mask)
 
     def propose(self, memory: Tensor, shapes: Shapes, valid_ratios: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """One candidate box per cell: a square of 0.05 * 2**level of the image's sides around the cell.

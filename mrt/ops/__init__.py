@@ -71,6 +71,7 @@ def ms_deform_attn_fused(
     Raises:
         ValueError, TypeError: as :func:`ms_deform_attn`.
     """
+    given = sampling_offsets, attention_logits
     if _under_autocast(value):
         reference_points, sampling_offsets = _to_float32(value, reference_points), _to_float32(value, sampling_offsets)
         attention_logits = _to_float32(value, attention_logits)
@@ -78,6 +79,8 @@ def ms_deform_attn_fused(
     if backend(value) == "python" or transforms.differentiating():
         return reference.ms_deform_attn_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     shapes = [side for shape in spatial_shapes for side in shape]
+    if given[0] is not sampling_offsets and given[1] is not attention_logits and transforms.none():
+        return native.FusedOf16Bits.apply(value, shapes, reference_points, *given, sampling_offsets.detach(), attention_logits.detach())
     return native.ms_deform_attn_fused(value, shapes, reference_points, sampling_offsets, attention_logits)
 
 

@@ -144,6 +144,26 @@ def _fused_gradient(ctx, grad_output: Tensor):
     return grad_value, None, *grads
 
 
+class FusedOf16Bits(torch.autograd.Function):
+    """The fused op on offsets and logits that a linear layer gave in 16 bits: the kernels take them raised, only these are kept."""
+
+    @staticmethod
+    def forward(ctx, value, spatial_shapes, references, offsets, logits, raised_offsets, raised_logits) -> Tensor:
+        ctx.spatial_shapes = spatial_shapes
+        ctx.save_for_backward(value, references, offsets, logits)
+        return ms_deform_attn_fused(value, spatial_shapes, references, raised_offsets, raised_logits)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        value, references, *given = ctx.saved_tensors
+        backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
+        points = (references, *(tensor.float() for tensor in given))
+        grad_value, grad_references, *grads = backward(
+            grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled()
+        )
+        return grad_value, None, grad_references, *(grad.to(tensor.dtype) for grad, tensor in zip(grads, given, strict=True)), None, None
+
+
 def _no_second_gradient(ctx, *grads):
     raise RuntimeError(
         "mrt.ops: the kernels of deformable attention have no second derivative; "

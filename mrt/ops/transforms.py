@@ -24,6 +24,11 @@ def differentiating() -> bool:
     return forward_ad._current_level >= 0 or any(level.key() == TransformType.Grad for level in levels)
 
 
+def none() -> bool:
+    """Whether code runs as it stands, neither compiled nor under ``torch.func``: there, autograd functions written in Python fit in."""
+    return not torch.compiler.is_compiling() and not get_interpreter_stack()
+
+
 def _joined(op):
     """The rule of ``torch.vmap`` for ``op``: every tensor and result is a stack along N, so B mapped batches of N are one of B*N."""
 

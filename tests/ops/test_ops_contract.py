@@ -98,6 +98,31 @@ def test_autocast(monkeypatch, device, backend, fused, value_dtype):
     assert_close(output.float(), expected.detach().cpu(), rel=1e-2)  # bfloat16's rounding
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value_dtype", [torch.float32, None], ids=["float32 value", "16-bit value"])
+def test_offsets_and_logits_are_kept_as_they_were_given(dtype, value_dtype):
+    """Under autocast the fused op keeps no copy raised to float32; output and gradients are those of such a copy, to the bit."""
+    value, references, offsets, logits = (
+        tensor.detach() for tensor in make_case(dtype=torch.float32, value_dtype=value_dtype or dtype, queries=30)
+    )
+    given = [value, references, offsets.to(dtype), logits.to(dtype)]
+    cotangent = torch.randn(2, 30, 16).to(value.dtype)
+
+    def run(raise_first: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        leaves, kept = [tensor.clone().requires_grad_() for tensor in given], []
+        points = [leaf.float() for leaf in leaves[1:]] if raise_first else leaves[1:]
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", dtype):
+            output = ms_deform_attn_fused(leaves[0], SHAPES, *points)
+        return kept, [output.detach(), *torch.autograd.grad(output, leaves, cotangent)]
+
+    kept, ours = run(raise_first=False)
+    _, theirs = run(raise_first=True)
+    assert all(torch.equal(mine, other) and mine.dtype == other.dtype for mine, other in zip(ours, theirs, strict=True))
+    assert [tensor.dtype for tensor in kept] == [value.dtype, torch.float32, dtype, dtype]
+
+
 def wrong_inputs():
     """(what is wrong, op, changes to the good inputs, what the message must say)."""
     empty = torch.empty

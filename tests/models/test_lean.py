@@ -1,0 +1,111 @@
+"""Operations that keep less than PyTorch's own, and tokens of 16 bits under autocast: the same results, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrt.models.lean import linear_of_sum, relu_dropout
+from mrt.models.precision import LayerNorm, as_products_take_it
+from mrt.models.transformer import EncoderLayer
+from mrt.ops import fallback_reason
+
+
+def kept_by(function: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What a function gives, and the tensors it keeps for its backward pass."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        return function(), kept
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_relu_dropout_is_relu_and_dropout_and_keeps_one_map(p):
+    x = torch.randn(64, 32, requires_grad=True)
+    cotangent = torch.randn(64, 32)
+
+    def run(function):
+        torch.manual_seed(3)
+        output, kept = kept_by(function)
+        return kept, (output.detach(), torch.autograd.grad(output, x, cotangent)[0])
+
+    kept, ours = run(lambda: relu_dropout(x, p, True))
+    torch.testing.assert_close(ours, run(lambda: F.dropout(F.relu(x), p))[1])
+    assert len(kept) == 1
+    assert torch.equal(relu_dropout(x, p, False), F.relu(x))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["a position per image", "one position for all images"])
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
+def test_linear_of_sum(shared, amp):
+    tokens, position = torch.randn(3, 7, 16, requires_grad=True), torch.randn(1 if shared else 3, 7, 16, requires_grad=True)
+    weight, bias = torch.randn(10, 16, requires_grad=True), torch.randn(10, requires_grad=True)
+    inputs, cotangent = (tokens, position, weight, bias), torch.randn(3, 7, 10)
+
+    def run(function):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            output, kept = kept_by(function)
+        return kept, [output.detach().float(), *torch.autograd.grad(output, inputs, cotangent.to(output.dtype))]
+
+    kept, ours = run(lambda: linear_of_sum(*inputs))
+    _, theirs = run(lambda: F.linear(tokens + position, weight, bias))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype and mine.shape == other.shape
+        assert (mine - other).norm() <= (1e-2 if amp else 1e-5) * other.norm()
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (tokens, position, weight)}, "no sum is kept"
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_layer_norm_in_16_bits(dtype, bound):
+    """It gives and keeps 16 bits under autocast, and its gradients are those of float32 but for rounding."""
+    norm, plain = LayerNorm(64), nn.LayerNorm(64)
+    with torch.no_grad():
+        norm.weight.normal_(1, 0.3)
+        norm.bias.normal_(0, 0.3)
+    plain.load_state_dict(norm.state_dict())
+    x, cotangent = (3 * torch.randn(50, 64) + 1).to(dtype), torch.randn(50, 64).to(dtype)
+    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        output, kept = kept_by(lambda: norm(ours))
+    assert output.dtype == dtype and all(tensor.dtype == dtype for tensor in kept if tensor.numel() == x.numel())
+    expected = plain(theirs)
+    output.backward(cotangent)
+    expected.backward(cotangent.float())
+    pairs = [(output, expected), (ours.grad, theirs.grad), (norm.weight.grad, plain.weight.grad), (norm.bias.grad, plain.bias.grad)]
+    for mine, other in pairs:
+        assert (mine.float() - other).norm() <= bound * other.norm()
+    assert norm.weight.grad.dtype == torch.float32
+
+
+def test_layer_norm_is_torchs_without_autocast_and_for_float32():
+    norm, x = LayerNorm(64), torch.randn(5, 64)
+    assert torch.equal(norm(x), F.layer_norm(x, (64,)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x).dtype == torch.float32
+    assert norm.to(torch.float64)(x.double()).dtype == torch.float64
+    assert norm.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_as_products_take_it():
+    memory = torch.randn(2, 3)
+    assert as_products_take_it(memory) is memory
+    with torch.autocast("cpu", torch.bfloat16):
+        assert as_products_take_it(memory).dtype == torch.bfloat16
+        assert as_products_take_it(memory.double()).dtype == torch.float64
+
+
+@pytest.mark.skipif(fallback_reason("cpu") is not None, reason="PyTorch's own operators keep more")
+def test_an_encoder_layer_keeps_no_map_in_float32_under_autocast():
+    layer = EncoderLayer(hidden_dim=32, num_levels=1, num_heads=2, num_points=4, feedforward_dim=64, dropout=0.1)
+    tokens, position = torch.randn(2, 96, 32, requires_grad=True), torch.randn(1, 96, 32)
+    points = torch.rand(2, 96, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, position = as_products_take_it(tokens), as_products_take_it(position)
+        output, kept = kept_by(lambda: layer(tokens, position, points, ((8, 12),), None))
+    assert output.dtype == torch.bfloat16
+    large = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept if tensor.shape[:1] in ((2,), (192,))}
+    wide = [tuple(tensor.shape) for tensor in large.values() if tensor.dtype == torch.float32 and tensor.numel() > 2 * 96 * 2]
+    assert wide == [], "only reference points and the norms' statistics are float32"
