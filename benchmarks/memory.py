@@ -1,188 +1,96 @@
-"""How much memory a training step's tensors take, counted without a GPU.
-
-Every storage that an operation makes is added when it appears and subtracted when it is freed, so the peak is exact for what PyTorch calls
-tensors: parameters, gradients and optimiser state included. What a GPU needs besides is not counted: the CUDA context, the caching
-allocator's rounding and gaps, and scratch space inside kernels (cuDNN's above all).
-
-A step may be counted while it runs for real on the CPU, or with shapes alone (:func:`shapes_only`): then nothing is computed or stored,
-and any batch is counted in seconds on any machine.
-"""
+"""The peak of a training step's memory, measured on a GPU or counted: ``python -m benchmarks.train_step --memory``."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import ctypes
+import gc
+import re
+import resource
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from mrt.adapt.pseudo_labels import PendingLabels
-from mrt.data.loader import Batch
-from mrt.engine import build
-from mrt.engine.step import Learner
-from mrt.losses import Matches, Matching
-from mrt.models import position
-from mrt.models.precision import LayerNorm
+from benchmarks.bench import Bench
+from benchmarks.counting import begin_moments
+
+CARDS_GB = (8, 16, 24, 80)
+SPARE_GB = 1.5  # CUDA's context, the allocator's gaps, cuDNN's scratch space: an allowance, not a measurement
 
 
-class LiveBytes(TorchDispatchMode):
-    """While inside, counts the bytes of all storages that live, on any device but "meta".
-
-    Attributes:
-        live: bytes now. peak: most so far.
-
-    Args:
-        tensors: what lives already.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.finalize] = {}
-        for tensor in tensors:
-            self._add(tensor)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
-        return result
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        for watch in self._known.values():
-            watch.detach()
-        self._known.clear()
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata  # its address, unique while it lives
-        if key not in self._known and tensor.device.type != "meta":
-            size = storage.nbytes()
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            self._known[key] = weakref.finalize(storage, self._forget, key, size)  # the Python object lives as long as the storage
-
-    def _forget(self, key: int, size: int) -> None:
-        self.live -= size
-        del self._known[key]
+def forget_peak(device: torch.device) -> None:
+    """Begin a new measurement of the peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError, AttributeError):  # not Linux or not glibc: the peak of the whole process so far is reported
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what rows before left in the heap is not this one's
+            Path("/proc/self/clear_refs").write_text("5")
 
 
-@contextmanager
-def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
-    """While inside, tensors have shapes but no values, the learner's own included; it is of no use afterwards.
-
-    Two parts of a step depend on values. The assignment always gives the same number of pairs, so any will do; pseudo labels are taken
-    to be ``labels`` an image.
-    """
-    networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
-    patched = [(Matching, "result", Matching.result), (PendingLabels, "result", PendingLabels.result)]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        made: dict[int, Tensor] = {}
-
-        def emptied(tensor: Tensor) -> Tensor:
-            if id(tensor) not in made:
-                empty = mode.from_tensor(tensor.detach())
-                trained = isinstance(tensor, nn.Parameter)
-                made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trained else empty
-            return made[id(tensor)]
-
-        tables = [table for network in networks for module in network.modules() for table in (module._parameters, module._buffers)]
-        originals = [dict(table) for table in tables]  # kept until all are replaced: one that is freed would hand its id on
-        for table in tables:
-            table.update({name: emptied(tensor) for name, tensor in table.items() if tensor is not None})
-        originals.clear()
-        learner.optimiser = build.build_optimiser(learner.config, learner.stage, learner.student, learner.world.device)
-        Matching.result = _any_pairs
-        PendingLabels.result = lambda pending: [_any_labels(labels) for _ in range(len(pending._rows.result()))]
-        position._kept_geometry.cache_clear()
-        position._kept_level_sizes.cache_clear()
-        try:
-            yield
-        finally:
-            for owner, name, method in patched:
-                setattr(owner, name, method)
-            position._kept_geometry.cache_clear()  # they keep tensors without values
-            position._kept_level_sizes.cache_clear()
+def peak_gb(device: torch.device) -> float:
+    """Most memory since :func:`forget_peak`, 10^9 bytes: allocated on the GPU, or resident in this process."""
+    return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else resident_gb("VmHWM")
 
 
-def _any_pairs(matching: Matching) -> Matches:
-    count = sum(min(boxes, matching.num_queries) for boxes in matching.counts)
-    image, *rows = torch.zeros(1 + 2 * matching.num_layers, count, dtype=torch.long).split((1, matching.num_layers, matching.num_layers))
-    return Matches(image[0], *rows, matching.labels, matching.boxes, matching.counts, matching.num_queries)
-
-
-def _any_labels(count: int) -> dict[str, Tensor]:
-    return {"scores": torch.zeros(count), "labels": torch.zeros(count, dtype=torch.long), "boxes": torch.zeros(count, 4)}
-
-
-def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iterator[Tensor]:
-    """What lives between two steps: weights, buffers, gradients, moments, the teacher and the data."""
-    networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
-    for network in networks:
-        yield from network.parameters()
-        yield from network.buffers()
-    for parameter in learner.student.parameters():
-        if parameter.grad is not None:
-            yield parameter.grad
-    for state in learner.optimiser.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
-    for batch in batches:
-        for domain in batch.values():
-            yield from domain.tensors()
-
-
-def begin_moments(learner: Learner) -> None:
-    """Let the optimiser make its state, which every step but the first finds there; no weight changes."""
-    groups = learner.optimiser.param_groups
-    rates = [group["lr"] for group in groups]
-    for group in groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    learner.optimiser.step()
-    learner.optimiser.zero_grad(set_to_none=True)
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
-
-
-class _FlashAttention(torch.autograd.Function):
-    """What such a kernel makes and keeps, with any values: no matrix of queries by keys."""
-
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output, sums = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, sums)
-        return output
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-@contextmanager
-def as_on_cuda(network: nn.Module, values: bool) -> Iterator[None]:
-    """While inside, operations that need other memory on a GPU than on the CPU take the GPU's.
-
-    Autocast computes PyTorch's norms in float32 there, dropout keeps a mask of one byte an element, and attention (where ``values`` are not
-    needed, or it would have to be computed) makes no matrix of queries by keys.
-    """
-    norms = [module for module in network.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
-    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)) for norm in norms if not isinstance(norm, LayerNorm)]
-    dropout, attention = F.dropout, F.scaled_dot_product_attention
-    F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0] if training and p else x
-    if not values:
-        F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _FlashAttention.apply(query, key, value)
+def resident_gb(name: str) -> float:
+    """This process' memory, 10^9 bytes: now ("VmRSS") or at its highest ("VmHWM"); always the latter where the system doesn't say."""
     try:
-        yield
-    finally:
-        F.dropout, F.scaled_dot_product_attention = dropout, attention
-        for hook in hooks:
-            hook.remove()
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return int(re.search(rf"{name}:\s*(\d+)", status)[1]) * 1024 / 1e9
+
+
+def memory_row(bench: Callable[..., Bench], cuda: bool, real: bool) -> dict[str, Any]:
+    """The peak of a step, "peak_gb": of torch's allocator on a GPU, counted on the CPU.
+
+    On a GPU also "reserved_gb", what the allocator took from the driver. On the CPU with ``real`` the step runs, and
+    "resident_growth_gb", by how much the process grew, can be held against "counted_growth_gb".
+    """
+    begin = time.perf_counter()
+    if cuda:
+        try:
+            one = bench()
+            one.warm_up()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            one()
+            found = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
+        except torch.OutOfMemoryError:
+            found = {"peak_gb": None}
+        one = None
+        gc.collect()
+        torch.cuda.empty_cache()
+    else:
+        one = bench(values=real)
+        begin_moments(one.learner)
+        device = one.learner.world.device
+        forget_peak(device)
+        before = resident_gb("VmRSS")
+        counted = one.counted_gb()
+        found = {"peak_gb": counted["counted_gb"], "state_gb": counted["state_gb"]}
+        if real:
+            found |= {"counted_growth_gb": found["peak_gb"] - found["state_gb"], "resident_growth_gb": peak_gb(device) - before}
+    return found | {"seconds": time.perf_counter() - begin}
+
+
+def memory_line(row: Mapping[str, Any]) -> str:
+    """The row as text, with the smallest card that has so much and an allowance."""
+    peak = row["peak_gb"]
+    cards = [card for card in CARDS_GB if peak is not None and peak + SPARE_GB <= card]
+    cells = f"{row['kind']:12}{row['amp']:>5}{'yes' if row['checkpointing'] else 'no':>6}{row['images']:>8}{row['micro']:>7}"
+    cells += f"{peak:9.2f}" if peak is not None else f"{'too much':>9}"
+    more = row.get("reserved_gb")
+    if "resident_growth_gb" in row:
+        cells += f"{row['counted_growth_gb']:9.2f} counted, {row['resident_growth_gb']:.2f} resident"
+    return cells + (f"{more:10.2f}" if more is not None else "") + (f"{cards[0]} GB" if cards else "none").rjust(8)
+
+
+def memory_heads(cuda: bool, real: bool) -> str:
+    more = f"{'reserved':>10}" if cuda else f"{'growth':>9}{'':23}" if real else ""
+    return f"{'step':12}{'amp':>5}{'ckpt':>6}{'images':>8}{'micro':>7}{'peak GB':>9}{more}{'card':>8}"

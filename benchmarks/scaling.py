@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.bench import KINDS, Bench, image_size, quartiles
 from benchmarks.environment import environment
-from benchmarks.train_step import KINDS, Bench, image_size, quartiles
 from mrt.config import Config, load_config
 from mrt.engine import distributed
 from mrt.engine.inference import load_detector

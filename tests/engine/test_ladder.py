@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_world import tiny_config
 
-from benchmarks.train_step import LADDER, PLAIN, ladder, ladder_table, plot_ladder
+from benchmarks.ladder import LADDER, PLAIN, ladder, ladder_table, plot_ladder
 from mrt.config import validate
 from mrt.engine.distributed import World
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_world import tiny_config
 
-from benchmarks.memory import LiveBytes
-from benchmarks.train_step import Bench
+from benchmarks.bench import Bench
+from benchmarks.counting import LiveBytes
 from mrt.config import Config
 from mrt.engine.distributed import World
 
