@@ -167,9 +167,11 @@ class Bench:
         return {"counted_gb": count.peak / 1e9, "state_gb": state / 1e9}
 
     def counted_work(self) -> list[Operation]:
-        """The operations of one more step as a GPU would run them."""
-        with self._as_counted() as data, Work() as work:
+        """The operations of a step as a GPU would run them; not the first, which makes what is kept from step to step."""
+        with self._as_counted() as data:
             self._step(data)
+            with Work() as work:
+                self._step(data)
         return work.operations
 
     def _step(self, data: Sequence[dict[str, Batch]]) -> dict[str, torch.Tensor | float]:

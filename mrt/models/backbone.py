@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -94,14 +95,42 @@ class CarriedNorm(nn.Module):
         for name in ("weight", "bias", "running_mean", "running_var"):
             self.register_buffer(name, getattr(norm, name))
         self.act = getattr(norm, "act", nn.Identity())
+        self._kept: tuple[list[tuple[Tensor, int]], Tensor, Tensor] | None = None
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(channels,) scale and shift."""
+        if not torch.compiler.is_compiling() and self.kept():
+            return self._kept[1:]
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
+    def kept(self) -> bool:
+        """Whether :func:`keep_affines` has seen the buffers as they are now."""
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        known = self._kept[0] if self._kept else ()
+        return len(known) == len(buffers) and all(b is seen and b._version == at for b, (seen, at) in zip(buffers, known, strict=True))
+
+    def keep(self, scale: Tensor, shift: Tensor) -> None:
+        """What :meth:`affine` gives until a buffer changes."""
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        self._kept = [(buffer, buffer._version) for buffer in buffers], scale, shift
+
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x)
+
+
+def keep_affines(norms: Sequence[CarriedNorm]) -> None:
+    """Compute scale and shift of all norms whose buffers changed, in six operations instead of five for each; most never change."""
+    stale = [norm for norm in norms if not norm.kept()]
+    if not stale or torch.compiler.is_compiling():
+        return
+    with torch.inference_mode(False), torch.no_grad():  # what is kept serves training, too
+        scales = torch._foreach_add([norm.running_var for norm in stale], [norm.eps for norm in stale])
+        scales = torch._foreach_mul(torch._foreach_rsqrt(scales), [norm.weight for norm in stale])
+        shifts = torch._foreach_mul([norm.running_mean for norm in stale], scales)
+        shifts = torch._foreach_sub([norm.bias for norm in stale], shifts)
+    for norm, scale, shift in zip(stale, scales, shifts, strict=True):
+        norm.keep(scale, shift)
 
 
 class NormedConv2d(nn.Conv2d):
@@ -157,6 +186,7 @@ class Backbone(nn.Module):
         self.frozen = pretrained and freeze == "all"
         self.folded: tuple[Folded, ...] = ()
         self.frozen_keys: frozenset[str] = frozenset()
+        self._norms: tuple[CarriedNorm, ...] = ()
         self.train()
 
     def train(self, mode: bool = True) -> Backbone:
@@ -168,6 +198,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> maps (B, channels[i], H / stride, W / stride), sizes rounded up, channels last in memory."""
+        keep_affines(self._norms)
         with torch.no_grad() if self.frozen else nullcontext():
             return list(self.body(images.contiguous(memory_format=torch.channels_last)))[-len(self.channels) :]
 
@@ -222,6 +253,7 @@ def build_backbone(name: str, *, weights: str = "imagenet", freeze: str = "stem"
     backbone.body = freeze_batch_norm_2d(body)
     if freeze != "all":
         carry_norms(backbone.body)
+        backbone._norms = tuple(module for module in backbone.body.modules() if isinstance(module, CarriedNorm))
     frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
     backbone.frozen_keys = frozenset(frozen + [name for name, _ in backbone.named_buffers()])
     return backbone.train()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import timm
 import torch
 import torchvision
 from model_cases import small_backbone
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mrt.errors import MrtError
 from mrt.models.backbone import CarriedNorm, NormedConv2d, SameConv2d, build_backbone, fold_state
@@ -103,6 +105,53 @@ def test_norms_that_convolutions_carry_change_nothing(name):
         sum(x.square().mean() for x in maps).backward()
     for (key, ours), theirs in zip(backbone.named_parameters(), apart.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-9 * theirs.grad.norm(), key
+
+
+def test_what_is_kept_of_carried_norms_follows_their_buffers():
+    """However they change; and what was computed for inference serves training."""
+    backbone = build_backbone("resnet18", weights="checkpoint", freeze="none")
+    images, counted = torch.randn(1, 3, 32, 32), CallCount()
+
+    def check(backbone: torch.nn.Module, fresh: bool) -> None:
+        ours = backbone(images.to(next(backbone.parameters()).dtype))
+        with counted:
+            again = backbone(images.to(next(backbone.parameters()).dtype))
+        assert counted.names["aten::rsqrt"] == counted.names["aten::_foreach_rsqrt"] == 0, "nothing is computed twice"
+        for norm in (module for module in backbone.modules() if isinstance(module, CarriedNorm)):
+            norm._kept = None
+        for kept, anew, twice in zip(ours, backbone(images.to(ours[0].dtype)), again, strict=True):
+            torch.testing.assert_close(kept, anew, rtol=1e-6, atol=1e-6)
+            assert torch.equal(kept, twice)
+        if not fresh:
+            assert not torch.equal(ours[-1], first[-1])
+
+    with torch.inference_mode():
+        first = [x.clone() for x in backbone(images)]
+    check(backbone, fresh=True)
+    backbone(images)[-1].sum().backward()
+    norm = next(module for module in backbone.modules() if isinstance(module, CarriedNorm))
+    norm.running_var.mul_(2)
+    check(backbone, fresh=False)
+    torch._foreach_mul_([norm.weight, norm.bias], 1.5)
+    check(backbone, fresh=False)
+    clone = copy.deepcopy(backbone)
+    next(module for module in clone.modules() if isinstance(module, CarriedNorm)).weight.neg_()
+    check(clone, fresh=False)
+    backbone.load_state_dict({key: value + 0.1 for key, value in backbone.state_dict().items()})
+    check(backbone, fresh=False)
+    check(backbone.double(), fresh=False)
+
+
+class CallCount(TorchDispatchMode):
+    """Counts operations by name, anew each time it is entered."""
+
+    def __enter__(self):
+        self.names = Counter()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[function._schema.name] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def test_frozen_backbone_is_folded_without_gradients(resnet_file):
