@@ -114,8 +114,9 @@ class Work(TorchDispatchMode):
         read = [leaf for leaf in tree_leaves((args[1:] if ONLY_WRITES.match(name) else args, kwargs)) if isinstance(leaf, Tensor)]
         flops = samples = 0
         if name in ("aten::linear", "aten::conv2d"):  # whole where no gradient is wanted
-            weight = args[1]
-            flops = 2 * made[0].numel() * weight[0].numel()
+            flops = 2 * made[0].numel() * args[1][0].numel()
+        elif name == "aten::_addmm_activation":
+            flops = 2 * made[0].numel() * args[1].shape[1]
         elif function.overloadpacket in flop_registry:
             flops = flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=result)
         elif name.startswith("mrt::"):

@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from mrt.models.precision import autocast_dtype
 
 
-class _ReluDropout(torch.autograd.Function):
+class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, p: float) -> Tensor:
+        hidden = _hidden(x, weight1, bias1)
+        if p:
+            hidden = F.dropout(hidden, p)
         ctx.p = p
-        output = F.dropout(F.relu(x), p)
-        ctx.save_for_backward(output)
-        return output
+        ctx.save_for_backward(x, hidden, weight1, weight2)
+        return _product(hidden, weight2, bias2)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (output,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradient, output, 0).mul_(1 / (1 - ctx.p)), None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, weight1, weight2 = ctx.saved_tensors
+        rows, hidden = gradient.flatten(0, -2), hidden.flatten(0, -2)
+        # What dropout kept was scaled by 1/(1 - p): so is the matrix, which is small, instead of the map.
+        inner = rows @ (weight2 / (1 - ctx.p)).to(rows.dtype)
+        inner = torch.ops.aten.threshold_backward(inner, hidden, 0)
+        of_x = (inner @ weight1.to(rows.dtype)).view_as(x)
+        return of_x, inner.mT @ x.flatten(0, -2), inner.sum(0), rows.mT @ hidden, rows.sum(0), None
 
 
-def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """``dropout(relu(x))``, keeping for the backward pass its result alone: an entry above 0 was neither negative nor dropped.
+def _hidden(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    rows = torch._addmm_activation(bias.to(x.dtype), x.flatten(0, -2), weight.to(x.dtype).mT)  # relu inside the product's kernel
+    return rows.unflatten(0, x.shape[:-1])
 
-    The next layer keeps that anyway, so relu's own result and dropout's mask, three fifths of what a feed-forward network keeps, are
-    spared.
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+
+
+def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, p: float = 0.0) -> Tensor:
+    """``second(dropout(relu(first(x)), p))`` of x (..., d), keeping for the backward pass what ``second`` takes, alone.
+
+    An entry of that above 0 was neither negative nor dropped, so relu's own result and dropout's mask, three fifths of what a feed-forward
+    network keeps, are spared, and two passes over that map besides.
     """
-    if not training or p == 0 or torch.compiler.is_compiling():
-        return F.dropout(F.relu(x), p, training)
-    return _ReluDropout.apply(x, p)
+    if torch.compiler.is_compiling() or x.dtype != (autocast_dtype(x) or first.weight.dtype):
+        return second(F.dropout(F.relu(first(x)), p))
+    if torch.is_grad_enabled():
+        return _FeedForward.apply(x, first.weight, first.bias, second.weight, second.bias, p)
+    return _product(F.dropout(_hidden(x, first.weight, first.bias), p), second.weight, second.bias)
 
 
 class _LinearOfSum(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mrt.errors import MrtError
 from mrt.models.attention import MSDeformAttn
-from mrt.models.lean import relu_dropout
+from mrt.models.lean import feed_forward
 from mrt.models.position import Shapes, cell_centres, encode_boxes
 from mrt.models.precision import LayerNorm, as_products_take_it
 
@@ -34,8 +34,8 @@ class EncoderLayer(nn.Module):
         """(B, S, d) -> (B, S, d); see :class:`MSDeformAttn` for the other arguments."""
         attended = self.self_attn(tokens, position, reference_points, tokens, shapes, token_mask)
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = relu_dropout(self.linear1(tokens), self.dropout.p, self.training)
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        changed = feed_forward(tokens, self.linear1, self.linear2, self.dropout.p if self.training else 0.0)
+        return self.norm2(tokens + self.dropout(changed))
 
 
 class Encoder(nn.Module):
@@ -77,8 +77,8 @@ class DecoderLayer(nn.Module):
         queries = self.norm2(queries + self.dropout(self.self_attn(placed, placed, queries, need_weights=False)[0]))
         attended = self.cross_attn(queries, position, reference_points, memory, shapes, memory_mask)
         queries = self.norm1(queries + self.dropout(attended))
-        hidden = relu_dropout(self.linear1(queries), self.dropout.p, self.training)
-        return self.norm3(queries + self.dropout(self.linear2(hidden)))
+        changed = feed_forward(queries, self.linear1, self.linear2, self.dropout.p if self.training else 0.0)
+        return self.norm3(queries + self.dropout(changed))
 
 
 class Decoder(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrt.models.lean import linear_of_sum, relu_dropout
+from mrt.models.lean import feed_forward, linear_of_sum
 from mrt.models.precision import LayerNorm, as_products_take_it
 from mrt.models.transformer import EncoderLayer
 from mrt.ops import fallback_reason
@@ -23,19 +23,27 @@ def kept_by(function: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
-def test_relu_dropout_is_relu_and_dropout_and_keeps_one_map(p):
-    x = torch.randn(64, 32, requires_grad=True)
-    cotangent = torch.randn(64, 32)
+@pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16], ids=["float32", "bf16", "fp16"])
+def test_feed_forward(p, amp):
+    """Linear, relu, dropout, linear: the same, and the same draws; of the wide map only what the second layer takes is kept."""
+    first, second = nn.Linear(16, 48), nn.Linear(48, 16)
+    x, cotangent = torch.randn(2, 30, 16).to(amp or torch.float32).requires_grad_(), torch.randn(2, 30, 16)
+    inputs = (x, *first.parameters(), *second.parameters())
 
     def run(function):
         torch.manual_seed(3)
-        output, kept = kept_by(function)
-        return kept, (output.detach(), torch.autograd.grad(output, x, cotangent)[0])
+        with torch.autocast("cpu", amp or torch.bfloat16, enabled=amp is not None):
+            output, kept = kept_by(function)
+        return kept, [output.detach(), *torch.autograd.grad(output, inputs, cotangent.to(output.dtype))]
 
-    kept, ours = run(lambda: relu_dropout(x, p, True))
-    torch.testing.assert_close(ours, run(lambda: F.dropout(F.relu(x), p))[1])
-    assert len(kept) == 1
-    assert torch.equal(relu_dropout(x, p, False), F.relu(x))
+    kept, ours = run(lambda: feed_forward(x, first, second, p))
+    _, theirs = run(lambda: second(F.dropout(F.relu(first(x)), p)))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype and mine.shape == other.shape
+        assert (mine - other).norm() <= (2e-2 if amp else 1e-6) * other.norm()
+    assert sum(tensor.numel() == 60 * 48 for tensor in kept) == 1
+    with torch.no_grad(), torch.autocast("cpu", amp or torch.bfloat16, enabled=amp is not None):
+        torch.testing.assert_close(feed_forward(x, first, second), second(F.relu(first(x))))
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["a position per image", "one position for all images"])
