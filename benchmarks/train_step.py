@@ -149,7 +149,7 @@ def main() -> None:
                 report["rows"].append({"kind": kind, "amp": amp, **row})
                 print(table(report["rows"]).splitlines()[-1] if len(report["rows"]) > 1 else table(report["rows"]), flush=True)
     name = "train_step" + ("-ladder" if options.ladder else "-memory" if options.memory else "-floor" if options.floor else "")
-    path = options.output or Path(__file__).parent / "results" / f"{name}-{options.device}.json"
+    path = options.output or Path(__file__).parent / "results" / f"{name}{'' if options.floor else '-' + options.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {path}")
