@@ -58,7 +58,7 @@ def floor(operations: Sequence[Operation], amp: str, card: Card = H100) -> dict[
     groups: dict[str, float] = defaultdict(float)
     names: dict[str, float] = defaultdict(float)
     for operation in operations:
-        group = "attention" if operation.samples else "products" if operation.flops else "other"
+        group = "attention" if operation.samples else "other" if not operation.flops else "conv" if "conv" in operation.name else "products"
         took = milliseconds(operation, amp, card)
         groups[group] += took
         names[operation.name] += took
@@ -74,12 +74,13 @@ def floor(operations: Sequence[Operation], amp: str, card: Card = H100) -> dict[
     }
 
 
-COLUMNS = {"floor ms": 10, "products": 10, "attention": 11, "other": 8, "operations": 12, "GB moved": 10, "TFLOP": 8, "peak GB": 9}
-HEADS = f"{'step':12}{'amp':>5}" + "".join(f"{name:>{width}}" for name, width in COLUMNS.items())
+COLUMNS = {"floor ms": 10, "conv": 7, "products": 10, "attention": 11, "other": 8}  # and their widths
+COUNTS = {"operations": 12, "GB moved": 10, "TFLOP": 8, "peak GB": 9}
+HEADS = f"{'step':12}{'amp':>5}" + "".join(f"{name:>{width}}" for name, width in (COLUMNS | COUNTS).items())
 
 
 def line(row: Mapping[str, Any]) -> str:
     """The row as text."""
-    products, attention, other = (row["groups_ms"].get(name, 0.0) for name in ("products", "attention", "other"))
-    cells = f"{row['kind']:12}{row['amp']:>5}{row['floor_ms']:10.1f}{products:10.1f}{attention:11.1f}{other:8.1f}"
+    cells = f"{row['kind']:12}{row['amp']:>5}{row['floor_ms']:10.1f}"
+    cells += "".join(f"{row['groups_ms'].get(name, 0.0):{COLUMNS[name]}.1f}" for name in ("conv", "products", "attention", "other"))
     return cells + f"{row['operations']:12}{row['gb_moved']:10.1f}{row['tflop']:8.2f}{row['peak_gb']:9.2f}"
