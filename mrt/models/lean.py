@@ -12,6 +12,7 @@ from mrt.models.precision import autocast_dtype
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, p: float) -> Tensor:
+        weight1 = weight1.to(x.dtype)
         hidden = _hidden(x, weight1, bias1)
         if p:
             hidden = F.dropout(hidden, p)
@@ -26,7 +27,7 @@ class _FeedForward(torch.autograd.Function):
         # What dropout kept was scaled by 1/(1 - p): so is the matrix, which is small, instead of the map.
         inner = rows @ (weight2 / (1 - ctx.p)).to(rows.dtype)
         inner = torch.ops.aten.threshold_backward(inner, hidden, 0)
-        of_x = (inner @ weight1.to(rows.dtype)).view_as(x)
+        of_x = (inner @ weight1).view_as(x)
         return of_x, inner.mT @ x.flatten(0, -2), inner.sum(0), rows.mT @ hidden, rows.sum(0), None
 
 
@@ -55,13 +56,14 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, p: float = 0.0)
 class _LinearOfSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight = weight.to(autocast_dtype(weight) or weight.dtype)
         ctx.save_for_backward(first, second, weight)
         return F.linear(first + second, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first, second, weight = ctx.saved_tensors
-        total = gradient @ weight.to(gradient.dtype)
+        total = gradient @ weight
         rows = gradient.flatten(0, -2)
         of_weight = rows.mT @ (first + second).to(gradient.dtype).flatten(0, -2)
         return total.sum_to_size(first.shape), total.sum_to_size(second.shape), of_weight, rows.sum(0)
