@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.counting import LiveBytes, Operation, Work, as_on_cuda, begin_moments, shapes_only, state_tensors
+from benchmarks.counting import LiveBytes, Operation, Work, as_on_cuda, begin_moments, networks_of, shapes_only, state_tensors
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config
@@ -182,7 +182,7 @@ class Bench:
         with nullcontext() if self.values else shapes_only(self.learner, self.boxes):
             if not self.learner.optimiser.state:
                 begin_moments(self.learner)
-            with as_on_cuda(self.learner.student, self.values):
+            with as_on_cuda(networks_of(self.learner), self.values):
                 yield self.batches[: self.micro]
 
 

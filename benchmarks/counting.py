@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,40 +94,56 @@ class Operation:
     samples: int = 0
 
 
-NO_KERNEL = re.compile(r"aten::(empty|new_empty|detach|alias|lift|_unsafe_view|as_strided|_local_scalar_dense|is_pinned)")
+NO_KERNEL = re.compile(r"aten::(empty|new_empty|_local_scalar_dense|is_pinned)")
 ONLY_WRITES = re.compile(r"aten::(copy_|fill_|zero_|bernoulli_|uniform_|normal_|random_)$")  # its first argument
 
 
 class Work(TorchDispatchMode):
-    """While inside, notes each operation that a GPU would run a kernel for (some run several), in ``operations``."""
+    """While inside, notes each operation that a GPU would run a kernel for (some run several), in ``operations``.
+
+    That is: each that makes a tensor of its own or writes to one; views do neither. Multiplications of grouped convolutions' gradients are
+    those of PyTorch's counter, which takes too many.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        name, made = function._schema.name, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        view = any(value.alias_info is not None and not value.alias_info.is_write for value in function._schema.returns)
-        if not made or view or NO_KERNEL.match(name):
+        result, kwargs = function(*args, **(kwargs or {})), kwargs or {}
+        name, parameters = function._schema.name, function._schema.arguments
+        given = [*zip(parameters, args, strict=False), *((item, kwargs[item.name]) for item in parameters if item.name in kwargs)]
+        written = _tensors([value for item, value in given if item.alias_info is not None and item.alias_info.is_write])
+        read = _tensors((args[1:] if ONLY_WRITES.match(name) else args, kwargs))
+        known = {tensor.untyped_storage()._cdata for tensor in (*read, *written)}
+        made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in known] + written
+        if not made or NO_KERNEL.match(name):
             return result
-        read = [leaf for leaf in tree_leaves((args[1:] if ONLY_WRITES.match(name) else args, kwargs)) if isinstance(leaf, Tensor)]
         flops = samples = 0
-        if name in ("aten::linear", "aten::conv2d"):  # whole where no gradient is wanted
+        if name in ("aten::linear", "aten::conv2d"):  # whole where no gradient is wanted, like the next
             flops = 2 * made[0].numel() * args[1][0].numel()
-        elif name == "aten::_addmm_activation":
-            flops = 2 * made[0].numel() * args[1].shape[1]
+        elif name in ("aten::matmul", "aten::_addmm_activation"):
+            flops = 2 * made[0].numel() * args[name == "aten::_addmm_activation"].shape[-1]
         elif function.overloadpacket in flop_registry:
-            flops = flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        elif name.startswith("mrt::"):
+            flops = flop_registry[function.overloadpacket](*args, **kwargs, out_val=result)
+        elif name.startswith("mrt::ms_deform_attn_fused"):
             value, logits = (args[1], args[5]) if name.endswith("backward") else (args[0], args[4])
             samples = logits.numel() * value.shape[-1]
         self.operations.append(Operation(name, made[0].dtype, sum(map(_bytes, (*read, *made))), flops, samples))
         return result
 
 
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
 def _bytes(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # an expanded one is smaller than it looks
+
+
+def networks_of(learner: Learner) -> list[nn.Module]:
+    """Student and, where there is one, teacher."""
+    return [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
 
 
 @contextmanager
@@ -137,7 +153,7 @@ def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
     Two parts of a step depend on values. The assignment always gives the same number of pairs, so any will do; pseudo labels are taken
     to be ``labels`` an image.
     """
-    networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
+    networks = networks_of(learner)
     patched = [(Matching, "result", Matching.result), (PendingLabels, "result", PendingLabels.result)]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         made: dict[int, Tensor] = {}
@@ -180,8 +196,7 @@ def _any_labels(count: int) -> dict[str, Tensor]:
 
 def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iterator[Tensor]:
     """What lives between two steps: weights, buffers, gradients, moments, the teacher and the data."""
-    networks = [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
-    for network in networks:
+    for network in networks_of(learner):
         yield from network.parameters()
         yield from network.buffers()
     for parameter in learner.student.parameters():
@@ -223,13 +238,13 @@ class _FlashAttention(torch.autograd.Function):
 
 
 @contextmanager
-def as_on_cuda(network: nn.Module, values: bool) -> Iterator[None]:
+def as_on_cuda(networks: Sequence[nn.Module], values: bool) -> Iterator[None]:
     """While inside, operations that need other memory on a GPU than on the CPU take the GPU's.
 
     Autocast computes PyTorch's norms in float32 there, dropout keeps a mask of one byte an element, and attention (where ``values`` are not
     needed, or it would have to be computed) makes no matrix of queries by keys.
     """
-    norms = [module for module in network.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
+    norms = [module for network in networks for module in network.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)) for norm in norms if not isinstance(norm, LayerNorm)]
     dropout, attention = F.dropout, F.scaled_dot_product_attention
     F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0] if training and p else x

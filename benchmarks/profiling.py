@@ -45,9 +45,11 @@ def matching_named() -> Iterator[None]:
 
     for owner, name, method in parts:
         setattr(owner, name, named(method))
-    yield
-    for owner, name, method in parts:
-        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for owner, name, method in parts:
+            setattr(owner, name, method)
 
 
 def group_of(event) -> str:

@@ -109,7 +109,9 @@ def main() -> None:
         "boxes": options.boxes,
         "classes": num_classes,
     }
-    report = {"environment": environment(options.device), **about, "steps": options.steps, "rows": []}
+    report = {"environment": environment(options.device), **about, "rows": []}
+    if not counted:
+        report["steps"] = options.steps
     print(", ".join(f"{key} {value}" for key, value in {**report["environment"], **about}.items()))
     if options.ladder:
         rungs = [

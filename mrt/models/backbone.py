@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -105,22 +106,27 @@ class CarriedNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def kept(self) -> bool:
-        """Whether :func:`keep_affines` has seen the buffers as they are now."""
-        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        """Whether :func:`keep_affines` has seen the buffers as they are now. Changes through ``.data`` go unnoticed."""
         known = self._kept[0] if self._kept else ()
-        return len(known) == len(buffers) and all(b is seen and b._version == at for b, (seen, at) in zip(buffers, known, strict=True))
+        return len(known) > 0 and all(b is seen and b._version == at for b, (seen, at) in zip(self._tensors(), known, strict=True))
 
     def keep(self, scale: Tensor, shift: Tensor) -> None:
         """What :meth:`affine` gives until a buffer changes."""
-        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
-        self._kept = [(buffer, buffer._version) for buffer in buffers], scale, shift
+        if not any(tensor.is_inference() for tensor in self._tensors()):  # those do not count their changes
+            self._kept = [(tensor, tensor._version) for tensor in self._tensors()], scale, shift
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.weight, self.bias, self.running_mean, self.running_var
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}  # copies count their buffers' changes anew
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x)
 
 
 def keep_affines(norms: Sequence[CarriedNorm]) -> None:
-    """Compute scale and shift of all norms whose buffers changed, in six operations instead of five for each; most never change."""
+    """Compute scale and shift of all norms whose buffers changed in five operations instead of five for each; most never change."""
     stale = [norm for norm in norms if not norm.kept()]
     if not stale or torch.compiler.is_compiling():
         return

@@ -1,12 +1,17 @@
-"""Operations that keep less for their backward pass than the PyTorch ones they are made of. Compiled code decides that for itself."""
+"""Operations that keep less for their backward pass than the PyTorch ones they are made of.
+
+Compiled code decides that for itself, and ``torch.func`` takes the PyTorch ones. A second derivative is refused.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mrt.models.precision import autocast_dtype
+from mrt.ops import transforms
 
 
 class _FeedForward(torch.autograd.Function):
@@ -21,6 +26,7 @@ class _FeedForward(torch.autograd.Function):
         return _product(hidden, weight2, bias2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
         rows, hidden = gradient.flatten(0, -2), hidden.flatten(0, -2)
@@ -41,12 +47,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, p: float = 0.0) -> Tensor:
-    """``second(dropout(relu(first(x)), p))`` of x (..., d), keeping for the backward pass what ``second`` takes, alone.
+    """``second(dropout(relu(first(x)), p))`` of x (..., B, d), keeping of the wide map what ``second`` takes, alone.
 
-    An entry of that above 0 was neither negative nor dropped, so relu's own result and dropout's mask, three fifths of what a feed-forward
-    network keeps, are spared, and two passes over that map besides.
+    An entry of that above 0 was neither negative nor dropped, so neither relu's own result nor dropout's mask is needed: with dropout and
+    16 bits three fifths of what would be kept, and two passes over that map besides. Both layers have biases; their hooks are not called.
     """
-    if torch.compiler.is_compiling() or x.dtype != (autocast_dtype(x) or first.weight.dtype):
+    if not transforms.none() or x.dtype != (autocast_dtype(x) or first.weight.dtype):
         return second(F.dropout(F.relu(first(x)), p))
     if torch.is_grad_enabled():
         return _FeedForward.apply(x, first.weight, first.bias, second.weight, second.bias, p)
@@ -61,6 +67,7 @@ class _LinearOfSum(torch.autograd.Function):
         return F.linear(first + second, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first, second, weight = ctx.saved_tensors
         total = gradient @ weight
@@ -76,6 +83,6 @@ def linear_of_sum(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -
         first, second: (..., in), of shapes that can be added. Something else should keep them anyway, or nothing is spared.
         weight: (out, in). bias: (out,).
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or not transforms.none():
         return F.linear(first + second, weight, bias)
     return _LinearOfSum.apply(first, second, weight, bias)

@@ -25,8 +25,11 @@ def differentiating() -> bool:
 
 
 def none() -> bool:
-    """Whether code runs as it stands, neither compiled nor under ``torch.func``: there, autograd functions written in Python fit in."""
-    return not torch.compiler.is_compiling() and not get_interpreter_stack()
+    """Whether code runs as it stands: neither compiled nor mapped or differentiated by ``torch.func`` or forward mode.
+
+    Only then do autograd functions written in Python fit in.
+    """
+    return not torch.compiler.is_compiling() and not get_interpreter_stack() and forward_ad._current_level < 0
 
 
 def _joined(op):

@@ -108,7 +108,7 @@ def test_norms_that_convolutions_carry_change_nothing(name):
 
 
 def test_what_is_kept_of_carried_norms_follows_their_buffers():
-    """However they change; and what was computed for inference serves training."""
+    """In place, many at once, by other values or types; and what was computed for inference serves training."""
     backbone = build_backbone("resnet18", weights="checkpoint", freeze="none")
     images, counted = torch.randn(1, 3, 32, 32), CallCount()
 
@@ -140,6 +140,30 @@ def test_what_is_kept_of_carried_norms_follows_their_buffers():
     backbone.load_state_dict({key: value + 0.1 for key, value in backbone.state_dict().items()})
     check(backbone, fresh=False)
     check(backbone.double(), fresh=False)
+
+
+def test_a_copy_keeps_nothing_of_carried_norms():
+    """Its buffers count their changes anew, and could arrive at the number that the original's had."""
+    backbone, images = build_backbone("resnet18", weights="checkpoint", freeze="none"), torch.randn(1, 3, 32, 32)
+    for _ in range(2):
+        backbone.load_state_dict(backbone.state_dict())
+    backbone(images)
+    clone, changed = copy.deepcopy(backbone), {key: value + 0.1 for key, value in backbone.state_dict().items()}
+    for _ in range(2):
+        clone.load_state_dict(changed)
+    backbone.load_state_dict(changed)
+    for ours, theirs in zip(clone(images), backbone(images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_backbone_made_for_inference():
+    with torch.inference_mode():
+        backbone = build_backbone("resnet18", weights="checkpoint", freeze="none")
+        images = torch.randn(1, 3, 32, 32)
+        first = backbone(images)[-1].clone()
+        for norm in (module for module in backbone.modules() if isinstance(module, CarriedNorm)):
+            norm.bias.add_(1)
+        assert not torch.equal(backbone(images)[-1], first)
 
 
 class CallCount(TorchDispatchMode):

@@ -67,6 +67,32 @@ def test_linear_of_sum(shared, amp):
     assert of_tokens == {tokens.data_ptr(), position.data_ptr()}, "no sum is kept"
 
 
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
+def test_a_second_derivative_is_refused_not_wrong(amp):
+    first, second, x = nn.Linear(4, 8), nn.Linear(8, 4), torch.randn(2, 3, 4, requires_grad=True)
+    for function in (lambda x: feed_forward(x, first, second), lambda x: linear_of_sum(x, x, first.weight, first.bias)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            output = function(as_products_take_it(x))
+        (gradient,) = torch.autograd.grad(output.float().square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.square().sum().backward()
+
+
+def test_layers_under_torch_func(monkeypatch):
+    """As plain PyTorch, which these transforms know."""
+    layer = EncoderLayer(hidden_dim=16, num_levels=1, num_heads=2, num_points=2, feedforward_dim=24, dropout=0.0).double()
+    tokens, position, points = torch.randn(1, 24, 16).double(), torch.randn(1, 24, 16).double(), torch.rand(1, 24, 1, 2).double()
+
+    def loss(tokens: Tensor) -> Tensor:
+        return (layer(tokens, position, points, ((4, 6),), None) * tokens.cos()).sum()
+
+    leaf = tokens.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(tokens), leaf.grad)
+    several = torch.stack((tokens, 2 * tokens))
+    torch.testing.assert_close(torch.func.vmap(loss)(several), torch.stack([loss(one) for one in several]))
+
+
 @pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_layer_norm_in_16_bits(dtype, bound):
     """It gives and keeps 16 bits under autocast, and its gradients are those of float32 but for rounding."""
