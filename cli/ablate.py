@@ -69,6 +69,7 @@ def ablate(
     The default preset is demo. Stages that trials share are trained once. Repeating a command only runs what is missing.
     """
     from mrt import ablate as trials_of
+    from mrt.config import flag_name
     from mrt.errors import MrtError, RunFailed
 
     from . import experiment
@@ -79,7 +80,7 @@ def ablate(
     chosen = trials_of.find_study(study) if study else None
     if chosen and axes:
         raise MrtError(
-            f"--study {study} and --{axes[0].key.rpartition('.')[2]}: a study has its own rows",
+            f"--study {study} and --{flag_name(axes[0].key)}: a study has its own rows",
             "leave out one of them; --set changes all rows",
         )
     if not (chosen or axes or seeds or baselines):

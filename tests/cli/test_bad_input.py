@@ -82,7 +82,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("ablate --seed 1 2", ["--seeds 0 1 2"]),
         ("ablate --mask-ratio 0.5 0.8", ["synthetic-clear", "mrt prepare-data synthetic"]),
         ("ablate --study component", ["--study component", "did you mean components"]),
-        ("ablate --study decay --mask-ratio 0.5", ["--study decay and --mask_ratio", "leave out one"]),
+        ("ablate --study decay --mask-ratio 0.5", ["--study decay and --mask-ratio", "leave out one"]),
         ("ablate --study decay --base soft", ["--base soft", "none; linear; hard"]),
         ("ablate --study decay --smoke --preset demo --source /a/b", ["/a/b is a path"]),
         ("adapt --target foggy --method +dtt", ["--method +dtt", "+dt"]),
