@@ -6,6 +6,7 @@ Every reduction is the identity when there is one process, so no caller asks whi
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mrt.errors import Interrupted, MrtError, ProcessLost
+
+LET_GO = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -141,4 +144,7 @@ def join(device: str = "auto", timeout: int = 600) -> World:
 def leave() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
+        # gloo's own thread needs Python's lock to drop a reduction's tensors. Were the group freed before that by whoever holds the lock
+        # (collecting a DistributedDataParallel, which holds the group, too), both would wait for ever: seen with PyTorch 2.11.
+        time.sleep(LET_GO)
         dist.destroy_process_group()
