@@ -55,9 +55,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
+        for tensor in _tensors(result):
+            self._add(tensor)
         return result
 
     def __exit__(self, *error: object) -> None:
@@ -203,7 +202,7 @@ def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iter
         if parameter.grad is not None:
             yield parameter.grad
     for state in learner.optimiser.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from _tensors(state)
     for batch in batches:
         for domain in batch.values():
             yield from domain.tensors()

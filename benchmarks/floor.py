@@ -30,7 +30,7 @@ class Card:
 
 
 E = 4 * 22_223 * 8 * 16 * 32 / 1e3  # thousands of samples of the case that the prototype was measured on
-H100 = Card(  # 80 GB HBM3, torch 2.11; docs/kernels.md for the prototype
+H100 = Card(  # 80 GB HBM3, torch 2.11; docs/speed.md says where from
     "H100",
     bytes=3.0e12,
     flops={"off": 52e12, "tf32": 408e12, "16 bits": 790e12},

@@ -92,7 +92,8 @@ def main() -> None:
     if options.batch and len(options.batch) > 1 and not options.memory:
         parser.error("--batch takes several values with --memory only")
     torch.set_num_threads(options.threads)
-    counted = options.memory or options.floor
+    mode = next((mode for mode in ("ladder", "memory", "floor") if getattr(options, mode)), "")
+    counted = mode in ("memory", "floor")
     if options.floor:
         options.device = "cpu"
     preset = options.preset or ("city2foggy" if options.device == "cuda" or counted else "demo")
@@ -150,8 +151,8 @@ def main() -> None:
                 row = measure(chosen, kind, options.boxes, num_classes, options.steps, world)
                 report["rows"].append({"kind": kind, "amp": amp, **row})
                 print(table(report["rows"]).splitlines()[-1] if len(report["rows"]) > 1 else table(report["rows"]), flush=True)
-    name = "train_step" + ("-ladder" if options.ladder else "-memory" if options.memory else "-floor" if options.floor else "")
-    path = options.output or Path(__file__).parent / "results" / f"{name}{'' if options.floor else '-' + options.device}.json"
+    parts = ("train_step", mode, "" if options.floor else options.device)  # the floor is no device's
+    path = options.output or Path(__file__).parent / "results" / ("-".join(filter(None, parts)) + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {path}")

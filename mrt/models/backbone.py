@@ -107,8 +107,9 @@ class CarriedNorm(nn.Module):
 
     def kept(self) -> bool:
         """Whether :func:`keep_affines` has seen the buffers as they are now. Changes through ``.data`` go unnoticed."""
-        known = self._kept[0] if self._kept else ()
-        return len(known) > 0 and all(b is seen and b._version == at for b, (seen, at) in zip(self._tensors(), known, strict=True))
+        if self._kept is None:
+            return False
+        return all(tensor is seen and tensor._version == at for tensor, (seen, at) in zip(self._tensors(), self._kept[0], strict=True))
 
     def keep(self, scale: Tensor, shift: Tensor) -> None:
         """What :meth:`affine` gives until a buffer changes."""

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrt.ops.transforms import under_autocast
+
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What matrix products of ``x`` are computed in under the autocast that is on; None where none is, or it leaves ``x`` alone."""
-    kind = x.device.type
-    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # for "meta" PyTorch knows none, and says so loudly
+    if x.dtype == torch.float64 or not under_autocast(x):
         return None
-    return torch.get_autocast_dtype(kind)
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def as_products_take_it(x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Sequence[Sequence[int]], sampl
     Raises:
         ValueError, TypeError: a shape, device or dtype does not fit; the message states what was given and what is expected.
     """
-    if _under_autocast(value):
+    if transforms.under_autocast(value):
         sampling_locations, attention_weights = _to_float32(value, sampling_locations), _to_float32(value, attention_weights)
     check_plain(value, spatial_shapes, sampling_locations, attention_weights)
     if backend(value) == "python" or transforms.differentiating():
@@ -72,7 +72,7 @@ def ms_deform_attn_fused(
         ValueError, TypeError: as :func:`ms_deform_attn`.
     """
     given = sampling_offsets, attention_logits
-    if _under_autocast(value):
+    if transforms.under_autocast(value):
         reference_points, sampling_offsets = _to_float32(value, reference_points), _to_float32(value, sampling_offsets)
         attention_logits = _to_float32(value, attention_logits)
     check_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
@@ -82,10 +82,6 @@ def ms_deform_attn_fused(
     if given[0] is not sampling_offsets and given[1] is not attention_logits and transforms.none():
         return native.FusedOf16Bits.apply(value, shapes, reference_points, *given, sampling_offsets.detach(), attention_logits.detach())
     return native.ms_deform_attn_fused(value, shapes, reference_points, sampling_offsets, attention_logits)
-
-
-def _under_autocast(value: Tensor) -> bool:
-    return not value.is_meta and torch.is_autocast_enabled(value.device.type)  # PyTorch knows no autocast for "meta", and says so loudly
 
 
 def _to_float32(value: Tensor, tensor: Tensor) -> Tensor:

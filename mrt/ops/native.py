@@ -130,18 +130,17 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(value, *points)
 
 
-def _plain_gradient(ctx, grad_output: Tensor):
-    value, *points = ctx.saved_tensors
-    backward = torch.ops.mrt.ms_deform_attn_backward.default
+def _gradient(backward, ctx, grad_output: Tensor, value: Tensor, *points: Tensor) -> tuple[Tensor | None, ...]:
     grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled())
     return grad_value, None, *grads
+
+
+def _plain_gradient(ctx, grad_output: Tensor):
+    return _gradient(torch.ops.mrt.ms_deform_attn_backward.default, ctx, grad_output, *ctx.saved_tensors)
 
 
 def _fused_gradient(ctx, grad_output: Tensor):
-    value, *points = ctx.saved_tensors
-    backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
-    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled())
-    return grad_value, None, *grads
+    return _gradient(torch.ops.mrt.ms_deform_attn_fused_backward.default, ctx, grad_output, *ctx.saved_tensors)
 
 
 class FusedOf16Bits(torch.autograd.Function):
@@ -156,12 +155,9 @@ class FusedOf16Bits(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         value, references, *given = ctx.saved_tensors
-        backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
         points = (references, *(tensor.float() for tensor in given))
-        grad_value, grad_references, *grads = backward(
-            grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled()
-        )
-        return grad_value, None, grad_references, *(grad.to(tensor.dtype) for grad, tensor in zip(grads, given, strict=True)), None, None
+        *others, offsets, logits = _gradient(torch.ops.mrt.ms_deform_attn_fused_backward.default, ctx, grad_output, value, *points)
+        return *others, offsets.to(given[0].dtype), logits.to(given[1].dtype), None, None
 
 
 def _no_second_gradient(ctx, *grads):

@@ -32,6 +32,11 @@ def none() -> bool:
     return not torch.compiler.is_compiling() and not get_interpreter_stack() and forward_ad._current_level < 0
 
 
+def under_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; PyTorch knows none for "meta", and says so loudly."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def _joined(op):
     """The rule of ``torch.vmap`` for ``op``: every tensor and result is a stack along N, so B mapped batches of N are one of B*N."""
 
