@@ -24,7 +24,8 @@ from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_detections
-from mrt.models.weights import describe_published, load_published, load_weights, save_weights
+from mrt.models.published import describe_published, load_published
+from mrt.models.weights import load_weights, save_weights
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 REPORT_LINES = 12  # of what did not fit, as much as one reads

@@ -13,13 +13,11 @@ from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR
 from mrt.models.discriminators import Discriminators
 from mrt.models.mae import MaskedAutoencoder
+from mrt.models.published import PUBLISHED_CLASSES, load_published, published_state
 from mrt.models.weights import (
-    PUBLISHED_CLASSES,
     backbone_identity,
-    load_published,
     load_trainable,
     load_weights,
-    published_state,
     read_metadata,
     save_weights,
     trainable_state_dict,

@@ -9,7 +9,7 @@ from model_cases import official, random_state
 from mrt.config import validate
 from mrt.engine.inference import load_detector
 from mrt.errors import MrtError
-from mrt.models.weights import CITYSCAPES_ORDER, PUBLISHED_CLASSES
+from mrt.models.published import CITYSCAPES_ORDER, PUBLISHED_CLASSES
 
 
 @pytest.fixture(scope="module")
