@@ -22,7 +22,7 @@ from mrt.data.loader import Batch
 from mrt.engine import build, distributed
 from mrt.engine.checkpoint import seed_everything
 from mrt.engine.compiling import Compiler
-from mrt.engine.inference import load_detector
+from mrt.engine.load import load_detector
 from mrt.engine.prepare import TRAINED
 from mrt.engine.step import Learner, Parts, training_step
 from mrt.engine.student import SOURCE, TARGET, Student

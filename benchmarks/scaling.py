@@ -29,7 +29,7 @@ from benchmarks.bench import KINDS, Bench, image_size, quartiles
 from benchmarks.environment import environment
 from mrt.config import Config, load_config
 from mrt.engine import distributed
-from mrt.engine.inference import load_detector
+from mrt.engine.load import load_detector
 
 BUCKET_MB = 25  # DDP's
 WARM_UP = 2

@@ -34,7 +34,7 @@ from benchmarks.memory import forget_peak, memory_heads, memory_line, memory_row
 from benchmarks.profiling import GROUPS, profiled
 from mrt.config import Config, load_config
 from mrt.engine import distributed
-from mrt.engine.inference import load_detector
+from mrt.engine.load import load_detector
 
 
 def measure(config: Config, kind: str, boxes: int, num_classes: int, steps: int, world: distributed.World) -> dict[str, Any]:

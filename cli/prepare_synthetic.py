@@ -53,9 +53,9 @@ def synthetic(
     """Render street scenes: pinhole camera, depth, and fog, night and rain made from them."""
     from mrt.data.synthetic import SPLITS
     from mrt.errors import MrtError
+    from mrt.experiment import SYNTHETIC, find_roots
 
     from .console import watching
-    from .experiment import SYNTHETIC, find_roots
 
     counts = {"train": train, "val": val, "test": test}
     worlds = list(dict.fromkeys(domain or DEMO_DOMAINS))
@@ -97,8 +97,8 @@ def make_synthetic(
     from mrt.config import nearest
     from mrt.data.synthetic import DOMAINS, generate
     from mrt.errors import MrtError
+    from mrt.experiment import SYNTHETIC
 
-    from .experiment import SYNTHETIC
     from .prepare_data import draw_preview
 
     for world in worlds:

@@ -9,6 +9,7 @@ import typer
 
 from . import options
 from .arguments import ListCommand
+from .experiment import carry_out
 
 
 def pretrain_source(
@@ -53,56 +54,34 @@ def pretrain_source(
     dry_run: options.DryRun = False,
 ) -> None:
     """Train the detector on the labelled source domain (stage 1)."""
-    from mrt.errors import MrtError
+    from mrt.experiment import plan_pretraining
 
-    from . import experiment, launch
-    from .console import RANK, say, watching
+    from .console import RANK, say
 
-    if oracle not in (None, "target", "source+target"):
-        raise MrtError(f"--oracle {oracle}: expected target or source+target")
-    if augment not in (None, "weak", "strong"):
-        raise MrtError(f"--augment {augment}: expected weak or strong")
-    roots = experiment.find_roots(data_root, run_root)
-    init = experiment.find_run(init, roots.run_root) if init else None
-    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
-    trained = ("mae_stage", "teach") if match_compute else ("pretrain",)
-    given |= {f"{stage}.augment": augment for stage in trained} | {"pretrain.ema": ema or None}
-    kind = "-".join((["fair"] if match_compute else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
-    config, folder = experiment.configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)
-    if dry_run:
-        say(config.to_json().rstrip())
-        return
-    if not resume:
-        experiment.require_new(folder)
-    experiment.require_data([config.data.source, *([config.data.target] if match_compute or oracle else [])], roots.data_root)
-    start = experiment.source_weights(config, roots.run_root) if match_compute and not (init or resume) else init
-    command = "pretrain-source" + (" --match-compute" if match_compute else "") + (f" --oracle {oracle}" if oracle else "")
-
-    if gpus is not None and launch.needed(gpus, config):
-        command += f" --gpus {gpus}"
-        with experiment.resumable(command, folder, data_root, run_root):
-            launch.start(gpus, ctx)
-        return
-    with watching() as watcher, experiment.resumable(command, folder, data_root, run_root):
-        from mrt.engine import stages
-
-        stages.pretrain_source(
-            config,
-            folder,
-            init=start,
-            resume=resume,
-            match_compute=match_compute,
-            oracle=oracle,
-            data_root=roots.data_root,
-            watcher=watcher,
-            profile=profile,
-        )
-    if ship is not None and RANK == 0:
+    plan = plan_pretraining(
+        source=source,
+        target=target,
+        preset=preset,
+        match_compute=match_compute,
+        augment=augment,
+        ema=ema,
+        oracle=oracle,
+        init=init,
+        resume=resume,
+        name=name,
+        overrides=overrides,
+        seed=seed,
+        device=device,
+        amp=amp,
+        data_root=data_root,
+        run_root=run_root,
+    )
+    trained = carry_out(plan, ctx, data_root, run_root, gpus=gpus, profile=profile, dry_run=dry_run)
+    if trained and ship is not None and RANK == 0:
         from mrt.engine.inference import write_slim
 
-        write_slim(folder, ship)
+        write_slim(plan.folder, ship)
         say(f"Written to {ship} ({ship.stat().st_size / 1e6:.1f} MB)")
-    say(f"Written to {folder}. Evaluate it: mrt eval {folder}")
 
 
 def register(app: typer.Typer) -> None:

@@ -31,12 +31,13 @@ def report(
     device: options.Device = None,
 ) -> None:
     """Write a report of one run, or a comparison of several: report.html, report.md, report.json and figures/."""
+    from mrt import experiment
     from mrt.report import require_libraries, write_report
 
-    from . import experiment
     from .console import say, watching
+    from .experiment import require_one_process
 
-    experiment.require_one_process("report")
+    require_one_process("report")
     require_libraries()
     roots = experiment.find_roots(data_root, run_root)
     titles, folders = zip(*(find_titled(name, roots.run_root) for name in runs), strict=True)
@@ -65,7 +66,7 @@ def find_titled(word: str, run_root: Path) -> tuple[str | None, Path]:
 
 def find_folder(name: str, run_root: Path) -> Path:
     """A run's folder: a path, a name under the run root, or the name of an ablation's node."""
-    from .experiment import find_run
+    from mrt.experiment import find_run
 
     node = run_root / "ablate" / "nodes" / name
     return node if not Path(name).exists() and node.is_dir() else Path(find_run(name, run_root))

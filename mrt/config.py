@@ -68,7 +68,10 @@ class ModelConfig(Section):
     """The Deformable DETR detector."""
 
     backbone: str = "resnet50"
-    weights: str = Field("imagenet", description="imagenet, none, or a file")
+    weights: str = Field(
+        "imagenet",
+        description="the backbone's: imagenet, none, a file; or a whole detector's to begin with: coco, hf:OWNER/NAME, a run, a file",
+    )
     freeze: Literal["stem", "all", "none"] = "stem"
     hidden_dim: PositiveInt = 256
     num_heads: PositiveInt = 8

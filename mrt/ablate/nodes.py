@@ -143,7 +143,7 @@ def _digest(values: Any) -> str:
 
 def _fingerprint(init: str) -> str:
     """sha256 of the weights that an ``init`` names; the name itself where there are none yet."""
-    from mrt.engine.inference import find_weights
+    from mrt.engine.load import find_weights
 
     try:
         return file_sha256(find_weights(init))

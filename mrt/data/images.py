@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mrt.data.archives import open_file
@@ -33,21 +34,38 @@ def read_picture(path: Path | str, size: tuple[int, int] | None = None) -> Image
         MrtError: missing, unreadable or cut short; or of another size than ``size``.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF blocks and palettes that decode all the same
-            with open_file(path) as source, Image.open(source) as file:
-                picture = _to_rgb(_upright(file, size))
-                picture.load()
+        with open_file(path) as source:
+            picture = decode_picture(source, str(path), size)
     except FileNotFoundError:
         raise MrtError(f"{path}: no such image", "Has the folder moved? Make the set again with `mrt prepare-data`.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MrtError(f"{path}: cannot be read as an image ({error})", "Get the file again, or leave it out of the annotations.") from None
+    except OSError as error:
+        raise _unreadable(str(path), error) from None
     if size is not None and (picture.height, picture.width) != tuple(size):
         raise MrtError(
             f"{path}: the image is {picture.width}x{picture.height}, its annotations are for {size[1]}x{size[0]}",
             "Boxes would land in the wrong places: use the images that the annotations were made on.",
         )
     return picture
+
+
+def decode_picture(source: BinaryIO, where: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """As :func:`read_picture`, from an open file; ``where`` names it in messages."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF blocks and palettes that decode all the same
+            with Image.open(source) as file:
+                picture = _to_rgb(_upright(file, size))
+                picture.load()
+                return picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(where, error) from None
+
+
+def _unreadable(where: str, error: Exception) -> MrtError:
+    reason = "in no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+    if where.lower().endswith((".heic", ".heif")):
+        reason = "HEIC is not read: convert it to JPEG"
+    return MrtError(f"{where}: cannot be read as an image ({reason})", "Get the file again, or leave it out of the annotations.")
 
 
 def _on_its_side(picture: Image.Image) -> bool:

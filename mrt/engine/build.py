@@ -20,6 +20,7 @@ from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR
 from mrt.models.discriminators import Discriminators
 from mrt.models.mae import MaskedAutoencoder
+from mrt.models.pretrained import skip_classifier
 
 SLOW = ("reference_points", "sampling_offsets")  # method.md: these learn at a tenth of the rate, like the backbone
 
@@ -135,10 +136,18 @@ def training_loader(config: Config, dataset: DetectionDataset | Joined, world: W
     )
 
 
-def build_detector(config: Config, classes: Sequence[str]) -> DeformableDETR:
-    """The detector of the configuration, with its backbone's initial weights."""
-    model = config.model
-    backbone = build_backbone(model.backbone, weights=model.weights, freeze=model.freeze)
+def build_detector(config: Config, classes: Sequence[str], *, filled: bool = False) -> DeformableDETR:
+    """The detector of the configuration, with its backbone's initial weights.
+
+    Args:
+        filled: every weight comes from elsewhere afterwards, so pretrained weights are not asked for (they may have to be downloaded).
+            The random numbers drawn are the same.
+    """
+    model, weights = config.model, config.model.weights
+    if filled and weights != "none":
+        skip_classifier(model.backbone, weights)
+        weights = "checkpoint"
+    backbone = build_backbone(model.backbone, weights=weights, freeze=model.freeze)
     sizes = model.model_dump(exclude={"backbone", "weights", "freeze"})
     return DeformableDETR(backbone, num_classes=len(classes), **sizes)
 

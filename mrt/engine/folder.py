@@ -102,13 +102,14 @@ def finish_stage(folder: Path, stage: str) -> None:
 
 def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:
     """``student.safetensors`` and, where there is one, ``teacher.safetensors``, each enough to rebuild its detector."""
+    facts: dict[str, Any] = {"classes": classes, "config": config.model_dump(mode="json")}
+    if learner.parts.teach:
+        facts["thresholds"] = dict(zip(classes, [round(value, 6) for value in learner.thresholds.values.tolist()], strict=True))
     networks = {"student": learner.student.detector}
     if learner.teacher is not None:
         networks["teacher"] = learner.teacher.module
     for name, network in networks.items():
-        save_weights(
-            folder / f"{name}.safetensors", network, {"classes": classes, "network": name, "config": config.model_dump(mode="json")}
-        )
+        save_weights(folder / f"{name}.safetensors", network, {**facts, "network": name})
 
 
 def save_autoencoder(folder: Path, mae: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A trained detector from wherever it is kept, and its figures on a data set."""
+"""A trained detector's figures on a data set."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ from mrt.data.registry import find_dataset
 from mrt.engine import build, distributed
 from mrt.engine.compiling import uncompiled
 from mrt.engine.folder import read_facts
+from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
 from mrt.engine.student import SOURCE, TARGET
 from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_detections
-from mrt.models.published import describe_published, load_published
-from mrt.models.weights import load_weights, save_weights
-
-SHIPPED = Path(__file__).parent.parent / "weights"
-REPORT_LINES = 12  # of what did not fit, as much as one reads
+from mrt.models.weights import save_weights
 
 
 @dataclass
@@ -66,64 +63,6 @@ class Validation:
     domain: str
     last: dict[str, dict[str, Any]]
     best: dict[str, dict[str, Any]]
-
-
-def find_weights(where: str | Path, which: str = "auto") -> Path:
-    """The weights file of a run folder (its teacher's first), of a file, or of a name that ships with mrt.
-
-    Args:
-        which: "auto", "teacher" or "student"; only matters to a run folder.
-    """
-    path = Path(where)
-    if path.is_dir():
-        wanted = ["teacher", "student"] if which == "auto" else [which]
-        for name in wanted:
-            if (path / f"{name}.safetensors").is_file():
-                return path / f"{name}.safetensors"
-        raise MrtError(f"{path}: has no {' or '.join(wanted)} weights yet", "let the run finish a stage: continue it with --resume")
-    if path.is_file():
-        return path
-    shipped = SHIPPED / f"{where}.safetensors"
-    if shipped.is_file():
-        return shipped
-    names = sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
-    raise MrtError(
-        f"{where}: no run folder, weights file or shipped weights of that name", f"shipped with mrt: {', '.join(names) or 'none'}"
-    )
-
-
-def load_detector(where: str | Path, *, which: str = "auto", device: str | torch.device = "cpu") -> tuple[DeformableDETR, dict[str, Any]]:
-    """Rebuild a detector from its weights.
-
-    A file that is not ``.safetensors`` is taken for a published MRT or an official Deformable DETR checkpoint of a ResNet-50.
-
-    Returns:
-        The detector in eval mode on ``device``, and facts: "classes", "network" ("teacher" or "student"), "config" (plain values), "file".
-    """
-    path = find_weights(where, which)
-    detector, facts = load_weights(path) if path.suffix == ".safetensors" else _load_published(path)
-    return detector.to(device).eval(), {"network": "student", **facts, "file": str(path)}
-
-
-def _load_published(path: Path) -> tuple[DeformableDETR, dict[str, Any]]:
-    """A foreign checkpoint's detector, in the configuration of the published Cityscapes run, and its facts.
-
-    Raises:
-        MrtError: neither kind of checkpoint, or one with weights that have no place in that detector.
-    """
-    about = describe_published(path)
-    settings = {"backbone": "resnet50", "weights": "checkpoint", **about.arguments}
-    config = load_config("city2foggy", changes={f"model.{name}": value for name, value in settings.items()})
-    detector = build.build_detector(config, about.classes)
-    report = load_published(detector, path, classes=about.classes, checkpoint_classes=about.columns)
-    if not report.complete:
-        lines = str(report).splitlines()
-        rest = [f"  and {len(lines) - REPORT_LINES} more"] if len(lines) > REPORT_LINES else []
-        raise MrtError(
-            "\n".join([f"{path}: its weights do not fit the published detector", *lines[:REPORT_LINES], *rest]),
-            "Only checkpoints of a ResNet-50 at the published sizes can be read: 4 levels, 256 channels, 6 + 6 layers.",
-        )
-    return detector, {"classes": about.classes, "network": "student", "config": config.model_dump(mode="json")}
 
 
 def write_slim(folder: Path, path: Path) -> None:
@@ -204,7 +143,7 @@ def evaluate_detector(
     """Evaluate a run or a weights file on a prepared data set.
 
     Args:
-        where, which: see :func:`find_weights`.
+        where, which: see :func:`mrt.engine.load.find_weights`.
         data: the data set's name; none takes the target of the run's configuration.
         split: one of the set's splits.
         overrides: settings to change for the evaluation, by dotted key, e.g. ``{"data.sides": [600]}``.

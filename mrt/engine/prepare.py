@@ -21,7 +21,8 @@ from mrt.engine import build, checkpoint
 from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
 from mrt.engine.folder import load_autoencoder, read_facts
-from mrt.engine.inference import load_detector, measure
+from mrt.engine.inference import measure
+from mrt.engine.load import Description, holds_detector, load_detector, require_fit
 from mrt.engine.loop import Stream
 from mrt.engine.report import Watcher
 from mrt.engine.snapshots import LabelSnapshots
@@ -29,11 +30,13 @@ from mrt.engine.step import Learner, Parts
 from mrt.engine.student import SOURCE, TARGET, Student
 from mrt.errors import MrtError
 from mrt.evaluate.labels import as_pseudo_labels, label_quality
+from mrt.models.classes import by_name, column_of
 from mrt.models.detector import DeformableDETR
 from mrt.models.mae import MaskedAutoencoder
 
 RANDOM = "mae-random.pt"  # in the folder of a run of stage 2 alone
 STAGES = ("pretrain", "mae", "teach")
+NO_COCO = "Or begin elsewhere: --set model.weights=FILE (a detector or a backbone), --init RUN_OR_WEIGHTS, or --preset city2foggy."
 TRAINED = 1000  # updates by which the average's warm-up is ahead when it starts from a trained detector
 
 
@@ -89,34 +92,62 @@ def find_cards(plans: list[Plan], config: Config, data_root: Path) -> dict[str, 
     return cards
 
 
-def open_workshop(config: Config, world: World, cards: dict[str, DatasetCard], start: str | None, continued: bool) -> Workshop:
-    """Build the detector and give it its first weights (unless a checkpoint will)."""
+def open_workshop(
+    config: Config, world: World, cards: dict[str, DatasetCard], start: str | None, continued: bool, watcher: Watcher
+) -> Workshop:
+    """Build the detector and give it its first weights (unless a checkpoint will).
+
+    Those are the trained ones of ``start``, else the initial ones of ``[model]``: pretrained weights that others would overwrite are not
+    asked for.
+    """
     classes = build.class_names(config, cards[SOURCE])
-    detector = build.build_detector(config, classes)
+    whole = config.model.weights if holds_detector(config.model.weights) else None
+    initial = not continued and (start is None or config.retrain.source == "random")
+    detector = build.build_detector(config, classes, filled=not initial or whole is not None)
     shop = Workshop(config, world, cards, classes, detector, start, continued)
+    if whole is not None and initial:
+        detector.load_state_dict(_trained_weights(detector, whole, classes, config, watcher, NO_COCO))
     if config.retrain.source == "random":
         shop.random_weights = copy.deepcopy(detector.state_dict())
     if start and not continued:
-        detector.load_state_dict(_trained_weights(detector, start, classes))
+        detector.load_state_dict(_trained_weights(detector, start, classes, config, watcher))
     if start and config.retrain.source == "source":
         source = _source_of(start)
         again = continued or source != start
-        shop.source_weights = _trained_weights(detector, source, classes) if again else copy.deepcopy(detector.state_dict())
+        loaded = _trained_weights(detector, source, classes, config, Watcher()) if again else copy.deepcopy(detector.state_dict())
+        shop.source_weights = loaded
     return shop
 
 
-def _trained_weights(detector: DeformableDETR, where: str, classes: list[str]) -> dict[str, Tensor]:
-    """Trained weights that fit the detector, its class heads being of the same classes."""
-    trained, facts = load_detector(where, which="auto", device="cpu")
-    if list(facts["classes"]) != list(classes):
-        theirs, ours = ", ".join(facts["classes"]), ", ".join(classes)
-        raise MrtError(f"{where}: its classes are {theirs}; this run's are {ours}", "use --set data.classes=[...]")
+def _trained_weights(
+    detector: DeformableDETR, where: str, classes: list[str], config: Config, watcher: Watcher, hint: str | None = None
+) -> dict[str, Tensor]:
+    """Trained weights that fit the detector; its class columns are the trained one's by name, and its own where that has none.
+
+    Args:
+        watcher: is told of classes that begin anew. hint: what else to do where the weights cannot be had.
+    """
+    try:
+        trained, facts = load_detector(where, which="auto", device="cpu")
+    except MrtError as error:
+        raise MrtError(error.message, "\n".join(text for text in (error.hint, hint) if text)) from None
+    about = Description(list(facts["classes"]), trained.backbone.name, trained.arguments)
+    require_fit(config.model, about, where)
     theirs, ours = trained.state_dict(), detector.state_dict()
+    if list(about.classes) != list(classes):
+        theirs = by_name(theirs, about.classes, ours, classes)
+        new = [name for name in classes if column_of(name, about.classes) is None]
+        known = len(classes) - len(new)
+        watcher.say(
+            f"{where}: {known} of {len(classes)} classes are known to it by name"
+            + (f"; new, to be learned from the beginning: {', '.join(new)}" if new else "")
+        )
     different = [key for key in ours if key not in theirs or theirs[key].shape != ours[key].shape]
     different += [key for key in theirs if key not in ours]
     if different:
         found = f"{where}: {len(different)} weights do not fit this model, first {different[0]!r}"
         raise MrtError(found, "use the [model] settings it was trained with")
+    detector.backbone.fingerprint = trained.backbone.fingerprint
     return theirs
 
 

@@ -150,8 +150,8 @@ def _run(
     with distributed.joined(config.engine.device, config.engine.timeout) as world:
         build.use_machine(config, world.device)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
-        shop = open_workshop(config, world, cards, command["init"], continued=state is not None)
         watcher = watcher if world.main else Watcher()
+        shop = open_workshop(config, world, cards, command["init"], continued=state is not None, watcher=watcher)
         begin = next((number for number, plan in enumerate(plans) if state and plan.name == state["stage"]), 0)
         if state is None:
             take_over(plans[0], shop, watcher)

@@ -332,6 +332,30 @@ def carry_norms(body: nn.Module) -> None:
         _replace(body, names[norm], carried)
 
 
+def fold_carried_norms(backbone: Backbone) -> None:
+    """Multiply the frozen norms into their convolutions for good, in place: for prediction and export, not for training or saving.
+
+    Outputs stay the same up to float rounding; names in the state dict do not.
+    """
+    for name, conv in list(backbone.body.named_modules()):
+        if not isinstance(conv, NormedConv2d):
+            continue
+        scale, shift = conv._norm[0].affine()
+        plain = copy.copy(conv)
+        plain.__class__ = next(kind for kind, normed in NORMED.items() if type(conv) is normed)
+        plain._parameters = dict(conv._parameters)
+        with torch.no_grad():
+            plain.weight = nn.Parameter((conv.weight * scale[:, None, None, None]).detach(), requires_grad=False)
+            bias = shift if conv.bias is None else shift + conv.bias * scale
+            plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        del plain._norm
+        _replace(backbone.body, name, plain)
+    for name, norm in list(backbone.body.named_modules()):
+        if isinstance(norm, CarriedNorm):
+            _replace(backbone.body, name, norm.act)
+    backbone._norms = ()
+
+
 _TEST_IMAGE = torch.linspace(-2, 2, 3 * 64 * 64).sin().view(1, 3, 64, 64)
 
 

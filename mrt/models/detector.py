@@ -232,7 +232,9 @@ class DeformableDETR(nn.Module):
             unplaced = self.proposal_bbox_embed(candidates).float() + anchors
             proposal_boxes = unplaced.sigmoid()
             ranking = proposal_logits[..., 0].detach().float().masked_fill(~valid, -torch.inf)
-            chosen = ranking.topk(min(self.num_queries, ranking.shape[1]), dim=1).indices
+            # An exported program always has all its queries: their number would otherwise be one more unknown of its shapes.
+            count = self.num_queries if torch.compiler.is_exporting() else min(self.num_queries, ranking.shape[1])
+            chosen = ranking.topk(count, dim=1).indices
             references = proposal_boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
             position, content = self.transformer.queries_of_proposals(references)
             if self.proposal_content == "features":

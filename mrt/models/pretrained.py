@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import importlib.util
 import pickle
+import re
 from pathlib import Path
 
 import timm
@@ -46,6 +47,12 @@ def classifier_state(name: str, weights: str) -> State:
         ) from error
 
 
+def skip_classifier(name: str, weights: str) -> None:
+    """Draw the random numbers that :func:`classifier_state` draws, without its weights: timm makes a network to read them into."""
+    if weights == "imagenet" and not name.startswith("resnet") and timm.is_model(name):
+        timm.create_model(name)
+
+
 def read_state(path: Path) -> State:
     """The tensors of a ``.safetensors`` file or a PyTorch checkpoint; ``{"model": ...}`` or ``{"state_dict": ...}`` is unwrapped.
 
@@ -60,8 +67,12 @@ def read_state(path: Path) -> State:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # official Deformable DETR files keep their arguments in one
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except pickle.UnpicklingError as error:  # its text advises to run the code; so does a traceback that shows it
+        raise _holds_code(path, str(error)) from None
+    except (SafetensorError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, (LookupError, EOFError)):  # a byte that no PyTorch file begins with, or none at all
+            reason = "it is no PyTorch file, or it was cut short"
         raise MrtError(f"{path} is not a readable weights file: {reason}", "Give a .safetensors or a PyTorch file.") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -69,6 +80,15 @@ def read_state(path: Path) -> State:
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise MrtError(f"{path} holds no state dict", "Give a file that maps parameter names to tensors.")
     return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _holds_code(path: Path, refusal: str) -> MrtError:
+    """What to say of a pickle that names something else than tensors; ``refusal`` is torch's text, which says what it names."""
+    named = re.search(r"GLOBAL ([\w.]+)", refusal)
+    what = f"holds Python code ({named[1]}), not only tensors" if named else "is a pickle of Python objects, not only of tensors"
+    return MrtError(
+        f"{path} {what}; it was not opened", "Get the weights as a .safetensors file, or save them again as a plain state dict of tensors."
+    )
 
 
 def load_trunk(body: nn.Module, state: State, source: str) -> None:

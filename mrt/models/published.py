@@ -182,12 +182,34 @@ def describe_published(path: Path) -> Published:
     return Published(list(ours), columns, arguments)
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file's tensors are named as those of published MRT or official Deformable DETR; False for what cannot be read."""
+    try:
+        return _layout_of(read_state(path)) is not None
+    except MrtError:
+        return False
+
+
+def _layout_of(state: State) -> str | None:
+    return next((name for name, rules in _LAYOUTS.items() if any(key.startswith(rules[0][0]) for key in state)), None)
+
+
 def _layout(state: State, what: str) -> str:
-    layout = next((name for name, rules in _LAYOUTS.items() if any(key.startswith(rules[0][0]) for key in state)), None)
+    layout = _layout_of(state)
     if layout is None:
+        if any(key.startswith("model.backbone.") for key in state):
+            raise MrtError(
+                f"{what} holds the weights of a Hugging Face model without its description",
+                "Name the folder that holds both this file and its config.json.",
+            )
+        if "fc.weight" in state or "classifier.weight" in state:
+            raise MrtError(
+                f"{what} holds an image classifier, not a detector", f"To start a backbone from it: --set model.weights={what}"
+            )
         raise MrtError(
-            f"{what} is neither a published MRT nor a Deformable DETR checkpoint",
-            "Its keys name no backbone. A run's own weights are its .safetensors files.",
+            f"{what} is neither a published MRT nor a Deformable DETR checkpoint: its {len(state)} tensors are named "
+            f"{', '.join(list(state)[:3])}, ...",
+            "Known are: files of mrt (.safetensors), published MRT and official Deformable DETR checkpoints, and Hugging Face folders.",
         )
     return layout
 

@@ -53,7 +53,7 @@ def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[Def
     Raises:
         MrtError: not such a file, or a slim file's backbone is not the one it was trained with.
     """
-    header = _read_header(Path(path))
+    header = read_header(Path(path))
     state, identity = read_state(path), header["backbone"]
     weights = "none" if not identity["pretrained"] else backbone_weights if header["slim"] else "checkpoint"
     backbone = build_backbone(identity["name"], weights=weights, freeze=identity["freeze"], levels=identity["levels"])
@@ -69,7 +69,7 @@ def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[Def
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """What :func:`save_weights` was given as metadata, without reading the weights."""
-    return _read_header(Path(path))["metadata"]
+    return read_header(Path(path))["metadata"]
 
 
 def backbone_identity(detector: DeformableDETR) -> dict[str, Any]:
@@ -118,14 +118,28 @@ def _check_fit(wanted: State, state: State) -> None:
         )
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def is_ours(path: Path) -> bool:
+    """Whether a file is one that :func:`save_weights` wrote, of whatever format version."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "mrt" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself: "detector" (arguments), "backbone" (identity), "slim", "metadata".
+
+    Raises:
+        MrtError: no such file, or not one that :func:`save_weights` of this version wrote.
+    """
     if not path.is_file():
         raise MrtError(f"{path}: no such weights file", "Check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("mrt", "null"))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise MrtError(f"{path} is not a weights file of this project: {error}", "For published checkpoints see load_published.") from error
+        raise MrtError(f"{path} is not a weights file of this project: {error}", "Get the file again.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise MrtError(f"{path} has no description of its detector in format {FORMAT}", "Write it with save_weights of this version.")
     return header

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mrt.ops import native, reference, transforms
 from mrt.ops.checks import check_fused, check_plain
-from mrt.ops.native import backend, fallback_reason
+from mrt.ops.native import backend, fallback_reason, without_kernels
 
-__all__ = ["backend", "fallback_reason", "ms_deform_attn", "ms_deform_attn_fused"]
+__all__ = ["backend", "fallback_reason", "ms_deform_attn", "ms_deform_attn_fused", "without_kernels"]
 
 
 def ms_deform_attn(value: Tensor, spatial_shapes: Sequence[Sequence[int]], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:

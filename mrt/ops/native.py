@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from mrt.ops.checks import check_fused, check_grad_output, check_plain
 
 Shapes = Sequence[int]  # H0, W0, H1, W1, ...
 SETTING = "MRT_OPS_BACKEND"
-BUILD_HINT = "Build it with: pip install --no-build-isolation -e ."
 
 
 def _load() -> str | None:
@@ -34,6 +34,16 @@ load_error = _load()
 requested = os.environ.get(SETTING, "auto").strip().lower() or "auto"
 _chosen: dict[str, str] = {}  # device type -> backend
 _announced = False
+
+
+def build_hint() -> str:
+    """What to do where kernels are missing: build them in the source tree this file lies in, or in one that is not here."""
+    if Path(__file__).resolve().parents[2].joinpath("csrc").is_dir():
+        return "With a C++ compiler at hand, for CUDA also nvcc: make clean build (or: pip install --no-build-isolation -e .)"
+    return (
+        "Kernels for this machine are built from mrt's sources, with a C++ compiler at hand, for CUDA also nvcc: "
+        "pip install --no-build-isolation --no-deps --force-reinstall CHECKOUT_OR_TAR_GZ"
+    )
 
 
 def _has_kernel(device_type: str) -> bool:
@@ -63,7 +73,7 @@ def choose(device_type: str, setting: str) -> str:
     if _has_kernel(device_type):
         return "cuda" if device_type == "cuda" else "cpu"
     if setting == device_type:
-        raise MrtError(f"{SETTING}={setting}, but {fallback_reason(device_type)}", f"{BUILD_HINT}\nOr unset {SETTING}.")
+        raise MrtError(f"{SETTING}={setting}, but {fallback_reason(device_type)}", f"{build_hint()}\nOr unset {SETTING}.")
     return "python"
 
 
@@ -81,11 +91,26 @@ def backend(tensor: Tensor) -> str:
     return chosen
 
 
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Every device on the PyTorch path while the block runs: for programs that shall be exported with PyTorch's own operators only.
+
+    For the whole process, not for a thread.
+    """
+    kept = dict(_chosen)
+    _chosen.update(dict.fromkeys(("cpu", "cuda", "meta"), "python"))
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(kept)
+
+
 def _announce(device_type: str) -> None:
     global _announced
     _announced = True
     if requested != "python":
-        hint = f". {BUILD_HINT}" if device_type in ("cpu", "cuda") else ""
+        hint = f". {build_hint()}" if device_type in ("cpu", "cuda") else ""
         print(f"mrt: deformable attention runs on the slower PyTorch path: {fallback_reason(device_type)}{hint}", file=sys.stderr)
 
 

@@ -19,7 +19,8 @@ from mrt.data.loader import Batch, build_loader, collate
 from mrt.data.transforms import build_transform, denormalise
 from mrt.engine import build, checkpoint
 from mrt.engine.folder import load_autoencoder
-from mrt.engine.inference import load_detector, predictor
+from mrt.engine.inference import predictor
+from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
 from mrt.engine.snapshots import spread_evenly
 from mrt.errors import MrtError

@@ -13,7 +13,7 @@ from mrt.ablate.nodes import REACH, STAGE_OF, Planner, Trial, content_hash, reac
 from mrt.ablate.studies import BASELINES, STUDIES, Axis, Row, grid_rows
 from mrt.config import Config, known_keys, load_config
 from mrt.engine import stages
-from mrt.engine.inference import load_detector
+from mrt.engine.load import load_detector
 
 NOWHERE = Path("nowhere")
 

@@ -109,7 +109,7 @@ def test_a_trial_of_nodes_is_what_one_run_gives(world, components, tmp_path):
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    from mrt.engine.inference import load_detector
+    from mrt.engine.load import load_detector
 
     return {key: value.numpy().tobytes() for key, value in load_detector(folder)[0].state_dict().items()}
 

@@ -32,8 +32,8 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --target cityscapes", ["sim10k", "mrt prepare-data sim10k"]),
         ("adapt --target bdd100k", ["cityscapes", "mrt prepare-data cityscapes"]),
         ("adapt --target synthetic-foggy", ["synthetic-clear", "mrt prepare-data synthetic"]),
-        ("adapt --target mars", ["mars", "--preset"]),
-        ("pretrain-source --source mars", ["mars", "--preset"]),
+        ("adapt --target mars", ["mars", "--source", "choose a preset"]),
+        ("pretrain-source --source mars", ["No data set 'mars'", "prepare-data custom"]),
         ("pretrain-source", ["cityscapes", "mrt prepare-data cityscapes"]),
         ("pretrain-source --preset demo", ["synthetic-clear", "mrt prepare-data synthetic"]),
         ("demo --set mae.mask_ratio=2", ["mae.mask_ratio"]),
@@ -66,7 +66,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --resume --name nothing", ["nothing", "no run to continue"]),
         ("adapt --target foggy --name ../out", ["--name ../out"]),
         ("eval nothing", ["nothing", "no run folder"]),
-        ("eval", ["RUN|WEIGHTS"]),
+        ("eval", ["mrt eval", "name a run or weights"]),
         ("eval x --which best", ["--which best"]),
         ("eval demo-source --device banana", ["banana", "auto, cpu or cuda"]),
         ("eval x --picture p.pdf", ["p.pdf", ".png"]),
@@ -154,7 +154,7 @@ def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("mrt_cli.experiment.find_roots", fail)
+    monkeypatch.setattr("mrt.experiment.find_roots", fail)
     result = mrt("adapt", "--target", "foggy")
     assert result.exit_code == code and "Traceback" not in result.output
     assert words in " ".join(result.stderr.split())
@@ -178,7 +178,7 @@ def test_an_ablation_that_cannot_begin(worlds, words, expected):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("mrt_cli.experiment.find_roots", lambda *_: 1 / 0)
+    monkeypatch.setattr("mrt.experiment.find_roots", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mrt("adapt", "--target", "foggy")
 

@@ -9,7 +9,7 @@ import torch
 from tiny_world import CLASSES, make_set, tiny_config
 
 from mrt.engine import stages
-from mrt.engine.inference import load_detector
+from mrt.engine.load import load_detector
 from mrt.engine.snapshots import spread_evenly
 
 

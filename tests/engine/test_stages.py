@@ -10,7 +10,8 @@ import torch
 from tiny_world import make_set, tiny_config
 
 from mrt.engine import distributed, prepare, stages
-from mrt.engine.inference import evaluate_detector, load_detector
+from mrt.engine.inference import evaluate_detector
+from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
 from mrt.engine.step import Parts, training_step
 from mrt.engine.student import SOURCE

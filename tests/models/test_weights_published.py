@@ -7,7 +7,7 @@ import torch
 from model_cases import official, random_state
 
 from mrt.config import validate
-from mrt.engine.inference import load_detector
+from mrt.engine.load import load_detector
 from mrt.errors import MrtError
 from mrt.models.published import CITYSCAPES_ORDER, PUBLISHED_CLASSES
 

@@ -1,0 +1,54 @@
+"""A window for annotated pictures, by tkinter, which comes with most Pythons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHARE = 0.85  # of the screen's sides that a picture may take
+
+
+class Window:
+    """One window; each picture takes the place of the one before. Closing it ends the showing, not the prediction."""
+
+    def __init__(self, root: Any) -> None:
+        import tkinter
+
+        self.root, self.label, self.closed = root, tkinter.Label(root), False
+        self.label.pack()
+        root.protocol("WM_DELETE_WINDOW", self._close)
+
+    @classmethod
+    def open(cls) -> tuple[Window | None, str]:
+        """The window, or None and why there is none."""
+        try:
+            import tkinter
+
+            from PIL import ImageTk  # noqa: F401
+        except ImportError as error:
+            return None, f"Python's tkinter is missing: {error}"
+        try:
+            return cls(tkinter.Tk()), ""
+        except tkinter.TclError as error:
+            return None, str(error) or "no display"
+
+    def show(self, picture: Any, title: str) -> None:
+        """Show a PIL image, scaled down to the screen if need be."""
+        from PIL import ImageTk
+
+        if self.closed:
+            return
+        picture = picture.copy()
+        picture.thumbnail((int(self.root.winfo_screenwidth() * SHARE), int(self.root.winfo_screenheight() * SHARE)))
+        self._photo = ImageTk.PhotoImage(picture)  # tkinter keeps no reference of its own
+        self.label.configure(image=self._photo)
+        self.root.title(f"mrt: {title}")
+        self.root.update()
+
+    def wait(self) -> None:
+        """Until the user closes the window."""
+        if not self.closed:
+            self.root.mainloop()
+
+    def _close(self) -> None:
+        self.closed = True
+        self.root.destroy()

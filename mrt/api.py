@@ -1,0 +1,221 @@
+"""What a program does with mrt: the same functions that the command line calls. ``import mrt`` has them all.
+
+Every argument means what the option of that name means; mistakes raise :class:`mrt.MrtError`, whose message says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mrt import experiment
+from mrt.config import validate
+from mrt.engine import distributed
+from mrt.engine.inference import evaluate_detector
+from mrt.engine.load import EXPORT_CARD, PROGRAMS, dynamic_thresholds, export_card, load_detector
+from mrt.errors import MrtError
+from mrt.predict.detector import Detector, Thresholds
+from mrt.predict.network import Preprocessing, TorchNetwork
+
+if TYPE_CHECKING:
+    from mrt.engine.inference import Result
+    from mrt.engine.report import Watcher
+
+
+def load(where: str | Path, *, which: str = "auto", device: str = "auto", amp: str = "off", run_root: Path | str | None = None) -> Detector:
+    """A detector that is ready to predict.
+
+    Args:
+        where: a run (its name under the run root, or its folder), a weights file (mrt's, published MRT's, official Deformable DETR's), a
+            folder of ``mrt export`` or of a Hugging Face model, a name that ships with mrt ("demo-source"), or a model to download
+            ("coco", "hf:OWNER/NAME").
+        which: of a run: "teacher", "student", or "auto": the teacher where there is one.
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+        amp: precision: "off" (float32), "tf32", "bf16" or "fp16".
+
+    Raises:
+        MrtError: no such detector, a file that cannot be read, or a device that is not there.
+    """
+    where = experiment.find_run(str(where), experiment.find_roots(None, Path(run_root) if run_root else None).run_root)
+    if (Path(where) / EXPORT_CARD).is_file() and export_card(Path(where))["format"] in PROGRAMS:
+        from mrt.export.runtime import load_program
+
+        return load_program(Path(where), device)
+    detector, facts = load_detector(where, which=which, device=choose_device(device))
+    config = validate(facts.get("config") or {}, facts["file"])
+    found = dynamic_thresholds(facts)
+    thresholds = Thresholds(found, "the run's dynamic thresholds") if found else None
+    preprocessing = Preprocessing(config.data.sides[-1], config.data.max_size)
+    return Detector(TorchNetwork(detector, amp), facts["classes"], preprocessing, thresholds, facts)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        MrtError: no such device.
+    """
+    if name in ("auto", "cpu", "cuda"):
+        return distributed.join(name).device
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MrtError(f"device {name!r}: {str(error).splitlines()[0]}", "choose auto, cpu, cuda or cuda:NUMBER") from None
+    return device
+
+
+def adapt(
+    target: str | None = None,
+    *,
+    source: str | None = None,
+    preset: str | None = None,
+    method: str | None = None,
+    stage: Sequence[str] | None = None,
+    init: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    device: str | None = None,
+    amp: str | None = None,
+    data_root: Path | str | None = None,
+    run_root: Path | str | None = None,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Adapt a source detector to an unlabelled target domain: ``mrt adapt``.
+
+    Args:
+        settings: any of the preset's by dotted name, e.g. ``{"mae.mask_ratio": 0.5, "teach.epochs": 10}``.
+        watcher: is told how it goes (:class:`mrt.engine.report.Watcher`).
+
+    Returns:
+        The run's folder; :func:`load` takes it.
+
+    Raises:
+        MrtError: bad input. mrt.errors.RunFailed: a loss that is not finite.
+    """
+    plan = experiment.plan_adaptation(
+        target=target,
+        source=source,
+        preset=preset,
+        method=method,
+        stage=stage,
+        init=str(init) if init else None,
+        class_map=class_map,
+        settings=settings,
+        name=name,
+        resume=resume,
+        seed=seed,
+        device=device,
+        amp=amp,
+        data_root=_path(data_root),
+        run_root=_path(run_root),
+    )
+    return plan.run(plan.starting_weights(), watcher)
+
+
+def pretrain_source(
+    source: str | None = None,
+    *,
+    target: str | None = None,
+    preset: str | None = None,
+    match_compute: bool = False,
+    augment: str | None = None,
+    ema: bool = False,
+    oracle: str | None = None,
+    init: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    device: str | None = None,
+    amp: str | None = None,
+    data_root: Path | str | None = None,
+    run_root: Path | str | None = None,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Train a detector on the labelled source, or one of the fair baselines: ``mrt pretrain-source``. Otherwise as :func:`adapt`."""
+    plan = experiment.plan_pretraining(
+        source=source,
+        target=target,
+        preset=preset,
+        match_compute=match_compute,
+        augment=augment,
+        ema=ema,
+        oracle=oracle,
+        init=str(init) if init else None,
+        settings=settings,
+        name=name,
+        resume=resume,
+        seed=seed,
+        device=device,
+        amp=amp,
+        data_root=_path(data_root),
+        run_root=_path(run_root),
+    )
+    return plan.run(plan.starting_weights(), watcher)
+
+
+def evaluate(
+    where: str | Path,
+    data: str | None = None,
+    *,
+    split: str = "val",
+    which: str = "auto",
+    class_map: Mapping[str, str] | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    data_root: Path | str | None = None,
+    run_root: Path | str | None = None,
+    watcher: Watcher | None = None,
+) -> Result:
+    """COCO figures of a run or weights on a labelled set: ``mrt eval``.
+
+    Args:
+        where: as in :func:`load`.
+        data: the set's name; none takes the target that the run was made for.
+        class_map: the set's class names in the detector's words, where they differ.
+
+    Returns:
+        ``metrics`` (AP50 and others in per cent, also by class), ``detections``, and what they were measured on.
+
+    Raises:
+        MrtError: no such detector or set, or a set without labels.
+    """
+    roots = experiment.find_roots(_path(data_root), _path(run_root))
+    return evaluate_detector(
+        experiment.find_run(str(where), roots.run_root),
+        data=data,
+        split=split,
+        which=which,
+        device=device,
+        batch_size=batch_size,
+        data_root=roots.data_root,
+        watcher=watcher,
+        overrides={"data.class_map": dict(class_map)} if class_map else None,
+    )
+
+
+def export(where: str | Path, format: str, out: Path | str | None = None, **options: Any) -> Path:
+    """Write a detector for use elsewhere, after checking that what is written detects the same: ``mrt export``.
+
+    Args:
+        where: as in :func:`load`.
+        format: "safetensors", "huggingface", "torch-export", "onnx" or "mrt-published".
+        out: the folder to write. options: see :func:`mrt.export.export_detector`.
+
+    Returns:
+        The folder.
+    """
+    from mrt.export import export_detector
+
+    return export_detector(where, format, _path(out), **options)
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,214 @@
+"""A trained detector from wherever it is kept, recognised by content: our own files, published checkpoints, Hugging Face models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrt.config import ModelConfig, load_config
+from mrt.engine import build
+from mrt.engine.report import read_log
+from mrt.errors import MrtError
+from mrt.models.detector import DeformableDETR
+from mrt.models.hub import ALIASES, PREFIX, fetch, hub_name
+from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface
+from mrt.models.published import describe_published, is_published, load_published
+from mrt.models.weights import is_ours, load_weights, read_header
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+EXPORT_CARD = "export.json"  # in a folder that mrt export has written
+PROGRAMS = ("onnx", "torch-export")  # its formats that hold a program, not weights
+REPORT_LINES = 12  # of what did not fit, as much as one reads
+
+
+def find_weights(where: str | Path, which: str = "auto") -> Path:
+    """Where a detector's weights are: a file, or a folder in Hugging Face's layout.
+
+    Args:
+        where: a run folder (its teacher's file first), a weights file, a folder of mrt export or of a Hugging Face model, a name that ships
+            with mrt, or a model on the Hugging Face hub (``hf:OWNER/NAME``, or ``coco``), which is downloaded.
+        which: "auto", "teacher" or "student"; only matters to a run folder.
+
+    Raises:
+        MrtError: nothing of that kind there.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return _in_folder(path, which)
+    if path.is_file():  # a Hugging Face model's weights say little without the description beside them
+        return path.parent if path.suffix in (".safetensors", ".bin") and is_huggingface(path.parent) and not is_ours(path) else path
+    shipped = SHIPPED / f"{where}.safetensors"
+    if shipped.is_file():
+        return shipped
+    if (name := hub_name(str(where))) is not None:
+        return fetch(name)
+    names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
+    raise MrtError(
+        f"{where}: no run folder, weights file or shipped weights of that name",
+        f"shipped with mrt: {names or 'none'}; downloaded when named: {', '.join(ALIASES)}, {PREFIX}OWNER/NAME",
+    )
+
+
+def _in_folder(folder: Path, which: str) -> Path:
+    if is_huggingface(folder):
+        return folder
+    if (folder / EXPORT_CARD).is_file():
+        return _exported(folder)
+    wanted = ["teacher", "student"] if which == "auto" else [which]
+    for name in wanted:
+        if (folder / f"{name}.safetensors").is_file():
+            return folder / f"{name}.safetensors"
+    if (folder / "run.json").is_file():
+        raise MrtError(f"{folder}: has no {' or '.join(wanted)} weights yet", "let the run finish a stage: continue it with --resume")
+    files = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".pth", ".pt", ".bin")]
+    raise MrtError(
+        f"{folder}: neither a run folder (it has no run.json) nor a Hugging Face Deformable DETR (its config.json would say so)",
+        f"it holds weights files; name one: {folder / files[0]}" if files else "name a run, a weights file, or the folder of a model",
+    )
+
+
+def export_card(folder: Path) -> dict[str, Any]:
+    """What ``mrt export`` says of the folder it has written, with "format" and "file" at least.
+
+    Raises:
+        MrtError: it cannot be read, or says something else.
+    """
+    file = folder / EXPORT_CARD
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MrtError(f"{file}: not readable ({error})", "export the detector again") from None
+    if not isinstance(card, dict) or not all(isinstance(card.get(key), str) for key in ("format", "file")):
+        raise MrtError(f"{file}: does not say which format and file it is about", "export the detector again")
+    return card
+
+
+def _exported(folder: Path) -> Path:
+    """The weights in a folder of ``mrt export``."""
+    card = export_card(folder)
+    if card["format"] in PROGRAMS:
+        raise MrtError(
+            f"{folder}: holds a program ({card['format']}), which predicts but cannot be trained, evaluated or exported again",
+            "name the run or the weights that it was exported from",
+        )
+    return folder / card["file"]
+
+
+def load_detector(where: str | Path, *, which: str = "auto", device: str | torch.device = "cpu") -> tuple[DeformableDETR, dict[str, Any]]:
+    """Rebuild a detector from its weights.
+
+    Args:
+        where, which: see :func:`find_weights`.
+
+    Returns:
+        The detector in eval mode on ``device``, and facts: "classes", "network" ("teacher" or "student"), "config" (plain values), "file",
+        and of a run that dynamic thresholds "thresholds" by class name.
+
+    Raises:
+        MrtError: no such weights; a file of an unknown kind, cut short, or holding code; weights that do not fit.
+    """
+    path = find_weights(where, which)
+    if path.is_dir():
+        detector, facts = _load_huggingface(path)
+    elif is_ours(path):
+        detector, facts = load_weights(path)
+    else:
+        detector, facts = _load_published(path)
+    return detector.to(device).eval(), {"network": "student", **facts, "file": str(path)}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A trained detector in words: its classes, its backbone's name, and the arguments of :class:`DeformableDETR` that are known."""
+
+    classes: list[str]
+    backbone: str
+    arguments: dict[str, Any]
+
+
+def describe(where: str | Path, which: str = "auto") -> Description:
+    """Look at a detector's weights as cheaply as their kind allows; MrtError as :func:`load_detector`."""
+    path = find_weights(where, which)
+    if path.is_dir():
+        about = describe_huggingface(path)
+        return Description(about.classes, about.backbone, about.arguments)
+    if is_ours(path):
+        header = read_header(path)
+        return Description(list(header["metadata"]["classes"]), header["backbone"]["name"], header["detector"])
+    published = describe_published(path)
+    return Description(published.classes, "resnet50", published.arguments)
+
+
+def require_fit(model: ModelConfig, about: Description, where: str | Path) -> None:
+    """MrtError if weights are of a network of another shape than ``[model]`` describes; it says which settings fit."""
+    settings = model.model_dump()
+    theirs = {"backbone": about.backbone, **about.arguments}
+    if about.arguments.get("two_stage"):
+        theirs.pop("query_init", None)  # says nothing then
+    free = ("dropout", "class_prior", "proposal_content", "num_classes")
+    different = {key: value for key, value in theirs.items() if key in settings and key not in free and settings[key] != value}
+    if different:
+        mine = ", ".join(f"{key} {settings[key]!r}" for key in different)
+        found = ", ".join(f"{key} {value!r}" for key, value in different.items())
+        words = " ".join(f"model.{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in different.items())
+        raise MrtError(f"{where}: is of another network ({found}) than this run's ({mine})", f"take its settings: --set {words}")
+
+
+def holds_detector(weights: str) -> bool:
+    """Whether ``model.weights`` names a whole detector and not a backbone's classifier weights ("imagenet", "none", a file)."""
+    path = Path(weights)
+    if weights in ("imagenet", "none"):
+        return False
+    if path.is_file():
+        return is_ours(path) or is_published(path)
+    return path.is_dir() or hub_name(weights) is not None or (SHIPPED / f"{weights}.safetensors").is_file()
+
+
+def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:
+    """The last dynamic thresholds by class of the run that a detector comes from; None where it had none.
+
+    They are in the weights file; of runs from before they were written there, in the run's log.
+    """
+    if facts.get("thresholds"):
+        return dict(facts["thresholds"])
+    log = Path(facts["file"]).parent / "metrics.jsonl"
+    lines = [line["thresholds"] for line in read_log(log) if line.get("kind") == "epoch" and line.get("thresholds")]
+    return dict(lines[-1]) if lines and set(lines[-1]) == set(facts["classes"]) else None
+
+
+def _load_huggingface(folder: Path) -> tuple[DeformableDETR, dict[str, Any]]:
+    detector, about = load_huggingface(folder)
+    changes = {f"model.{name}": value for name, value in about.arguments.items() if name in ModelConfig.model_fields}
+    changes |= {
+        "model.weights": "checkpoint",
+        "model.backbone": about.backbone,
+        "data.sides": [about.short_side],
+        "data.max_size": about.max_size,
+    }
+    config = load_config("own", changes=changes)
+    return detector, {"classes": about.classes, "network": "student", "config": config.model_dump(mode="json")}
+
+
+def _load_published(path: Path) -> tuple[DeformableDETR, dict[str, Any]]:
+    """A foreign checkpoint's detector, in the configuration of the published Cityscapes run, and its facts.
+
+    Raises:
+        MrtError: neither kind of checkpoint, or one with weights that have no place in that detector.
+    """
+    about = describe_published(path)
+    settings = {"backbone": "resnet50", "weights": "checkpoint", **about.arguments}
+    config = load_config("city2foggy", changes={f"model.{name}": value for name, value in settings.items()})
+    detector = build.build_detector(config, about.classes)
+    report = load_published(detector, path, classes=about.classes, checkpoint_classes=about.columns)
+    if not report.complete:
+        lines = str(report).splitlines()
+        rest = [f"  and {len(lines) - REPORT_LINES} more"] if len(lines) > REPORT_LINES else []
+        raise MrtError(
+            "\n".join([f"{path}: its weights do not fit the published detector", *lines[:REPORT_LINES], *rest]),
+            "Only checkpoints of a ResNet-50 at the published sizes can be read: 4 levels, 256 channels, 6 + 6 layers.",
+        )
+    return detector, {"classes": about.classes, "network": "student", "config": config.model_dump(mode="json")}

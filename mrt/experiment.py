@@ -1,0 +1,335 @@
+"""From what a user asks for to a checked experiment: roots, preset, configuration, run folder and starting weights. Needs no torch.
+
+The command line and the Python functions of :mod:`mrt.api` both go through here, so that both mean the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrt import remembered
+from mrt.ablate.studies import METHODS
+from mrt.config import Config, Settings, load_config, preset_names
+from mrt.errors import MrtError
+
+PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
+PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city"}
+SYNTHETIC = "synthetic-"
+OWN = "own"  # the preset for data sets that none is made for
+STAGES = ("mae", "teach")
+
+
+def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
+    """The data and run root: the option, else the environment, else ./data and ./runs.
+
+    Where there is no ./data folder, the data root that `mrt prepare-data --data-root` was last given is used.
+    """
+    if data_root is None and "MRT_DATA_ROOT" not in os.environ and not Path("data").is_dir():
+        data_root = remembered.data_root()
+    given = {"data_root": data_root, "run_root": run_root}
+    return Settings(**{name: path for name, path in given.items() if path is not None})
+
+
+def choose_preset(source: str | None, target: str | None) -> str:
+    """The preset made for a pair of data sets, "own" for others; nothing given means the paper's first benchmark."""
+    name = target or source
+    if name is None:
+        return "city2foggy"
+    if Path(name).name.startswith(SYNTHETIC):
+        return "demo"
+    return (PRESET_OF_TARGET if target else PRESET_OF_SOURCE).get(name, OWN)
+
+
+def resolve(preset: str | None, overrides: Sequence[str] | None, options: dict[str, Any]) -> Config:
+    """The configuration of a new run.
+
+    Args:
+        preset: name or file; None: the one made for the data sets.
+        overrides: the values of ``--set``; they win.
+        options: dotted key -> value of options that have a name of their own; None: the preset's value.
+    """
+    source, target = options.get("data.source"), options.get("data.target")
+    base = preset or choose_preset(source, target)
+    if preset is None and base == OWN and source is None:
+        raise MrtError(
+            f"--target {target}: no preset is made for this data set, and no labelled set was named to adapt from",
+            f"name it: --source SET (settings for your own data are taken then), or choose a preset: {', '.join(preset_names())}",
+        )
+    return load_config(base, overrides or (), _given(options))
+
+
+def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict[str, Any]) -> Config:
+    """The configuration of a run that is to be continued: its own. MrtError if the options ask for something else."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MrtError(f"{folder}: no run to continue", "start it without --resume, or name it with --name")
+    stored, asked = load_config(path), load_config(path, overrides or (), _given(options))
+    if asked != stored:
+        old, new = stored.model_dump(), asked.model_dump()
+        sections = [key for key in old if old[key] != new[key]]
+        raise MrtError(
+            f"{folder}: a run keeps its settings, but [{'], ['.join(sections)}] would change",
+            "drop those options, or start another run with --name",
+        )
+    return stored
+
+
+def configure(
+    kind: str,
+    preset: str | None,
+    overrides: Sequence[str] | None,
+    options: dict[str, Any],
+    *,
+    init: str | None = None,
+    name: str | None,
+    resume: bool,
+    run_root: Path,
+) -> tuple[Config, Path]:
+    """The configuration and the folder of a run that begins or, with ``resume``, goes on; without ``name``, ``kind`` gives it one."""
+    if resume and name:
+        folder = run_folder(run_root, name)
+    else:
+        config = resolve(preset, overrides, options | {"init": init})
+        folder = run_folder(run_root, name or default_name(kind, config))
+    return resolve_started(folder, overrides, options) if resume else config, folder
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def default_name(kind: str, config: Config) -> str:
+    """A run's name: ``city2foggy-adapt``, then data sets that are not the preset's own, then ``-seed3`` for any seed but 0."""
+    usual = load_config(config.preset).data if config.preset in preset_names() else config.data
+    asked = [config.data.source] if kind == "source" else [config.data.source, config.data.target]
+    unusual = [Path(name).name for name in asked if name not in (usual.source, usual.target)]
+    return "-".join([config.preset, kind, *unusual]) + (f"-seed{config.seed}" if config.seed else "")
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """``root/name``, refusing names that lead out of the root."""
+    path = Path(name)
+    if not name.strip() or path.is_absolute() or ".." in path.parts:
+        raise MrtError(f"--name {name}: not a folder below the run root {root}", "choose another place for all runs with --run-root")
+    folder = root / path
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise MrtError(f"{folder}: cannot be a run's folder, because {file} is a file", "choose another --name or --run-root")
+    return folder
+
+
+def find_run(name: str, run_root: Path) -> str:
+    """A run's folder by its path, else by its name under the run root; anything else is left to the engine."""
+    below = run_root / name
+    return str(below) if not Path(name).exists() and below.exists() else name
+
+
+def require_new(folder: Path) -> None:
+    """MrtError if there is a run in ``folder`` already. Under torchrun every process asks before the first one begins to write."""
+    if folder.exists() and any(folder.iterdir()):
+        raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
+
+
+def require_data(names: Sequence[str], data_root: Path) -> None:
+    """MrtError for the first data set that is not prepared; it says which ``mrt prepare-data`` to run."""
+    from mrt.data.registry import find_dataset
+
+    for name in names:
+        find_dataset(name, data_root)
+
+
+def starting_weights(kind: str, config: Config, root: Path) -> str:
+    """Where `mrt adapt` starts: teaching alone from the run of `--stage mae` where there is one, else as `source_weights`.
+
+    Args:
+        kind: of the run, as its name has it: "adapt", "mae", "teach", or "teach-METHOD".
+    """
+    stage, _, method = kind.partition("-")
+    refined = root / default_name("mae" + (f"-{method}" if method else ""), config)
+    if stage == "teach" and (refined / "student.safetensors").is_file():
+        return str(refined)
+    return source_weights(config, root)
+
+
+def source_weights(config: Config, root: Path) -> str:
+    """Where adaptation starts: the configuration's ``init``, else the run that ``mrt pretrain-source`` writes by default."""
+    if config.init is not None:
+        return config.init
+    folder = root / default_name("source", config)
+    if folder.is_dir():
+        return str(folder)
+    seed = f" --seed {config.seed}" if config.seed else ""
+    raise MrtError(
+        f"adaptation starts from a source detector, and there is none in {folder}",
+        f"train it: mrt pretrain-source --preset {config.preset} --source {config.data.source}{seed}\n"
+        "or name one with --init RUN_OR_WEIGHTS",
+    )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run that is asked for, every setting known.
+
+    Attributes:
+        command: of mrt, as ``run.json`` names it: "adapt" or "pretrain-source".
+        words: the command with the options that resuming must repeat, e.g. "adapt --method +mae".
+        config, folder, roots: its settings, where it is written, where data and runs are.
+        kind: of the run, as its default name has it: "adapt", "mae", "teach-+mae", "source", "fair", ...
+        init: the weights that were asked for, None for the usual ones.
+        resume: whether it goes on.
+        stages: of "adapt". match_compute, oracle: of "pretrain-source".
+        assumed: what was not said and had to be assumed, in words; "" for nothing.
+    """
+
+    command: str
+    words: str
+    config: Config
+    folder: Path
+    roots: Settings
+    kind: str
+    init: str | None = None
+    resume: bool = False
+    stages: tuple[str, ...] = ()
+    match_compute: bool = False
+    oracle: str | None = None
+    assumed: str = ""
+
+    def starting_weights(self) -> str | None:
+        """Where training starts; None: from the initial weights of ``[model]``, or where the run stopped.
+
+        Raises:
+            MrtError: the run is there already, a data set is not, or there are no weights to start from.
+        """
+        data = self.config.data
+        if not self.resume:
+            require_new(self.folder)
+        needs_target = self.command == "adapt" or self.match_compute or self.oracle
+        require_data([data.source, *([data.target] if needs_target else [])], self.roots.data_root)
+        if self.resume:
+            return None
+        if self.init or (self.command == "pretrain-source" and not self.match_compute):
+            return self.init
+        if self.command == "adapt":
+            return starting_weights(self.kind, self.config, self.roots.run_root)
+        return source_weights(self.config, self.roots.run_root)
+
+    def named_weights(self) -> str | None:
+        """The weights that options or settings name to start from, without looking for those of another run."""
+        return None if self.resume else self.init or (self.config.init if self.command == "adapt" or self.match_compute else None)
+
+    def run(self, start: str | None, watcher: Any = None, profile: int = 0) -> Path:
+        """Train from ``start``, what :meth:`starting_weights` gave; returns the run's folder."""
+        from mrt.engine import stages
+
+        common = {"init": start, "resume": self.resume, "data_root": self.roots.data_root, "watcher": watcher, "profile": profile}
+        if self.command == "adapt":
+            return stages.adapt(self.config, self.folder, stages=self.stages, **common)
+        return stages.pretrain_source(self.config, self.folder, match_compute=self.match_compute, oracle=self.oracle, **common)
+
+
+def plan_adaptation(
+    *,
+    target: str | None = None,
+    source: str | None = None,
+    preset: str | None = None,
+    stage: Sequence[str] | None = None,
+    method: str | None = None,
+    init: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+    resume: bool = False,
+    name: str | None = None,
+    overrides: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    amp: str | None = None,
+    data_root: Path | None = None,
+    run_root: Path | None = None,
+) -> Experiment:
+    """Stages 2 and 3, as ``mrt adapt`` has them; its help explains the arguments.
+
+    Args:
+        stage: "mae", "teach" or both. class_map: the target's class names in the source's words.
+        overrides: texts ``section.key=value``; settings: the same as a mapping.
+
+    Raises:
+        MrtError: an argument or a setting that does not fit.
+    """
+    if method is not None and method not in METHODS:
+        raise MrtError(f"--method {method}: unknown method", f"choose {', '.join(METHODS)}")
+    if target is None and preset is None and not (resume and name):
+        raise MrtError("mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset")
+    for item in stage or ():
+        if item not in STAGES:
+            raise MrtError(f"--stage {item}: unknown stage", "stages are mae and teach; without --stage both run")
+    chosen = tuple(item for item in STAGES if item in (stage or STAGES))
+    roots = find_roots(data_root, run_root)
+    init = find_run(init, roots.run_root) if init else None
+    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    given["data.class_map"] = dict(class_map or {}) or None
+    given |= METHODS.get(method, {}) | dict(settings or {})
+    part = method.replace("+", "teacher-") if method else ""  # of the run's name
+    kind = "-".join(word for word in ((chosen[0] if len(chosen) == 1 else "" if part else "adapt"), part) if word)
+    config, folder = configure(kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
+    words = "adapt" + (f" --method {method}" if method else "") + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
+    assumed = _assumed(config, preset, resume, {"source": source, "target": target})
+    return Experiment("adapt", words, config, folder, roots, kind, init, resume, stages=chosen, assumed=assumed)
+
+
+def plan_pretraining(
+    *,
+    source: str | None = None,
+    target: str | None = None,
+    preset: str | None = None,
+    match_compute: bool = False,
+    augment: str | None = None,
+    ema: bool = False,
+    oracle: str | None = None,
+    init: str | None = None,
+    resume: bool = False,
+    name: str | None = None,
+    overrides: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    amp: str | None = None,
+    data_root: Path | None = None,
+    run_root: Path | None = None,
+) -> Experiment:
+    """Stage 1 and the baselines, as ``mrt pretrain-source`` has them; its help explains the arguments.
+
+    Args:
+        overrides: texts ``section.key=value``; settings: the same as a mapping.
+
+    Raises:
+        MrtError: an argument or a setting that does not fit.
+    """
+    if oracle not in (None, "target", "source+target"):
+        raise MrtError(f"--oracle {oracle}: expected target or source+target")
+    if augment not in (None, "weak", "strong"):
+        raise MrtError(f"--augment {augment}: expected weak or strong")
+    roots = find_roots(data_root, run_root)
+    init = find_run(init, roots.run_root) if init else None
+    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    trained = ("mae_stage", "teach") if match_compute else ("pretrain",)
+    given |= {f"{stage}.augment": augment for stage in trained} | {"pretrain.ema": ema or None} | dict(settings or {})
+    kind = "-".join((["fair"] if match_compute else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
+    config, folder = configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)
+    words = "pretrain-source" + (" --match-compute" if match_compute else "") + (f" --oracle {oracle}" if oracle else "")
+    asked = {"source": source, **({"target": target} if match_compute or oracle else {})}
+    assumed = _assumed(config, preset, resume, asked)
+    return Experiment(
+        "pretrain-source", words, config, folder, roots, kind, init, resume, match_compute=match_compute, oracle=oracle, assumed=assumed
+    )
+
+
+def _assumed(config: Config, preset: str | None, resume: bool, asked: Mapping[str, str | None]) -> str:
+    """ "preset own (settings for your own data), source cityscapes": what a new run takes without having been told."""
+    if resume:
+        return ""
+    words = [] if preset else [f"preset {config.preset}" + (" (settings for your own data)" if config.preset == OWN else "")]
+    return ", ".join([*words, *(f"{domain} {getattr(config.data, domain)}" for domain, name in asked.items() if name is None)])

@@ -1,0 +1,774 @@
+"""Folders of Hugging Face's ``DeformableDetrForObjectDetection``, in and out; the transformers package is not needed.
+
+Names and meanings were learned from transformers 4.57 and 5.24, whose files these are: ``config.json``, ``model.safetensors`` (or
+``pytorch_model.bin``, whole or in shards) and ``preprocessor_config.json``. Both versions write the same names. Each tensor is placed by
+name; what a file has too many or too few of is an error, and so is every option that the detector here has no counterpart for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from mrt.errors import MrtError
+from mrt.files import replacing, write_text
+from mrt.models.backbone import RESNETS, Backbone, build_backbone
+from mrt.models.detector import DeformableDETR
+from mrt.models.pretrained import State, read_state
+from mrt.models.published import NO_CLASS
+from mrt.models.transformer import PROPOSAL_CHANNELS
+
+MODEL_TYPE = "deformable_detr"
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
+PROCESSORS = ("DeformableDetr", "ConditionalDetr", "Detr")  # what the names of image processors that do the same begin with
+SHORT_SIDE, MAX_SIZE = 800, 1333  # where the folder does not say
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as mrt.data.transforms normalises
+BILINEAR = 2  # Pillow's number
+NORM_EPS = 1e-5  # of the frozen batch norm that transformers puts in place of each of a backbone's
+GROUPS = 32  # of its group norms
+UNUSED_BIAS = -20.0  # of the proposal head's columns that nothing reads
+STRIDES = (8, 16, 32)  # of the maps that a detector may use
+RESNET_STRIDES = (2, 4, 8, 16, 32)  # of all maps of a ResNet in timm: before the stem's pooling, after each stage
+OWN_RESNET_STRIDES = (4, 4, 8, 16, 32)  # and of transformers' own, which pools first
+LARGEST_PROPOSAL_LEVELS = 5  # a sixth level's proposals would be larger than the image: there they are left out, here they are cut
+
+_OTHER_NETWORK = "The detector here has no counterpart for that; use the model with transformers."
+_AGAIN = "Download the folder again, or save the model again with transformers' save_pretrained."
+
+# Fields of config.json that change what is computed, and the one value (their default) that is computed here.
+_ONLY = {
+    "activation_function": "relu",
+    "position_embedding_type": "sine",
+    "dilation": False,
+    "num_channels": 3,
+    "quantization_config": None,
+}
+# Hugging Face's own ResNets by what describes them: layer type, depths, hidden sizes.
+_OWN_RESNETS = {
+    "resnet18": ("basic", [2, 2, 2, 2], [64, 128, 256, 512]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3], [256, 512, 1024, 2048]),
+    "resnet101": ("bottleneck", [3, 4, 23, 3], [256, 512, 1024, 2048]),
+}
+
+_BACKBONE = "model.backbone.conv_encoder.model."
+_DECODER_ALIAS = "model.decoder."  # where the heads have second names
+_AREAS = {"input_proj": "model.input_proj", "query_embed": "model.query_position_embeddings", "transformer": "model"}
+_ENCODER_LAYER = {
+    "self_attn": "self_attn",
+    "norm1": "self_attn_layer_norm",
+    "linear1": "fc1",
+    "linear2": "fc2",
+    "norm2": "final_layer_norm",
+}
+_DECODER_LAYER = {
+    "self_attn": "self_attn",
+    "norm2": "self_attn_layer_norm",
+    "cross_attn": "encoder_attn",
+    "norm1": "encoder_attn_layer_norm",
+    "linear1": "fc1",
+    "linear2": "fc2",
+    "norm3": "final_layer_norm",
+}
+# What transformers 5 calls these in memory, for state dicts that were not written by save_pretrained.
+_BACKBONE_IN_MEMORY = "model.backbone.model."
+_LAYERS = ("model.encoder.layers.", "model.decoder.layers.")
+_LAYER_IN_MEMORY = {".self_attn.o_proj.": ".self_attn.out_proj.", ".mlp.fc1.": ".fc1.", ".mlp.fc2.": ".fc2."}
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """What a folder says of its detector besides the weights.
+
+    Attributes:
+        classes: names in the order of our labels: the columns that name a class.
+        backbone: as :func:`mrt.models.backbone.build_backbone` takes it.
+        arguments: all of :class:`DeformableDETR` but the backbone.
+        short_side, max_size: the size that images are scaled to.
+    """
+
+    classes: list[str]
+    backbone: str
+    arguments: dict[str, Any]
+    short_side: int
+    max_size: int
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """A backbone as config.json describes it: our name, its number of maps, and whether its keys are those of transformers' own ResNet."""
+
+    name: str
+    levels: int
+    own_resnet: bool = False
+
+
+@dataclass(frozen=True)
+class _Description:
+    """All that is read of a folder before its weights: what users are told, the backbone, the names of all class columns, and whether
+    transformers ties tensors that the file lacks."""
+
+    about: HuggingFaceModel
+    trunk: _Trunk
+    labels: list[str]
+    tied: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one of our tensors is in a Hugging Face file.
+
+    Attributes:
+        parts: its names there, joined along the first axis: one, or three for the query, key and value projections.
+        copies: other names of a tensor of one part, which transformers knows, too.
+        accepted: names that transformers does not read but a file may hold; never written.
+        instead: what it is tied to in a file that has none of these names.
+    """
+
+    parts: tuple[str, ...]
+    copies: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    instead: str | None = None
+
+    def names(self) -> tuple[str, ...]:
+        return self.parts + self.copies + self.accepted
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a path is a folder with a Hugging Face Deformable DETR; says nothing of its weights, and never raises."""
+    try:
+        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
+def describe_huggingface(folder: Path) -> HuggingFaceModel:
+    """What a folder says of its detector, without reading the weights.
+
+    Raises:
+        MrtError: see :func:`load_huggingface`.
+    """
+    return _describe(Path(folder)).about
+
+
+def load_huggingface(folder: Path) -> tuple[DeformableDETR, HuggingFaceModel]:
+    """Rebuild the detector of a folder, in evaluation mode.
+
+    Class columns named "N/A" (COCO's unused ids) are dropped; of columns that share a name the later ones become "name 2", "name 3".
+    Of a two-stage model's proposal head column 0 is kept, the only one that transformers and the official code look at. Weights become
+    float32. Stem and layer1 of the backbone are frozen, as in transformers. Dropout is the config's ``dropout``, here also inside
+    attention and feed-forward, as in the official code; it does not matter to an evaluated model.
+
+    Two-stage candidates that are padding or reach beyond the image are never chosen here; transformers, like the official code, ranks them
+    with the score of an empty cell, so where that beats one of the ``num_queries`` best the two choose other queries.
+
+    Raises:
+        MrtError: no such folder, a file of it that is cut short, no JSON or holds code, an option without counterpart here, or weights that
+            are missing, too many, unequal where they are one, or of another shape.
+    """
+    folder = Path(folder)
+    described = _describe(folder)
+    state = _read_weights(folder)
+    backbone = build_backbone(described.trunk.name, weights="checkpoint", levels=described.trunk.levels)
+    detector = DeformableDETR(backbone, **described.about.arguments)
+    detector.load_state_dict(_our_state(detector, described, state, folder))
+    return detector.eval(), described.about
+
+
+def write_huggingface(folder: Path, detector: DeformableDETR, classes: Sequence[str], *, short_side: int, max_size: int, card: str) -> None:
+    """Write a folder that ``transformers.AutoModelForObjectDetection`` and ``AutoImageProcessor`` load without any code of ours.
+
+    It holds config.json, model.safetensors, preprocessor_config.json and README.md, and appears as a whole or not at all. A folded ResNet's
+    convolutions get a batch norm again that does nothing but add their bias.
+
+    Args:
+        folder: must not exist yet, or be empty.
+        classes: one name per class, all different.
+        short_side, max_size: the size that images are scaled to.
+        card: text of README.md.
+
+    Raises:
+        MrtError: the folder is taken or cannot be written, the names do not fit, or the detector has something that such a folder cannot
+            say: grid queries, proposals with content, two stages without refinement or with other than 256 channels, a width that is no
+            multiple of 32, or a backbone that transformers would compute otherwise.
+    """
+    folder = Path(folder).absolute()
+    _check_classes(classes, detector.num_classes)
+    if short_side < 1 or max_size < 1:
+        raise MrtError(f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1.")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise MrtError(f"{folder} is there already", "Name a new folder, or delete this one first.")
+    config = _their_config(detector, list(classes))
+    weights = save(_their_state(detector), {"format": "pt"})
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        write_text(temporary / CONFIG, _json(config))
+        write_text(temporary / PROCESSOR, _json(_their_processor(short_side, max_size)))
+        write_text(temporary / "README.md", card)
+        with replacing(temporary / WEIGHTS[0]) as file:
+            file.write(weights)
+        os.replace(temporary, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MrtError(f"{folder}: could not be written: {reason}", "Check the folder's permissions and the free space.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Fields:
+    """A JSON object read field by field; what does not fit is an error that names file, field and value."""
+
+    def __init__(self, values: dict[str, Any], path: Path, inside: str = "") -> None:
+        self.values, self.path, self.inside = values, path, inside
+
+    def error(self, name: str, why: str, hint: str = _OTHER_NETWORK) -> MrtError:
+        value = json.dumps(self.values[name]) if name in self.values else "not there"
+        return MrtError(f"{self.path}: {self.inside}{name} is {value}; {why}", hint)
+
+    def get(self, name: str, default: Any) -> Any:
+        """The field's value; the default where it is missing or null."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def only(self, name: str, wanted: Any) -> None:
+        if self.get(name, wanted) != wanted:
+            raise self.error(name, f"only {json.dumps(wanted)} can be read")
+
+    def count(self, name: str, default: int, least: int = 1) -> int:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.error(name, f"it must be a whole number, at least {least}", _AGAIN)
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "it must be true or false", _AGAIN)
+        return value
+
+
+def _describe(folder: Path) -> _Description:
+    path = folder / CONFIG
+    config = _Fields(_read_json(path), path)
+    if config.get("model_type", None) != MODEL_TYPE:
+        raise config.error("model_type", f'only "{MODEL_TYPE}" can be read')
+    for name, wanted in _ONLY.items():
+        config.only(name, wanted)
+    heads = config.count("encoder_attention_heads", 8)
+    points = config.count("encoder_n_points", 4)
+    feedforward = config.count("encoder_ffn_dim", 1024)
+    for name, default, wanted in (("attention_heads", 8, heads), ("n_points", 4, points), ("ffn_dim", 1024, feedforward)):
+        if config.count(f"decoder_{name}", default) != wanted:
+            raise config.error(f"decoder_{name}", f"only {wanted}, as encoder_{name}, can be read")
+    width, levels = config.count("d_model", 256), config.count("num_feature_levels", 4)
+    refine, two_stage = config.flag("with_box_refine", False), config.flag("two_stage", False)
+    if width % GROUPS or width % heads:
+        raise config.error("d_model", f"it must be a multiple of {GROUPS} and of the {heads} heads", _AGAIN)
+    if two_stage:
+        if not refine:
+            raise config.error("two_stage", "that needs with_box_refine, which is false", _AGAIN)
+        if width != 2 * PROPOSAL_CHANNELS:
+            raise config.error("d_model", f"with two_stage only {2 * PROPOSAL_CHANNELS} can be read")
+        if levels > LARGEST_PROPOSAL_LEVELS:
+            raise config.error("num_feature_levels", f"with two_stage only {LARGEST_PROPOSAL_LEVELS} or fewer can be read")
+    dropout = config.get("dropout", 0.1)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise config.error("dropout", "it must be a number from 0 to below 1", _AGAIN)
+    trunk = _trunk_of(config, levels)
+    labels = _labels(config)
+    classes = _class_names(labels)
+    if not classes:
+        raise config.error("id2label", "it names no class", _AGAIN)
+    arguments = {
+        "num_classes": len(classes),
+        "hidden_dim": width,
+        "num_heads": heads,
+        "num_encoder_layers": config.count("encoder_layers", 6, least=0),
+        "num_decoder_layers": config.count("decoder_layers", 6),
+        "feedforward_dim": feedforward,
+        "num_levels": levels,
+        "num_points": points,
+        "num_queries": config.count("two_stage_num_proposals" if two_stage else "num_queries", 300),
+        "dropout": float(dropout),
+        "box_refine": refine,
+        "two_stage": two_stage,
+        "proposal_content": "position",
+        "query_init": "learned",
+    }
+    short_side, max_size = _read_processor(folder / PROCESSOR)
+    about = HuggingFaceModel(classes, trunk.name, arguments, short_side, max_size)
+    return _Description(about, trunk, labels, tied=config.flag("tie_word_embeddings", True))
+
+
+def _trunk_of(config: _Fields, num_levels: int) -> _Trunk:
+    """The backbone, described by ``backbone_config`` (transformers 5, and 4 with its own ResNet) or by ``backbone`` (4 with timm)."""
+    described = config.values.get("backbone_config")
+    if described is None:
+        if not config.flag("use_timm_backbone", True):
+            raise config.error(
+                "backbone",
+                "that describes the network in another repository",
+                "Save the model again with transformers 5, which writes the description into config.json (backbone_config).",
+            )
+        options = config.get("backbone_kwargs", {})
+        if not isinstance(options, dict):
+            raise config.error("backbone_kwargs", "it must be an object", _AGAIN)
+        inside = _Fields(options, config.path, "backbone_kwargs.")
+        for name in options:
+            if name not in ("in_chans", "out_indices", "output_stride"):
+                raise inside.error(name, "only in_chans, out_indices and output_stride can be read")
+        inside.only("in_chans", 3)
+        inside.only("output_stride", 32)
+        indices = inside.get("out_indices", [2, 3, 4] if num_levels > 1 else [4])
+        trunk = _timm_trunk(config.get("backbone", "resnet50"), indices, config, inside)
+    elif not isinstance(described, dict):
+        raise config.error("backbone_config", "it must be an object", _AGAIN)
+    else:
+        inside = _Fields(described, config.path, "backbone_config.")
+        inside.only("num_channels", 3)
+        kind = described.get("model_type")
+        if kind == "resnet":
+            trunk = _own_resnet(inside)
+        elif kind == "timm_backbone":
+            inside.only("features_only", True)
+            inside.only("output_stride", 32)
+            trunk = _timm_trunk(described.get("backbone"), inside.get("out_indices", [-1]), inside, inside)
+        else:
+            raise inside.error("model_type", 'only "timm_backbone" and "resnet" can be read')
+    if trunk.levels > num_levels:
+        raise config.error("num_feature_levels", f"the backbone gives {trunk.levels} maps", _AGAIN)
+    return trunk
+
+
+def _timm_trunk(name: Any, indices: Any, named: _Fields, indexed: _Fields) -> _Trunk:
+    """A timm model, whose name and indices of maps stand in these fields."""
+    if not isinstance(name, str):
+        raise named.error("backbone", "it must be the name of a timm model", _AGAIN)
+    arch = name.partition(".")[0]  # what follows the point tells pretrained weights of one architecture apart
+    try:
+        strides = _timm_strides(arch)
+    except ValueError as error:
+        raise named.error("backbone", str(error)) from None
+    return _Trunk(arch, _levels(indices, strides, indexed))
+
+
+def _own_resnet(config: _Fields) -> _Trunk:
+    """One of transformers' own ResNets that is a torchvision ResNet under other names."""
+    for name, wanted in (("hidden_act", "relu"), ("downsample_in_first_stage", False), ("downsample_in_bottleneck", False)):
+        config.only(name, wanted)
+    config.only("embedding_size", 64)
+    default = _OWN_RESNETS["resnet50"]
+    found = tuple(config.get(name, value) for name, value in zip(("layer_type", "depths", "hidden_sizes"), default, strict=True))
+    arch = next((name for name, sizes in _OWN_RESNETS.items() if sizes == found), None)
+    if arch is None:
+        raise MrtError(
+            f"{config.path}: backbone_config has layer_type {found[0]}, depths {found[1]}, hidden_sizes {found[2]}; "
+            f"only those of {', '.join(_OWN_RESNETS)} can be read",
+            _OTHER_NETWORK,
+        )
+    stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    features = config.get("out_features", None)
+    if features is None:
+        indices = config.get("out_indices", [4])
+    elif isinstance(features, list) and all(feature in stages for feature in features):
+        indices = [stages.index(feature) for feature in features]
+    else:
+        raise config.error("out_features", f"it must name some of {', '.join(stages)}", _AGAIN)
+    return _Trunk(arch, _levels(indices, OWN_RESNET_STRIDES, config), own_resnet=True)
+
+
+def _levels(indices: Any, strides: Sequence[int], config: _Fields) -> int:
+    """How many maps of strides 8, 16, 32 the indices choose; they must be the last ones."""
+    if not isinstance(indices, list) or not all(isinstance(index, int) and -len(strides) <= index < len(strides) for index in indices):
+        raise config.error("out_indices", f"it must be a list of numbers below {len(strides)}", _AGAIN)
+    chosen = [strides[index] for index in indices]
+    if not chosen or chosen != list(STRIDES[-len(chosen) :]):
+        raise config.error("out_indices", f"those are maps of strides {chosen}; only the last ones of strides 8, 16, 32 can be read")
+    return len(chosen)
+
+
+def _timm_strides(name: str) -> tuple[int, ...]:
+    """Strides of a timm model's maps.
+
+    Raises:
+        ValueError: no such model, or one that transformers would compute otherwise: it puts a plain frozen batch norm of its own eps in
+            place of each batch norm, also of those that hold an activation.
+    """
+    if name in RESNETS:
+        return RESNET_STRIDES
+    if not timm.is_model(name):
+        raise ValueError("timm has no model of that name")
+    try:
+        model = timm.create_model(name, features_only=True)
+        strides = tuple(entry["reduction"] for entry in model.feature_info.info)
+    except (RuntimeError, AttributeError, LookupError, TypeError, ValueError, AssertionError):
+        raise ValueError("that model gives no feature maps") from None
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not all(type(norm) is nn.BatchNorm2d and norm.eps == NORM_EPS for norm in norms):
+        raise ValueError(f"transformers replaces its batch norms by plain ones with eps {NORM_EPS:g}, which makes another network of it")
+    return strides
+
+
+def _labels(config: _Fields) -> list[str]:
+    """The name of each class column."""
+    labels = config.values.get("id2label")
+    if labels is None:
+        return [f"LABEL_{column}" for column in range(config.count("num_labels", 2))]
+    if not isinstance(labels, dict) or not all(isinstance(name, str) and name.strip() for name in labels.values()):
+        raise config.error("id2label", "it must map numbers to names", _AGAIN)
+    columns = [str(column) for column in range(len(labels))]
+    if set(columns) != set(labels):
+        raise config.error("id2label", f"its keys must be 0 to {len(labels) - 1}", _AGAIN)
+    return [labels[column] for column in columns]
+
+
+def _class_names(labels: Sequence[str]) -> list[str]:
+    """The labels that name a class, told apart."""
+    names: list[str] = []
+    taken = set(labels)
+    for label in labels:
+        if label == NO_CLASS:
+            continue
+        name, number = label, 1
+        while name in names or (number > 1 and name in taken):
+            number += 1
+            name = f"{label} {number}"
+        names.append(name)
+    return names
+
+
+def _read_processor(path: Path) -> tuple[int, int]:
+    """Short side and longest side that images are scaled to; what else is done to them must be what is done here."""
+    if not path.exists():
+        return SHORT_SIDE, MAX_SIZE
+    values = _Fields(_read_json(path), path)
+    for field in ("image_processor_type", "feature_extractor_type"):
+        kind = values.get(field, None)
+        if kind is not None and not str(kind).startswith(PROCESSORS):
+            raise values.error(field, "what that does to images is not known here")
+    for field in ("do_resize", "do_rescale", "do_normalize"):
+        values.only(field, True)
+    values.only("do_center_crop", False)
+    values.only("resample", BILINEAR)
+    for field, wanted in (("rescale_factor", (1 / 255,)), ("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD)):
+        found = values.get(field, list(wanted))
+        numbers = found if isinstance(found, list) else [found]
+        if len(numbers) != len(wanted) or not all(
+            isinstance(number, (int, float)) and math.isclose(number, right, rel_tol=1e-6)
+            for number, right in zip(numbers, wanted, strict=True)
+        ):
+            raise values.error(field, f"only {wanted[0] if len(wanted) == 1 else list(wanted)} can be read")
+    size = values.get("size", {"shortest_edge": SHORT_SIDE, "longest_edge": MAX_SIZE})
+    if isinstance(size, int) and not isinstance(size, bool):  # as transformers wrote it before 4.26
+        size = {"shortest_edge": size, "longest_edge": values.get("max_size", MAX_SIZE)}
+    if not isinstance(size, dict) or {key for key, side in size.items() if side is not None} != {"shortest_edge", "longest_edge"}:
+        raise values.error("size", "only a shortest_edge with a longest_edge can be read")
+    sides = _Fields(size, path, "size.")
+    return sides.count("shortest_edge", 0), sides.count("longest_edge", 0)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MrtError(f"{path}: no such file", "Name the folder of a Hugging Face Deformable DETR: config.json and weights.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MrtError(f"{path} is no JSON file: {error}", _AGAIN) from error
+    if not isinstance(content, dict):
+        raise MrtError(f"{path} holds no JSON object", _AGAIN)
+    return content
+
+
+def _read_weights(folder: Path) -> State:
+    """All tensors of a folder, from its first file of the kinds that transformers looks for."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return _read_shards(folder, f"{name}.index.json")
+    raise MrtError(f"{folder} has no weights", f"It needs {' or '.join(WEIGHTS)}, whole or in shards. Download the folder again.")
+
+
+def _read_shards(folder: Path, index: str) -> State:
+    files = _read_json(folder / index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
+        raise MrtError(f"{folder / index}: weight_map must map names to files of the folder", _AGAIN)
+    state: State = {}
+    for name in sorted(set(files.values())):
+        shard = _read_file(folder / name)
+        for key in [key for key, file in files.items() if file == name]:
+            if key not in shard:
+                raise MrtError(f"{folder / name} lacks {key}, which {index} says it has", _AGAIN)
+        for key in shard:
+            if files.get(key) != name:
+                raise MrtError(f"{folder / name} has {key}, which {index} does not say", _AGAIN)
+        state.update(shard)
+    return state
+
+
+def _read_file(path: Path) -> State:
+    if path.is_file() and path.stat().st_size < 1000 and b"git-lfs" in path.read_bytes():
+        raise MrtError(f"{path} only points to the weights (Git LFS)", "Run git lfs pull in the folder, or download the file.")
+    return read_state(path)
+
+
+def _our_state(detector: DeformableDETR, described: _Description, state: State, folder: Path) -> State:
+    """The detector's state dict out of a file's tensors, each of which must have its place."""
+    named: dict[str, str] = {}  # canonical name -> the file's
+    for key in state:
+        if (name := _canonical(key)) in named:
+            _expect_equal(state, named[name], key, folder)
+        named.setdefault(name, key)
+    columns = [column for column, label in enumerate(described.labels) if label != NO_CLASS]
+    values: State = {}
+    known: set[str] = set()
+    missing: list[str] = []
+    for our, wanted in detector.state_dict().items():
+        place = _place(our, detector, described.trunk)
+        known.update(place.names())
+        found = [named[name] for name in place.names() if name in named]
+        if not found and described.tied and place.instead in named:
+            found = [named[place.instead]]
+        if len(found) < len(place.parts):
+            missing += [name for name in place.parts if name not in named]
+            continue
+        rows = len(described.labels) if "class_embed" in our else len(wanted) // len(place.parts)
+        for key in found:
+            _expect_shape(state, key, (rows, *wanted.shape[1:]), folder)
+        if len(place.parts) > 1:
+            value = torch.cat([state[key] for key in found])
+        else:
+            value = state[found[0]]
+            for key in found[1:]:
+                _expect_equal(state, found[0], key, folder)
+        if "class_embed" in our:
+            value = value[:1] if our.startswith("proposal") else value[columns]
+        values[our] = value.to(wanted.dtype)
+    # Older files count a norm's batches, which a frozen one does not need.
+    known |= {name.replace("running_mean", "num_batches_tracked") for name in known if name.endswith("running_mean")}
+    unknown = [key for name, key in named.items() if name not in known]
+    if missing or unknown:
+        lists = [f"{kind} {_first(keys)}" for kind, keys in (("they lack", missing), ("they have, without a place,", unknown)) if keys]
+        raise MrtError(f"{folder}: the weights are not those that {CONFIG} describes: {'; '.join(lists)}", _AGAIN)
+    return values
+
+
+def _first(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+
+
+def _expect_shape(state: State, key: str, wanted: tuple[int, ...], folder: Path) -> None:
+    found = state[key]
+    if tuple(found.shape) != wanted or not found.is_floating_point():
+        kind = f"{tuple(found.shape)}, {str(found.dtype).removeprefix('torch.')}"
+        raise MrtError(f"{folder}: {key} is {kind}; {CONFIG} asks for {wanted}, float", _AGAIN)
+
+
+def _expect_equal(state: State, first: str, second: str, folder: Path) -> None:
+    a, b = state[first], state[second]
+    if a.dtype != b.dtype or not torch.equal(a, b):
+        raise MrtError(
+            f"{folder}: {first} and {second} differ, where {CONFIG} makes them one tensor",
+            "Without with_box_refine all layers share one head here; with it a head and its second name must be equal.",
+        )
+
+
+def _canonical(key: str) -> str:
+    """A key as files have it."""
+    if key.startswith(_BACKBONE_IN_MEMORY):
+        return _BACKBONE + key.removeprefix(_BACKBONE_IN_MEMORY)
+    if key.startswith(_LAYERS):
+        for memory, file in _LAYER_IN_MEMORY.items():
+            key = key.replace(memory, file)
+    return key
+
+
+def _place(our: str, detector: DeformableDETR, trunk: _Trunk) -> _Place:
+    """Where our tensor is in a Hugging Face file."""
+    area, _, rest = our.partition(".")
+    if area == "backbone":
+        name = rest.removeprefix("body.")
+        return _Place((_BACKBONE + (_own_resnet_name(name) if trunk.own_resnet else name),))
+    if area.endswith(("class_embed", "bbox_embed")):
+        return _head_place(area, rest, detector)
+    for stack, layers in (("encoder.layers.", _ENCODER_LAYER), ("decoder.layers.", _DECODER_LAYER)):
+        if rest.startswith(stack):
+            number, module, rest = rest.removeprefix(stack).split(".", 2)
+            theirs = f"model.{stack}{number}.{layers[module]}."
+            if rest.startswith("in_proj_"):
+                return _Place(tuple(f"{theirs}{letter}_proj.{rest.removeprefix('in_proj_')}" for letter in "qkv"))
+            return _Place((theirs + rest,))
+    return _Place((f"{_AREAS[area]}.{rest}",))
+
+
+def _head_place(head: str, rest: str, detector: DeformableDETR) -> _Place:
+    """A head's names: by layer, the proposals' after the last layer's, and all again under the decoder where that uses them itself."""
+    layers = detector.arguments["num_decoder_layers"]
+    theirs = head.removeprefix("proposal_")
+    if head != theirs:
+        names = [f"{theirs}.{layers}.{rest}"]
+    elif detector.box_refine:
+        names = [f"{theirs}.{rest}"]
+    else:
+        names = [f"{theirs}.{layer}.{rest}" for layer in range(layers)]
+    second = [_DECODER_ALIAS + name for name in names]
+    if detector.two_stage or (detector.box_refine and theirs == "bbox_embed"):
+        return _Place((names[0],), copies=(*names[1:], *second))
+    instead = f"{theirs}.0.{rest.partition('.')[2]}" if detector.box_refine else None  # transformers 5 ties these unless files differ
+    return _Place((names[0],), copies=tuple(names[1:]), accepted=tuple(second), instead=instead)
+
+
+def _own_resnet_name(name: str) -> str:
+    """A tensor of torchvision's ResNet under the names of transformers' own."""
+    parts = name.split(".")
+    if len(parts) == 2:  # the stem
+        return f"embedder.embedder.{'convolution' if parts[0] == 'conv1' else 'normalization'}.{parts[1]}"
+    stage, block, module = int(parts[0].removeprefix("layer")) - 1, parts[1], parts[2]
+    prefix = f"encoder.stages.{stage}.layers.{block}."
+    if module == "downsample":
+        return f"{prefix}shortcut.{('convolution', 'normalization')[int(parts[3])]}.{parts[4]}"
+    kind = "convolution" if module.startswith("conv") else "normalization"
+    return f"{prefix}layer.{int(module[-1]) - 1}.{kind}.{parts[3]}"
+
+
+def _their_config(detector: DeformableDETR, classes: list[str]) -> dict[str, Any]:
+    arguments = detector.arguments
+    width, levels = arguments["hidden_dim"], arguments["num_levels"]
+    if detector.two_stage:
+        wrong = {
+            "box_refine is false": not detector.box_refine,
+            'proposal_content is "features"': detector.proposal_content != "position",
+            f"hidden_dim is {width}, not {2 * PROPOSAL_CHANNELS}": width != 2 * PROPOSAL_CHANNELS,
+            f"num_levels is {levels}, more than {LARGEST_PROPOSAL_LEVELS}": levels > LARGEST_PROPOSAL_LEVELS,
+        }
+    else:
+        wrong = {'query_init is "grid"': arguments["query_init"] == "grid"}
+    wrong[f"hidden_dim is {width}, no multiple of {GROUPS}"] = width % GROUPS != 0
+    reasons = [reason for reason, holds in wrong.items() if holds]
+    if reasons:
+        stages = "two-stage " if detector.two_stage else ""
+        raise MrtError(
+            f"this {stages}detector cannot be written for transformers: {', '.join(reasons)}",
+            "Its Deformable DETR has no such option. Export to another format, or train a detector without it.",
+        )
+    return {
+        "architectures": ["DeformableDetrForObjectDetection"],
+        "model_type": MODEL_TYPE,
+        **_their_backbone(detector.backbone, levels),
+        "activation_function": "relu",
+        "activation_dropout": arguments["dropout"],
+        "attention_dropout": arguments["dropout"],
+        "dropout": arguments["dropout"],
+        "d_model": width,
+        "encoder_layers": arguments["num_encoder_layers"],
+        "encoder_ffn_dim": arguments["feedforward_dim"],
+        "encoder_attention_heads": arguments["num_heads"],
+        "encoder_n_points": arguments["num_points"],
+        "decoder_layers": arguments["num_decoder_layers"],
+        "decoder_ffn_dim": arguments["feedforward_dim"],
+        "decoder_attention_heads": arguments["num_heads"],
+        "decoder_n_points": arguments["num_points"],
+        "num_feature_levels": levels,
+        "num_queries": arguments["num_queries"],
+        "position_embedding_type": "sine",
+        "two_stage": detector.two_stage,
+        "two_stage_num_proposals": arguments["num_queries"],
+        "with_box_refine": detector.box_refine,
+        "is_encoder_decoder": True,
+        "num_channels": 3,
+        "id2label": {str(column): name for column, name in enumerate(classes)},
+        "label2id": {name: column for column, name in enumerate(classes)},
+    }
+
+
+def _their_backbone(backbone: Backbone, num_levels: int) -> dict[str, Any]:
+    """The fields that describe a backbone by its timm name, without pretrained weights being fetched for it.
+
+    The usual three maps are described in the older way, which transformers 4 and 5 read; others in that of 5.
+    """
+    if backbone.folded and backbone.name not in RESNETS:
+        raise MrtError(
+            f'backbone "{backbone.name}" has its batch norms folded, the layout of transformers has them', 'Use freeze = "stem" or "none".'
+        )
+    try:
+        strides = _timm_strides(backbone.name)
+    except ValueError as error:
+        raise MrtError(f'backbone "{backbone.name}" cannot be written for transformers: {error}', "Use a ResNet.") from None
+    levels = min(num_levels, len(backbone.channels))
+    indices = [strides.index(stride) for stride in STRIDES[-levels:]]
+    if indices == ([2, 3, 4] if num_levels > 1 else [4]):
+        return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": backbone.name, "backbone_config": None}
+    described = {"model_type": "timm_backbone", "backbone": backbone.name, "num_channels": 3, "features_only": True, "out_indices": indices}
+    return {"backbone_config": {**described, "use_pretrained_backbone": False}}
+
+
+def _their_state(detector: DeformableDETR) -> State:
+    """The detector's tensors under their names, tied ones under each of them."""
+    trunk = _Trunk(detector.backbone.name, len(detector.backbone.channels))
+    state: State = {}
+    for our, value in _with_norms(detector).items():
+        value = value.detach().cpu().float()
+        if "proposal_class_embed" in our:
+            wide = value.new_full((detector.num_classes, *value.shape[1:]), UNUSED_BIAS if our.endswith("bias") else 0.0)
+            wide[:1] = value
+            value = wide
+        place = _place(our, detector, trunk)
+        for part, name in zip(value.chunk(len(place.parts)), place.parts, strict=True):
+            state[name] = part.clone(memory_format=torch.contiguous_format)
+        for name in place.copies:
+            state[name] = value.clone(memory_format=torch.contiguous_format)
+    return state
+
+
+def _with_norms(detector: DeformableDETR) -> State:
+    """The detector's state dict, folded batch norms back as ones that only add the bias of the convolution before them."""
+    state = {key: value for key, value in detector.state_dict().items() if not key.endswith("num_batches_tracked")}
+    for entry in detector.backbone.folded:
+        norm, bias = f"backbone.body.{entry.norm}.", state.pop(f"backbone.body.{entry.conv}.bias")
+        state |= {f"{norm}weight": torch.ones_like(bias), f"{norm}bias": bias}
+        state |= {f"{norm}running_mean": torch.zeros_like(bias), f"{norm}running_var": torch.full_like(bias, 1 - NORM_EPS)}
+    return state
+
+
+def _their_processor(short_side: int, max_size: int) -> dict[str, Any]:
+    return {
+        "image_processor_type": "DeformableDetrImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": short_side, "longest_edge": max_size},
+        "resample": BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+        "do_convert_annotations": True,
+        "do_pad": True,
+    }
+
+
+def _check_classes(classes: Sequence[str], count: int) -> None:
+    if len(classes) != count:
+        raise MrtError(f"{len(classes)} class names for a detector of {count} classes", "Give one name per class.")
+    wrong = [name for name, times in Counter(classes).items() if times > 1 or name == NO_CLASS or not name.strip()]
+    if wrong:
+        raise MrtError(f'class name "{wrong[0]}" cannot be written', f'Names must differ, and be neither empty nor "{NO_CLASS}".')
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

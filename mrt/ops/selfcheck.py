@@ -1,0 +1,142 @@
+"""Do the compiled kernels compute what plain PyTorch does? A second's check of an installation, without the test suite.
+
+``python -m mrt.ops.selfcheck [DEVICE]`` prints every comparison and ends with exit code 1 if one fails; ``mrt doctor`` gives the summary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrt.errors import MrtError
+from mrt.ops import native, reference
+
+# Arithmetic is in float32 for both; a bfloat16 result is then rounded once, by up to 2^-9 of itself.
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+SMALLEST = 1e-3  # arrays whose largest value is below this are compared as if it were this
+
+
+class Size(NamedTuple):
+    """How large one case is; the letters are those of :func:`mrt.ops.ms_deform_attn`."""
+
+    name: str
+    levels: tuple[tuple[int, int], ...]  # (H, W)
+    batch: int  # N
+    heads: int  # M
+    channels: int  # D
+    queries: int  # Q
+    points: int  # P
+
+
+SIZES = (
+    Size("encoder", ((8, 12), (4, 6)), batch=2, heads=2, channels=32, queries=120, points=4),  # every cell a query: maps are copied
+    Size("decoder", ((16, 24), (8, 12)), batch=1, heads=4, channels=32, queries=7, points=4),  # few queries: maps are read in place
+    Size("odd", ((5, 7), (3, 2), (1, 1)), batch=2, heads=3, channels=5, queries=4, points=3),  # rows that fill no register
+)
+
+
+class Agreement(NamedTuple):
+    """What came out of one case."""
+
+    case: str
+    dtype: torch.dtype  # of value and the output
+    error: float  # largest difference of the output or a gradient, as a share of the largest value of that array
+    limit: float  # and what it may be
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within its limit; one that is not a number never is."""
+        return self.error <= self.limit
+
+
+def selfcheck(device: str = "cpu", seed: int = 0) -> list[Agreement]:
+    """Compare the kernels for ``device`` ("cpu" or "cuda") with the PyTorch path in float64: outputs and all gradients, both ops.
+
+    Global random state is left alone. Some tens of milliseconds on a CPU.
+
+    Raises:
+        MrtError: there are no kernels for the device, or ``MRT_OPS_BACKEND=python`` asked for none.
+    """
+    reason = native.fallback_reason(device)
+    if reason is not None:
+        raise MrtError(f"there are no kernels for {device} to check: {reason}", native.build_hint())
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    with torch.enable_grad():
+        for size in SIZES:
+            fused = _inputs(size, generator)
+            upstream = torch.randn(size.batch, size.queries, size.heads * size.channels, generator=generator, dtype=torch.float64)
+            for op, inputs in (("ms_deform_attn_fused", fused), ("ms_deform_attn", _plain(size, *fused))):
+                for dtype, limit in LIMITS.items():
+                    given = [inputs[0].to(dtype), *(tensor.float() for tensor in inputs[1:]), upstream.to(dtype)]
+                    error = _difference(op, size.levels, given, device)
+                    found.append(Agreement(f"{op}, {size.name}, {str(dtype).removeprefix('torch.')}", dtype, error, limit))
+    return found
+
+
+def _inputs(size: Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random (value, reference_points, sampling_offsets, attention_logits) in float64; some points lie outside the maps.
+
+    Points keep a tenth of a cell away from the lines between cell centres: gradients jump there, and rounding would decide on which side.
+    """
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    n, q, m, levels, p = size.batch, size.queries, size.heads, len(size.levels), size.points
+    references = torch.rand(n, q, levels, 2, generator=generator, dtype=torch.float64)
+    start = references[:, :, None, :, None] * _widths(size) - 0.5
+    cells = start + 2 * normal(n, q, m, levels, p, 2)
+    cells = cells.floor() + (cells - cells.floor()) * 0.8 + 0.1
+    value = normal(n, sum(height * width for height, width in size.levels), m, size.channels)
+    return value, references, cells - start, normal(n, q, m, levels * p)
+
+
+def _plain(size: Size, value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    """The same sampling as the plain op takes it: (value, sampling_locations, attention_weights)."""
+    locations = references[:, :, None, :, None] + offsets / _widths(size)
+    return value, locations, logits.softmax(-1).unflatten(-1, offsets.shape[3:5])
+
+
+def _widths(size: Size) -> Tensor:
+    """(L, 1, 2): width and height of each level."""
+    return torch.tensor([(width, height) for height, width in size.levels], dtype=torch.float64)[:, None]
+
+
+def _difference(op: str, levels: Sequence[tuple[int, int]], given: Sequence[Tensor], device: str) -> float:
+    """The largest relative difference between kernels and float64 on the same inputs; the last of ``given`` is the output's gradient."""
+    flat = [side for level in levels for side in level]
+    actual = _results(getattr(native, op), flat, [tensor.to(device) for tensor in given])
+    expected = _results(getattr(reference, op), levels, [tensor.double() for tensor in given])
+    shares = [
+        (one.double().cpu() - other).abs().max() / other.abs().max().clamp(min=SMALLEST)
+        for one, other in zip(actual, expected, strict=True)
+    ]
+    return torch.stack(shares).max().item()
+
+
+def _results(function, levels, given: Sequence[Tensor]) -> list[Tensor]:
+    """The output and the gradient of every input."""
+    value, *points = (tensor.requires_grad_() for tensor in (tensor.detach().clone() for tensor in given[:-1]))
+    output = function(value, levels, *points)
+    return [output.detach(), *torch.autograd.grad(output, (value, *points), given[-1])]
+
+
+def main(words: Sequence[str]) -> int:
+    """Print every comparison; returns the exit code: 0 all agree, 1 one does not, 2 there is nothing to compare."""
+    try:
+        found = selfcheck(*words[:1])
+    except MrtError as error:
+        print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
+        return 2
+    for row in found:
+        print(f"{'ok' if row.ok else 'WRONG':6}{row.case:42}differs by {row.error:.1e}, may by {row.limit:.0e}")
+    return 0 if all(row.ok for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Using a detector: from photos, folders and videos to boxes, pictures and label files."""

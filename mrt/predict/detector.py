@@ -1,0 +1,363 @@
+"""A detector as its users hold it: images of any kind in, :class:`Detections` out."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import batched_nms, nms
+
+from mrt.data.images import read_picture
+from mrt.errors import MrtError
+from mrt.predict.detections import Detections
+from mrt.predict.inputs import Frame
+from mrt.predict.network import Network, Preprocessing
+from mrt.predict.tiles import merge, tile_boxes
+
+DEFAULT_THRESHOLD = 0.3
+TOP_K = 100
+_AHEAD = 4  # images that are read and scaled while the network computes, besides a batch
+_WAITING = 4  # batches' worth of images of other sizes, at most, that wait for a batch of one size to fill
+
+
+@dataclass(frozen=True)
+class Options:
+    """What becomes of a network's candidates.
+
+    Attributes:
+        threshold: lowest score, one for all classes or by class name (others keep the detector's); None: the detector's.
+        batch: images of one size that the network sees at a time.
+        nms: of two boxes of a class that overlap more than this (intersection over union), the lower score goes; None: both stay.
+        agnostic: NMS and merging of tiles look at all classes together.
+        top_k: most objects of an image.
+        classes: names of the classes to keep; None: all.
+        tile: side in pixels of square tiles that are looked at beside the whole image; None: the whole image only.
+        overlap: share of a tile's side that neighbours have in common.
+    """
+
+    threshold: float | Mapping[str, float] | None = None
+    batch: int = 1
+    nms: float | None = None
+    agnostic: bool = False
+    top_k: int = TOP_K
+    classes: Sequence[str] | None = None
+    tile: int | None = None
+    overlap: float = 0.2
+
+
+class Thresholds(NamedTuple):
+    """Lowest score by class name, and where they come from, in words."""
+
+    values: dict[str, float]
+    origin: str
+
+
+class Detector:
+    """A trained detector. Made by :func:`mrt.load`.
+
+    Attributes:
+        classes: what it detects, by label.
+        preprocessing: how images are scaled.
+        thresholds: lowest score by class unless the caller says otherwise.
+        facts: what its file says of itself: "network", "file", "config".
+        network: from pixels to candidates; a :class:`mrt.predict.network.TorchNetwork` has the PyTorch module as ``network.detector``.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        thresholds: Thresholds | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.network, self.classes, self.preprocessing = network, tuple(classes), preprocessing
+        usual = dict.fromkeys(self.classes, DEFAULT_THRESHOLD)
+        self.thresholds = thresholds or Thresholds(usual, f"{DEFAULT_THRESHOLD} for every class")
+        self.facts = dict(facts or {})
+
+    def __repr__(self) -> str:
+        return f"Detector({self.facts.get('file', '?')}: {len(self.classes)} classes)"
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        batch: int = 1,
+        nms: float | None = None,
+        agnostic: bool = False,
+        top_k: int = TOP_K,
+        classes: Sequence[str] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+    ) -> Detections | list[Detections]:
+        """Detect objects.
+
+        Args:
+            images: one image or a list of them: a path; a PIL image; a numpy array (H, W, 3) RGB or (H, W) grey, uint8; a tensor
+                (3, H, W) uint8, or float in [0, 1]. A batch (N, 3, H, W) or (N, H, W, 3) counts as a list.
+            threshold, batch, nms, agnostic, top_k, classes, tile, overlap: see :class:`Options`. What is found in an image does not depend
+                on the others of its batch: only images of one size share one, without padding.
+
+        Returns:
+            A :class:`Detections` for one image, a list of them for a list.
+
+        Raises:
+            MrtError: an image that cannot be read, or an option that does not fit.
+        """
+        options = Options(threshold, batch, nms, agnostic, top_k, classes, tile, overlap)
+        given, alone = _as_list(images)
+        frames = [_frame(image, number) for number, image in enumerate(given)]
+        found = []
+        for _, result in self.stream(frames, options):
+            if isinstance(result, MrtError):
+                raise result
+            found.append(result)
+        return found[0] if alone else found
+
+    __call__ = predict
+
+    def stream(self, frames: Iterable[Frame], options: Options | None = None) -> Iterator[tuple[Frame, Detections | MrtError]]:
+        """Detect objects in one image after the other, as they come; reading and scaling run in a thread beside.
+
+        Args:
+            frames: as :mod:`mrt.predict.inputs` gives them.
+
+        Yields:
+            Each frame in order (its ``read`` gives the picture that was looked at, without reading it again), with what was found, or the
+            error with which it could not be read.
+
+        Raises:
+            MrtError: an option that does not fit, or the iterator over frames fails (a video that is cut short).
+        """
+        options = options or Options()
+        self.check(options)
+        pending: list[_Work] = []
+        with _Reader(frames, self.preprocessing, options) as works:
+            for work in works:
+                pending.append(work)
+                self._look(_unseen(pending), options.batch, wait=True)
+                while pending and pending[0].done:
+                    yield self._finish(pending.pop(0), options)
+            self._look(_unseen(pending), options.batch)
+            yield from (self._finish(item, options) for item in pending)
+
+    def check(self, options: Options) -> None:
+        """MrtError if an option does not fit this detector."""
+        for name in options.classes or ():
+            self._require_class(name)
+        if isinstance(options.threshold, Mapping):
+            for name in options.threshold:
+                self._require_class(name)
+        numbers = options.threshold.values() if isinstance(options.threshold, Mapping) else [options.threshold]
+        for number in numbers:
+            if number is not None and not 0 <= number <= 1:
+                raise MrtError(f"threshold {number}: a score lies between 0 and 1")
+        if options.batch < 1 or options.top_k < 1:
+            raise MrtError(f"batch {options.batch}, top_k {options.top_k}: at least 1")
+        if options.nms is not None and not 0 < options.nms <= 1:
+            raise MrtError(f"nms {options.nms}: an intersection over union, above 0 and up to 1")
+        if options.tile is not None:
+            tile_boxes(1, 1, options.tile, options.overlap)
+
+    def threshold_of(self, options: Options) -> np.ndarray:
+        """(C,) lowest scores that apply under these options."""
+        asked = options.threshold
+        if asked is None or isinstance(asked, Mapping):
+            values = {**self.thresholds.values, **(asked or {})}
+            return np.array([values[name] for name in self.classes], dtype=np.float32)
+        return np.full(len(self.classes), asked, dtype=np.float32)
+
+    def _require_class(self, name: str) -> None:
+        if name not in self.classes:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.classes, n=1)
+            raise MrtError(
+                f"class {name!r}: this detector does not know it" + (f"; did you mean {near[0]!r}?" if near else ""),
+                f"it detects {', '.join(self.classes)}",
+            )
+
+    def _look(self, views: list[_View], batch: int, wait: bool = False) -> None:
+        """Run the network over views, in batches of one size; with ``wait`` a batch that may still grow is left for later."""
+        while views:
+            shapes = Counter(view.pixels.shape for view in views)
+            shape, count = shapes.most_common(1)[0]
+            if wait and count < batch and len(views) < _WAITING * batch:
+                return
+            group = [view for view in views if view.pixels.shape == shape][:batch]
+            found = self.network(torch.stack([view.pixels for view in group]))
+            for view, *candidates in zip(group, *found, strict=True):
+                view.found = tuple(candidates)
+            views = [view for view in views if view.found is None]
+
+    def _finish(self, work: _Work, options: Options) -> tuple[Frame, Detections | MrtError]:
+        if work.error is not None:
+            return work.frame, work.error
+        width, height = work.picture.size
+        parts = [_in_image(view, (height, width)) for view in work.views]
+        boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        keep = scores >= self.threshold_of(options)[labels]
+        if options.classes is not None:
+            keep &= np.isin(labels, [self.classes.index(name) for name in options.classes])
+        keep &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        if len(work.views) > 1:
+            boxes, kept = merge(boxes, scores, np.zeros_like(labels) if options.agnostic else labels)
+            scores, labels = scores[kept], labels[kept]
+        if options.nms is not None:
+            tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
+            chosen = nms(*tensors, options.nms) if options.agnostic else batched_nms(*tensors, torch.from_numpy(labels), options.nms)
+            boxes, scores, labels = boxes[chosen.numpy()], scores[chosen.numpy()], labels[chosen.numpy()]
+        order = np.argsort(-scores, kind="stable")[: options.top_k]
+        found = Detections(boxes[order], scores[order], labels[order], self.classes, (height, width), work.frame.name, _again(work.frame))
+        return replace(work.frame, read=lambda: work.picture), found
+
+
+@dataclass
+class _View:
+    """What the network is shown of an image: scaled pixels of a region (x0, y0, x1, y1), and what it found there."""
+
+    pixels: Tensor
+    region: tuple[int, int, int, int]
+    found: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+
+def _unseen(works: Iterable[_Work]) -> list[_View]:
+    return [view for work in works for view in work.views if view.found is None]
+
+
+@dataclass
+class _Work:
+    frame: Frame
+    picture: Image.Image | None = None
+    views: list[_View] = field(default_factory=list)
+    error: MrtError | None = None
+
+    @property
+    def done(self) -> bool:
+        return all(view.found is not None for view in self.views)
+
+
+def _in_image(view: _View, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes in pixels of the whole image, cut to it; scores; labels."""
+    scores, labels, shares = view.found
+    x0, y0, x1, y1 = view.region
+    boxes = shares * np.array([x1 - x0, y1 - y0] * 2, dtype=np.float32) + np.array([x0, y0] * 2, dtype=np.float32)
+    limits = np.array([size[1], size[0]] * 2, dtype=np.float32)
+    return np.clip(boxes, 0, limits).astype(np.float32), scores.astype(np.float32), labels.astype(np.int64)
+
+
+class _Reader:
+    """Iterates over frames, each read, cut into tiles and scaled by a thread that is a few images ahead."""
+
+    def __init__(self, frames: Iterable[Frame], preprocessing: Preprocessing, options: Options) -> None:
+        self.frames, self.preprocessing, self.options = frames, preprocessing, options
+        self._queue: queue.Queue = queue.Queue(maxsize=options.batch + _AHEAD)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Iterator[_Work]:
+        self._thread.start()
+        return self._works()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=10)
+
+    def _works(self) -> Iterator[_Work]:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _run(self) -> None:
+        try:
+            for frame in self.frames:
+                if not self._put(self._prepare(frame)):
+                    return
+            self._put(None)
+        except BaseException as error:  # told to whoever waits for the next image
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        while not self._stopping.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _prepare(self, frame: Frame) -> _Work:
+        try:
+            picture = frame.read()
+        except MrtError as error:
+            return _Work(frame, error=error)
+        width, height = picture.size
+        regions = [(0, 0, width, height)]
+        if self.options.tile is not None:
+            tiles = tile_boxes(height, width, self.options.tile, self.options.overlap)
+            regions = tiles + (regions if len(tiles) > 1 else [])
+        views = [_View(self.preprocessing(picture if region == regions[-1] else picture.crop(region)), region) for region in regions]
+        return _Work(frame, picture, views)
+
+
+def _again(frame: Frame) -> Any:
+    """How to get the image once more, for drawing; None where that would keep it in memory."""
+    return frame.read if frame.number is None and frame.name != "stdin" else None
+
+
+def _as_list(images: Any) -> tuple[list[Any], bool]:
+    """The images one by one, and whether it was one alone."""
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        return list(images), False
+    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+        return [images], True
+    try:
+        return list(images), False
+    except TypeError:
+        raise MrtError(f"an image cannot be a {type(images).__name__}", "give a path, a PIL image, a numpy array or a tensor") from None
+
+
+def _frame(image: Any, number: int) -> Frame:
+    """A frame of what a caller calls an image."""
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        return Frame(str(path), lambda: read_picture(path), path)
+    if not isinstance(image, (Image.Image, np.ndarray, Tensor)):
+        raise MrtError(f"image {number}: cannot be a {type(image).__name__}", "give a path, a PIL image, a numpy array or a tensor")
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else _picture_of(image, number)
+    return Frame("", lambda: picture)
+
+
+def _picture_of(image: np.ndarray | Tensor, number: int) -> Image.Image:
+    array = image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise MrtError(
+            f"image {number}: has the shape {tuple(image.shape)}",
+            "arrays are (height, width, 3) or (height, width), tensors (3, height, width)",
+        )
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
+        return Image.fromarray((array * 255).round().astype(np.uint8))
+    raise MrtError(
+        f"image {number}: is {array.dtype} from {array.min():.4g} to {array.max():.4g}", "give uint8 from 0 to 255, or float from 0 to 1"
+    )

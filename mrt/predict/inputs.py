@@ -1,0 +1,198 @@
+"""What a detector can be shown: images, folders, globs, zip archives, videos, cameras, and one image on standard input."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from mrt.data.archives import open_zip
+from mrt.data.headers import IMAGE_SUFFIXES
+from mrt.data.images import decode_picture, read_picture
+from mrt.errors import MrtError
+from mrt.predict import video
+
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".avif", ".heic", ".heif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv")
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image to look at.
+
+    Attributes:
+        name: what to call it and its results: a path inside the folder, archive or list it came from; of a video, the video's.
+        read: gives the upright RGB picture, or raises MrtError.
+        path: the image's own file (which may lie in a zip archive); None for frames of a video, a camera and standard input.
+        number, seconds: of a video's or camera's frame, from 0; None for an image.
+    """
+
+    name: str
+    read: Callable[[], Image.Image]
+    path: Path | None = None
+    number: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing that was asked for.
+
+    Attributes:
+        name: as results and messages call it.
+        kind: "images", "video" or "camera".
+        frames: iterates over what it holds, once; raises MrtError where a video cannot be read (further).
+        total: number of frames, or None where nobody knows.
+        rate: frames per second that ``frames`` gives, of a video or camera.
+        passed_over: files that are neither images nor videos.
+    """
+
+    name: str
+    kind: str
+    frames: Callable[[], Iterator[Frame]]
+    total: int | None = None
+    rate: float | None = None
+    passed_over: list[str] = field(default_factory=list)
+
+
+def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], list[MrtError]]:
+    """What the inputs hold: all their images as one source, and one for each video and camera; and what is wrong with some of them.
+
+    Args:
+        inputs: paths of images, folders (looked through to the bottom, hidden files left out), globs, zip archives, videos; a number is a
+            camera; "-" is one image on standard input. What has no known suffix is taken for an image.
+        every: of videos and cameras, each so many-th frame only.
+
+    Raises:
+        MrtError: an input that is not there, or all of them hold nothing.
+    """
+    images: dict[str, Frame] = {}
+    videos: list[Path] = []
+    others: list[Source] = []
+    passed_over: list[str] = []
+    for text in map(str, inputs):
+        if text == STDIN:
+            _add(images, Frame("stdin", _read_stdin))
+        elif text.isdecimal() and not Path(text).exists():
+            others.append(_camera(int(text), every))
+        else:
+            for root, path in _files(text):
+                suffix = path.suffix.lower()
+                if suffix in VIDEO_SUFFIXES and path.is_file():
+                    videos.append(path)
+                elif suffix in PICTURE_SUFFIXES or root is None:
+                    name = path.name if root is None else path.relative_to(root).as_posix()
+                    _add(images, Frame(name, _reader(path), path))
+                else:
+                    passed_over.append(str(path))
+    sources, broken = list(others), []
+    for path in videos:
+        try:
+            sources.append(_video(path, every))
+        except MrtError as error:
+            broken.append(error)
+    if images:
+        sources.insert(0, Source(_title(images), "images", lambda: iter(images.values()), len(images), passed_over=passed_over))
+    if not sources and not broken:
+        found = f"; found {len(passed_over)} other files, such as {passed_over[0]}" if passed_over else ""
+        raise MrtError(f"{' '.join(map(str, inputs))}: no images or videos{found}", f"images are {', '.join(PICTURE_SUFFIXES)}")
+    return sources, broken
+
+
+def _add(images: dict[str, Frame], frame: Frame) -> None:
+    """Under a name of its own; the same file twice is one image."""
+    if frame.path is not None and any(other.path == frame.path for other in (images.get(frame.name),) if other is not None):
+        return
+    name, number = frame.name, 2
+    while name in images:
+        if images[name].path is not None and images[name].path == frame.path:
+            return
+        place = PurePosixPath(frame.name)
+        name, number = place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix(), number + 1
+    images[name] = Frame(name, frame.read, frame.path)
+
+
+def _files(text: str) -> Iterator[tuple[Path | None, Path]]:
+    """(what names are relative to, file) of an input; a file that was named itself has no root, whatever its suffix."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        yield from ((path, file) for file in _walk(path))
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        members = (info.filename for info in open_zip(path).infolist() if not info.is_dir())
+        yield from ((path, path / name) for name in sorted(members) if not _hidden(PurePosixPath(name)))
+    elif path.exists():
+        yield None, path
+    elif glob.has_magic(text):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if not _hidden(PurePosixPath(Path(name).name))]
+        if not found:
+            raise MrtError(f"{text}: nothing matches this pattern", "try the folder alone")
+        for place in found:
+            if place.is_dir():
+                continue
+            yield place.parent, place
+    else:
+        near = _near(path)
+        raise MrtError(f"{text}: no such file or folder", f"did you mean {near}?" if near else "check the path")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        raise MrtError(f"{error.filename}: cannot be read ({error.strerror})", "mend its permissions, or name the images themselves")
+
+    for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def _near(path: Path) -> str | None:
+    import difflib
+
+    folder = path.parent
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return str(folder / close[0]) if close else None
+
+
+def _title(images: dict[str, Frame]) -> str:
+    return next(iter(images)) if len(images) == 1 else f"{len(images)} images"
+
+
+def _reader(path: Path) -> Callable[[], Image.Image]:
+    return lambda: read_picture(path)
+
+
+def _read_stdin() -> Image.Image:
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise MrtError("standard input: no image in it", "for example: mrt predict RUN - < photo.jpg")
+    return decode_picture(io.BytesIO(content), "standard input")
+
+
+def _video(path: Path, every: int) -> Source:
+    facts = video.describe(path)
+
+    def frames() -> Iterator[Frame]:
+        for number, seconds, picture in video.read(path, every):
+            yield Frame(path.name, lambda picture=picture: picture, None, number, seconds)
+
+    total = -(-facts.frames // every) if facts.frames else None
+    return Source(path.name, "video", frames, total, facts.rate / every)
+
+
+def _camera(index: int, every: int) -> Source:
+    def frames() -> Iterator[Frame]:
+        for number, seconds, picture in video.read_camera(index, every):
+            yield Frame(f"camera-{index}", lambda picture=picture: picture, None, number, seconds)
+
+    return Source(f"camera-{index}", "camera", frames, None, video.CAMERA_RATE / every)

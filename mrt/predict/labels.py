@@ -1,0 +1,127 @@
+"""Label sets that annotation tools import, so that predictions can be corrected and then trained on: COCO, YOLO and Pascal VOC.
+
+Each is a folder with its images in it. ``mrt prepare-data custom --raw FOLDER --name NAME`` reads all three, before and after correction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from mrt.data.archives import open_file
+from mrt.data.card import coco_categories
+from mrt.data.headers import IMAGE_SUFFIXES, ORIENTATION
+from mrt.files import replacing, write_text
+from mrt.predict.detections import Detections
+from mrt.predict.inputs import Frame
+from mrt.predict.outputs import UniqueNames, Writer, frame_name, save_picture
+
+
+class LabelSet(Writer):
+    """Copies images under flat names that differ without their suffixes, too.
+
+    A file is copied as it is. What has no file (frames of a video) and photos that EXIF says to turn, which annotation tools show
+    differently, are written upright as JPEG.
+    """
+
+    def __init__(self, folder: Path, images: Path, classes: Sequence[str]) -> None:
+        self.folder, self.images, self.classes = folder, images, tuple(classes)
+        self._names = UniqueNames()
+
+    def copy(self, frame: Frame) -> str:
+        """Write a frame's image below ``images``; returns its file name."""
+        flat = frame_name(frame).replace("/", "_")
+        if frame.path is None or frame.path.suffix.lower() not in IMAGE_SUFFIXES or _turned(frame.path):
+            name = self._names(PurePosixPath(flat).with_suffix(".jpg").name)
+            save_picture(frame.read(), self.images / name)
+            return name
+        name = self._names(flat)
+        with open_file(frame.path) as content, replacing(self.images / name) as file:
+            file.write(content.read())
+        return name
+
+
+class CocoLabels(LabelSet):
+    """``coco/``: images/ and annotations/instances_default.json. Annotations keep their "score"."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        super().__init__(folder / "coco", folder / "coco" / "images", classes)
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        number = len(self._images) + 1
+        height, width = found.image_size
+        self._images.append({"id": number, "file_name": self.copy(frame), "height": height, "width": width})
+        for item in found.to_coco(number):
+            area = round(item["bbox"][2] * item["bbox"][3], 2)
+            self._annotations.append({"id": len(self._annotations) + 1, **item, "area": area, "iscrowd": 0})
+
+    def finish(self) -> list[Path]:
+        content = {"images": self._images, "annotations": self._annotations, "categories": coco_categories(self.classes)}
+        write_text(self.folder / "annotations" / "instances_default.json", json.dumps(content, ensure_ascii=False) + "\n")
+        return [self.folder]
+
+
+class YoloLabels(LabelSet):
+    """``yolo/``: data.yaml, images/train/ and labels/train/, a text file per image with "label cx cy w h" as shares of the image."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        super().__init__(folder / "yolo", folder / "yolo" / "images" / "train", classes)
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        name = self.copy(frame)
+        height, width = found.image_size
+        lines = []
+        for (x0, y0, x1, y1), label in zip(found.boxes.tolist(), found.labels.tolist(), strict=True):
+            numbers = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+            lines.append(f"{label} {' '.join(f'{number:.6f}' for number in numbers)}\n")
+        write_text(self.folder / "labels" / "train" / f"{PurePosixPath(name).stem}.txt", "".join(lines))
+
+    def finish(self) -> list[Path]:
+        names = "".join(f"  {label}: {json.dumps(name, ensure_ascii=False)}\n" for label, name in enumerate(self.classes))
+        write_text(self.folder / "data.yaml", f"path: .\ntrain: images/train\nnames:\n{names}")
+        return [self.folder]
+
+
+class VocLabels(LabelSet):
+    """``voc/``: JPEGImages/, Annotations/ with an XML file per image, and ImageSets/Main/train.txt. Boxes count pixels from 1."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        super().__init__(folder / "voc", folder / "voc" / "JPEGImages", classes)
+        self._stems: list[str] = []
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        name = self.copy(frame)
+        stem = PurePosixPath(name).stem
+        self._stems.append(stem)
+        root = ElementTree.Element("annotation")
+        _elements(root, {"folder": "JPEGImages", "filename": name})
+        _elements(ElementTree.SubElement(root, "size"), {"width": found.image_size[1], "height": found.image_size[0], "depth": 3})
+        for (x0, y0, x1, y1), score, label in found:
+            item = ElementTree.SubElement(root, "object")
+            _elements(item, {"name": label, "pose": "Unspecified", "truncated": 0, "difficult": 0, "score": f"{score:.5f}"})
+            box = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
+            _elements(ElementTree.SubElement(item, "bndbox"), {key: f"{value:.2f}" for key, value in box.items()})
+        ElementTree.indent(root)
+        text = ElementTree.tostring(root, encoding="unicode") + "\n"
+        write_text(self.folder / "Annotations" / f"{stem}.xml", text)
+
+    def finish(self) -> list[Path]:
+        write_text(self.folder / "ImageSets" / "Main" / "train.txt", "".join(f"{stem}\n" for stem in self._stems))
+        return [self.folder]
+
+
+def _elements(parent: ElementTree.Element, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        ElementTree.SubElement(parent, key).text = str(value)
+
+
+def _turned(path: Path) -> bool:
+    with open_file(path) as file, Image.open(file) as picture:
+        return picture.getexif().get(ORIENTATION, 1) != 1

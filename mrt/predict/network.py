@@ -1,0 +1,85 @@
+"""What turns pixels into candidates: a detector in PyTorch here, an exported program in :mod:`mrt.export.runtime`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mrt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize, resized_size
+from mrt.errors import MrtError
+from mrt.models.backbone import fold_carried_norms
+from mrt.models.detector import DeformableDETR
+from mrt.models.postprocess import top_pairs
+
+CANDIDATES = 300  # (query, class) pairs of an image that thresholds, NMS and class filters choose from
+PRECISIONS = {"off": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image is scaled for the network, in pixels.
+
+    Attributes:
+        short_side, max_size: the short side becomes ``short_side``, or less where the long one would exceed ``max_size``.
+        fixed: (height, width) that every image is stretched to instead, for programs that were exported for one size.
+    """
+
+    short_side: int
+    max_size: int
+    fixed: tuple[int, int] | None = None
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the network's input for an image of that size."""
+        return self.fixed or resized_size(height, width, self.short_side, self.max_size)
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """An RGB picture as (3, height, width) uint8 of the network's input size: Pillow's antialiased bilinear filter."""
+        return resize(picture, torch.empty(0, 4), self.size(picture.height, picture.width))[0]
+
+
+class Network(Protocol):
+    """Images of one size to candidates."""
+
+    def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(B, 3, h, w) uint8 RGB -> (B, k) scores, falling; (B, k) labels; (B, k, 4) boxes xyxy as shares of the image."""
+        ...
+
+
+def pixels_to_input(images: Tensor) -> Tensor:
+    """(B, 3, h, w) RGB from 0 to 255 -> normalised float32, as the detector takes it."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    scale = 1 / (torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255)
+    return (images.float() - mean) * scale
+
+
+class TorchNetwork:
+    """A detector in eager PyTorch.
+
+    Args:
+        detector: in evaluation mode on its device; frozen norms are folded into its convolutions, so it is no longer for training.
+        amp: "off" (float32), "tf32", "bf16" or "fp16".
+    """
+
+    def __init__(self, detector: DeformableDETR, amp: str = "off") -> None:
+        if amp not in PRECISIONS:
+            raise MrtError(f"precision {amp!r} is unknown", f"choose {', '.join(PRECISIONS)}")
+        self.detector, self.amp = detector, amp
+        self.device = next(detector.parameters()).device
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("highest" if amp == "off" else "high")
+            torch.backends.cudnn.allow_tf32 = amp != "off"
+        fold_carried_norms(detector.backbone)
+
+    def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        dtype = PRECISIONS[self.amp]
+        precision = torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext()
+        with torch.inference_mode(), precision:
+            output = self.detector(pixels_to_input(images.to(self.device)))
+            found = top_pairs(output.logits[-1], output.boxes[-1], CANDIDATES)
+        return tuple(part.cpu().numpy() for part in found)

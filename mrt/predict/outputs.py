@@ -1,0 +1,219 @@
+"""What is kept of a prediction: annotated pictures and videos, COCO results, CSV, cut-out objects. Label sets are in :mod:`.labels`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from mrt.data.card import coco_categories
+from mrt.errors import MrtError
+from mrt.evaluate.draw import draw_detections
+from mrt.files import replacing, write_text
+from mrt.predict.detections import Detections
+from mrt.predict.inputs import Frame, Source
+from mrt.predict.video import VideoWriter
+
+JPEG_QUALITY = 92
+
+
+class Writer:
+    """Takes what was found in one image after the other; :meth:`finish` ends its files. Also called when a prediction was broken off."""
+
+    def begin(self, source: Source) -> None:
+        """The next frames come from ``source``."""
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """One image, which could be read."""
+
+    def finish(self) -> list[Path]:
+        """End all files; returns them, or their folder where they are many."""
+        return []
+
+
+class UniqueNames:
+    """Names of files that would overwrite each other, told apart: ``a.jpg``, ``a-2.jpg``. Compared without suffix and case."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        place = PurePosixPath(name)
+        number, free = 1, place
+        while str(free.with_suffix("")).casefold() in self._taken:
+            number += 1
+            free = place.with_name(f"{place.stem}-{number}{place.suffix}")
+        self._taken.add(str(free.with_suffix("")).casefold())
+        return str(free)
+
+
+def frame_name(frame: Frame) -> str:
+    """A relative path for an image of its own: ``clip/000012.jpg`` for frame 12 of clip.mp4."""
+    if frame.number is None:
+        return frame.name if PurePosixPath(frame.name).suffix else f"{frame.name}.jpg"
+    return f"{PurePosixPath(frame.name).with_suffix('')}/{frame.number:06}.jpg"
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """As a whole: PNG where the name says so, else JPEG."""
+    with replacing(path) as file:
+        if path.suffix.lower() == ".png":
+            picture.save(file, format="PNG")
+        else:
+            picture.convert("RGB").save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def annotated(frame: Frame, found: Detections) -> Image.Image:
+    """The picture with boxes, classes and scores; images less than 640 pixels wide are enlarged."""
+    return draw_detections(frame.read(), found.as_dict(), found.classes, threshold=0.0)
+
+
+class Pictures(Writer):
+    """Annotated images under their own names, and an annotated H.264 video for each video and camera.
+
+    Args:
+        folder: where. frames: write videos' frames as images instead.
+    """
+
+    def __init__(self, folder: Path, frames: bool = False) -> None:
+        self.folder, self.frames = folder, frames
+        self._names, self._written = UniqueNames(), []
+        self._video: VideoWriter | None = None
+
+    def begin(self, source: Source) -> None:
+        self._end_video()
+        if source.kind != "images" and not self.frames:
+            name = self._names(f"{PurePosixPath(source.name).stem}.mp4")
+            self._video = VideoWriter(self.folder / name, source.rate or 1.0)
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        picture = annotated(frame, found)
+        if self._video is not None:
+            self._video.add(picture)
+            return
+        place = PurePosixPath(frame_name(frame))
+        path = self.folder / self._names(str(place if place.suffix.lower() == ".png" else place.with_suffix(".jpg")))
+        save_picture(picture, path)
+        self._written.append(path)
+
+    def finish(self) -> list[Path]:
+        self._end_video()
+        return self._written
+
+    def _end_video(self) -> None:
+        if self._video is not None:
+            path = self._video.close()
+            self._video = None
+            self._written += [path] if path else []
+
+
+class CocoResults(Writer):
+    """COCO results in ``results.json``, with each image's name under "file_name"; ``images.json`` lists images and categories.
+
+    Image ids count from 1 in the order of the images, category ids are labels + 1.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.folder, self.classes = folder, classes
+        self._results: list[dict[str, Any]] = []
+        self._images: list[dict[str, Any]] = []
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        number = len(self._images) + 1
+        more = {} if frame.number is None else {"frame": frame.number, "seconds": round(frame.seconds, 3)}
+        self._images.append({"id": number, "file_name": frame.name, "height": found.image_size[0], "width": found.image_size[1], **more})
+        self._results += [{**item, "file_name": frame.name, **more} for item in found.to_coco(number)]
+
+    def finish(self) -> list[Path]:
+        results, images = self.folder / "results.json", self.folder / "images.json"
+        write_text(results, json.dumps(self._results) + "\n")
+        write_text(images, json.dumps({"images": self._images, "categories": coco_categories(self.classes)}, ensure_ascii=False) + "\n")
+        return [results, images]
+
+
+class Csv(Writer):
+    """``detections.csv``: a line per object. Columns: file, frame, seconds (empty for images), class, score, x0, y0, x1, y1 in pixels."""
+
+    COLUMNS = ("file", "frame", "seconds", "class", "score", "x0", "y0", "x1", "y1")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._text = folder, io.StringIO()
+        self._lines = csv.writer(self._text, lineterminator="\n")
+        self._lines.writerow(self.COLUMNS)
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        when = ("", "") if frame.number is None else (frame.number, f"{frame.seconds:.3f}")
+        for box, score, name in found:
+            self._lines.writerow([frame.name, *when, name, f"{score:.5f}", *(f"{number:.2f}" for number in box)])
+
+    def finish(self) -> list[Path]:
+        path = self.folder / "detections.csv"
+        write_text(path, self._text.getvalue())
+        return [path]
+
+
+class Crops(Writer):
+    """Each object as an image of its own, ``crops/CLASS/NAME-1.jpg``, best first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._names, self._any = folder / "crops", UniqueNames(), False
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        picture, place = frame.read(), PurePosixPath(frame_name(frame))
+        for number, (box, _, name) in enumerate(found, 1):
+            x0, y0, x1, y1 = (int(box[0]), int(box[1]), min(int(box[2]) + 1, picture.width), min(int(box[3]) + 1, picture.height))
+            inside = f"{safe_name(name)}/{str(place.with_suffix('')).replace('/', '_')}-{number}.jpg"
+            save_picture(picture.crop((x0, y0, x1, y1)), self.folder / self._names(inside))
+            self._any = True
+
+    def finish(self) -> list[Path]:
+        return [self.folder] if self._any else []
+
+
+def safe_name(name: str) -> str:
+    """A class name as a folder's name."""
+    return "".join(letter if letter.isalnum() or letter in " -_.()" else "_" for letter in name).strip(" .") or "_"
+
+
+def free_folder(asked: Path | None, usual: Path) -> Path:
+    """Where to write: the folder that was asked for, which must be new or empty; else ``usual``, or ``usual-2`` and so on where it is not.
+
+    Raises:
+        MrtError: the folder that was asked for is a file, or holds something.
+    """
+    if asked is not None:
+        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+            what = "holds files already" if asked.is_dir() else "is a file"
+            raise MrtError(f"--out {asked}: {what}", "nothing is overwritten: name a new folder, or empty this one")
+        return asked
+    number, folder = 1, usual
+    while folder.exists():
+        number += 1
+        folder = usual.with_name(f"{usual.name}-{number}")
+    return folder
+
+
+def finish_all(writers: Sequence[Writer]) -> list[Path]:
+    """End all writers' files, every one even where another cannot; raises what the first one that could not said."""
+    paths: list[Path] = []
+    failed: list[MrtError] = []
+    for writer in writers:
+        try:
+            paths += writer.finish()
+        except MrtError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    return paths
+
+
+def drop_empty(folder: Path) -> None:
+    """Remove a folder that nothing was written to."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,135 @@
+"""``mrt predict`` as a user types it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import TINY, mrt, refused
+from PIL import Image
+
+
+@pytest.fixture
+def photos(somewhere) -> Path:
+    folder = somewhere / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(random.integers(0, 255, (60, 90, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapted(worlds, runs) -> Path:
+    """A run that was adapted with dynamic thresholds."""
+    words = ["--target", "synthetic-foggy", "--init", "demo-source", "--name", "adapted", "--data-root", worlds, "--run-root", runs]
+    result = mrt("adapt", *words, "--set", *TINY)
+    assert result.exit_code == 0, result.output
+    return runs / "adapted"
+
+
+def test_a_folder_of_photos(photos, runs):
+    result = mrt("predict", "demo-source", photos, "--run-root", runs, "--threshold", "0")
+    assert result.exit_code == 0, result.output
+    assert "Teacher of" in result.stdout and "a.png  90x60: " in result.stdout and "Found" in result.stdout
+    assert "0 for every class" in result.stdout
+    assert sorted(path.name for path in Path("predictions").iterdir()) == ["a.png", "b.jpg"]
+    assert mrt("predict", "demo-source", photos, "--run-root", runs).exit_code == 0
+    assert Path("predictions-2").is_dir()  # nothing is overwritten
+
+
+def test_what_to_write_and_where(photos, runs):
+    words = ["--save", "json", "csv", "--out", "found", "--run-root", runs, "--threshold", "car=0", "person=0.001"]
+    result = mrt("predict", *words, "--classes", "car,person", "demo-source", photos)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("found").iterdir()) == ["detections.csv", "images.json", "results.json"]
+    assert {item["category_id"] for item in json.loads(Path("found/results.json").read_text())} <= {1, 3}
+    after = mrt("predict", "demo-source", photos, "--save", "none", "--run-root", runs, "--classes", "car", "traffic light")
+    assert after.exit_code == 2 and "class 'traffic light'" in after.stderr
+    again = mrt("predict", "demo-source", photos, "--save", "yolo,voc", "--out", "sets", "--run-root", runs)
+    assert again.exit_code == 0 and sorted(path.name for path in Path("sets").iterdir()) == ["voc", "yolo"]
+
+
+def test_dynamic_thresholds_of_the_run_are_taken_and_said(photos, runs, adapted):
+    result = mrt("predict", "adapted", photos, "--save", "none", "--run-root", runs)
+    assert result.exit_code == 0, result.output
+    assert "Teacher of" in result.stdout and "the run's dynamic thresholds (person 0." in result.stdout
+    student = mrt("predict", adapted, photos, "--which", "student", "--save", "none", "--threshold", "0.9")
+    assert "Student of" in student.stdout and "0.9 for every class" in student.stdout and "--threshold 0.1" in student.stdout
+
+
+def test_thresholds_of_a_run_from_before_they_were_in_the_weights(adapted):
+    from mrt.engine.load import dynamic_thresholds, load_detector
+
+    _, facts = load_detector(adapted)
+    kept = facts.pop("thresholds")
+    assert dynamic_thresholds(facts) == kept and set(kept) == set(facts["classes"])  # from metrics.jsonl
+
+
+def test_one_image_on_standard_input(photos, runs, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((photos / "a.png").read_bytes())))
+    from mrt_cli.app import app
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(
+        app, ["predict", "demo-source", "-", "--save", "json", "--run-root", str(runs)], input=(photos / "a.png").read_bytes()
+    )
+    assert result.exit_code == 0, result.output
+    assert "stdin  90x60" in result.stdout
+
+
+def test_broken_files_are_named_the_rest_is_done_and_the_exit_code_is_1(photos, runs):
+    (photos / "bad.jpg").write_bytes(b"no image")
+    (photos / "bad.mp4").write_bytes(b"no video")
+    result = mrt("predict", "demo-source", photos, "--save", "json", "--run-root", runs)
+    assert result.exit_code == 1, result.output
+    said = " ".join(result.stderr.split())
+    assert "2 could not be read" in said and "bad.jpg: cannot be read as an image" in said and "bad.mp4: cannot be read as a video" in said
+    assert len(json.loads(Path("predictions/images.json").read_text())["images"]) == 2
+
+
+def test_weights_as_an_option(photos, runs):
+    result = mrt("predict", photos, "--weights", "demo-source", "--save", "none", "--run-root", runs)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("demo-source nothing.jpg", "nothing.jpg: no such file or folder"),
+        ("no-such-run photos", "no-such-run: no run folder"),
+        ("demo-source", "predict on what?"),
+        ("photos/a.png photos", "is an image or a video, not a detector"),
+        ("demo-source photos --threshold 2", "--threshold 2: expected a score between 0 and 1"),
+        ("demo-source photos --threshold 0.2 0.3", "given twice"),
+        ("demo-source photos --threshold car=0.2 0.3", "either one score"),
+        ("demo-source photos --threshold cat=0.2", "class 'cat': this detector does not know it"),
+        ("demo-source photos --classes cat", "class 'cat'"),
+        ("demo-source photos --save pdf", "--save pdf: unknown"),
+        ("demo-source photos --save none csv", "exclude each other"),
+        ("demo-source photos --which best", "expected teacher, student or auto"),
+        ("demo-source photos --out photos", "--out photos: holds files already"),
+        ("demo-source photos --amp fp8", "precision 'fp8' is unknown"),
+        ("demo-source photos --device tpu:9", "device"),
+        ("demo-source photos --nms 3", "nms 3"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_is_written(words, expected, photos, runs):
+    assert expected in refused("predict", *words.split(), "--run-root", runs)
+    assert not Path("predictions").exists()
+
+
+def test_a_window_where_there_is_no_display_is_said(photos, runs, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    result = mrt("predict", "demo-source", photos, "--show", "--save", "none", "--run-root", runs)
+    assert result.exit_code == 0 and "--show: nothing can be shown here" in result.stdout
+
+
+def test_eval_takes_weights_as_an_option(worlds, runs):
+    words = ["--data", "synthetic-foggy", "--bootstrap", 0, "--data-root", worlds, "--run-root", runs]
+    result = mrt("eval", "--weights", "demo-source", *words)
+    assert result.exit_code == 0, result.output
+    assert "evaluate what?" in refused("eval")

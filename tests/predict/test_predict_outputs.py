@@ -1,0 +1,191 @@
+"""What is written: whole files, right to the pixel, read back by others."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blobs import CLASSES, blob_detector, picture
+from PIL import Image
+
+from mrt.errors import MrtError
+from mrt.predict import inputs
+from mrt.predict.detector import Options
+from mrt.predict.job import KINDS, make_writers, run
+from mrt.predict.outputs import UniqueNames, free_folder
+
+av = pytest.importorskip("av")
+RED, GREEN = (20, 30, 60, 90), (80, 10, 120, 40)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    picture(red=[RED], green=[GREEN]).save(folder / "a.png")
+    picture(red=[RED]).save(folder / "deep" / "a.jpg", quality=95)
+    picture().save(folder / "empty.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(green=[GREEN]).save(folder / "turned.jpg", exif=exif, quality=95)
+    return folder
+
+
+def predict(kinds, inputs_, out, **more):
+    detector = blob_detector()
+    sources, _ = inputs.find(inputs_)
+    return run(detector, sources, Options(), make_writers(kinds, out, detector.classes, **more))
+
+
+def test_every_kind_is_known_to_the_command_line():
+    from mrt_cli.predict import KINDS as of_the_command
+
+    assert tuple(KINDS) == of_the_command
+
+
+def test_coco_results_and_csv(photos, tmp_path):
+    tally, paths = predict(["json", "csv"], [photos], tmp_path / "out")
+    assert (tally.images, dict(tally.objects), dict(tally.images_with)) == (4, {"red": 2, "green": 2}, {"red": 2, "green": 2})
+    assert {path.name for path in paths} == {"results.json", "images.json", "detections.csv"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    listed = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [image["file_name"] for image in listed["images"]] == ["a.png", "empty.png", "turned.jpg", "deep/a.jpg"]
+    assert [item["name"] for item in listed["categories"]] == list(CLASSES)
+    first = results[0]
+    assert (first["image_id"], first["category_id"], first["bbox"], first["file_name"]) == (1, 1, [20.0, 30.0, 40.0, 60.0], "a.png")
+    turned = next(image for image in listed["images"] if image["file_name"] == "turned.jpg")
+    assert (turned["width"], turned["height"]) == (120, 160)
+    rows = list(csv.DictReader((tmp_path / "out" / "detections.csv").open()))
+    assert len(rows) == len(results) and rows[0]["file"] == "a.png" and rows[0]["class"] == "red" and float(rows[0]["x1"]) == 60
+
+
+def test_coco_results_are_read_by_pycocotools(photos, tmp_path):
+    from pycocotools.coco import COCO
+
+    predict(["json"], [photos], tmp_path / "out")
+    truth = COCO()
+    truth.dataset = {**json.loads((tmp_path / "out" / "images.json").read_text()), "annotations": []}
+    truth.createIndex()
+    found = truth.loadRes(str(tmp_path / "out" / "results.json"))
+    assert len(found.getAnnIds()) == 4
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path):
+    from mrt_cli.app import app
+    from typer.testing import CliRunner
+
+    predict([kind], [photos], tmp_path / "out")
+    words = ["prepare-data", "custom", "--raw", tmp_path / "out" / kind, "--name", "back", "--data-root", tmp_path / "data"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    coco = json.loads((tmp_path / "data" / "back" / "train.json").read_text())
+    card = json.loads((tmp_path / "data" / "back" / "dataset.json").read_text())
+    assert card["splits"]["train"]["num_images"] == 4 and not card["splits"]["train"]["skipped"]
+    classes = {item["id"]: item["name"] for item in coco["categories"]}
+    files = {image["id"]: Path(image["file_name"]).name for image in coco["images"]}
+    boxes = {(files[item["image_id"]], classes[item["category_id"]]): item["bbox"] for item in coco["annotations"]}
+    np.testing.assert_allclose(boxes["a.png", "red"], [20, 30, 40, 60], atol=0.05)
+    np.testing.assert_allclose(boxes["a.png", "green"], [80, 10, 40, 30], atol=0.05)
+    np.testing.assert_allclose(boxes["deep_a.jpg", "red"], [20, 30, 40, 60], atol=1.1)
+    x, y, w, h = boxes["turned.jpg", "green"]  # upright: turned clockwise, (x, y) -> (120 - y, x)
+    np.testing.assert_allclose([x, y, w, h], [80, 80, 30, 40], atol=1.1)
+    assert len(boxes) == 4
+
+
+def test_copied_images_are_the_files_themselves_unless_exif_turns_them(photos, tmp_path):
+    predict(["coco"], [photos], tmp_path / "out")
+    copies = tmp_path / "out" / "coco" / "images"
+    assert (copies / "a.png").read_bytes() == (photos / "a.png").read_bytes()
+    assert (copies / "deep_a.jpg").read_bytes() == (photos / "deep" / "a.jpg").read_bytes()
+    assert Image.open(copies / "turned.jpg").size == (120, 160)
+
+
+def test_pictures_keep_their_names_and_are_drawn_on(photos, tmp_path):
+    _, paths = predict(["pictures"], [photos], tmp_path / "out")
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in paths) == ["a.png", "deep/a.jpg", "empty.png", "turned.jpg"]
+    drawn = Image.open(tmp_path / "out" / "a.png")
+    assert drawn.size == (640, 480)  # four times as large: small pictures are enlarged so that labels can be read
+    assert np.abs(np.asarray(drawn, int) - np.asarray(picture(red=[RED], green=[GREEN]).resize((640, 480)), int)).max() > 100
+
+
+def test_a_video_is_written_as_h264_of_the_same_length(tmp_path):
+    from test_predict_inputs import make_video
+
+    clip = make_video(tmp_path / "clip.mp4", frames=9, rate=12)
+    _, paths = predict(["pictures", "csv"], [clip], tmp_path / "out")
+    with av.open(str(paths[0])) as written:
+        stream = written.streams.video[0]
+        assert stream.codec_context.name == "h264" and float(stream.average_rate) == 12
+        assert sum(1 for _ in written.decode(stream)) == 9
+    rows = list(csv.DictReader((tmp_path / "out" / "detections.csv").open()))
+    assert [int(row["frame"]) for row in rows] == list(range(9)) and rows[6]["seconds"] == "0.500"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "detections.csv"]
+
+
+def test_frames_of_a_video_as_pictures_and_as_labels(tmp_path):
+    from test_predict_inputs import make_video
+
+    clip = make_video(tmp_path / "clip.mp4", frames=3)
+    predict(["frames", "yolo"], [clip], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "clip").iterdir()) == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    labels = tmp_path / "out" / "yolo" / "labels" / "train" / "clip_000002.txt"
+    label, *numbers = (float(word) for word in labels.read_text().split())
+    assert label == 0
+    np.testing.assert_allclose(numbers, [38 / 160, 40 / 120, 40 / 160, 40 / 120], atol=0.02)
+
+
+def test_crops_are_the_objects(photos, tmp_path):
+    predict(["none"], [photos / "a.png"], tmp_path / "out", crop=True)
+    red = Image.open(tmp_path / "out" / "crops" / "red" / "a-1.jpg")
+    assert abs(red.width - 40) <= 1 and abs(red.height - 60) <= 1
+    assert np.asarray(red, int)[5:-5, 5:-5].mean((0, 1))[0] > 240
+
+
+def test_broken_images_are_counted_and_the_rest_is_written(photos, tmp_path):
+    (photos / "bad.jpg").write_bytes(b"no image")
+    tally, _ = predict(["json"], [photos], tmp_path / "out")
+    assert tally.images == 4 and len(tally.broken) == 1 and "bad.jpg" in tally.broken[0]
+
+
+def test_what_was_found_before_a_stop_is_written(photos, tmp_path):
+    detector = blob_detector()
+    sources, _ = inputs.find([photos])
+
+    def stop(source, frame, result):
+        if frame.name == "empty.png":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(detector, sources, Options(), make_writers(["json"], tmp_path / "out", detector.classes), on_frame=stop)
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
+
+
+def test_a_limit_is_kept(photos, tmp_path):
+    detector = blob_detector()
+    sources, _ = inputs.find([photos])
+    tally, _ = run(detector, sources, Options(), [], limit=2)
+    assert tally.images == 2
+
+
+def test_unknown_kinds_and_contradictions():
+    for kinds, words in ((["pdf"], "unknown"), (["pictures", "frames"], "exclude"), (["none", "csv"], "exclude")):
+        with pytest.raises(MrtError, match=words):
+            make_writers(kinds, Path("x"), CLASSES)
+
+
+def test_nothing_is_overwritten(tmp_path):
+    usual = tmp_path / "predictions"
+    assert free_folder(None, usual) == usual
+    usual.mkdir()
+    assert free_folder(None, usual) == tmp_path / "predictions-2"
+    (usual / "x").write_text("")
+    with pytest.raises(MrtError, match="holds files already"):
+        free_folder(usual, usual)
+    with pytest.raises(MrtError, match="is a file"):
+        free_folder(usual / "x", usual)
+    names = UniqueNames()
+    assert [names(name) for name in ("a.jpg", "a.png", "A.jpg", "b/a.jpg")] == ["a.jpg", "a-2.png", "A-3.jpg", "b/a.jpg"]

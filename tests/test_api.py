@@ -1,0 +1,109 @@
+"""The Python functions, and docs/python.md as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_world import make_set, tiny_config
+
+import mrt
+from mrt import experiment
+from mrt.engine import stages
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "python.md"
+
+
+def test_importing_mrt_takes_no_time_and_no_torch():
+    code = "import time; start = time.perf_counter(); import mrt; took = time.perf_counter() - start; import sys; print(took, 'torch' in sys.modules)"
+    found = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)
+    ]
+    assert all(loaded == "False" for _, loaded in found)
+    assert min(float(took) for took, _ in found) < 0.05
+
+
+def test_what_is_there():
+    assert set(mrt.__all__) <= set(dir(mrt))
+    for name in mrt.__all__:
+        assert getattr(mrt, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = mrt.nothing
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working folder as the page assumes it: photos, prepared sets and a run, all tiny."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
+    Path("photos").mkdir()
+    Image.fromarray(pixels).save("photos/a.png")
+    Path("photos/broken.jpg").write_bytes(b"no image")
+    make_set(tmp_path / "data", "synthetic-clear", seed=1, classes=("car", "person"))
+    make_set(tmp_path / "data", "synthetic-foggy", seed=2, haze=0.5, classes=("car", "person"))
+    config = tiny_config(**{"data.source": "synthetic-clear"})
+    stages.pretrain_source(config, tmp_path / "runs" / "x", data_root=tmp_path / "data")
+    return tmp_path
+
+
+def test_the_page_runs_as_it_stands(place, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) >= 6
+    real, tiny = experiment.load_config, tiny_config().model_dump(mode="json")
+    shape = {
+        f"{section}.{key}": value
+        for section in ("model", "engine", "pretrain", "mae_stage", "teach")
+        for key, value in tiny[section].items()
+    }
+    shape |= {f"data.{key}": tiny["data"][key] for key in ("sides", "source_sides", "max_size")}
+
+    def small(preset, overrides=(), changes=None):  # what the page's words do is under test, not how well they do it
+        return real(preset, overrides, {**shape, **(changes or {})} if preset == "demo" else changes)
+
+    monkeypatch.setattr(experiment, "load_config", small)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert (place / "seen.png").is_file() and names["best"].scores.tolist() == names["found"].scores[:3].tolist()
+    assert names["broken"] == [] and names["same"].classes == ("car", "person")
+    assert len(names["results"]) == 2 and names["result"].metrics.num_images == 8
+
+
+def test_mistakes_are_mrt_errors(place):
+    with pytest.raises(mrt.MrtError, match="no run folder"):
+        mrt.load("runs/y")
+    with pytest.raises(mrt.MrtError, match="unknown setting"):
+        mrt.adapt("synthetic-foggy", settings={"teach.epoch": 1})
+    with pytest.raises(mrt.MrtError, match="No data set"):
+        mrt.adapt("synthetic-night")
+    with pytest.raises(mrt.MrtError, match="adapt to what"):
+        mrt.adapt()
+    with pytest.raises(mrt.MrtError, match="device"):
+        mrt.load("runs/x", device="tpu:3")
+
+
+def test_prediction_is_what_evaluation_sees(place):
+    """The same boxes as ``mrt eval``, image by image (of one size, so that no batch is padded)."""
+    from mrt.data.card import read_card
+    from mrt.data.dataset import DetectionDataset
+
+    detector = mrt.load("runs/x")
+    measured = mrt.evaluate("runs/x", "synthetic-clear", batch_size=1)
+    dataset = DetectionDataset(read_card(place / "data" / "synthetic-clear"), "val")
+    for record, theirs in zip(dataset.records, measured.detections, strict=True):
+        mine = detector.predict(record.path, threshold=0.0)
+        assert record.image_id == theirs.image_id
+        for box, score, label in zip(mine.boxes[:20], mine.scores[:20], mine.labels[:20], strict=True):
+            height, width = record.size
+            same = np.clip(theirs.boxes, 0, [width, height, width, height])
+            near = (np.abs(same - box).max(1) < 0.01) & (np.abs(theirs.scores - score) < 1e-5) & (theirs.labels == label)
+            assert near.any()
