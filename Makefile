@@ -19,7 +19,7 @@ BUILD_NEEDS = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject
     print(*(p["build-system"]["requires"] + ["ninja"] + [d for d in p["project"]["dependencies"] if d.startswith("torch")]), sep="\n")'
 SOURCES := pyproject.toml setup.py mrt/__init__.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo demo-from-scratch demo-results demo-source test lint build bench clean
+.PHONY: help demo demo-from-scratch demo-results demo-source test soak lint build bench wheel clean
 
 help:
 	@echo "make demo                a detector goes from clear weather into fog, in minutes, on the CPU"
@@ -27,6 +27,8 @@ help:
 	@echo "make demo-from-scratch   the demo, source detector included"
 	@echo "make demo-results        the README's figures: three seeds and their oracles"
 	@echo "make demo-source         the source detector that ships with mrt, again"
+	@echo "make wheel               dist/: a wheel for the CPU that needs no compiler, and the sources as .tar.gz"
+	@echo "make soak                the wheel tried in an empty environment, and whatever else takes minutes and gigabytes"
 	@echo "make lint | build | bench | clean"
 
 demo: $(VENV)/.installed
@@ -46,6 +48,9 @@ demo-source: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(TESTS)
 
+soak: $(VENV)/.installed wheel
+	$(BIN)/python -m pytest -m soak $(TESTS)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 
@@ -53,6 +58,19 @@ build: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ms_deform_attn
+
+# Built from the unpacked sdist, not from here, so that one is known to be complete. torch's libraries stay out of the wheel: the program has
+# loaded those of the torch beside it when it loads the kernels. auditwheel names the oldest glibc that will do, which depends on the machine's.
+wheel: $(VENV)/.wheel-needs
+	@echo "Building the sdist and, from it, the wheel: a minute. Details: $(VENV)/wheel.log"
+	@rm -rf build/wheel dist/mrt_detection-*
+	@export PATH="$(abspath $(BIN)):$$PATH" MRT_BUILD=cpu SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)}"; \
+	{ python -m build --no-isolation --outdir build/wheel . && \
+	  auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl; } > $(VENV)/wheel.log 2>&1 || \
+	{ tail -n 40 $(VENV)/wheel.log >&2; grep -ho 'mrt build:.*' $(VENV)/wheel.log >&2; echo "There is no wheel: see above." >&2; exit 1; }
+	@mv build/wheel/*.tar.gz dist/
+	@grep -ho 'mrt build:.*' $(VENV)/wheel.log
+	@ls -l dist/mrt_detection-*
 
 clean:
 	rm -rf build *.egg-info mrt/*.so .pytest_cache .ruff_cache .hypothesis
@@ -67,6 +85,12 @@ $(VENV)/.created:
 
 $(VENV)/.needs: $(VENV)/.created pyproject.toml
 	$(BUILD_NEEDS) > $@.txt
+	$(BIN)/python -m pip install -r $@.txt
+	touch $@
+
+# What `make wheel` needs besides: the extra of that name.
+$(VENV)/.wheel-needs: $(VENV)/.needs
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["wheel"], sep="\n")' > $@.txt
 	$(BIN)/python -m pip install -r $@.txt
 	touch $@
 

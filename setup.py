@@ -24,6 +24,14 @@ def say(message: str) -> None:
     print(f"mrt build: {message}", file=sys.stderr, flush=True)
 
 
+def without_folders(headers: list[str]) -> list[str]:
+    """Flags by which the binary's messages name files from torch's headers or from here on, not by folders of the machine that built it.
+
+    Of several that fit the compiler takes the last, and torch's headers may lie below ROOT.
+    """
+    return [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *headers)]
+
+
 def cuda_home() -> str | None:
     """A toolkit with both compiler and headers; nvcc on the PATH may be a wrapper that lives elsewhere."""
     for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
@@ -61,7 +69,7 @@ def extensions() -> tuple[list, type[build_ext]]:
         del os.environ["CXX"]
     try:
         import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
     except ImportError as error:
         say(f"no kernels, the PyTorch path it is: {error} (install torch first, then use --no-build-isolation)")
         return [], build_ext
@@ -77,7 +85,7 @@ def extensions() -> tuple[list, type[build_ext]]:
             sorted(str(path.relative_to(ROOT)) for path in paths),
             depends=[str(path) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl", ".cuh")],
             define_macros=macros,
-            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]},
+            extra_compile_args={"cxx": [*CXX_FLAGS, *without_folders(include_paths())], "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]},
             py_limited_api=True,
             optional=True,
         )
@@ -114,5 +122,7 @@ setup(
     package_data={"mrt": ["presets/*.toml", "presets/*.json", "weights/*.safetensors", "report/templates/*.j2"]},
     ext_modules=modules,
     cmdclass={"build_ext": command},
+    # The tag is the binary's floor: it calls no function of Python's, and the oldest torch it loads into begins at Python 3.10. What the
+    # Python files need is requires-python in pyproject.toml; pip minds both.
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

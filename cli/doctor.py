@@ -162,6 +162,7 @@ def data_sets(root: Path) -> list[Row]:
     from mrt.data.card import CARD_NAME, read_card
     from mrt.data.registry import PREPARE_COMMANDS
     from mrt.errors import MrtError
+    from mrt.experiment import OWN
 
     rows: list[Row] = [
         (OK if root.is_dir() else MISSING, "data root", str(root.resolve()), "" if root.is_dir() else "set MRT_DATA_ROOT or --data-root")
@@ -184,6 +185,8 @@ def data_sets(root: Path) -> list[Row]:
         rows.append((BROKEN if gone else OK, f"data {folder.name}", found, "prepare it again with --overwrite" if gone else ""))
     wanted: dict[str, list[str]] = {}
     for preset in preset_names():
+        if preset == OWN:  # its sets are the user's, whatever they are called
+            continue
         data = load_config(preset).data
         for name in (data.source, data.target):
             wanted.setdefault(name, []).append(preset)

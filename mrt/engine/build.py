@@ -136,17 +136,17 @@ def training_loader(config: Config, dataset: DetectionDataset | Joined, world: W
     )
 
 
-def build_detector(config: Config, classes: Sequence[str], *, filled: bool = False) -> DeformableDETR:
+def build_detector(config: Config, classes: Sequence[str], *, filled: str | None = None) -> DeformableDETR:
     """The detector of the configuration, with its backbone's initial weights.
 
     Args:
-        filled: every weight comes from elsewhere afterwards, so pretrained weights are not asked for (they may have to be downloaded).
-            The random numbers drawn are the same.
+        filled: every weight comes from elsewhere afterwards, so pretrained weights are not asked for (they may have to be downloaded):
+            "checkpoint" or "none", for the structure that a backbone has with or without them. The random numbers drawn are the same.
     """
     model, weights = config.model, config.model.weights
-    if filled and weights != "none":
+    if filled is not None:
         skip_classifier(model.backbone, weights)
-        weights = "checkpoint"
+        weights = filled
     backbone = build_backbone(model.backbone, weights=weights, freeze=model.freeze)
     sizes = model.model_dump(exclude={"backbone", "weights", "freeze"})
     return DeformableDETR(backbone, num_classes=len(classes), **sizes)

@@ -144,6 +144,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """The commit of mrt's own checkout; None where it was installed without one (perhaps inside another project's)."""
+    if not (Path(__file__).parents[2] / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5

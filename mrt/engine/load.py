@@ -44,8 +44,8 @@ def find_weights(where: str | Path, which: str = "auto") -> Path:
     shipped = SHIPPED / f"{where}.safetensors"
     if shipped.is_file():
         return shipped
-    if (name := hub_name(str(where))) is not None:
-        return fetch(name)
+    if hub_name(str(where)) is not None:
+        return fetch(str(where))
     names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
     raise MrtError(
         f"{where}: no run folder, weights file or shipped weights of that name",
@@ -123,11 +123,13 @@ def load_detector(where: str | Path, *, which: str = "auto", device: str | torch
 
 @dataclass(frozen=True)
 class Description:
-    """A trained detector in words: its classes, its backbone's name, and the arguments of :class:`DeformableDETR` that are known."""
+    """A trained detector in words: its classes, its backbone's name, the arguments of :class:`DeformableDETR` that are known, and whether
+    its backbone has the structure of a pretrained one (frozen norms)."""
 
     classes: list[str]
     backbone: str
     arguments: dict[str, Any]
+    pretrained: bool = True
 
 
 def describe(where: str | Path, which: str = "auto") -> Description:
@@ -138,7 +140,8 @@ def describe(where: str | Path, which: str = "auto") -> Description:
         return Description(about.classes, about.backbone, about.arguments)
     if is_ours(path):
         header = read_header(path)
-        return Description(list(header["metadata"]["classes"]), header["backbone"]["name"], header["detector"])
+        identity = header["backbone"]
+        return Description(list(header["metadata"]["classes"]), identity["name"], header["detector"], identity["pretrained"])
     published = describe_published(path)
     return Description(published.classes, "resnet50", published.arguments)
 
@@ -166,6 +169,15 @@ def holds_detector(weights: str) -> bool:
     if path.is_file():
         return is_ours(path) or is_published(path)
     return path.is_dir() or hub_name(weights) is not None or (SHIPPED / f"{weights}.safetensors").is_file()
+
+
+def frozen_norms(weights: str) -> bool:
+    """Whether a detector that begins with ``model.weights`` has a backbone with the frozen norms of a pretrained one."""
+    if weights == "none":
+        return False
+    if not holds_detector(weights) or (hub_name(weights) is not None and not Path(weights).exists()):
+        return True
+    return describe(weights).pretrained
 
 
 def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:

@@ -22,7 +22,7 @@ from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
 from mrt.engine.folder import load_autoencoder, read_facts
 from mrt.engine.inference import measure
-from mrt.engine.load import Description, holds_detector, load_detector, require_fit
+from mrt.engine.load import Description, frozen_norms, holds_detector, load_detector, require_fit
 from mrt.engine.loop import Stream
 from mrt.engine.report import Watcher
 from mrt.engine.snapshots import LabelSnapshots
@@ -36,7 +36,7 @@ from mrt.models.mae import MaskedAutoencoder
 
 RANDOM = "mae-random.pt"  # in the folder of a run of stage 2 alone
 STAGES = ("pretrain", "mae", "teach")
-NO_COCO = "Or begin elsewhere: --set model.weights=FILE (a detector or a backbone), --init RUN_OR_WEIGHTS, or --preset city2foggy."
+NO_COCO = "Or begin with other weights: --set model.weights=FILE (a detector's, or a backbone's), or --init RUN_OR_WEIGHTS."
 TRAINED = 1000  # updates by which the average's warm-up is ahead when it starts from a trained detector
 
 
@@ -103,7 +103,8 @@ def open_workshop(
     classes = build.class_names(config, cards[SOURCE])
     whole = config.model.weights if holds_detector(config.model.weights) else None
     initial = not continued and (start is None or config.retrain.source == "random")
-    detector = build.build_detector(config, classes, filled=not initial or whole is not None)
+    structure = "checkpoint" if frozen_norms(config.model.weights) else "none"
+    detector = build.build_detector(config, classes, filled=structure if whole or not initial else None)
     shop = Workshop(config, world, cards, classes, detector, start, continued)
     if whole is not None and initial:
         detector.load_state_dict(_trained_weights(detector, whole, classes, config, watcher, NO_COCO))

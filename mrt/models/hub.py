@@ -11,6 +11,7 @@ from mrt.errors import MrtError
 PREFIX = "hf:"
 ALIASES = {"coco": "hf:SenseTime/deformable-detr-with-box-refine-two-stage"}  # short names, wherever weights are named
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+CONNECT_SECONDS = 10
 _DESCRIPTION = ("config.json", "preprocessor_config.json")
 
 
@@ -34,6 +35,7 @@ def fetch(name: str) -> Path:
     repository, revision = match["repository"], match["revision"]
     hub = _library()
     try:
+        _reach(hub)
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=_wanted(hub, repository, revision)))
     except hub.errors.RepositoryNotFoundError:
         raise MrtError(
@@ -43,6 +45,13 @@ def fetch(name: str) -> Path:
         raise MrtError(f"{name}: this model has no revision {revision!r}") from None
     except Exception as error:  # no network, a proxy's refusal, a full disk: many kinds, of several libraries
         return _cached(hub, name, repository, revision, error)
+
+
+def _reach(hub: Any) -> None:
+    """Raises at once where there is no connection; the library itself would try again for half a minute."""
+    if hub.constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    hub.get_session().head(hub.constants.ENDPOINT, timeout=CONNECT_SECONDS)
 
 
 def _cached(hub: Any, name: str, repository: str, revision: str | None, error: Exception) -> Path:
@@ -69,6 +78,7 @@ def _wanted(hub: Any, repository: str, revision: str | None) -> list[str]:
 def _library() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError:
         raise MrtError(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import mrt
+from command_line import mrt, refused
 from mrt_cli import demo
 from mrt_cli.console import clock, figure
 
@@ -32,6 +32,8 @@ def settings(*words: object) -> dict:
         ("pretrain-source", "city2foggy", "cityscapes", "foggy"),
         ("pretrain-source --source sim10k", "sim2city", "sim10k", "cityscapes"),
         ("pretrain-source --source synthetic-clear", "demo", "synthetic-clear", "synthetic-foggy"),
+        ("adapt --source mine --target camera", "own", "mine", "camera"),
+        ("pretrain-source --source mine", "own", "mine", "target"),
     ],
 )
 def test_data_sets_choose_the_preset(words, preset, source, target, somewhere):
@@ -42,11 +44,24 @@ def test_data_sets_choose_the_preset(words, preset, source, target, somewhere):
 
 def test_options_and_set_reach_the_settings():
     found = settings(
-        *("adapt", "--target", "foggy", "--seed", 7, "--device", "cpu", "--amp", "bf16", "--init", "a/b"),
+        *("adapt", "--target", "foggy", "--seed", 7, "--device", "cpu", "--amp", "bf16", "--init", "hf:a/b"),
         *("--set", "mae.mask_ratio=0.5", "teach.epochs=3", "--set", "retrain.every=0"),
     )
-    assert (found["seed"], found["engine"]["device"], found["engine"]["amp"], found["init"]) == (7, "cpu", "bf16", "a/b")
+    assert (found["seed"], found["engine"]["device"], found["engine"]["amp"], found["init"]) == (7, "cpu", "bf16", "hf:a/b")
     assert (found["mae"]["mask_ratio"], found["teach"]["epochs"], found["retrain"]["every"]) == (0.5, 3, 0)
+
+
+def test_a_dry_run_looks_at_the_weights_it_would_start_from():
+    assert "no run folder" in refused("adapt", "--target", "foggy", "--init", "a/b", "--dry-run")
+    message = refused("adapt", "--target", "foggy", "--init", "demo-source", "--dry-run")
+    assert "demo-source: is of another network" in message and "--set model.backbone=tf_efficientnet_lite0" in message
+    assert settings("adapt", "--target", "synthetic-foggy", "--init", "demo-source")["init"] == "demo-source"
+
+
+def test_what_was_not_said_is_said():
+    result = mrt("adapt", "--source", "mine", "--target", "camera")
+    assert "Not said, so taken: preset own (settings for your own data)." in result.stdout
+    assert result.exit_code == 2 and "No data set 'mine'" in result.stderr
 
 
 def test_an_ablation_lists_its_grid():

@@ -1,0 +1,48 @@
+"""What an installation and the sdist hold, asked of setuptools without compiling anything: a forgotten template is noticed here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tracked(*folders: str) -> set[str]:
+    """Files below ``folders`` that git tracks and that are there."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: nothing says which files belong")
+    done = subprocess.run(["git", "ls-files", "-z", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory) -> tuple[set[str], set[str]]:
+    """(files an installation would have, files of the sdist); the checkout is only read."""
+    place = tmp_path_factory.mktemp("packaged")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(place), "build_py", "--build-lib", str(place / "lib")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "MRT_BUILD": "none"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    installed = {path.relative_to(place / "lib").as_posix() for path in (place / "lib").rglob("*") if path.is_file()}
+    sources = (place / "mrt_detection.egg-info" / "SOURCES.txt").read_text(encoding="utf-8")
+    return installed, set(sources.splitlines())
+
+
+def test_an_installation_has_every_file_of_the_program(packaged):
+    installed, _ = packaged
+    wanted = {name if name.startswith("mrt/") else f"mrt_{name}" for name in tracked("mrt", "cli")}
+    assert not wanted - installed, "not installed: see package_data and packages in setup.py"
+    assert {name.partition("/")[0] for name in installed} == {"mrt", "mrt_cli"}
+    assert {Path(name).suffix for name in installed} >= {".py", ".toml", ".json", ".safetensors", ".j2"}
+
+
+def test_the_sdist_has_what_a_build_needs_and_nothing_else(packaged):
+    _, sources = packaged
+    wanted = tracked("mrt", "cli", "csrc") | {"setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"}
+    assert not wanted - sources, "not in the sdist: see MANIFEST.in"
+    assert not [name for name in sources if name.startswith(("tests/", "docs/", "benchmarks/")) or name.endswith((".so", ".pyc"))]
