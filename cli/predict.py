@@ -47,8 +47,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="RUN|WEIGHTS INPUT...",
-            help="The detector: a run, a weights file, an exported or Hugging Face folder, a shipped name, or coco (downloaded). Then images,"
-            " folders, globs, zip archives, videos, a camera's number, or - for standard input.",
+            help="The detector: a run, a weights file, an exported or Hugging Face folder, a shipped name, or coco (downloaded). Then "
+            "images, folders, globs, zip archives, videos, a camera's number, or - for standard input.",
         ),
     ],
     weights: Annotated[str | None, typer.Option(help="The detector, as an option; all words are inputs then.")] = None,
@@ -86,7 +86,7 @@ def predict(
     which: Annotated[
         str, typer.Option(help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")
     ] = "auto",
-    show: Annotated[bool, typer.Option("--show", help="Show each annotated picture in a window.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show annotated pictures in a window, image by image, videos as they come.")] = False,
     run_root: options.RunRoot = None,
     device: options.Device = None,
     amp: options.Amp = None,
@@ -145,8 +145,6 @@ def predict(
         say(f"Written to {folder}: {_listed(paths, folder)}")
     else:
         drop_empty(folder)
-    if window is not None:
-        window.wait()
     if tally.broken:
         lines = "\n".join(f"  {text}" for text in tally.broken)
         raise RunFailed(f"{len(tally.broken)} could not be read:\n{lines}")
@@ -178,7 +176,7 @@ class _Progress:
         else:
             self.watcher.advance(1, objects=float(len(result)))
         if self.window is not None:
-            self.window.show(annotated(frame, result), frame.name)
+            self.window.show(annotated(frame, result), frame.name, stay=source.kind == "images")
 
     def end(self) -> None:
         if self.open:

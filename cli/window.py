@@ -15,7 +15,10 @@ class Window:
 
         self.root, self.label, self.closed = root, tkinter.Label(root), False
         self.label.pack()
+        self._next = tkinter.BooleanVar(root)
         root.protocol("WM_DELETE_WINDOW", self._close)
+        for event in ("<Key>", "<Button-1>"):
+            root.bind(event, lambda _: self._next.set(True))
 
     @classmethod
     def open(cls) -> tuple[Window | None, str]:
@@ -31,8 +34,8 @@ class Window:
         except tkinter.TclError as error:
             return None, str(error) or "no display"
 
-    def show(self, picture: Any, title: str) -> None:
-        """Show a PIL image, scaled down to the screen if need be."""
+    def show(self, picture: Any, title: str, stay: bool) -> None:
+        """Show a PIL image, scaled down to the screen if need be; ``stay``: until a key, a click, or the window's end."""
         from PIL import ImageTk
 
         if self.closed:
@@ -41,14 +44,13 @@ class Window:
         picture.thumbnail((int(self.root.winfo_screenwidth() * SHARE), int(self.root.winfo_screenheight() * SHARE)))
         self._photo = ImageTk.PhotoImage(picture)  # tkinter keeps no reference of its own
         self.label.configure(image=self._photo)
-        self.root.title(f"mrt: {title}")
+        self.root.title(f"mrt: {title}" + (" (any key: the next one)" if stay else ""))
         self.root.update()
-
-    def wait(self) -> None:
-        """Until the user closes the window."""
-        if not self.closed:
-            self.root.mainloop()
+        if stay:
+            self._next.set(False)
+            self.root.wait_variable(self._next)
 
     def _close(self) -> None:
         self.closed = True
+        self._next.set(True)
         self.root.destroy()
