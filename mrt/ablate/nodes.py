@@ -142,13 +142,19 @@ def _digest(values: Any) -> str:
 
 
 def _fingerprint(init: str) -> str:
-    """sha256 of the weights that an ``init`` names; the name itself where there are none yet."""
+    """sha256 of the weights that an ``init`` names; the name itself of a model that is to be downloaded, or where there are none yet."""
     from mrt.engine.load import find_weights
+    from mrt.models.hub import hub_name
 
+    if hub_name(init) is not None and not Path(init).exists():
+        return init
     try:
-        return file_sha256(find_weights(init))
+        weights = find_weights(init)
     except MrtError:
         return init
+    if weights.is_dir():  # a Hugging Face model: its description counts, too
+        return _digest({file.name: file_sha256(file) for file in sorted(weights.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")})
+    return file_sha256(weights)
 
 
 def reaches(key: str, kind: str) -> bool:

@@ -188,3 +188,16 @@ def test_the_hash_knows_the_starting_weights_by_their_content(tmp_path):
     before = content_hash(configs[0])
     (tmp_path / "a" / "teacher.safetensors").write_bytes(b"other weights")
     assert before != content_hash(configs[0])
+
+
+def test_weights_that_are_a_folder_or_a_name_on_the_hub_have_a_fingerprint(tmp_path):
+    from mrt.ablate.nodes import _fingerprint
+
+    folder = tmp_path / "face"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "deformable_detr"}')
+    (folder / "model.safetensors").write_bytes(b"one")
+    first = _fingerprint(str(folder))
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert len(first) == 64 and _fingerprint(str(folder)) != first
+    assert _fingerprint("hf:some/one") == "hf:some/one" and _fingerprint("coco") == "coco"
