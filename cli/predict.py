@@ -82,7 +82,9 @@ def predict(
     overlap: Annotated[float, typer.Option(help="Share of a tile that neighbours have in common.")] = 0.2,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos and cameras, look at every N-th frame.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at N images or frames of each input at most.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of one size at a time.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of one size at a time. Default: 8 on a GPU, else 1. What is found does not depend on it.")
+    ] = None,
     which: Annotated[
         str, typer.Option(help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")
     ] = "auto",
@@ -115,11 +117,15 @@ def predict(
     sources, broken = asked.find(inputs, every)
     folder = free_folder(out, Path("predictions"))
 
+    import torch
+
     from mrt import api
     from mrt.predict.detector import Options
     from mrt.predict.job import make_writers, run
 
     found = api.load(detector, which=which, device=device or "auto", amp=amp or "off", run_root=run_root)
+    if batch_size is None:
+        batch_size = 8 if getattr(found.network, "device", torch.device("cpu")).type == "cuda" else 1
     choice = Options(wanted, batch_size, nms, agnostic, top_k, classes, tile, overlap)
     found.check(choice)
     writers = make_writers(kinds, folder, found.classes, crop)

@@ -52,8 +52,8 @@ RULES = {
     ],
     "mrt.engine.report": ["torch", "mrt.files"],
     "mrt.ablate": [
-        *("mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.staging", "mrt.engine", "mrt.errors", "mrt.files", "mrt.models.hub"),
-        *("scipy", "submitit", "torch"),
+        *("mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.staging", "mrt.engine", "mrt.errors", "mrt.files"),
+        *("mrt.models.hub", "scipy", "submitit", "torch"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt.report": [

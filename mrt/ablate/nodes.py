@@ -153,7 +153,8 @@ def _fingerprint(init: str) -> str:
     except MrtError:
         return init
     if weights.is_dir():  # a Hugging Face model: its description counts, too
-        return _digest({file.name: file_sha256(file) for file in sorted(weights.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")})
+        files = [file for file in sorted(weights.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")]
+        return _digest({file.name: file_sha256(file) for file in files})
     return file_sha256(weights)
 
 

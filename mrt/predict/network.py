@@ -71,9 +71,8 @@ class TorchNetwork:
             raise MrtError(f"precision {amp!r} is unknown", f"choose {', '.join(PRECISIONS)}")
         self.detector, self.amp = detector, amp
         self.device = next(detector.parameters()).device
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("highest" if amp == "off" else "high")
-            torch.backends.cudnn.allow_tf32 = amp != "off"
+        if self.device.type == "cuda" and amp == "tf32":  # a setting of the whole process
+            torch.set_float32_matmul_precision("high")
         fold_carried_norms(detector.backbone)
 
     def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

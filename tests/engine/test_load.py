@@ -266,3 +266,26 @@ def test_leaving_pretrained_weights_out_draws_the_same_random_numbers(backbone, 
         build.build_detector(config, ["a", "b"], filled=filled)
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
+
+
+def test_a_run_starts_from_a_hugging_face_folder_without_imagenet(face, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("ImageNet weights were asked for")
+
+    monkeypatch.setattr("mrt.models.backbone.classifier_state", never)
+    make_set(tmp_path / "data", "streets", seed=3, classes=("person", "car"))
+    about = describe(face)
+    shape = {f"model.{key}": value for key, value in about.arguments.items() if key in load_config("own").model.model_dump()}
+    config = tiny_config(**{**shape, "model.backbone": about.backbone, "model.weights": "imagenet", "model.freeze": "stem"})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"source": "streets"})})
+    listener = Listener()
+    run = stages.pretrain_source(config, tmp_path / "run", init=str(face), data_root=tmp_path / "data", watcher=listener)
+    assert any("2 of 2 classes are known to it by name" in line for line in listener.lines)
+    ours, _ = load_detector(run, which="student")
+    theirs, _ = load_detector(face)
+    frozen = "backbone.body.layer1.0.conv1.weight"
+    assert torch.equal(ours.state_dict()[frozen], theirs.state_dict()[frozen])
+    from mrt.engine.inference import evaluate_detector
+
+    found = evaluate_detector(face, data="streets", data_root=tmp_path / "data")
+    assert found.metrics.num_boxes > 0 and found.dataset.classes == tuple(NAMES)

@@ -189,7 +189,7 @@ def test_a_broken_image_stops_a_list_but_not_a_stream(tmp_path):
     with pytest.raises(MrtError, match=r"bad\.png"):
         blob_detector().predict([tmp_path / "bad.png", tmp_path / "good.png"])
     sources, _ = inputs.find([tmp_path])
-    results = dict((frame.name, result) for frame, result in blob_detector().stream(sources[0].frames()))
+    results = {frame.name: result for frame, result in blob_detector().stream(sources[0].frames())}
     assert isinstance(results["bad.png"], MrtError) and results["good.png"].names == ["red"]
 
 
