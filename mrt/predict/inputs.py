@@ -21,6 +21,7 @@ from mrt.predict import video
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".avif", ".heic", ".heif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv")
 STDIN = "-"
+MARK = ".mrt-predictions"  # in a folder that predictions were written to
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     """What the inputs hold: all their images as one source, and one for each video and camera; and what is wrong with some of them.
 
     Args:
-        inputs: paths of images, folders (looked through to the bottom, hidden files left out), globs, zip archives, videos; a number is a
-            camera; "-" is one image on standard input. What has no known suffix is taken for an image.
+        inputs: paths of images, folders (looked through to the bottom; hidden files and folders of predictions are left out), globs, zip
+            archives, videos; a number is a camera; "-" is one image on standard input. What has no known suffix is taken for an image.
         every: of videos and cameras, each so many-th frame only.
 
     Raises:
@@ -147,7 +148,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         raise MrtError(f"{error.filename}: cannot be read ({error.strerror})", "mend its permissions, or name the images themselves")
 
     for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        folders[:] = sorted(name for name in folders if not _hidden(PurePosixPath(name)) and not (Path(where) / name / MARK).exists())
         yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
 
 

@@ -15,7 +15,7 @@ from mrt.predict.detections import Detections
 from mrt.predict.detector import Detector, Options
 from mrt.predict.inputs import Frame, Source
 from mrt.predict.labels import CocoLabels, VocLabels, YoloLabels
-from mrt.predict.outputs import CocoResults, Crops, Csv, Pictures, Writer, finish_all
+from mrt.predict.outputs import CocoResults, Crops, Csv, Mark, Pictures, Writer, finish_all
 from mrt.predict.video import SourceBroken
 
 KINDS = {
@@ -77,7 +77,7 @@ def make_writers(kinds: Sequence[str], folder: Path, classes: Sequence[str], cro
         "yolo": lambda: YoloLabels(folder, classes),
         "voc": lambda: VocLabels(folder, classes),
     }
-    return [makers[kind]() for kind in dict.fromkeys(kinds) if kind in makers] + ([Crops(folder)] if crop else [])
+    return [*(makers[kind]() for kind in dict.fromkeys(kinds) if kind in makers), *([Crops(folder)] if crop else []), Mark(folder)]
 
 
 def run(

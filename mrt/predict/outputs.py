@@ -17,7 +17,7 @@ from mrt.errors import MrtError
 from mrt.evaluate.draw import draw_detections
 from mrt.files import replacing, write_text
 from mrt.predict.detections import Detections
-from mrt.predict.inputs import Frame, Source
+from mrt.predict.inputs import MARK, Frame, Source
 from mrt.predict.video import VideoWriter
 
 JPEG_QUALITY = 92
@@ -174,6 +174,18 @@ class Crops(Writer):
 
     def finish(self) -> list[Path]:
         return [self.folder] if self._any else []
+
+
+class Mark(Writer):
+    """A hidden file by which a folder of predictions is known, so that pictures in it are not taken for photos the next time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def finish(self) -> list[Path]:
+        if self.folder.is_dir():
+            write_text(self.folder / MARK, "")
+        return []
 
 
 def safe_name(name: str) -> str:

@@ -36,7 +36,7 @@ def test_a_folder_of_photos(photos, runs):
     assert result.exit_code == 0, result.output
     assert "Teacher of" in result.stdout and "a.png  90x60: " in result.stdout and "Found" in result.stdout
     assert "0 for every class" in result.stdout
-    assert sorted(path.name for path in Path("predictions").iterdir()) == ["a.png", "b.jpg"]
+    assert sorted(path.name for path in Path("predictions").glob("[!.]*")) == ["a.png", "b.jpg"]
     assert mrt("predict", "demo-source", photos, "--run-root", runs).exit_code == 0
     assert Path("predictions-2").is_dir()  # nothing is overwritten
 
@@ -45,12 +45,12 @@ def test_what_to_write_and_where(photos, runs):
     words = ["--save", "json", "csv", "--out", "found", "--run-root", runs, "--threshold", "car=0", "person=0.001"]
     result = mrt("predict", *words, "--classes", "car,person", "demo-source", photos)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in Path("found").iterdir()) == ["detections.csv", "images.json", "results.json"]
+    assert sorted(path.name for path in Path("found").glob("[!.]*")) == ["detections.csv", "images.json", "results.json"]
     assert {item["category_id"] for item in json.loads(Path("found/results.json").read_text())} <= {1, 3}
     after = mrt("predict", "demo-source", photos, "--save", "none", "--run-root", runs, "--classes", "car", "traffic light")
     assert after.exit_code == 2 and "class 'traffic light'" in after.stderr
     again = mrt("predict", "demo-source", photos, "--save", "yolo,voc", "--out", "sets", "--run-root", runs)
-    assert again.exit_code == 0 and sorted(path.name for path in Path("sets").iterdir()) == ["voc", "yolo"]
+    assert again.exit_code == 0 and sorted(path.name for path in Path("sets").glob("[!.]*")) == ["voc", "yolo"]
 
 
 def test_dynamic_thresholds_of_the_run_are_taken_and_said(photos, runs, adapted):

@@ -123,7 +123,7 @@ def test_a_video_is_written_as_h264_of_the_same_length(tmp_path):
         assert sum(1 for _ in written.decode(stream)) == 9
     rows = list(csv.DictReader((tmp_path / "out" / "detections.csv").open()))
     assert [int(row["frame"]) for row in rows] == list(range(9)) and rows[6]["seconds"] == "0.500"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "detections.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".mrt-predictions", "clip.mp4", "detections.csv"]
 
 
 def test_frames_of_a_video_as_pictures_and_as_labels(tmp_path):
@@ -162,6 +162,14 @@ def test_what_was_found_before_a_stop_is_written(photos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(detector, sources, Options(), make_writers(["json"], tmp_path / "out", detector.classes), on_frame=stop)
     assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
+
+
+def test_predictions_are_not_taken_for_photos_the_next_time(photos):
+    predict(["pictures"], [photos], photos / "predictions")
+    sources, _ = inputs.find([photos])
+    assert sources[0].total == 4
+    sources, _ = inputs.find([photos / "predictions"])  # unless they are asked for
+    assert sources[0].total == 4
 
 
 def test_a_limit_is_kept(photos, tmp_path):
