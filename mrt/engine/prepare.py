@@ -93,13 +93,14 @@ def find_cards(plans: list[Plan], config: Config, data_root: Path) -> dict[str, 
 
 
 def open_workshop(
-    config: Config, world: World, cards: dict[str, DatasetCard], start: str | None, continued: bool, watcher: Watcher
+    config: Config, world: World, cards: dict[str, DatasetCard], start: str | None, continued: bool, watcher: Watcher | None = None
 ) -> Workshop:
     """Build the detector and give it its first weights (unless a checkpoint will).
 
     Those are the trained ones of ``start``, else the initial ones of ``[model]``: pretrained weights that others would overwrite are not
     asked for.
     """
+    watcher = watcher or Watcher()
     classes = build.class_names(config, cards[SOURCE])
     whole = config.model.weights if holds_detector(config.model.weights) else None
     initial = not continued and (start is None or config.retrain.source == "random")
