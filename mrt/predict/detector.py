@@ -23,6 +23,7 @@ from mrt.predict.detections import Detections
 from mrt.predict.inputs import Frame
 from mrt.predict.network import Network, Preprocessing
 from mrt.predict.tiles import merge, tile_boxes
+from mrt.predict.video import SourceBroken
 
 DEFAULT_THRESHOLD = 0.3
 TOP_K = 100
@@ -139,19 +140,25 @@ class Detector:
             error with which it could not be read.
 
         Raises:
-            MrtError: an option that does not fit, or the iterator over frames fails (a video that is cut short).
+            MrtError: an option that does not fit; SourceBroken, after the frames before it: a video that is cut short.
         """
         options = options or Options()
         self.check(options)
         pending: list[_Work] = []
+        broken: MrtError | None = None
         with _Reader(frames, self.preprocessing, options) as works:
-            for work in works:
-                pending.append(work)
-                self._look(_unseen(pending), options.batch, wait=True)
-                while pending and pending[0].done:
-                    yield self._finish(pending.pop(0), options)
+            try:
+                for work in works:
+                    pending.append(work)
+                    self._look(_unseen(pending), options.batch, wait=True)
+                    while pending and pending[0].done:
+                        yield self._finish(pending.pop(0), options)
+            except SourceBroken as error:  # what came before it counts
+                broken = error
             self._look(_unseen(pending), options.batch)
             yield from (self._finish(item, options) for item in pending)
+        if broken is not None:
+            raise broken
 
     def check(self, options: Options) -> None:
         """MrtError if an option does not fit this detector."""

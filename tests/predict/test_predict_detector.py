@@ -10,7 +10,7 @@ from PIL import Image
 
 from mrt.errors import MrtError
 from mrt.predict.detections import Detections
-from mrt.predict.detector import Thresholds
+from mrt.predict.detector import Options, Thresholds
 
 RED, GREEN, BLUE = (20, 30, 60, 90), (80, 10, 120, 40), (100, 60, 150, 110)
 
@@ -204,3 +204,19 @@ def test_the_reading_thread_ends_with_a_stream_that_is_not_used_up():
     assert next(stream)[0].name == "0"
     stream.close()
     assert threading.active_count() == before
+
+
+def test_frames_before_a_break_are_given_whatever_the_batch():
+    from mrt.predict.inputs import Frame
+    from mrt.predict.video import SourceBroken
+
+    def frames():
+        for number in range(5):
+            yield Frame(str(number), lambda: picture(red=[RED]))
+        raise SourceBroken("the film broke")
+
+    seen = []
+    with pytest.raises(SourceBroken):
+        for frame, found in blob_detector().stream(frames(), Options(batch=8)):
+            seen.append((frame.name, found.names))
+    assert seen == [(str(number), ["red"]) for number in range(5)]
