@@ -187,8 +187,9 @@ def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:
     """
     if facts.get("thresholds"):
         return dict(facts["thresholds"])
-    log = Path(facts["file"]).parent / "metrics.jsonl"
-    lines = [line["thresholds"] for line in read_log(log) if line.get("kind") == "epoch" and line.get("thresholds")]
+    folder = Path(facts["file"]).parent
+    log = read_log(folder / "metrics.jsonl") if (folder / "run.json").is_file() else []
+    lines = [line["thresholds"] for line in log if line.get("kind") == "epoch" and line.get("thresholds")]
     return dict(lines[-1]) if lines and set(lines[-1]) == set(facts["classes"]) else None
 
 
