@@ -166,3 +166,22 @@ def test_a_near_name_is_offered_and_a_folder_of_other_files_is_said(photos, tmp_
     with pytest.raises(MrtError) as error:
         inputs.find([empty])
     assert "no images or videos; found 1 other files" in str(error.value)
+
+
+def test_a_video_that_was_filmed_on_its_side_is_made_upright(tmp_path):
+    """A phone held upright stores frames on their side and a matrix in the track's header (ISO 14496-12, 8.3.2) that turns them clockwise."""
+    writer = VideoWriter(tmp_path / "phone.mp4", 10)
+    for _ in range(3):
+        writer.add(picture((160, 120), red=[(0, 0, 60, 40)]))  # red at the top left
+    writer.close()
+    content = bytearray((tmp_path / "phone.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 4 + 4 * 5 + 8 + 8  # behind version, five numbers, a reserved one, and layer to volume
+    turned = [0, 1 << 16, 0, -(1 << 16), 0, 0]
+    for place, number in enumerate(turned):
+        content[matrix + 4 * place : matrix + 4 * place + 4] = number.to_bytes(4, "big", signed=True)
+    (tmp_path / "phone.mp4").write_bytes(content)
+    sources, _ = inputs.find([tmp_path / "phone.mp4"])
+    upright = next(sources[0].frames()).read()
+    assert upright.size == (120, 160)
+    red, grey = upright.getpixel((110, 20)), upright.getpixel((10, 20))  # now at the top right
+    assert red[0] > 200 and max(red[1:]) < 60 and max(grey) - min(grey) < 20

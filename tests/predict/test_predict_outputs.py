@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_copied_images_are_the_files_themselves_unless_exif_turns_them(photos, t
     copies = tmp_path / "out" / "coco" / "images"
     assert (copies / "a.png").read_bytes() == (photos / "a.png").read_bytes()
     assert (copies / "deep_a.jpg").read_bytes() == (photos / "deep" / "a.jpg").read_bytes()
+    assert Image.open(copies / "turned.jpg").size == (120, 160)
+
+
+def test_images_of_a_zip_archive_are_copied_too(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for name in ("a.png", "deep/a.jpg", "turned.jpg"):
+            archive.write(photos / name, name)
+    predict(["coco", "pictures"], [tmp_path / "p.zip"], tmp_path / "out")
+    copies = tmp_path / "out" / "coco" / "images"
+    assert sorted(path.name for path in copies.iterdir()) == ["a.png", "deep_a.jpg", "turned.jpg"]
+    assert (copies / "a.png").read_bytes() == (photos / "a.png").read_bytes()
     assert Image.open(copies / "turned.jpg").size == (120, 160)
 
 
