@@ -83,7 +83,8 @@ def predict(
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos and cameras, look at every N-th frame.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at N images or frames of each input at most.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images of one size at a time. Default: 8 on a GPU, else 1. What is found does not depend on it.")
+        int | None,
+        typer.Option(min=1, help="Images of one size at a time. Default: 8 on a GPU, else 1. What is found does not depend on it."),
     ] = None,
     which: Annotated[
         str, typer.Option(help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")

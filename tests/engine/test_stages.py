@@ -182,7 +182,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_shown(world, tmp_path):
             lambda w, s, t: stages.adapt(tiny_config(**{"data.target": "foggy"}), t / "r", init=str(s), data_root=w),
             "mrt prepare-data foggy",
         ),
-        (lambda w, s, t: stages.adapt(tiny_config(**{"model.hidden_dim": 32}), t / "r", init=str(s), data_root=w), "--set model.hidden_dim=16"),
+        (
+            lambda w, s, t: stages.adapt(tiny_config(**{"model.hidden_dim": 32}), t / "r", init=str(s), data_root=w),
+            "--set model.hidden_dim=16",
+        ),
         (lambda w, s, t: stages.adapt(tiny_config(**{"data.classes": ["red", "blue"]}), t / "r", init=str(s), data_root=w), "blue"),
         (lambda w, s, t: stages.adapt(tiny_config(**{"engine.batch_size": 64}), t / "r", init=str(s), data_root=w), "do not fill a batch"),
     ],

@@ -169,7 +169,7 @@ def test_a_near_name_is_offered_and_a_folder_of_other_files_is_said(photos, tmp_
 
 
 def test_a_video_that_was_filmed_on_its_side_is_made_upright(tmp_path):
-    """A phone held upright stores frames on their side and a matrix in the track's header (ISO 14496-12, 8.3.2) that turns them clockwise."""
+    """An upright phone stores frames on their side and a matrix in the track's header (ISO 14496-12, 8.3.2) that turns them clockwise."""
     writer = VideoWriter(tmp_path / "phone.mp4", 10)
     for _ in range(3):
         writer.add(picture((160, 120), red=[(0, 0, 60, 40)]))  # red at the top left
