@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from mrt.errors import Interrupted, MrtError, RunFailed
 
-from . import ablate, adapt, demo, doctor, evaluate, predict, prepare_data, pretrain_source, report
+from . import ablate, adapt, demo, doctor, evaluate, export, predict, prepare_data, pretrain_source, report
 
 RUN_FAILED, BAD_INPUT = 1, 2
 
@@ -24,7 +24,7 @@ class Root(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which a newcomer meets them."""
-        order = ["demo", "prepare-data", "pretrain-source", "adapt", "predict", "eval", "report", "ablate", "doctor"]
+        order = ["demo", "prepare-data", "pretrain-source", "adapt", "predict", "eval", "export", "report", "ablate", "doctor"]
         return sorted(self.commands, key=order.index)
 
     def invoke(self, ctx: Any) -> Any:
@@ -97,6 +97,7 @@ pretrain_source.register(app)
 adapt.register(app)
 predict.register(app)
 evaluate.register(app)
+export.register(app)
 report.register(app)
 ablate.register(app)
 doctor.register(app)

@@ -64,9 +64,15 @@ RULES = {
         *("torch", "torchvision", "numpy", "PIL", "av", "supervision", "mrt.errors", "mrt.files"),
         *("mrt.models", "mrt.data", "mrt.evaluate.draw"),
     ],
+    "mrt.export": [
+        *("torch", "torchvision", "numpy", "PIL", "scipy", "onnx", "onnxscript", "onnxruntime", "transformers"),
+        *("mrt", "mrt.api", "mrt.callable", "mrt.config", "mrt.errors", "mrt.experiment", "mrt.files"),
+        *("mrt.data", "mrt.engine.load", "mrt.models", "mrt.ops", "mrt.predict"),
+    ],
+    "mrt.export.detect": ["numpy", "PIL", "onnxruntime"],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),
-        *("mrt.ablate", "mrt.api", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.experiment", "mrt.models.hub", "mrt.ops"),
+        *("mrt.ablate", "mrt.api", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.experiment", "mrt.export", "mrt.models.hub", "mrt.ops"),
         *("mrt.predict", "mrt.remembered", "mrt.report"),
     ],
 }

@@ -1,0 +1,303 @@
+"""What a folder of ``mrt export`` says of itself: ``export.json``, read and written here, and a model card for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mrt
+from mrt.data.card import file_sha256, read_json
+from mrt.engine.load import EXPORT_CARD
+from mrt.errors import MrtError
+from mrt.files import write_text
+from mrt.predict.detector import Detector
+
+VERSION = 1
+AGAIN = "export the detector again"
+LICENCE = (
+    "mrt is under Apache-2.0. Weights carry the terms of the data and the weights that they were trained from: "
+    "look them up before passing these on."
+)
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime", "transformers", "safetensors")
+EVALUATIONS = "eval-*.json"  # what mrt eval leaves in a run's folder
+
+
+def make_card(
+    kind: str, file: str, eager: Detector, detector: Mapping[str, Any], source: Mapping[str, Any], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of ``export.json``, without parity and hashes.
+
+    Args:
+        kind, file: the format, and the file in the folder that holds the detector.
+        eager: the detector that was exported. detector: arguments of its network.
+        source: where it came from, see :func:`describe_source`.
+        more: what this format has to say beside.
+    """
+    preprocessing = eager.preprocessing
+    return {
+        "version": VERSION,
+        "format": kind,
+        "file": file,
+        "classes": list(eager.classes),
+        "thresholds": {"values": eager.thresholds.values, "origin": eager.thresholds.origin},
+        "preprocessing": {
+            "colours": "RGB, upright",
+            "short_side": preprocessing.short_side,
+            "max_size": preprocessing.max_size,
+            "fixed": list(preprocessing.fixed) if preprocessing.fixed else None,
+            "filter": "bilinear, antialiased (Pillow)",
+        },
+        **more,
+        "network": dict(detector),
+        "source": dict(source),
+        "versions": versions(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "licence": LICENCE,
+    }
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write ``export.json``, with the hashes of all other files of the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / EXPORT_CARD)
+    hashes = {path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files}
+    write_text(folder / EXPORT_CARD, json.dumps({**card, "files": hashes}, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The content of a folder's ``export.json``, every field that a program needs being there and of its kind.
+
+    Raises:
+        MrtError: it is missing, cut short, or of another version; it names the field that is wrong.
+    """
+    path = folder / EXPORT_CARD
+    card = read_json(path)
+    if not isinstance(card, dict):
+        raise MrtError(f"{path}: holds no JSON object", AGAIN)
+    if card.get("version") != VERSION:
+        raise MrtError(f"{path}: version is {card.get('version')!r}, this mrt reads {VERSION}", AGAIN)
+    sizes = card.get("preprocessing")
+    values = card["thresholds"].get("values") if isinstance(card.get("thresholds"), dict) else None
+    classes = card.get("classes")
+    fine = {
+        "format": isinstance(card.get("format"), str),
+        "file": isinstance(card.get("file"), str) and Path(card["file"]).name == card["file"],
+        "classes": isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes),
+        "thresholds": isinstance(values, dict) and isinstance(classes, list) and set(values) == set(map(str, classes)),
+        "preprocessing": isinstance(sizes, dict)
+        and all(_is_count(sizes.get(name)) for name in ("short_side", "max_size"))
+        and (sizes.get("fixed") is None or (_is_list_of_counts(sizes["fixed"]) and len(sizes["fixed"]) == 2)),
+        "files": isinstance(card.get("files"), dict)
+        and all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in card["files"].values()),
+    }
+    wrong = [name for name, holds in fine.items() if not holds]
+    wrong += ["thresholds"] if not wrong and not all(_is_score(value) for value in values.values()) else []
+    if wrong:
+        raise MrtError(f"{path}: {wrong[0]} is {_shown(card.get(wrong[0]))}", f"the file was changed or cut short: {AGAIN}")
+    return card
+
+
+def check_file(folder: Path, card: Mapping[str, Any], name: str) -> Path:
+    """A file of the folder, whole as it was written; MrtError if it is missing or another one."""
+    path, entry = folder / name, card["files"].get(name)
+    if not path.is_file():
+        raise MrtError(f"{path}: no such file", f"copy the whole folder, or {AGAIN}")
+    if entry is None or file_sha256(path) != entry["sha256"]:
+        raise MrtError(f"{path}: is not the file that was exported ({EXPORT_CARD} has another sha256)", f"copy it again, or {AGAIN}")
+    return path
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_list_of_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_count(item) for item in value)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if value is not None else "missing"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def versions() -> dict[str, str]:
+    """Of mrt, Python, and the packages that had a part in this."""
+    found = {"mrt": mrt.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_source(where: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a detector comes from: what it was called, the hash of its weights, the run's command, data and commit, its figures.
+
+    Args:
+        where: as the user named it. facts: of :func:`mrt.engine.load.load_detector`.
+    """
+    file = Path(facts["file"])
+    where = Path(where).name if Path(where).is_absolute() else where  # not the folders of this machine
+    source: dict[str, Any] = {"where": where, "network": facts.get("network"), "file": file.name}
+    if file.is_file():
+        source["sha256"] = file_sha256(file)
+    run = dict(facts.get("run") or {})
+    if (file.parent / "run.json").is_file():
+        run = read_json(file.parent / "run.json")
+    if isinstance(run, dict) and run:
+        source["run"] = {name: run[name] for name in ("command", "data", "finished", "environment") if name in run}
+    evaluations = _evaluations(file.parent, facts.get("network"))
+    if evaluations:
+        source["evaluations"] = evaluations
+    return source
+
+
+def _evaluations(folder: Path, network: str | None) -> list[dict[str, Any]]:
+    """The figures that ``mrt eval`` left beside the weights, of the same network, without those of single classes."""
+    found = []
+    for path in sorted(folder.glob(EVALUATIONS)):
+        try:
+            records = read_json(path)
+        except MrtError:
+            continue
+        for record in records if isinstance(records, list) else ():
+            if not isinstance(record, dict) or record.get("network") != network or not isinstance(record.get("metrics"), dict):
+                continue
+            figures = {name: value for name, value in record["metrics"].items() if isinstance(value, (int, float))}
+            intervals = record.get("intervals") if isinstance(record.get("intervals"), dict) else {}
+            known = {name: record.get(name) for name in ("network", "data", "domain", "split", "sha256", "last")}
+            found.append({**known, "metrics": figures, "interval of AP50": (intervals.get("figures") or {}).get("AP50")})
+    return found
+
+
+def model_card(card: Mapping[str, Any], name: str) -> str:
+    """README.md of a Hugging Face folder: what the model is, what it was trained and measured on, how it is used, under which terms."""
+    source, sizes = card["source"], card["preprocessing"]
+    run = source.get("run") or {}
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: object-detection",
+        "license: other",
+        "license_name: see-the-training-data",
+        "tags:",
+        "- object-detection",
+        "- deformable_detr",
+        "- domain-adaptation",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        _what(card, run),
+        "",
+        f"It detects {len(card['classes'])} classes: {', '.join(card['classes'])}.",
+        "",
+        "## Use",
+        "",
+        "With transformers:",
+        "",
+        "```python",
+        "import torch",
+        "from PIL import Image",
+        "from transformers import AutoImageProcessor, AutoModelForObjectDetection",
+        "",
+        f'folder = "{name}"  # this folder',
+        "processor = AutoImageProcessor.from_pretrained(folder)",
+        "model = AutoModelForObjectDetection.from_pretrained(folder).eval()",
+        'image = Image.open("photo.jpg").convert("RGB")',
+        "with torch.no_grad():",
+        '    outputs = model(**processor(images=image, return_tensors="pt"))',
+        "found = processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=[image.size[::-1]])[0]",
+        "```",
+        "",
+        "With mrt:",
+        "",
+        "```python",
+        "import mrt",
+        "",
+        f'found = mrt.load("{name}").predict("photo.jpg")',
+        "```",
+        "",
+        f"Images are scaled so that the short side has {sizes['short_side']} pixels, or fewer where the long one would have more than "
+        f"{sizes['max_size']}. {_thresholds(card)}",
+        "",
+        "## Training data",
+        "",
+        *_data(run),
+        "",
+        "## Figures",
+        "",
+        *_figures(source.get("evaluations") or []),
+        "",
+        "## Terms",
+        "",
+        str(card["licence"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _what(card: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    network = card["network"]
+    kind = "two-stage " if network.get("two_stage") else ""
+    kind += "with iterative box refinement " if network.get("box_refine") else ""
+    text = f"A Deformable DETR object detector ({kind}{network['num_queries']} queries, backbone {network.get('backbone', 'unknown')}), "
+    command = {"adapt": "adapted to another domain without labels of it", "pretrain-source": "trained"}.get(run.get("command", ""), "")
+    commit = (run.get("environment") or {}).get("commit")
+    made = f"{command} with mrt {(run.get('environment') or {}).get('mrt', '')}".strip() if command else "exported with mrt"
+    return text.replace(" , ", ", ") + made + (f", commit {commit}" if commit else "") + "."
+
+
+def _thresholds(card: Mapping[str, Any]) -> str:
+    values = card["thresholds"]["values"]
+    if len(set(values.values())) == 1:
+        return f"mrt takes detections from a score of {next(iter(values.values())):g}."
+    return "mrt takes detections from these scores: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()) + "."
+
+
+def _data(run: Mapping[str, Any]) -> Sequence[str]:
+    data = run.get("data")
+    if not isinstance(data, dict) or not data:
+        return ["Not on record: the weights were not trained by a run of mrt that is at hand."]
+    lines = ["| part | set | domain | details | sha256 of the annotations |", "| --- | --- | --- | --- | --- |"]
+    for part, card in data.items():
+        details = ", ".join(f"{key} {value}" for key, value in (card.get("details") or {}).items())
+        hashes = ", ".join(f"{split} `{value[:12]}`" for split, value in (card.get("sha256") or {}).items() if value)
+        lines.append(f"| {part} | {card.get('name')} | {card.get('domain')} | {details or '-'} | {hashes or '-'} |")
+    if "target" in data:
+        lines += ["", "Labels of the target set were not trained on, unless the command was one for an upper bound (oracle)."]
+    return lines
+
+
+def _figures(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    if not evaluations:
+        return ["None on record. `mrt eval` leaves them with the run, and the next export has them here."]
+    lines = ["| set, split | domain | AP50 | AP | AP75 | sha256 of the annotations |", "| --- | --- | --- | --- | --- | --- |"]
+    for item in evaluations:
+        figures = [_figure(item["metrics"].get(name)) for name in ("AP50", "AP", "AP75")]
+        interval = item.get("interval of AP50")
+        if isinstance(interval, dict) and interval.get("low") is not None:
+            figures[0] += f" [{interval['low']:.1f}, {interval['high']:.1f}]"
+        sha256 = str(item.get("sha256") or "")[:12]
+        lines.append(f"| {item.get('data')}, {item.get('split')} | {item.get('domain')} | {' | '.join(figures)} | `{sha256}` |")
+    last = all(item.get("last") for item in evaluations)
+    weights = "the run's last weights" if last else "weights of which nobody knows how they were picked"
+    lines += [
+        "",
+        f"COCO figures in per cent of {weights}, by `mrt eval`: 100 detections an image, no NMS, ignored objects left out; in brackets a "
+        "bootstrap interval over the images.",
+    ]
+    return lines
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, (int, float)) else "-"

@@ -1,0 +1,394 @@
+"""Exporting: every format is written beside its place, compared with the detector itself, and only then put there."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+
+from mrt import api, experiment
+from mrt.config import ModelConfig
+from mrt.data.dataset import DetectionDataset
+from mrt.data.images import read_picture
+from mrt.data.registry import find_dataset
+from mrt.data.synthetic.render import render
+from mrt.engine.load import dynamic_thresholds, load_detector
+from mrt.errors import MrtError
+from mrt.export import card as cards
+from mrt.export.graphs import require_onnx, write_onnx, write_torch_export
+from mrt.export.parity import Check, ParityFailed, Tensors, Tolerance, as_dict, compare, compare_tensors, pick
+from mrt.export.peers import TransformersNetwork
+from mrt.export.program import INPUT, Program, trace
+from mrt.files import replacing
+from mrt.models.detector import DeformableDETR
+from mrt.models.huggingface import write_huggingface
+from mrt.models.published import COCO_COLUMNS, PUBLISHED_CLASSES, published_state
+from mrt.models.weights import save_weights
+from mrt.predict.detector import Detector
+from mrt.predict.inputs import find
+from mrt.predict.network import Preprocessing
+
+FORMATS = ("safetensors", "huggingface", "torch-export", "onnx", "mrt-published")
+PROGRAMS = ("torch-export", "onnx")
+IMAGES = 8  # that the exported detector is compared on
+TOGETHER = 4  # of these once more at another size, in batches of BATCH
+BATCH = 2
+SCENE = (640, 320)  # width and height in pixels of rendered images, where there are no others
+BESIDE = "export-"  # begins names of folders that are not finished
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written, and the figures that it was found good by."""
+
+    format: str
+    folder: Path
+    checks: list[Check]
+    images: str
+
+
+@dataclass
+class _Job:
+    """What all formats are written from.
+
+    Attributes:
+        where: as the user named it. facts: of the weights. eager: the detector as it predicts. pictures, shown: what it is compared on, and
+            that in words.
+        size: (height, width) of programs for one size. checks: what was compared so far.
+    """
+
+    where: str
+    which: str
+    run_root: Path
+    device: str
+    facts: dict[str, Any]
+    eager: Detector
+    pictures: list[Image.Image]
+    shown: str
+    size: tuple[int, int] | None
+    opset: int
+    portable: bool
+    say: Callable[[str], None]
+    checks: list[Check] = field(default_factory=list)
+
+    def detector(self) -> DeformableDETR:
+        """The network once more, as it was saved: that of ``eager`` may have been rebuilt to run faster."""
+        return load_detector(self.where, which=self.which)[0]
+
+
+def export_detector(where: str | Path, format: str, out: Path | str | None = None, **options: Any) -> Path:
+    """Write a detector for use elsewhere, after checking that what is written detects the same.
+
+    Args:
+        where: a run, weights, a Hugging Face folder, a shipped name: as in :func:`mrt.load`.
+        format: of :data:`FORMATS`. out: the folder to write, new or empty; default: ``exports/NAME-FORMAT``.
+        options: of :func:`export_formats`: which, images, size, opset, portable, device, data_root, run_root, say.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MrtError: no such detector, a format that cannot hold it, a folder that is taken, or a package that is not installed.
+        ParityFailed: what was written did not detect the same; it is gone again.
+    """
+    (found,) = export_formats(where, [format], None if out is None else [Path(out)], **options)
+    if isinstance(found, Exception):
+        raise found
+    return found.folder
+
+
+def export_formats(
+    where: str | Path,
+    formats: Sequence[str],
+    out: Sequence[Path] | None = None,
+    *,
+    which: str = "auto",
+    images: str | Path | Sequence[str | Path] | None = None,
+    size: tuple[int, int] | None = None,
+    opset: int = 18,
+    portable: bool = False,
+    device: str = "cpu",
+    data_root: Path | str | None = None,
+    run_root: Path | str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[Exported | MrtError | ParityFailed]:
+    """:func:`export_detector` for several formats, one after the other; a format that fails does not keep the others.
+
+    Args:
+        out: a folder for each format.
+        which: of a run: "teacher", "student" or "auto".
+        images: photos to compare on, as ``mrt predict`` takes them; default: the run's own target or source set where it is prepared,
+            else rendered street scenes.
+        size: (width, height) in pixels of a program for images of one size, which others are stretched to; None: any size.
+        opset: of the ONNX file, 18 to 23.
+        portable: torch-export without mrt's own op: runs where mrt is not installed.
+        device: where both sides are compared: "cpu", "cuda", "auto".
+        say: is told what is done.
+
+    Yields:
+        For each format what was written, or why it was not.
+
+    Raises:
+        MrtError: what concerns all formats: no such detector, unreadable images, a folder that is taken.
+    """
+    wrong = [name for name in formats if name not in FORMATS]
+    if wrong or not formats:
+        raise MrtError(f"format {wrong[0] if wrong else ''!r} is unknown", f"choose from {', '.join(FORMATS)}")
+    if "onnx" in formats:
+        require_onnx(opset)
+    if size is not None and min(size) < 1:
+        raise MrtError(f"size {size[0]}x{size[1]}: width and height in pixels, at least 1")
+    roots = experiment.find_roots(*(None if root is None else Path(root) for root in (data_root, run_root)))
+    found = experiment.find_run(str(where), roots.run_root)
+    folders = [_free(Path(folder)) for folder in (out or [default_folder(found, kind) for kind in formats])]
+    facts = load_detector(found, which=which)[1]
+    eager = api.load(found, which=which, device=device, run_root=roots.run_root)
+    pictures, shown = choose_images(images, facts, roots.data_root)
+    height_width = (size[1], size[0]) if size else None
+    job = _Job(
+        *(found, which, roots.run_root, device, facts, eager, pictures, shown, height_width, opset, portable, say or (lambda text: None))
+    )
+    for kind, folder in zip(formats, folders, strict=True):
+        try:
+            yield _export(job, kind, folder)
+        except (MrtError, ParityFailed) as error:
+            yield error
+
+
+def default_folder(where: str | Path, kind: str) -> Path:
+    """``exports/NAME-FORMAT`` in the working folder."""
+    path = Path(where)
+    name = path.stem if path.suffix in (".safetensors", ".pth", ".pt", ".bin") else path.resolve().name if path.exists() else path.name
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-")
+    return Path("exports") / f"{safe or 'detector'}-{kind}"
+
+
+def _free(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "holds files already" if folder.is_dir() else "is a file"
+        raise MrtError(f"{folder}: {what}", "nothing is overwritten: name a new folder with --out, or delete this one first")
+    return folder
+
+
+def choose_images(
+    images: str | Path | Sequence[str | Path] | None, facts: dict[str, Any], data_root: Path
+) -> tuple[list[Image.Image], str]:
+    """The pictures that the two detectors are compared on, and what they are, in words."""
+    if images is not None:
+        asked = [images] if isinstance(images, (str, Path)) else list(images)
+        sources, broken = find(asked)
+        frames = [frame for source in sources if source.kind == "images" for frame in source.frames()]
+        if broken or not frames:
+            raise broken[0] if broken else MrtError(f"{' '.join(map(str, asked))}: holds no images", "name a folder of photos")
+        pictures = [frames[index].read() for index in pick(len(frames), IMAGES)]
+        names = ", ".join("/".join(Path(name).resolve().parts[-2:]) for name in asked)
+        return pictures, f"{len(pictures)} of {len(frames)} images of {names}"
+    data = (facts.get("config") or {}).get("data") or {}
+    for name in filter(None, (data.get("target"), data.get("source"))):
+        try:
+            card = find_dataset(name, data_root)
+            split = data.get("validation_split") if data.get("validation_split") in card.splits else next(iter(card.splits))
+            records = DetectionDataset(card, split, labelled=False).records
+            pictures = [read_picture(records[index].path, records[index].size) for index in pick(len(records), IMAGES)]
+        except (MrtError, StopIteration):
+            continue
+        return pictures, f"{len(pictures)} images of {card.name}, split {split}"
+    scenes = [render(0, "clear", "export", number, SCENE).image for number in range(IMAGES)]
+    return [Image.fromarray(scene) for scene in scenes], f"{IMAGES} rendered street scenes (no photos were named, no data set is prepared)"
+
+
+def _export(job: _Job, kind: str, folder: Path) -> Exported:
+    job.say(f"{kind}: writing")
+    with _beside(folder) as work:
+        detector = job.detector()
+        card, weights = _WRITERS[kind](job, detector, work)
+        cards.write_card(work, card)
+        job.say(f"{kind}: comparing on {job.shown}")
+        checks, tensors = _compare(job, kind, work, weights)
+        if tensors.different or not all(check.ok for check in checks):
+            raise ParityFailed(f"{job.where} as {kind}", checks, tensors, Tolerance())
+        card["parity"] = as_dict(checks, tensors, Tolerance(), job.shown)
+        cards.write_card(work, card)
+    return Exported(kind, folder, checks, job.shown)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder that takes ``folder``'s place when the block ends, and is gone if the block fails."""
+    folder = folder.absolute()
+    work = folder.with_name(f".{BESIDE}{folder.name}-{secrets.token_hex(4)}")
+    made = next((parent for parent in reversed(folder.parents) if not parent.exists()), None)
+    done = False
+    try:
+        work.mkdir(parents=True)
+        yield work
+        work.replace(folder)
+        done = True
+    except OSError as error:
+        raise MrtError(f"{folder}: could not be written: {error}", "check its permissions and the free space") from error
+    finally:
+        if not done:
+            shutil.rmtree(work, ignore_errors=True)
+            if made is not None:
+                _remove_empty(folder.parent, made)
+
+
+def _remove_empty(folder: Path, first: Path) -> None:
+    """Folders that were made for nothing, from ``folder`` up to ``first``."""
+    while folder.is_relative_to(first):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def _compare(job: _Job, kind: str, work: Path, weights: Mapping[str, Tensor]) -> tuple[list[Check], Tensors]:
+    """The checks of a folder that is not in its place yet, read as its users will read it; ``weights`` is what it should hold."""
+    tensors = compare_tensors(weights, load_detector(work)[0].state_dict() if kind not in PROGRAMS else {})
+    exported = api.load(work, device=job.device)
+    if kind in PROGRAMS:
+        tensors = compare_tensors(weights, exported.network.tensors())
+    if kind == "mrt-published":  # holds no image size
+        exported.preprocessing = job.eager.preprocessing
+    fixed = exported.preprocessing.fixed
+    name = f"{kind}, {fixed[1]}x{fixed[0]}" if fixed else kind
+    same_order = kind == "mrt-published" and not set(job.eager.classes) <= set(exported.classes)
+    checks = [compare(job.eager, exported, job.pictures, name, size=fixed, same_order=same_order)]
+    if kind in PROGRAMS:
+        size = fixed or _other_size(job.eager.preprocessing, job.pictures[0])
+        some = job.pictures[:TOGETHER] if len(job.pictures) > 1 else job.pictures * BATCH
+        checks.append(compare(job.eager, exported, some, f"{kind}, {size[1]}x{size[0]}, batches of {BATCH}", size=size, batch=BATCH))
+    if kind == "huggingface" and not TransformersNetwork.there():
+        job.say("huggingface: transformers is not installed (pip install transformers), so the folder was only read back by mrt")
+    elif kind == "huggingface":
+        network = TransformersNetwork(work, job.eager.network.device)
+        theirs = Detector(network, network.classes, job.eager.preprocessing)
+        checks.append(compare(job.eager, theirs, job.pictures, f"{kind}, run by transformers"))
+    return checks, tensors
+
+
+def _other_size(preprocessing: Preprocessing, picture: Image.Image) -> tuple[int, int]:
+    """An odd (height, width) away from what the images have: smaller, or larger where they are small."""
+    height, width = preprocessing.size(picture.height, picture.width)
+    scale = 0.75 if min(height, width) >= 300 else 1.3
+    return round(height * scale) | 1, round(width * scale) | 1
+
+
+# --- the formats: each writes into the folder, and gives its card and the weights that should be in it
+
+_Written = tuple[dict[str, Any], Mapping[str, Tensor]]
+
+
+def _card(job: _Job, kind: str, file: str, detector: DeformableDETR, **more: Any) -> dict[str, Any]:
+    network = {**detector.arguments, "backbone": detector.backbone.name}
+    return cards.make_card(kind, file, job.eager, network, cards.describe_source(job.where, job.facts), more)
+
+
+def _write_safetensors(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
+    facts = {name: job.facts[name] for name in ("classes", "network", "config", "run") if name in job.facts}
+    if (dynamic := dynamic_thresholds(job.facts)) is not None:
+        facts["thresholds"] = dynamic
+    card = _card(job, "safetensors", "model.safetensors", detector)
+    save_weights(work / "model.safetensors", detector, facts | ({"run": card["source"]["run"]} if "run" in card["source"] else {}))
+    return card, detector.state_dict()
+
+
+def _write_published(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
+    columns = _published_columns(job.eager.classes)
+    usual = ModelConfig()
+    fixed = ["hidden_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "feedforward_dim", "num_levels", "num_points"]
+    fixed += ["num_queries"] if detector.two_stage else []
+    different = [f"{name} {detector.arguments[name]}" for name in fixed if detector.arguments[name] != getattr(usual, name)]
+    different += [f"backbone {detector.backbone.name}"] if detector.backbone.name != "resnet50" else []
+    different += ["proposals with content"] if detector.two_stage and detector.proposal_content != "position" else []
+    if different:
+        raise MrtError(
+            f"{job.where}: the published layout is that of one network, and this one differs: {', '.join(different)}",
+            "take another format: safetensors holds every detector",
+        )
+    state = published_state(detector, classes=job.eager.classes, checkpoint_classes=columns)
+    with replacing(work / "model.pth") as file:
+        torch.save({"model": state}, file)
+    known = list(columns) != list(job.eager.classes)
+    card = _card(job, "mrt-published", "model.pth", detector, columns=["", *columns], names_are_known=known)
+    return card, detector.state_dict()
+
+
+def _published_columns(classes: Sequence[str]) -> Sequence[str]:
+    """The names of class columns 1, 2, ... in the published layout, which holds no names itself.
+
+    Raises:
+        MrtError: a reader would take them for others, because there are as many as in a list that it knows.
+    """
+    coco = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+    for known in (PUBLISHED_CLASSES, coco):
+        if set(classes) <= set(known):
+            return known
+    if len(classes) + 1 in (len(PUBLISHED_CLASSES) + 1, COCO_COLUMNS):
+        raise MrtError(
+            f"{len(classes)} classes ({', '.join(classes[:3])}, ...): the published layout holds no names, and readers would take so many "
+            f"columns for {', '.join((PUBLISHED_CLASSES if len(classes) < COCO_COLUMNS - 1 else coco)[:3])}, ...",
+            "take another format: safetensors and huggingface hold the names",
+        )
+    return classes
+
+
+def _write_huggingface(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
+    card = _card(job, "huggingface", "model.safetensors", detector)
+    sizes = job.eager.preprocessing
+    name = default_folder(job.where, "huggingface").name.removesuffix("-huggingface")
+    text = cards.model_card(card, name)
+    write_huggingface(work, detector, job.eager.classes, short_side=sizes.short_side, max_size=sizes.max_size, card=text)
+    return card, detector.state_dict()
+
+
+def _program_card(job: _Job, kind: str, file: str, program: Program, detector: DeformableDETR, **more: Any) -> dict[str, Any]:
+    height, width = job.size or ("height", "width")
+    shapes = {"scores": ["batch", program.candidates], "labels": ["batch", program.candidates], "boxes": ["batch", program.candidates, 4]}
+    card = _card(
+        job,
+        kind,
+        file,
+        detector,
+        input={"name": INPUT, "shape": ["batch", 3, height, width], "type": "float32", "values": "RGB, 0 to 255, not normalised"},
+        outputs={
+            "scores": {"shape": shapes["scores"], "type": "float32", "values": "falling, in [0, 1]"},
+            "labels": {"shape": shapes["labels"], "type": "int64", "values": "indices into classes"},
+            "boxes": {"shape": shapes["boxes"], "type": "float32", "values": "x0, y0, x1, y1 as shares of the image, not cut to it"},
+        },
+        **more,
+    )
+    card["preprocessing"]["fixed"] = list(job.size) if job.size else None
+    return card
+
+
+def _write_torch_export(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
+    program = Program(detector)
+    write_torch_export(trace(program, job.size, kernels=not job.portable), work / "model.pt2")
+    return _program_card(job, "torch-export", "model.pt2", program, detector, portable=job.portable), program.state_dict()
+
+
+def _write_onnx(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
+    program = Program(detector)
+    write_onnx(trace(program, job.size, kernels=False), work / "model.onnx", job.opset)
+    shutil.copyfile(Path(__file__).with_name("detect.py"), work / "detect.py")
+    return _program_card(job, "onnx", "model.onnx", program, detector, opset=job.opset), program.state_dict()
+
+
+_WRITERS: dict[str, Callable[[_Job, DeformableDETR, Path], _Written]] = {
+    "safetensors": _write_safetensors,
+    "huggingface": _write_huggingface,
+    "torch-export": _write_torch_export,
+    "onnx": _write_onnx,
+    "mrt-published": _write_published,
+}
