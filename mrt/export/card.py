@@ -150,12 +150,11 @@ def describe_source(where: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     source: dict[str, Any] = {"where": where, "network": facts.get("network"), "file": file.name}
     if file.is_file():
         source["sha256"] = file_sha256(file)
-    run = dict(facts.get("run") or {})
+    run, evaluations = facts.get("run"), []
     if (file.parent / "run.json").is_file():
-        run = read_json(file.parent / "run.json")
+        run, evaluations = read_json(file.parent / "run.json"), _evaluations(file.parent, facts.get("network"))
     if isinstance(run, dict) and run:
         source["run"] = {name: run[name] for name in ("command", "data", "finished", "environment") if name in run}
-    evaluations = _evaluations(file.parent, facts.get("network"))
     if evaluations:
         source["evaluations"] = evaluations
     return source

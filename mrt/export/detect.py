@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def main() -> int:
         card = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(str(HERE / card["file"]), options, providers=onnxruntime.get_available_providers())
+        there = onnxruntime.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
+        session = onnxruntime.InferenceSession(str(HERE / card["file"]), options, providers=providers)
     except Exception as error:
         print(f"{HERE}: the program cannot be run: {error}", file=sys.stderr)
         return 2
@@ -95,4 +98,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has had enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

@@ -55,8 +55,8 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether all detections are the same, on at least half of the images."""
-        return not (self.different or self.missing) and 2 * self.undecided <= self.images
+        """Whether there were detections and all are the same, on at least half of the images."""
+        return bool(self.compared) and not (self.different or self.missing) and 2 * self.undecided <= self.images
 
 
 COLUMNS = ("", "images", "objects", "compared", "missing", "different", "largest score difference", "largest box difference, px", "same")
@@ -89,7 +89,7 @@ def compare_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) ->
 class ParityFailed(RunFailed):
     """An exported detector does not detect the same, or has other weights; ``checks`` and ``tensors`` are the figures."""
 
-    def __init__(self, what: str, checks: Sequence[Check], tensors: Tensors, tolerance: Tolerance) -> None:
+    def __init__(self, what: str, checks: Sequence[Check], tensors: Tensors, tolerance: Tolerance, note: str = "") -> None:
         self.checks, self.tensors = list(checks), tensors
         lines = [f"{what}: does not do what the detector itself does; nothing was written"]
         if tensors.different:
@@ -98,7 +98,8 @@ class ParityFailed(RunFailed):
         table = [COLUMNS, *(table_row(check) for check in checks)]
         widths = [max(len(row[column]) for row in table) for column in range(len(COLUMNS))]
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-        super().__init__("\n".join([*lines, f"allowed: {tolerance.score:g} in score, {tolerance.box:g} px in a box's sides"]))
+        lines += [f"allowed: {tolerance.score:g} in score, {tolerance.box:g} px in a box's sides", *([note] if note else [])]
+        super().__init__("\n".join(lines))
 
 
 def as_dict(checks: Sequence[Check], tensors: Tensors, tolerance: Tolerance, images: str) -> dict[str, Any]:

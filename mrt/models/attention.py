@@ -76,11 +76,7 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(tokens)
         if token_mask is not None:
             value = value.masked_fill(token_mask[..., None], 0.0)
-        # One matrix product for both: query rows are read once.
-        weight = torch.cat((self.sampling_offsets.weight, self.attention_weights.weight))
-        bias = torch.cat((self.sampling_offsets.bias, self.attention_weights.bias))
-        sizes = self.sampling_offsets.out_features, self.attention_weights.out_features
-        offsets, logits = linear_of_sum(query, position, weight, bias).split(sizes, -1)
+        offsets, logits = self.choose(query, position)
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         if reference_points.shape[-1] == 4:
             offsets = _boxes_to_cells(offsets, reference_points[..., 2:], shapes)
@@ -92,6 +88,14 @@ class MSDeformAttn(nn.Module):
             value.unflatten(-1, (self.num_heads, -1)), shapes, reference_points[..., :2].to(exact), offsets, logits
         )
         return self.output_proj(sampled)
+
+    def choose(self, query: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Sampling offsets (B, Q, M * L * P * 2) and logits of the attention (B, Q, M * L * P)."""
+        # One matrix product for both: query rows are read once.
+        weight = torch.cat((self.sampling_offsets.weight, self.attention_weights.weight))
+        bias = torch.cat((self.sampling_offsets.bias, self.attention_weights.bias))
+        sizes = self.sampling_offsets.out_features, self.attention_weights.out_features
+        return linear_of_sum(query, position, weight, bias).split(sizes, -1)
 
 
 def _boxes_to_cells(offsets: Tensor, sizes: Tensor, shapes: Shapes) -> Tensor:

@@ -172,9 +172,10 @@ def describe_published(path: Path) -> Published:
         raise MrtError(f"{path} has no class heads (class_embed.0.bias)", "Give a whole detector's checkpoint.")
     columns = list(_columns_of(len(head)) or (f"class {column}" for column in range(1, len(head))))
     ours = CITYSCAPES_ORDER if set(columns) == set(CITYSCAPES_ORDER) else [name for name in columns if name != NO_CLASS]
-    boxes = [state.get(f"bbox_embed.{layer}.layers.2.bias") for layer in (0, 1)]
+    second = {key: value for key, value in state.items() if key.startswith(("bbox_embed.1.", "class_embed.1."))}
     arguments: dict[str, Any] = {
-        "box_refine": all(box is not None for box in boxes) and not torch.equal(*boxes),  # else the layers share one head
+        # Else the layers share their heads, and each is in the file under the name of every layer.
+        "box_refine": any(not torch.equal(value, state.get(key.replace(".1.", ".0.", 1), value)) for key, value in second.items()),
         "two_stage": "transformer.enc_output.weight" in state,
     }
     if "query_embed.weight" in state:

@@ -32,7 +32,10 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, shapes: Shapes, token_mask: Tensor | None) -> Tensor:
         """(B, S, d) -> (B, S, d); see :class:`MSDeformAttn` for the other arguments."""
-        attended = self.self_attn(tokens, position, reference_points, tokens, shapes, token_mask)
+        return self.finish(tokens, self.self_attn(tokens, position, reference_points, tokens, shapes, token_mask))
+
+    def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """What comes after the attention, for each token by itself: (B, S, d) twice -> (B, S, d)."""
         tokens = self.norm1(tokens + self.dropout(attended))
         changed = feed_forward(tokens, self.linear1, self.linear2, self.dropout.p if self.training else 0.0)
         return self.norm2(tokens + self.dropout(changed))
@@ -76,7 +79,10 @@ class DecoderLayer(nn.Module):
         placed = queries + position
         queries = self.norm2(queries + self.dropout(self.self_attn(placed, placed, queries, need_weights=False)[0]))
         attended = self.cross_attn(queries, position, reference_points, memory, shapes, memory_mask)
-        queries = self.norm1(queries + self.dropout(attended))
+        return self.finish(self.norm1(queries + self.dropout(attended)))
+
+    def finish(self, queries: Tensor) -> Tensor:
+        """The feed-forward network: (B, Q, d) -> (B, Q, d)."""
         changed = feed_forward(queries, self.linear1, self.linear2, self.dropout.p if self.training else 0.0)
         return self.norm3(queries + self.dropout(changed))
 

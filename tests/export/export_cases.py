@@ -45,7 +45,16 @@ def random_detector(seed: int = 0, backbone: str = "resnet18", **options) -> Def
             if isinstance(module, nn.Linear) and "class_embed" in name:
                 nn.init.normal_(module.weight, std=0.3)
                 nn.init.normal_(module.bias, -1, 0.5)
+        if detector.two_stage:
+            _no_proposals_beyond_the_image(detector)
     return detector
+
+
+def _no_proposals_beyond_the_image(detector: DeformableDETR) -> None:
+    """Give an empty cell a low score, as training does: transformers lets such cells become queries."""
+    transformer, head = detector.transformer, detector.proposal_class_embed
+    empty = transformer.enc_output_norm(transformer.enc_output.bias)
+    head.weight -= (head.weight @ empty + 6)[:, None] * empty / empty.square().sum()
 
 
 def save_detector(path: Path, detector: DeformableDETR, classes: tuple[str, ...] = CLASSES, **facts) -> Path:

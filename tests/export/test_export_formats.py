@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,10 @@ from mrt.export.program import Program
 from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_pairs
+from mrt.models.published import describe_published
 from mrt.predict.network import pixels_to_input
 
+PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 LOOSE = {"atol": 0.02}  # pixels, and far more than what is found
 
 
@@ -107,6 +110,18 @@ def test_published_layout(photos, tmp_path):
     again = mrt.load(folder)
     assert set(CLASSES) < set(again.classes) and len(again.classes) == 8
     assert card_of(folder)["parity"]["checks"][0]["same"] and card_of(folder)["columns"][:3] == ["", "person", "car"]
+
+
+@pytest.mark.parametrize("different", ["bbox_embed.1.layers.0.weight", "class_embed.1.weight", None])
+def test_heads_of_their_own_are_known_by_any_of_their_tensors(tmp_path, different):
+    """A bias may be equal in all layers, such as zero."""
+    names = ("class_embed.{}.weight", "class_embed.{}.bias", "bbox_embed.{}.layers.0.weight", "bbox_embed.{}.layers.2.bias")
+    state = {name.format(layer): torch.zeros(4) for name in names for layer in range(2)}
+    state["backbone.intermediate_getter.conv1.weight"] = torch.zeros(1)
+    if different:
+        state[different] = torch.ones(4)
+    torch.save({"model": state}, tmp_path / "x.pth")
+    assert describe_published(tmp_path / "x.pth").arguments["box_refine"] is (different is not None)
 
 
 def test_what_the_published_layout_cannot_say_is_refused(photos, tmp_path, two_stage):
@@ -335,6 +350,23 @@ def test_openvino_finds_the_same(onnx_folder, photos):
     theirs.network = lambda images: tuple(program({"images": images.float().numpy()})[place] for place in range(3))
     check = compare(ours, theirs, pictures(photos), "openvino")
     assert check.ok and check.score < 1e-5 and check.box < 0.01
+
+
+def test_the_page_runs_as_it_stands(onnx_folder, graph_folder, photos, tmp_path):
+    """The Python of docs/export.md, on exports of tiny detectors instead of those it names."""
+    pytest.importorskip("openvino"), pytest.importorskip("transformers")
+    copy_export(onnx_folder, tmp_path / "exports" / "demo-source-onnx")
+    copy_export(graph_folder, tmp_path / "exports" / "demo-source-torch-export")
+    source = save_detector(tmp_path / "x.safetensors", random_detector(num_decoder_layers=2))
+    export_detector(source, "huggingface", "out", images=[photos / "0.jpg"])
+    (tmp_path / "photo.jpg").write_bytes((photos / "0.jpg").read_bytes())
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        names: dict = {}
+        exec(compile(block, str(PAGE), "exec"), names)
+        found = names["found"]["boxes"] if "found" in names else names["boxes"]
+        assert found.shape[-1] == 4
 
 
 # --- torch.export

@@ -91,12 +91,12 @@ def test_two_on_the_same_place_are_not_one():
 
 def test_ties_at_the_end_of_the_list_are_no_difference():
     scores, labels, boxes = many(320)
-    scores[:] = np.linspace(0.9, 0.9 - 1e-5, 320)  # any 300 of them may be in the list, any 100 the best
-    order = np.random.default_rng(0).permutation(320)
-    first, second = (slice(0, 300), slice(20, 320))
-    mine = [part[order][first] for part in (scores, labels, boxes)]
-    theirs = [part[order][second] for part in (scores, labels, boxes)]
-    assert check(mine, theirs).ok
+    scores[20:] = np.linspace(0.01, 0.01 - 1e-5, 300)  # any 280 of them may be in the list, any 80 among the best
+    order = np.concatenate([np.arange(20), 20 + np.random.default_rng(0).permutation(300)])
+    mine = [part[order[:300]] for part in (scores, labels, boxes)]
+    theirs = [np.concatenate([part[order[:20]], part[order[40:]]]) for part in (scores, labels, boxes)]
+    found = check(mine, theirs)
+    assert found.ok and found.compared == 2 * 2 * 20
 
 
 def test_slivers_at_the_border_are_no_difference():
@@ -107,9 +107,11 @@ def test_slivers_at_the_border_are_no_difference():
     assert check([scores, labels, boxes], [scores, labels, other]).ok
 
 
-def test_nothing_found_is_the_same_as_nothing():
+def test_nothing_proves_nothing():
     empty = [np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 4))]
-    assert check(empty, empty).ok
+    assert not check(empty, empty).ok
+    broken = [np.full(300, np.nan), *many()[1:]]
+    assert not check(broken, broken).ok and not check(many(), broken).ok
     assert not check(many(5), empty).ok and not check(empty, many(5)).ok
 
 
