@@ -388,6 +388,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rounds = 2 if options.quick else options.rounds
     wanted = options.forms or [name for name in FORMS if not (options.quick and name == "compiled")]
     by_cpu = options.device == "cpu" and options.threads == 1
+    path = options.json or (None if options.quick else Path(__file__).parent / "results" / f"inference-{options.device}.json")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if absent := _absent(HUGGING_FACE):
@@ -405,6 +406,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "environment": {**environment(options.device), **versions},
         "variant": options.variant,
         "clock": "CPU time" if by_cpu else "wall time",
+        "skipped": skipped,
         "cases": [],
     }
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()), flush=True)
@@ -429,14 +431,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                     report["cases"].append({"height": size[0], "width": size[1], "batch": batch, "load": _load(), "forms": rows})
                     print(f"\n{size[0]}x{size[1]}, batch {batch}, {report['clock']}, load average {_load()}")
                     print(table(rows, by_cpu), flush=True)
+                    if path is not None:  # now, in case that a larger one does not fit into memory
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_text(json.dumps(report, indent=1) + "\n")
         finally:
             for worker in workers.values():
                 worker.end()
-    report["skipped"] = skipped
-    path = options.json or (None if options.quick else Path(__file__).parent / "results" / f"inference-{options.device}.json")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
         print(f"\nwritten to {path}")
     wrong = [
         f"{form} at {case['height']}x{case['width']}"
