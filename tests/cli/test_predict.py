@@ -129,7 +129,7 @@ def test_a_window_where_there_is_no_display_is_said(photos, runs, monkeypatch):
 
 
 def test_eval_takes_weights_as_an_option(worlds, runs):
-    words = ["--data", "synthetic-foggy", "--bootstrap", 0, "--data-root", worlds, "--run-root", runs]
+    words = ["--data", "synthetic-foggy", "--bootstrap", 0, "--data-root", worlds, "--run-root", runs, "--json", "figures.json"]
     result = mrt("eval", "--weights", "demo-source", *words)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0 and Path("figures.json").is_file(), result.output
     assert "evaluate what?" in refused("eval")
