@@ -147,6 +147,7 @@ class PackedDecoderLayer(DecoderLayer):
         return self.norm3(self.linear2(self.linear1(queries, relu=True), plus=queries))
 
 
+_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise", "_convolution_pointwise_")
 _KINDS = {
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
@@ -166,7 +167,7 @@ def pack(detector: DeformableDETR) -> None:
     Args:
         detector: in evaluation mode, on a CPU, frozen norms folded (:func:`mrt.models.backbone.fold_carried_norms`).
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
         return
     for module in list(detector.modules()):
         kind = type(module)
