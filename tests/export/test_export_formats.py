@@ -27,6 +27,7 @@ from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_pairs
 from mrt.models.published import describe_published
+from mrt.models.transformer import DeformableTransformer
 from mrt.predict.network import pixels_to_input
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
@@ -425,6 +426,22 @@ def test_the_program_computes_what_the_detector_does(backbone):
         torch.testing.assert_close(scores, expected[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(boxes, expected[2], atol=1e-4, rtol=1e-4)
         assert labels.dtype == torch.int64
+
+
+def test_an_exported_program_places_the_same_proposals_as_the_detector(monkeypatch):
+    """Whatever the number of cells, and also where a runtime multiplies by reciprocals."""
+    transformer = DeformableTransformer(32, 4, 1, 1, 32, 1, 2, two_stage=True)
+    for cells in range(1, 1200):
+        shapes, memory, ratios = ((cells, 1),), torch.zeros(1, cells, 32), torch.ones(1, 1, 2)
+        with torch.no_grad():
+            expected = transformer.propose(memory, shapes, ratios, None)[2]
+            with monkeypatch.context() as exporting:
+                exporting.setattr(torch.compiler, "is_exporting", lambda: True)
+                assert torch.equal(transformer.propose(memory, shapes, ratios, None)[2], expected)
+                rows = (torch.arange(cells) + 0.5) * (1 / torch.tensor(float(cells)))
+                centres = torch.stack((torch.full_like(rows, 0.5), rows), -1)[None]
+                exporting.setattr("mrt.models.transformer.cell_centres", lambda *_, centres=centres: centres)
+                assert torch.equal(transformer.propose(memory, shapes, ratios, None)[2], expected)
 
 
 # --- what all formats share
