@@ -150,20 +150,19 @@ def run_one(
     class_map: Mapping[str, str] | None = None,
 ) -> Result:
     """Evaluate one run or weights file; ``class_map``: the data set's class names in the detector's words, where they differ."""
-    from mrt.engine.inference import evaluate_detector
-    from mrt.experiment import find_run
+    from mrt import api
 
-    where = find_run(name, roots.run_root)
-    return evaluate_detector(
-        where,
-        data=data,
+    return api.evaluate(
+        name,
+        data,
         split=split,
         which=which,
-        device=device,
+        class_map=class_map,
         batch_size=batch_size,
+        device=device,
         data_root=roots.data_root,
+        run_root=roots.run_root,
         watcher=watcher,
-        overrides={"data.class_map": dict(class_map)} if class_map else None,
     )
 
 

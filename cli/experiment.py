@@ -39,7 +39,7 @@ def carry_out(
         check_weights(plan)
         say(plan.config.to_json().rstrip())
         return False
-    if plan.assumed:
+    if plan.assumed and launch.STARTED not in os.environ:
         say(f"Not said, so taken: {plan.assumed}.")
     start = plan.starting_weights()
     if gpus is not None and launch.needed(gpus, plan.config):

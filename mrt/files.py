@@ -1,11 +1,13 @@
-"""Files that are whole or not there: written under a temporary name in the same folder, fsynced, renamed."""
+"""Files and folders that are whole or not there: written under a temporary name in the same folder, then renamed; files are fsynced."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +45,42 @@ def write_text(path: Path, text: str) -> None:
     content = text.encode("utf-8")
     with replacing(path) as file:
         file.write(content)
+
+
+def require_free(folder: Path, what: str = "") -> None:
+    """MrtError unless a folder is new or empty; ``what`` begins the message, such as "--out "."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "holds files already" if folder.is_dir() else "is a file"
+        raise MrtError(f"{what}{folder}: {found}", "nothing is overwritten: name a new folder, or empty this one")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes ``folder``'s place when the block ends; if the block fails, nothing is left of it.
+
+    Nor of folders above it that were not there before.
+
+    Raises:
+        MrtError: ``folder`` is taken, or cannot be written to.
+    """
+    folder = folder.absolute()
+    require_free(folder)
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    made = [parent for parent in folder.parents if not parent.exists()]  # deepest first
+    done = False
+    try:
+        work.mkdir(parents=True)
+        yield work
+        work.replace(folder)
+        done = True
+    except OSError as error:
+        raise MrtError(f"{folder}: could not be written: {error.strerror or error}", "check its permissions and the free space") from error
+    finally:
+        if not done:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # somebody else has put something there
+                for parent in made:
+                    parent.rmdir()
 
 
 def _umask() -> int:

@@ -23,6 +23,16 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def somewhere(tmp_path, monkeypatch):
+    """An empty working folder, so that the default roots are nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """A data root with two little domains, "clear" and "hazy"; not to be written to."""

@@ -38,21 +38,18 @@ def test_what_is_there():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
+def place(somewhere) -> Path:
     """A working folder as the page assumes it: photos, prepared sets and a run, all tiny."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT"):
-        monkeypatch.delenv(name, raising=False)
     pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.jpg")
     Path("photos").mkdir()
     Image.fromarray(pixels).save("photos/a.png")
     Path("photos/broken.jpg").write_bytes(b"no image")
-    make_set(tmp_path / "data", "synthetic-clear", seed=1, classes=("car", "person"))
-    make_set(tmp_path / "data", "synthetic-foggy", seed=2, haze=0.5, classes=("car", "person"))
+    make_set(somewhere / "data", "synthetic-clear", seed=1, classes=("car", "person"))
+    make_set(somewhere / "data", "synthetic-foggy", seed=2, haze=0.5, classes=("car", "person"))
     config = tiny_config(**{"data.source": "synthetic-clear"})
-    stages.pretrain_source(config, tmp_path / "runs" / "x", data_root=tmp_path / "data")
-    return tmp_path
+    stages.pretrain_source(config, somewhere / "runs" / "x", data_root=somewhere / "data")
+    return somewhere
 
 
 def test_the_page_runs_as_it_stands(place, monkeypatch):

@@ -171,13 +171,9 @@ def holds_detector(weights: str) -> bool:
     return path.is_dir() or hub_name(weights) is not None or (SHIPPED / f"{weights}.safetensors").is_file()
 
 
-def frozen_norms(weights: str) -> bool:
-    """Whether a detector that begins with ``model.weights`` has a backbone with the frozen norms of a pretrained one."""
-    if weights == "none":
-        return False
-    if not holds_detector(weights) or (hub_name(weights) is not None and not Path(weights).exists()):
-        return True
-    return describe(weights).pretrained
+def frozen_norms(detector: str) -> bool:
+    """Whether the backbone of a detector that :func:`holds_detector` found has the frozen norms of a pretrained one; only mrt's may not."""
+    return (hub_name(detector) is not None and not Path(detector).exists()) or describe(detector).pretrained
 
 
 def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:

@@ -104,7 +104,8 @@ def open_workshop(
     classes = build.class_names(config, cards[SOURCE])
     whole = config.model.weights if holds_detector(config.model.weights) else None
     initial = not continued and (start is None or config.retrain.source == "random")
-    structure = "checkpoint" if frozen_norms(config.model.weights) else "none"
+    plain = not frozen_norms(whole) if whole else config.model.weights == "none"
+    structure = "none" if plain else "checkpoint"
     detector = build.build_detector(config, classes, filled=structure if whole or not initial else None)
     shop = Workshop(config, world, cards, classes, detector, start, continued)
     if whole is not None and initial:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,14 @@ from mrt.data.dataset import DetectionDataset
 from mrt.data.images import read_picture
 from mrt.data.registry import find_dataset
 from mrt.data.synthetic.render import render
-from mrt.engine.load import dynamic_thresholds, load_detector
+from mrt.engine.load import PROGRAMS, dynamic_thresholds, load_detector
 from mrt.errors import MrtError
 from mrt.export import card as cards
 from mrt.export.graphs import require_onnx, write_onnx, write_torch_export
 from mrt.export.parity import Check, ParityFailed, Tensors, Tolerance, as_dict, compare, compare_tensors, pick
 from mrt.export.peers import TransformersNetwork
 from mrt.export.program import INPUT, Program, trace
-from mrt.files import replacing
+from mrt.files import replacing, require_free, whole_folder
 from mrt.models.detector import DeformableDETR
 from mrt.models.huggingface import write_huggingface
 from mrt.models.published import COCO_COLUMNS, PUBLISHED_CLASSES, published_state
@@ -38,7 +36,6 @@ from mrt.predict.inputs import find
 from mrt.predict.network import Preprocessing
 
 FORMATS = ("safetensors", "huggingface", "torch-export", "onnx", "mrt-published")
-PROGRAMS = ("torch-export", "onnx")
 IMAGES = 8  # that the exported detector is compared on
 TOGETHER = 4  # of these once more at another size, in batches of BATCH
 BATCH = 2
@@ -47,7 +44,6 @@ BEYOND = (
     "transformers, unlike mrt, lets candidates that reach beyond the image become queries where an empty cell scores higher than the best "
     "of others, as it may before the proposals are trained"
 )
-BESIDE = "export-"  # begins names of folders that are not finished
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,9 @@ def export_formats(
         raise MrtError(f"size {size[0]}x{size[1]}: width and height in pixels, at least 1")
     roots = experiment.find_roots(*(None if root is None else Path(root) for root in (data_root, run_root)))
     found = experiment.find_run(str(where), roots.run_root)
-    folders = [_free(Path(folder)) for folder in (out or [default_folder(found, kind) for kind in formats])]
+    folders = [Path(folder) for folder in (out or [default_folder(found, kind) for kind in formats])]
+    for folder in folders:
+        require_free(folder)
     facts = load_detector(found, which=which)[1]
     eager = api.load(found, which=which, device=device, run_root=roots.run_root)
     pictures, shown = choose_images(images, facts, roots.data_root)
@@ -170,13 +168,6 @@ def default_folder(where: str | Path, kind: str) -> Path:
     name = path.stem if path.suffix in (".safetensors", ".pth", ".pt", ".bin") else path.resolve().name if path.exists() else path.name
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-")
     return Path("exports") / f"{safe or 'detector'}-{kind}"
-
-
-def _free(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "holds files already" if folder.is_dir() else "is a file"
-        raise MrtError(f"{folder}: {what}", "nothing is overwritten: name a new folder with --out, or delete this one first")
-    return folder
 
 
 def choose_images(
@@ -208,7 +199,7 @@ def choose_images(
 
 def _export(job: _Job, kind: str, folder: Path) -> Exported:
     job.say(f"{kind}: writing")
-    with _beside(folder) as work:
+    with whole_folder(folder) as work:
         detector = job.detector()
         card, weights = _WRITERS[kind](job, detector, work)
         cards.write_card(work, card)
@@ -221,37 +212,6 @@ def _export(job: _Job, kind: str, folder: Path) -> Exported:
         card["parity"] = as_dict(checks, tensors, Tolerance(), job.shown)
         cards.write_card(work, card)
     return Exported(kind, folder, checks, job.shown)
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A folder that takes ``folder``'s place when the block ends, and is gone if the block fails."""
-    folder = folder.absolute()
-    work = folder.with_name(f".{BESIDE}{folder.name}-{secrets.token_hex(4)}")
-    made = next((parent for parent in reversed(folder.parents) if not parent.exists()), None)
-    done = False
-    try:
-        work.mkdir(parents=True)
-        yield work
-        work.replace(folder)
-        done = True
-    except OSError as error:
-        raise MrtError(f"{folder}: could not be written: {error}", "check its permissions and the free space") from error
-    finally:
-        if not done:
-            shutil.rmtree(work, ignore_errors=True)
-            if made is not None:
-                _remove_empty(folder.parent, made)
-
-
-def _remove_empty(folder: Path, first: Path) -> None:
-    """Folders that were made for nothing, from ``folder`` up to ``first``."""
-    while folder.is_relative_to(first):
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
 
 
 def _compare(job: _Job, kind: str, work: Path, weights: Mapping[str, Tensor]) -> tuple[list[Check], Tensors]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from safetensors.torch import save
 from torch import nn
 
 from mrt.errors import MrtError
-from mrt.files import replacing, write_text
+from mrt.files import replacing, whole_folder, write_text
 from mrt.models.backbone import RESNETS, Backbone, build_backbone
 from mrt.models.detector import DeformableDETR
 from mrt.models.pretrained import State, read_state
@@ -206,28 +203,16 @@ def write_huggingface(folder: Path, detector: DeformableDETR, classes: Sequence[
             say: grid queries, proposals with content, two stages without refinement or with other than 256 channels, a width that is no
             multiple of 32, or a backbone that transformers would compute otherwise.
     """
-    folder = Path(folder).absolute()
     _check_classes(classes, detector.num_classes)
     if short_side < 1 or max_size < 1:
         raise MrtError(f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1.")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise MrtError(f"{folder} is there already", "Name a new folder, or delete this one first.")
-    config = _their_config(detector, list(classes))
-    weights = save(_their_state(detector), {"format": "pt"})
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-        write_text(temporary / CONFIG, _json(config))
-        write_text(temporary / PROCESSOR, _json(_their_processor(short_side, max_size)))
-        write_text(temporary / "README.md", card)
-        with replacing(temporary / WEIGHTS[0]) as file:
+    config, weights = _their_config(detector, list(classes)), save(_their_state(detector), {"format": "pt"})
+    with whole_folder(Path(folder)) as work:
+        write_text(work / CONFIG, _json(config))
+        write_text(work / PROCESSOR, _json(_their_processor(short_side, max_size)))
+        write_text(work / "README.md", card)
+        with replacing(work / WEIGHTS[0]) as file:
             file.write(weights)
-        os.replace(temporary, folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MrtError(f"{folder}: could not be written: {reason}", "Check the folder's permissions and the free space.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Fields:

@@ -229,7 +229,8 @@ class Detector:
             boxes, scores, labels = boxes[chosen.numpy()], scores[chosen.numpy()], labels[chosen.numpy()]
         order = np.argsort(-scores, kind="stable")[: options.top_k]
         found = Detections(boxes[order], scores[order], labels[order], self.classes, (height, width), work.frame.name, _again(work.frame))
-        return replace(work.frame, read=lambda: work.picture), found
+        picture = work.picture  # alone: who keeps the frame need not keep the network's input
+        return replace(work.frame, read=lambda: picture), found
 
 
 @dataclass

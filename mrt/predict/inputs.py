@@ -109,8 +109,6 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
 
 def _add(images: dict[str, Frame], frame: Frame) -> None:
     """Under a name of its own; the same file twice is one image."""
-    if frame.path is not None and any(other.path == frame.path for other in (images.get(frame.name),) if other is not None):
-        return
     name, number = frame.name, 2
     while name in images:
         if images[name].path is not None and images[name].path == frame.path:

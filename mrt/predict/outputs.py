@@ -15,7 +15,7 @@ from PIL import Image
 from mrt.data.card import coco_categories
 from mrt.errors import MrtError
 from mrt.evaluate.draw import draw_detections
-from mrt.files import replacing, write_text
+from mrt.files import replacing, require_free, write_text
 from mrt.predict.detections import Detections
 from mrt.predict.inputs import MARK, Frame, Source
 from mrt.predict.video import VideoWriter
@@ -200,9 +200,7 @@ def free_folder(asked: Path | None, usual: Path) -> Path:
         MrtError: the folder that was asked for is a file, or holds something.
     """
     if asked is not None:
-        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
-            what = "holds files already" if asked.is_dir() else "is a file"
-            raise MrtError(f"--out {asked}: {what}", "nothing is overwritten: name a new folder, or empty this one")
+        require_free(asked, "--out ")
         return asked
     number, folder = 1, usual
     while folder.exists():

@@ -9,13 +9,8 @@ from command_line import TINY, mrt
 
 
 @pytest.fixture(autouse=True)
-def somewhere(tmp_path, monkeypatch):
-    """An empty working folder, so that the default roots are nowhere else."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return tmp_path
+def _somewhere(somewhere):
+    """Each test has an empty working folder."""
 
 
 @pytest.fixture(scope="session")
