@@ -16,9 +16,8 @@ from torch import nn
 
 from mrt.data import transforms
 from mrt.errors import MrtError
-from mrt.models import huggingface
 from mrt.models.backbone import build_backbone, fold_state
-from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface, write_huggingface
+from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface, names, write_huggingface
 from mrt.models.pretrained import read_state
 
 transformers = pytest.importorskip("transformers")
@@ -407,7 +406,7 @@ def test_image_sizes(tmp_path, processor, sides):
 
 
 def test_images_are_normalised_as_everywhere_here():
-    assert huggingface.IMAGE_MEAN == transforms.IMAGENET_MEAN and huggingface.IMAGE_STD == transforms.IMAGENET_STD
+    assert names.IMAGE_MEAN == transforms.IMAGENET_MEAN and names.IMAGE_STD == transforms.IMAGENET_STD
 
 
 @pytest.mark.parametrize(
@@ -670,7 +669,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "ours").mkdir()
     write(tmp_path / "ours")  # an empty folder is no obstacle
     assert (tmp_path / "ours" / "README.md").read_text() == "# Ours\n"
-    with pytest.raises(MrtError, match="is there already"):
+    with pytest.raises(MrtError, match="holds files already"):
         write(tmp_path / "ours")
     write(tmp_path / "deep" / "er")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "ours"]

@@ -1,51 +1,44 @@
-"""Folders of Hugging Face's ``DeformableDetrForObjectDetection``, in and out; the transformers package is not needed.
-
-Names and meanings were learned from transformers 4.57 and 5.24, whose files these are: ``config.json``, ``model.safetensors`` (or
-``pytorch_model.bin``, whole or in shards) and ``preprocessor_config.json``. Both versions write the same names. Each tensor is placed by
-name; what a file has too many or too few of is an error, and so is every option that the detector here has no counterpart for.
-"""
+"""Folders of Hugging Face's ``DeformableDetrForObjectDetection`` as detectors: description first, then each tensor to its place."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors.torch import save
-from torch import nn
 
 from mrt.errors import MrtError
-from mrt.files import replacing, whole_folder, write_text
-from mrt.models.backbone import RESNETS, Backbone, build_backbone
+from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR
+from mrt.models.huggingface.names import (
+    BILINEAR,
+    CONFIG,
+    GROUPS,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    LARGEST_PROPOSAL_LEVELS,
+    MODEL_TYPE,
+    PROCESSOR,
+    STRIDES,
+    WEIGHTS,
+    Trunk,
+    canonical,
+    place_of,
+    timm_strides,
+)
 from mrt.models.pretrained import State, read_state
 from mrt.models.published import NO_CLASS
 from mrt.models.transformer import PROPOSAL_CHANNELS
 
-MODEL_TYPE = "deformable_detr"
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 PROCESSORS = ("DeformableDetr", "ConditionalDetr", "Detr")  # what the names of image processors that do the same begin with
 SHORT_SIDE, MAX_SIZE = 800, 1333  # where the folder does not say
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as mrt.data.transforms normalises
-BILINEAR = 2  # Pillow's number
-NORM_EPS = 1e-5  # of the frozen batch norm that transformers puts in place of each of a backbone's
-GROUPS = 32  # of its group norms
-UNUSED_BIAS = -20.0  # of the proposal head's columns that nothing reads
-STRIDES = (8, 16, 32)  # of the maps that a detector may use
-RESNET_STRIDES = (2, 4, 8, 16, 32)  # of all maps of a ResNet in timm: before the stem's pooling, after each stage
 OWN_RESNET_STRIDES = (4, 4, 8, 16, 32)  # and of transformers' own, which pools first
-LARGEST_PROPOSAL_LEVELS = 5  # a sixth level's proposals would be larger than the image: there they are left out, here they are cut
-
 _OTHER_NETWORK = "The detector here has no counterpart for that; use the model with transformers."
 _AGAIN = "Download the folder again, or save the model again with transformers' save_pretrained."
-
 # Fields of config.json that change what is computed, and the one value (their default) that is computed here.
 _ONLY = {
     "activation_function": "relu",
@@ -60,30 +53,6 @@ _OWN_RESNETS = {
     "resnet50": ("bottleneck", [3, 4, 6, 3], [256, 512, 1024, 2048]),
     "resnet101": ("bottleneck", [3, 4, 23, 3], [256, 512, 1024, 2048]),
 }
-
-_BACKBONE = "model.backbone.conv_encoder.model."
-_DECODER_ALIAS = "model.decoder."  # where the heads have second names
-_AREAS = {"input_proj": "model.input_proj", "query_embed": "model.query_position_embeddings", "transformer": "model"}
-_ENCODER_LAYER = {
-    "self_attn": "self_attn",
-    "norm1": "self_attn_layer_norm",
-    "linear1": "fc1",
-    "linear2": "fc2",
-    "norm2": "final_layer_norm",
-}
-_DECODER_LAYER = {
-    "self_attn": "self_attn",
-    "norm2": "self_attn_layer_norm",
-    "cross_attn": "encoder_attn",
-    "norm1": "encoder_attn_layer_norm",
-    "linear1": "fc1",
-    "linear2": "fc2",
-    "norm3": "final_layer_norm",
-}
-# What transformers 5 calls these in memory, for state dicts that were not written by save_pretrained.
-_BACKBONE_IN_MEMORY = "model.backbone.model."
-_LAYERS = ("model.encoder.layers.", "model.decoder.layers.")
-_LAYER_IN_MEMORY = {".self_attn.o_proj.": ".self_attn.out_proj.", ".mlp.fc1.": ".fc1.", ".mlp.fc2.": ".fc2."}
 
 
 @dataclass(frozen=True)
@@ -105,43 +74,14 @@ class HuggingFaceModel:
 
 
 @dataclass(frozen=True)
-class _Trunk:
-    """A backbone as config.json describes it: our name, its number of maps, and whether its keys are those of transformers' own ResNet."""
-
-    name: str
-    levels: int
-    own_resnet: bool = False
-
-
-@dataclass(frozen=True)
 class _Description:
     """All that is read of a folder before its weights: what users are told, the backbone, the names of all class columns, and whether
     transformers ties tensors that the file lacks."""
 
     about: HuggingFaceModel
-    trunk: _Trunk
+    trunk: Trunk
     labels: list[str]
     tied: bool
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where one of our tensors is in a Hugging Face file.
-
-    Attributes:
-        parts: its names there, joined along the first axis: one, or three for the query, key and value projections.
-        copies: other names of a tensor of one part, which transformers knows, too.
-        accepted: names that transformers does not read but a file may hold; never written.
-        instead: what it is tied to in a file that has none of these names.
-    """
-
-    parts: tuple[str, ...]
-    copies: tuple[str, ...] = ()
-    accepted: tuple[str, ...] = ()
-    instead: str | None = None
-
-    def names(self) -> tuple[str, ...]:
-        return self.parts + self.copies + self.accepted
 
 
 def is_huggingface(path: Path) -> bool:
@@ -184,35 +124,6 @@ def load_huggingface(folder: Path) -> tuple[DeformableDETR, HuggingFaceModel]:
     detector = DeformableDETR(backbone, **described.about.arguments)
     detector.load_state_dict(_our_state(detector, described, state, folder))
     return detector.eval(), described.about
-
-
-def write_huggingface(folder: Path, detector: DeformableDETR, classes: Sequence[str], *, short_side: int, max_size: int, card: str) -> None:
-    """Write a folder that ``transformers.AutoModelForObjectDetection`` and ``AutoImageProcessor`` load without any code of ours.
-
-    It holds config.json, model.safetensors, preprocessor_config.json and README.md, and appears as a whole or not at all. A folded ResNet's
-    convolutions get a batch norm again that does nothing but add their bias.
-
-    Args:
-        folder: must not exist yet, or be empty.
-        classes: one name per class, all different.
-        short_side, max_size: the size that images are scaled to.
-        card: text of README.md.
-
-    Raises:
-        MrtError: the folder is taken or cannot be written, the names do not fit, or the detector has something that such a folder cannot
-            say: grid queries, proposals with content, two stages without refinement or with other than 256 channels, a width that is no
-            multiple of 32, or a backbone that transformers would compute otherwise.
-    """
-    _check_classes(classes, detector.num_classes)
-    if short_side < 1 or max_size < 1:
-        raise MrtError(f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1.")
-    config, weights = _their_config(detector, list(classes)), save(_their_state(detector), {"format": "pt"})
-    with whole_folder(Path(folder)) as work:
-        write_text(work / CONFIG, _json(config))
-        write_text(work / PROCESSOR, _json(_their_processor(short_side, max_size)))
-        write_text(work / "README.md", card)
-        with replacing(work / WEIGHTS[0]) as file:
-            file.write(weights)
 
 
 class _Fields:
@@ -300,7 +211,7 @@ def _describe(folder: Path) -> _Description:
     return _Description(about, trunk, labels, tied=config.flag("tie_word_embeddings", True))
 
 
-def _trunk_of(config: _Fields, num_levels: int) -> _Trunk:
+def _trunk_of(config: _Fields, num_levels: int) -> Trunk:
     """The backbone, described by ``backbone_config`` (transformers 5, and 4 with its own ResNet) or by ``backbone`` (4 with timm)."""
     described = config.values.get("backbone_config")
     if described is None:
@@ -340,19 +251,19 @@ def _trunk_of(config: _Fields, num_levels: int) -> _Trunk:
     return trunk
 
 
-def _timm_trunk(name: Any, indices: Any, named: _Fields, indexed: _Fields) -> _Trunk:
+def _timm_trunk(name: Any, indices: Any, named: _Fields, indexed: _Fields) -> Trunk:
     """A timm model, whose name and indices of maps stand in these fields."""
     if not isinstance(name, str):
         raise named.error("backbone", "it must be the name of a timm model", _AGAIN)
     arch = name.partition(".")[0]  # what follows the point tells pretrained weights of one architecture apart
     try:
-        strides = _timm_strides(arch)
+        strides = timm_strides(arch)
     except ValueError as error:
         raise named.error("backbone", str(error)) from None
-    return _Trunk(arch, _levels(indices, strides, indexed))
+    return Trunk(arch, _levels(indices, strides, indexed))
 
 
-def _own_resnet(config: _Fields) -> _Trunk:
+def _own_resnet(config: _Fields) -> Trunk:
     """One of transformers' own ResNets that is a torchvision ResNet under other names."""
     for name, wanted in (("hidden_act", "relu"), ("downsample_in_first_stage", False), ("downsample_in_bottleneck", False)):
         config.only(name, wanted)
@@ -374,7 +285,7 @@ def _own_resnet(config: _Fields) -> _Trunk:
         indices = [stages.index(feature) for feature in features]
     else:
         raise config.error("out_features", f"it must name some of {', '.join(stages)}", _AGAIN)
-    return _Trunk(arch, _levels(indices, OWN_RESNET_STRIDES, config), own_resnet=True)
+    return Trunk(arch, _levels(indices, OWN_RESNET_STRIDES, config), own_resnet=True)
 
 
 def _levels(indices: Any, strides: Sequence[int], config: _Fields) -> int:
@@ -385,28 +296,6 @@ def _levels(indices: Any, strides: Sequence[int], config: _Fields) -> int:
     if not chosen or chosen != list(STRIDES[-len(chosen) :]):
         raise config.error("out_indices", f"those are maps of strides {chosen}; only the last ones of strides 8, 16, 32 can be read")
     return len(chosen)
-
-
-def _timm_strides(name: str) -> tuple[int, ...]:
-    """Strides of a timm model's maps.
-
-    Raises:
-        ValueError: no such model, or one that transformers would compute otherwise: it puts a plain frozen batch norm of its own eps in
-            place of each batch norm, also of those that hold an activation.
-    """
-    if name in RESNETS:
-        return RESNET_STRIDES
-    if not timm.is_model(name):
-        raise ValueError("timm has no model of that name")
-    try:
-        model = timm.create_model(name, features_only=True)
-        strides = tuple(entry["reduction"] for entry in model.feature_info.info)
-    except (RuntimeError, AttributeError, LookupError, TypeError, ValueError, AssertionError):
-        raise ValueError("that model gives no feature maps") from None
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not all(type(norm) is nn.BatchNorm2d and norm.eps == NORM_EPS for norm in norms):
-        raise ValueError(f"transformers replaces its batch norms by plain ones with eps {NORM_EPS:g}, which makes another network of it")
-    return strides
 
 
 def _labels(config: _Fields) -> list[str]:
@@ -516,7 +405,7 @@ def _our_state(detector: DeformableDETR, described: _Description, state: State, 
     """The detector's state dict out of a file's tensors, each of which must have its place."""
     named: dict[str, str] = {}  # canonical name -> the file's
     for key in state:
-        if (name := _canonical(key)) in named:
+        if (name := canonical(key)) in named:
             _expect_equal(state, named[name], key, folder)
         named.setdefault(name, key)
     columns = [column for column, label in enumerate(described.labels) if label != NO_CLASS]
@@ -524,7 +413,7 @@ def _our_state(detector: DeformableDETR, described: _Description, state: State, 
     known: set[str] = set()
     missing: list[str] = []
     for our, wanted in detector.state_dict().items():
-        place = _place(our, detector, described.trunk)
+        place = place_of(our, detector, described.trunk)
         known.update(place.names())
         found = [named[name] for name in place.names() if name in named]
         if not found and described.tied and place.instead in named:
@@ -571,189 +460,3 @@ def _expect_equal(state: State, first: str, second: str, folder: Path) -> None:
             f"{folder}: {first} and {second} differ, where {CONFIG} makes them one tensor",
             "Without with_box_refine all layers share one head here; with it a head and its second name must be equal.",
         )
-
-
-def _canonical(key: str) -> str:
-    """A key as files have it."""
-    if key.startswith(_BACKBONE_IN_MEMORY):
-        return _BACKBONE + key.removeprefix(_BACKBONE_IN_MEMORY)
-    if key.startswith(_LAYERS):
-        for memory, file in _LAYER_IN_MEMORY.items():
-            key = key.replace(memory, file)
-    return key
-
-
-def _place(our: str, detector: DeformableDETR, trunk: _Trunk) -> _Place:
-    """Where our tensor is in a Hugging Face file."""
-    area, _, rest = our.partition(".")
-    if area == "backbone":
-        name = rest.removeprefix("body.")
-        return _Place((_BACKBONE + (_own_resnet_name(name) if trunk.own_resnet else name),))
-    if area.endswith(("class_embed", "bbox_embed")):
-        return _head_place(area, rest, detector)
-    for stack, layers in (("encoder.layers.", _ENCODER_LAYER), ("decoder.layers.", _DECODER_LAYER)):
-        if rest.startswith(stack):
-            number, module, rest = rest.removeprefix(stack).split(".", 2)
-            theirs = f"model.{stack}{number}.{layers[module]}."
-            if rest.startswith("in_proj_"):
-                return _Place(tuple(f"{theirs}{letter}_proj.{rest.removeprefix('in_proj_')}" for letter in "qkv"))
-            return _Place((theirs + rest,))
-    return _Place((f"{_AREAS[area]}.{rest}",))
-
-
-def _head_place(head: str, rest: str, detector: DeformableDETR) -> _Place:
-    """A head's names: by layer, the proposals' after the last layer's, and all again under the decoder where that uses them itself."""
-    layers = detector.arguments["num_decoder_layers"]
-    theirs = head.removeprefix("proposal_")
-    if head != theirs:
-        names = [f"{theirs}.{layers}.{rest}"]
-    elif detector.box_refine:
-        names = [f"{theirs}.{rest}"]
-    else:
-        names = [f"{theirs}.{layer}.{rest}" for layer in range(layers)]
-    second = [_DECODER_ALIAS + name for name in names]
-    if detector.two_stage or (detector.box_refine and theirs == "bbox_embed"):
-        return _Place((names[0],), copies=(*names[1:], *second))
-    instead = f"{theirs}.0.{rest.partition('.')[2]}" if detector.box_refine else None  # transformers 5 ties these unless files differ
-    return _Place((names[0],), copies=tuple(names[1:]), accepted=tuple(second), instead=instead)
-
-
-def _own_resnet_name(name: str) -> str:
-    """A tensor of torchvision's ResNet under the names of transformers' own."""
-    parts = name.split(".")
-    if len(parts) == 2:  # the stem
-        return f"embedder.embedder.{'convolution' if parts[0] == 'conv1' else 'normalization'}.{parts[1]}"
-    stage, block, module = int(parts[0].removeprefix("layer")) - 1, parts[1], parts[2]
-    prefix = f"encoder.stages.{stage}.layers.{block}."
-    if module == "downsample":
-        return f"{prefix}shortcut.{('convolution', 'normalization')[int(parts[3])]}.{parts[4]}"
-    kind = "convolution" if module.startswith("conv") else "normalization"
-    return f"{prefix}layer.{int(module[-1]) - 1}.{kind}.{parts[3]}"
-
-
-def _their_config(detector: DeformableDETR, classes: list[str]) -> dict[str, Any]:
-    arguments = detector.arguments
-    width, levels = arguments["hidden_dim"], arguments["num_levels"]
-    if detector.two_stage:
-        wrong = {
-            "box_refine is false": not detector.box_refine,
-            'proposal_content is "features"': detector.proposal_content != "position",
-            f"hidden_dim is {width}, not {2 * PROPOSAL_CHANNELS}": width != 2 * PROPOSAL_CHANNELS,
-            f"num_levels is {levels}, more than {LARGEST_PROPOSAL_LEVELS}": levels > LARGEST_PROPOSAL_LEVELS,
-        }
-    else:
-        wrong = {'query_init is "grid"': arguments["query_init"] == "grid"}
-    wrong[f"hidden_dim is {width}, no multiple of {GROUPS}"] = width % GROUPS != 0
-    reasons = [reason for reason, holds in wrong.items() if holds]
-    if reasons:
-        stages = "two-stage " if detector.two_stage else ""
-        raise MrtError(
-            f"this {stages}detector cannot be written for transformers: {', '.join(reasons)}",
-            "Its Deformable DETR has no such option. Export to another format, or train a detector without it.",
-        )
-    return {
-        "architectures": ["DeformableDetrForObjectDetection"],
-        "model_type": MODEL_TYPE,
-        **_their_backbone(detector.backbone, levels),
-        "activation_function": "relu",
-        "activation_dropout": arguments["dropout"],
-        "attention_dropout": arguments["dropout"],
-        "dropout": arguments["dropout"],
-        "d_model": width,
-        "encoder_layers": arguments["num_encoder_layers"],
-        "encoder_ffn_dim": arguments["feedforward_dim"],
-        "encoder_attention_heads": arguments["num_heads"],
-        "encoder_n_points": arguments["num_points"],
-        "decoder_layers": arguments["num_decoder_layers"],
-        "decoder_ffn_dim": arguments["feedforward_dim"],
-        "decoder_attention_heads": arguments["num_heads"],
-        "decoder_n_points": arguments["num_points"],
-        "num_feature_levels": levels,
-        "num_queries": arguments["num_queries"],
-        "position_embedding_type": "sine",
-        "two_stage": detector.two_stage,
-        "two_stage_num_proposals": arguments["num_queries"],
-        "with_box_refine": detector.box_refine,
-        "is_encoder_decoder": True,
-        "num_channels": 3,
-        "id2label": {str(column): name for column, name in enumerate(classes)},
-        "label2id": {name: column for column, name in enumerate(classes)},
-    }
-
-
-def _their_backbone(backbone: Backbone, num_levels: int) -> dict[str, Any]:
-    """The fields that describe a backbone by its timm name, without pretrained weights being fetched for it.
-
-    The usual three maps are described in the older way, which transformers 4 and 5 read; others in that of 5.
-    """
-    if backbone.folded and backbone.name not in RESNETS:
-        raise MrtError(
-            f'backbone "{backbone.name}" has its batch norms folded, the layout of transformers has them', 'Use freeze = "stem" or "none".'
-        )
-    try:
-        strides = _timm_strides(backbone.name)
-    except ValueError as error:
-        raise MrtError(f'backbone "{backbone.name}" cannot be written for transformers: {error}', "Use a ResNet.") from None
-    levels = min(num_levels, len(backbone.channels))
-    indices = [strides.index(stride) for stride in STRIDES[-levels:]]
-    if indices == ([2, 3, 4] if num_levels > 1 else [4]):
-        return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": backbone.name, "backbone_config": None}
-    described = {"model_type": "timm_backbone", "backbone": backbone.name, "num_channels": 3, "features_only": True, "out_indices": indices}
-    return {"backbone_config": {**described, "use_pretrained_backbone": False}}
-
-
-def _their_state(detector: DeformableDETR) -> State:
-    """The detector's tensors under their names, tied ones under each of them."""
-    trunk = _Trunk(detector.backbone.name, len(detector.backbone.channels))
-    state: State = {}
-    for our, value in _with_norms(detector).items():
-        value = value.detach().cpu().float()
-        if "proposal_class_embed" in our:
-            wide = value.new_full((detector.num_classes, *value.shape[1:]), UNUSED_BIAS if our.endswith("bias") else 0.0)
-            wide[:1] = value
-            value = wide
-        place = _place(our, detector, trunk)
-        for part, name in zip(value.chunk(len(place.parts)), place.parts, strict=True):
-            state[name] = part.clone(memory_format=torch.contiguous_format)
-        for name in place.copies:
-            state[name] = value.clone(memory_format=torch.contiguous_format)
-    return state
-
-
-def _with_norms(detector: DeformableDETR) -> State:
-    """The detector's state dict, folded batch norms back as ones that only add the bias of the convolution before them."""
-    state = {key: value for key, value in detector.state_dict().items() if not key.endswith("num_batches_tracked")}
-    for entry in detector.backbone.folded:
-        norm, bias = f"backbone.body.{entry.norm}.", state.pop(f"backbone.body.{entry.conv}.bias")
-        state |= {f"{norm}weight": torch.ones_like(bias), f"{norm}bias": bias}
-        state |= {f"{norm}running_mean": torch.zeros_like(bias), f"{norm}running_var": torch.full_like(bias, 1 - NORM_EPS)}
-    return state
-
-
-def _their_processor(short_side: int, max_size: int) -> dict[str, Any]:
-    return {
-        "image_processor_type": "DeformableDetrImageProcessor",
-        "format": "coco_detection",
-        "do_resize": True,
-        "size": {"shortest_edge": short_side, "longest_edge": max_size},
-        "resample": BILINEAR,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(IMAGE_MEAN),
-        "image_std": list(IMAGE_STD),
-        "do_convert_annotations": True,
-        "do_pad": True,
-    }
-
-
-def _check_classes(classes: Sequence[str], count: int) -> None:
-    if len(classes) != count:
-        raise MrtError(f"{len(classes)} class names for a detector of {count} classes", "Give one name per class.")
-    wrong = [name for name, times in Counter(classes).items() if times > 1 or name == NO_CLASS or not name.strip()]
-    if wrong:
-        raise MrtError(f'class name "{wrong[0]}" cannot be written', f'Names must differ, and be neither empty nor "{NO_CLASS}".')
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
