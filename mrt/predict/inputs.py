@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -52,7 +52,7 @@ class Source:
         frames: iterates over what it holds, once; raises MrtError where a video cannot be read (further).
         total: number of frames, or None where nobody knows.
         rate: frames per second that ``frames`` gives, of a video or camera.
-        passed_over: files that are neither images nor videos.
+        passed_over: of the first source: files among all inputs that are neither images nor videos.
     """
 
     name: str
@@ -100,7 +100,9 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
         except MrtError as error:
             broken.append(error)
     if images:
-        sources.insert(0, Source(_title(images), "images", lambda: iter(images.values()), len(images), passed_over=passed_over))
+        sources.insert(0, Source(_title(images), "images", lambda: iter(images.values()), len(images)))
+    if sources:
+        sources[0] = replace(sources[0], passed_over=passed_over)
     if not sources and not broken:
         found = f"; found {len(passed_over)} other files, such as {passed_over[0]}" if passed_over else ""
         raise MrtError(f"{' '.join(map(str, inputs))}: no images or videos{found}", f"images are {', '.join(PICTURE_SUFFIXES)}")

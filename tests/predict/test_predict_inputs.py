@@ -110,6 +110,13 @@ def test_a_video_gives_its_frames_by_number_and_time(tmp_path):
     assert red[0] > 200 and max(red[1:]) < 60  # it has moved by 40 pixels
 
 
+def test_other_files_are_told_of_where_there_are_only_videos(tmp_path):
+    make_video(tmp_path / "clip.mp4")
+    (tmp_path / "notes.txt").write_text("x")
+    sources, _ = inputs.find([tmp_path])
+    assert [source.kind for source in sources] == ["video"] and [Path(name).name for name in sources[0].passed_over] == ["notes.txt"]
+
+
 def test_broken_videos_are_named_and_the_rest_is_looked_at(tmp_path, photos):
     (tmp_path / "junk.mp4").write_bytes(b"nothing")
     sources, broken = inputs.find([tmp_path / "junk.mp4", photos])
