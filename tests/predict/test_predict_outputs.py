@@ -75,7 +75,7 @@ def test_coco_results_are_read_by_pycocotools(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
-def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path):
+def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path, somewhere):
     from mrt_cli.app import app
     from typer.testing import CliRunner
 
