@@ -48,8 +48,28 @@ def carry_out(
         return False
     with watching() as watcher, resumable(plan.words, plan.folder, data_root, run_root):
         plan.run(start, watcher, profile)
-    say(f"Written to {plan.folder}. Evaluate it: mrt eval {plan.folder}")
+    say(f"Written to {plan.folder}. {what_next(plan, data_root)}")
     return True
+
+
+def what_next(plan: Experiment, data_root: Path | None) -> str:
+    """A command that works with the run that is done: an evaluation on the target, else the source, where one has labels.
+
+    Args:
+        data_root: as the option was given.
+    """
+    from mrt.data.registry import find_dataset
+
+    data, more = plan.config.data, [] if data_root is None else ["--data-root", str(data_root)]
+    for name in (data.target, data.source):
+        try:
+            card = find_dataset(name, plan.roots.data_root)
+        except MrtError:
+            continue
+        if card.labelled and "val" in card.splits:
+            words = ["mrt", "eval", str(plan.folder), *(["--data", name] if name != data.target else []), *more]
+            return f"Evaluate it: {shlex.join(words)}"
+    return f"See what it finds in photos of yours: {shlex.join(['mrt', 'predict', str(plan.folder)])} PHOTOS"
 
 
 def check_weights(plan: Experiment) -> None:

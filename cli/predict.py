@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,9 +112,13 @@ def predict(
         raise MrtError(f"--which {which}: expected teacher, student or auto")
     detector, *inputs = words if weights is None else [weights, *words]
     if Path(detector).suffix.lower() in (*asked.PICTURE_SUFFIXES, *asked.VIDEO_SUFFIXES):
-        raise MrtError(f"{detector}: is an image or a video, not a detector", f"name the detector first: mrt predict coco {detector}")
+        raise MrtError(
+            f"{detector}: is an image or a video, not a detector", f"name the detector first: mrt predict coco {shlex.quote(detector)}"
+        )
     if not inputs:
-        raise MrtError(f"mrt predict {detector}: predict on what?", f"name images, folders or videos: mrt predict {detector} photos/")
+        raise MrtError(
+            f"mrt predict {detector}: predict on what?", f"name images, folders or videos: mrt predict {shlex.quote(detector)} photos/"
+        )
     wanted = _thresholds(threshold)
     sources, broken = asked.find(inputs, every)
     folder = free_folder(out, Path("predictions"))

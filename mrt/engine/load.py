@@ -123,13 +123,18 @@ def load_detector(where: str | Path, *, which: str = "auto", device: str | torch
 
 @dataclass(frozen=True)
 class Description:
-    """A trained detector in words: its classes, its backbone's name, the arguments of :class:`DeformableDETR` that are known, and whether
-    its backbone has the structure of a pretrained one (frozen norms)."""
+    """A trained detector in words.
+
+    Attributes:
+        classes: by label. backbone: its name. arguments: those of :class:`DeformableDETR` that are known.
+        pretrained: whether the backbone has the structure of a pretrained one (frozen norms). folded: whether those are folded away.
+    """
 
     classes: list[str]
     backbone: str
     arguments: dict[str, Any]
     pretrained: bool = True
+    folded: bool = False
 
 
 def describe(where: str | Path, which: str = "auto") -> Description:
@@ -141,7 +146,8 @@ def describe(where: str | Path, which: str = "auto") -> Description:
     if is_ours(path):
         header = read_header(path)
         identity = header["backbone"]
-        return Description(list(header["metadata"]["classes"]), identity["name"], header["detector"], identity["pretrained"])
+        folded = identity["pretrained"] and identity["freeze"] == "all"
+        return Description(list(header["metadata"]["classes"]), identity["name"], header["detector"], identity["pretrained"], folded)
     published = describe_published(path)
     return Description(published.classes, "resnet50", published.arguments)
 
@@ -150,6 +156,10 @@ def require_fit(model: ModelConfig, about: Description, where: str | Path) -> No
     """MrtError if weights are of a network of another shape than ``[model]`` describes; it says which settings fit."""
     settings = model.model_dump()
     theirs = {"backbone": about.backbone, **about.arguments}
+    if about.folded or model.freeze == "all":  # else what learns is the run's choice
+        theirs["freeze"] = "all" if about.folded else "stem"
+    if not holds_detector(model.weights) and about.pretrained == (model.weights == "none"):
+        theirs["weights"] = "imagenet" if about.pretrained else "none"
     if about.arguments.get("two_stage"):
         theirs.pop("query_init", None)  # says nothing then
     free = ("dropout", "class_prior", "proposal_content", "num_classes")

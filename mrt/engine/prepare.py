@@ -134,7 +134,8 @@ def _trained_weights(
         trained, facts = load_detector(where, which="auto", device="cpu")
     except MrtError as error:
         raise MrtError(error.message, "\n".join(text for text in (error.hint, hint) if text)) from None
-    about = Description(list(facts["classes"]), trained.backbone.name, trained.arguments)
+    backbone = trained.backbone
+    about = Description(list(facts["classes"]), backbone.name, trained.arguments, backbone.pretrained, bool(backbone.folded))
     require_fit(config.model, about, where)
     theirs, ours = trained.state_dict(), detector.state_dict()
     if list(about.classes) != list(classes):

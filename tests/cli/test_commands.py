@@ -232,3 +232,38 @@ def test_profile_writes_a_trace_and_prints_the_most_expensive_calls(worlds, tmp_
     assert result.exit_code == 0, result.output
     assert "pretrain: the most expensive calls" in result.output
     assert (tmp_path / "demo-source" / "profile-pretrain.json.gz").stat().st_size > 1000
+
+
+def test_what_a_run_says_to_do_next_works(worlds, runs, somewhere):
+    """Typed as it stands: an evaluation where there are labels, else a prediction."""
+    import json
+    import shlex
+    import shutil
+
+    from command_line import TINY
+
+    root = somewhere / "mine"
+    shutil.copytree(worlds, root)
+    for name, labelled in (("synthetic-foggy", True), ("synthetic-night", False)):
+        if not (root / name).exists():
+            shutil.copytree(root / "synthetic-foggy", root / name)
+        card = root / name / "dataset.json"
+        card.write_text(json.dumps({**json.loads(card.read_text()), "name": name, "labelled": labelled}))
+        words = [
+            "--target",
+            name,
+            "--source",
+            "synthetic-clear",
+            "--init",
+            runs / "demo-source",
+            "--name",
+            name,
+            "--run-root",
+            somewhere / "r",
+        ]
+        done = mrt("adapt", "--preset", "demo", *words, "--data-root", root, "--set", *TINY)
+        assert done.exit_code == 0, done.output
+        said = " ".join(done.stdout.split()).rpartition("Evaluate it: mrt ")[2]
+        assert f"--data-root {root}" in said and ("--data synthetic-clear" in said) == (not labelled)
+        typed = mrt(*shlex.split(said), "--bootstrap", 0)
+        assert typed.exit_code == 0, typed.output

@@ -220,6 +220,19 @@ def test_another_network_is_refused_with_the_settings_that_fit(source, tmp_path,
     require_fit(tiny_config().model, describe(source), source)
 
 
+def test_the_settings_that_a_message_names_do_fit():
+    with pytest.raises(MrtError) as error:
+        require_fit(load_config("city2foggy").model, describe("demo-source"), "demo-source")
+    assert "model.freeze=all" in error.value.hint
+    words = error.value.hint.removeprefix("take its settings: --set ").split()
+    config = load_config("city2foggy", words)
+    require_fit(config.model, describe("demo-source"), "demo-source")
+    trained, facts = load_detector("demo-source")
+    built = build.build_detector(config, facts["classes"], filled="checkpoint")
+    ours, theirs = built.state_dict(), trained.state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
 def test_weights_that_others_overwrite_are_not_asked_for(world, tmp_path, monkeypatch):
     plain = {"model.backbone": "resnet18", "model.weights": "none"}
     run = stages.pretrain_source(tiny_config(**plain), tmp_path / "source", data_root=world)
@@ -231,7 +244,7 @@ def test_weights_that_others_overwrite_are_not_asked_for(world, tmp_path, monkey
     asking = tiny_config(**{**plain, "model.weights": "imagenet"})
     with pytest.raises(AssertionError):
         stages.pretrain_source(asking, tmp_path / "new", data_root=world)
-    with pytest.raises(MrtError, match="do not fit"):  # a network without pretrained weights has other norms: the init's own error
+    with pytest.raises(MrtError, match=r"--set model\.weights=none"):  # such a network has other norms: the init's own error
         stages.adapt(asking, tmp_path / "run", init=str(run), data_root=world)
 
 
