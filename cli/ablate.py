@@ -96,6 +96,7 @@ def ablate(
     root, data = roots.run_root / "ablate", roots.data_root
     if smoke:
         root, config = root / "smoke", experiment.resolve(from_preset, overrides, changes)
+        experiment.require_labels(config, ["source"], roots.data_root, prepared=False)
         data = trials_of.shrink([config.data.source, config.data.target], roots.data_root, root / "data")
     rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
     rows += trials_of.BASELINES if baselines else ()
@@ -105,6 +106,8 @@ def ablate(
         data, split, shared_source, lambda config: roots.run_root / experiment.default_name("source", config) if not smoke else None
     )
     trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
+    for trial in trials:
+        experiment.require_labels(trial.config, trial.learned_from, data, prepared=not dry_run)
     if dry_run:
         _list(trials, root, data, str(from_preset))
         return
@@ -157,9 +160,10 @@ def _list(trials: Sequence[Trial], root: Path, data_root: Path, preset: str) -> 
 
 
 def _require(trial: Trial, data_root: Path) -> None:
-    """MrtError for a trial that cannot begin: data that is not there or has no labels to measure with, weights that are not there."""
+    """MrtError for a trial that cannot begin: data that is not there or has nothing to measure with, weights that are not there."""
     from mrt import experiment
     from mrt.data.registry import find_dataset
+    from mrt.engine import labels
     from mrt.errors import MrtError
 
     data, init = trial.config.data, trial.config.init
@@ -168,6 +172,9 @@ def _require(trial: Trial, data_root: Path) -> None:
     card.split(trial.split)
     if not card.labelled:
         raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another target with --target")
+    if trial.learned_from:  # else the classes are those of weights that are there already
+        classes = labels.class_names(trial.config, find_dataset(data.source, data_root))
+        labels.require_boxes(card, trial.split, classes, labels.class_map_for(trial.config, card), labels.MEASURE_TRIALS)
     if init:
         from mrt.engine.load import find_weights
 

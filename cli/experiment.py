@@ -36,6 +36,7 @@ def carry_out(
     from .console import say, watching
 
     if dry_run:
+        plan.require_labels(prepared=False)
         check_weights(plan)
         say(plan.config.to_json().rstrip())
         return False
@@ -53,20 +54,23 @@ def carry_out(
 
 
 def what_next(plan: Experiment, data_root: Path | None) -> str:
-    """A command that works with the run that is done: an evaluation on the target, else the source, where one has labels.
+    """A command that works with the run that is done: an evaluation on the target, else the source, where one has boxes to measure with.
 
     Args:
         data_root: as the option was given.
     """
+    from mrt.data.card import read_json
     from mrt.data.registry import find_dataset
+    from mrt.engine.labels import class_map_for, has_boxes
 
+    classes = read_json(plan.folder / "run.json")["classes"]
     data, more = plan.config.data, [] if data_root is None else ["--data-root", str(data_root)]
     for name in (data.target, data.source):
         try:
             card = find_dataset(name, plan.roots.data_root)
         except MrtError:
             continue
-        if card.labelled and "val" in card.splits:
+        if has_boxes(card, "val", classes, class_map_for(plan.config, card)):
             words = ["mrt", "eval", str(plan.folder), *(["--data", name] if name != data.target else []), *more]
             return f"Evaluate it: {shlex.join(words)}"
     return f"See what it finds in photos of yours: {shlex.join(['mrt', 'predict', str(plan.folder)])} PHOTOS"

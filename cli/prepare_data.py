@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -14,6 +14,7 @@ from .arguments import ListCommand, parse_pairs
 from .prepare_synthetic import synthetic
 
 if TYPE_CHECKING:
+    from mrt.data.card import DatasetCard
     from mrt.data.convert.recipe import Recipe
     from mrt.engine.report import Watcher
 
@@ -26,6 +27,11 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: on
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a set that exists.")]
 Preview = Annotated[int, typer.Option(min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png.")]
 Check = Annotated[bool, typer.Option("--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes.")]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Make a labelled set even if it has no box at all.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Take images of up to so many pixels; more than 179 million need this word.", metavar="N")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read as what, and write nothing.")]
 Classes = Annotated[
     list[str] | None,
     typer.Option(help="Only these classes, in this order. Default: the benchmark's; of your own data, all.", metavar="NAME..."),
@@ -45,7 +51,7 @@ class DataSets(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which they are likely to be wanted."""
-        order = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "custom"]
+        order = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "acdc", "kitti", "cfc", "custom"]
         return [name for name in order if name in self.commands]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -56,13 +62,21 @@ class DataSets(TyperGroup):
 
 
 def cityscapes(
-    raw: Raw = None, name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    raw: Raw = None, name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:  # fmt: skip
     """Cityscapes: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. Boxes of the visible pixels."""
     from mrt.data.convert.cityscapes import recipe
 
-    _make(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), workers, overwrite, preview, check, data_root)
+    _make(
+        name or "cityscapes",
+        recipe,
+        raw,
+        _raw_of("cityscapes"),
+        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
+        data_root,
+    )
 
 
 def foggy(
@@ -76,7 +90,8 @@ def foggy(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Make the fog from Cityscapes' disparity_trainvaltest.zip and camera_trainvaltest.zip.")
     ] = False,
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:  # fmt: skip
     """Foggy Cityscapes: leftImg8bit_trainvaltest_foggy.zip, with Cityscapes' labels."""
@@ -85,13 +100,22 @@ def foggy(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, fog_beta=fog_beta, simulate=simulate, package=package, **hooks)
 
-    _make(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), workers, overwrite, preview, check, data_root, also="cityscapes")
+    _make(
+        name or "foggy",
+        make,
+        raw,
+        _raw_of("foggy", "cityscapes"),
+        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
+        data_root,
+        also="cityscapes",
+    )
 
 
 def sim10k(
     raw: Raw = None,
     classes: Annotated[list[str] | None, typer.Option(help="Classes to keep: car, person, motorcycle.", metavar="NAME...")] = ["car"],  # noqa: B006
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:  # fmt: skip
     """Sim10k: repro_10k_images.tgz and repro_10k_annotations.tgz. Cars only, as in the benchmark."""
@@ -100,7 +124,14 @@ def sim10k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or ("car",)), **hooks)
 
-    _make(name or "sim10k", make, raw, _raw_of("sim10k"), workers, overwrite, preview, check, data_root)
+    _make(
+        name or "sim10k",
+        make,
+        raw,
+        _raw_of("sim10k"),
+        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
+        data_root,
+    )
 
 
 def bdd100k(
@@ -110,13 +141,15 @@ def bdd100k(
         typer.Option(help="Only frames with these attributes, also weather=clear,overcast; all: no filter.", metavar="KEY=VALUE..."),
     ] = ["timeofday=daytime"],  # noqa: B006
     labels: Annotated[
-        str | None, typer.Option(help="Year of the label file: 2018 (the benchmark) or 2020. Default: what is there.", metavar="YEAR")
+        str | None,
+        typer.Option(help="2018 (the benchmark), per-image (the same, a file each), 2020. Default: the first there is.", metavar="KIND"),
     ] = None,
     classes: Classes = None,
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, preview: Preview = 0, check: Check = False,
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:  # fmt: skip
-    """BDD100K: bdd100k_images_100k.zip and the 2018 or 2020 detection labels. Daytime, as in the benchmark."""
+    """BDD100K: bdd100k_images_100k.zip and its labels, of 2018 (also one file per image) or 2020. Daytime, as in the benchmark."""
     from mrt.data.convert.bdd100k import BENCHMARK, recipe
 
     filters = parse_where(where or [])
@@ -124,14 +157,96 @@ def bdd100k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, where=filters, labels=labels, classes=tuple(classes or BENCHMARK), **hooks)
 
-    _make(name or "bdd100k", make, raw, _raw_of("bdd100k"), workers, overwrite, preview, check, data_root)
+    _make(
+        name or "bdd100k",
+        make,
+        raw,
+        _raw_of("bdd100k"),
+        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
+        data_root,
+    )
+
+
+def acdc(
+    raw: Raw = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Of fog, night, rain, snow. Default: all. The set's name says which.", metavar="NAME...")
+    ] = None,
+    classes: Classes = None,
+    name: Annotated[str | None, typer.Option(help="The set's name under the data root. Default: acdc, or acdc-fog and so on.")] = None,
+    workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """ACDC: rgb_anon_trainvaltest.zip and gt_detection_trainval.zip. Fog, night, rain and snow, train and val."""
+    from mrt.data.convert.acdc import CLASSES, CONDITIONS, recipe
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(paths, root, conditions=tuple(condition or CONDITIONS), classes=tuple(classes or CLASSES), **hooks)
+
+    all_of_them = not condition or set(condition) == {*CONDITIONS}
+    called = name or ("acdc" if all_of_them else "-".join(["acdc", *dict.fromkeys(condition or ())]))
+    _make(called, make, raw, _raw_of("acdc"), _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run), data_root)
+
+
+def kitti(
+    raw: Raw = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(help="Classes to keep: car, van, truck, person, person_sitting, cyclist, tram, misc.", metavar="NAME..."),
+    ] = ["car"],  # noqa: B006
+    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """KITTI: data_object_image_2.zip and data_object_label_2.zip. Cars only, as in the benchmark; all 7481 images for training."""
+    from mrt.data.convert.kitti import BENCHMARK, recipe
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(paths, root, classes=tuple(classes or BENCHMARK), **hooks)
+
+    _make(
+        name or "kitti", make, raw, _raw_of("kitti"), _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run), data_root
+    )
+
+
+def cfc(
+    raw: Raw = None,
+    location: Annotated[
+        str | None, typer.Option(help="kenai (the source: train, val) or channel (the target: train, test).", metavar="NAME")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The set's name under the data root. Default: cfc-kenai or cfc-channel.")] = None,
+    workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    data_root: options.DataRoot = None,
+) -> None:  # fmt: skip
+    """CFC-DAOD, fish in sonar: cfc_train.zip, cfc_train.json and so on. A set for each of its two locations."""
+    from mrt.data.convert.cfc import FILES, recipe
+    from mrt.errors import MrtError
+
+    if location not in FILES:
+        given = "which of its locations?" if location is None else f"--location {location}: unknown"
+        raise MrtError(f"prepare-data cfc: {given}", "add --location kenai (the source) or --location channel (the target)")
+
+    def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
+        return recipe(paths, root, location=location, **hooks)
+
+    _make(
+        name or f"cfc-{location}",
+        make,
+        raw,
+        _raw_of("cfc"),
+        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
+        data_root,
+    )
 
 
 def custom(
     raw: Raw = None,
     name: Annotated[str | None, typer.Option(help="The set's name under the data root: what --source and --target call it.")] = None,
     kind: Annotated[
-        str, typer.Option("--format", help="coco, voc, yolo, images (a bare folder, no labels), or auto.", metavar="KIND")
+        str,
+        typer.Option("--format", help="What it is, if that is not found: a wrong word lists the kinds; images: no labels.", metavar="KIND"),
     ] = "auto",
     annotations: Annotated[
         list[str] | None, typer.Option(help="COCO files by split, if they are not found by their names.", metavar="SPLIT=FILE...")
@@ -143,13 +258,19 @@ def custom(
         float, typer.Option(min=0, max=0.9, help="Share of the images that becomes the split val, where there is only one split.")
     ] = 0.0,
     domain: Annotated[str, typer.Option(help="A word for tables, e.g. night.")] = "custom",
+    boxes: Annotated[
+        str, typer.Option(help="COCO, YOLO: pixels, shares or corners (x0 y0 x1 y1), where the files leave a doubt.", metavar="KIND")
+    ] = "auto",
     workers: Workers = None,
     overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:
-    """Your own data: a COCO, VOC or YOLO set, or a bare folder of target images."""
+    """Your own data in COCO, VOC, YOLO or another format, or a bare folder of target images."""
     from mrt.data.convert.custom import recipe
     from mrt.errors import MrtError
 
@@ -161,10 +282,11 @@ def custom(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(
             paths, root, format=kind, annotations=files or None, images=images, classes=tuple(classes) if classes else None,
-            class_map=renamed or None, val_share=val_share, domain=domain, **hooks,
+            class_map=renamed or None, val_share=val_share, domain=domain, boxes=boxes, **hooks,
         )  # fmt: skip
 
-    _make(name, make, raw, _raw_of(name), workers, overwrite, preview, check, data_root)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name, make, raw, _raw_of(name), how, data_root)
 
 
 def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, data_root: options.DataRoot = None) -> None:
@@ -179,7 +301,7 @@ def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, dat
     name, root = ctx.meta["mrt.prepared"], find_roots(data_root, None).data_root
     there = sorted(folder.parent.name for folder in root.glob(f"*/{CARD_NAME}"))
     if name is not None and name not in there:
-        makes = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "custom"]
+        makes = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "acdc", "kitti", "cfc", "custom"]
         guess = nearest(name, [*makes, *there])
         raise MrtError(
             f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
@@ -212,15 +334,24 @@ def _raw_of(*names: str) -> dict[str, list[Path]]:
     return {name: remembered.raw(name) for name in names}
 
 
+class _How(NamedTuple):
+    """The options that all conversions share."""
+
+    workers: int | None
+    overwrite: bool
+    preview: int
+    check: bool
+    allow_empty: bool
+    max_pixels: int | None
+    dry_run: bool
+
+
 def _make(
     name: str,
     make: Callable[..., Recipe],
     raw: Sequence[Path] | None,
     known: dict[str, list[Path]],
-    workers: int | None,
-    overwrite: bool,
-    preview: int,
-    check: bool,
+    how: _How,
     data_root: Path | None,
     also: str | None = None,
 ) -> None:
@@ -229,9 +360,7 @@ def _make(
     Args:
         known: remembered raw files; used where ``raw`` is not given, and ``also`` names those that are added to what is given.
     """
-    from mrt import remembered
     from mrt.data.card import CARD_NAME
-    from mrt.data.convert.recipe import prepare
     from mrt.data.staging import check_output
     from mrt.errors import MrtError
     from mrt.experiment import find_roots
@@ -239,37 +368,99 @@ def _make(
     from .console import watching
 
     root = find_roots(data_root, None).data_root
-    if (check or preview) and not raw and not overwrite and (root / name / CARD_NAME).is_file():
+    anew = bool(raw) or how.overwrite or how.dry_run
+    if (how.check or how.preview) and not anew and (root / name / CARD_NAME).is_file():
         with watching() as watcher:
-            _look_at([root / name], check, preview, watcher)
+            _look_at([root / name], how.check, how.preview, watcher)
         return
-    if check and not raw and not overwrite:
+    if how.check and not anew:
         raise MrtError(f"prepare-data {name} --check: there is no set {name} in {root}", "make it with --raw, or name another --data-root")
     paths = [*(raw or [path for found in known.values() for path in found]), *(known.get(also or "", []) if raw else [])]
     if not paths:
         raise MrtError(
             f"prepare-data {name}: where are its files?", "add --raw FOLDER_OR_ARCHIVES: the downloads, unpacked or as they came"
         )
-    check_output(root, name, overwrite)
+    paths = list(dict.fromkeys(paths))
+    if how.dry_run:
+        _rehearse(name, make, paths, how)
+        return
+    check_output(root, name, how.overwrite)
+    _convert(name, make, paths, how, root, data_root, {next(iter(known)): list(raw)} if raw else None)
+
+
+def _convert(
+    name: str,
+    make: Callable[..., Recipe],
+    paths: Sequence[Path],
+    how: _How,
+    root: Path,
+    data_root: Path | None,
+    given: dict[str, list[Path]] | None,
+) -> None:
+    """Make the set and tell of it. ``given``: raw files to remember; ``data_root``: as the option was given."""
+    from mrt import remembered
+    from mrt.data.convert.recipe import prepare
+
+    from .console import watching
+
     with watching() as watcher:
         unpacking = _Unpacking(watcher)
-        recipe = make(list(dict.fromkeys(paths)), root, on_unpack=unpacking)
+        recipe = make(paths, root, on_unpack=unpacking)
         unpacking.end()
         watcher.begin(f"convert {name}", sum(len(split.jobs) for split in recipe.splits.values()))
         card, warnings = prepare(
-            recipe, root, name, overwrite=overwrite, workers=workers, on_progress=lambda done, total: watcher.advance(1)
-        )
+            recipe, root, name, overwrite=how.overwrite, workers=how.workers, on_progress=lambda done, total: watcher.advance(1),
+            allow_empty=how.allow_empty, max_pixels=how.max_pixels,
+        )  # fmt: skip
         watcher.end()
-        remembered.remember(root if data_root is not None else None, {next(iter(known)): raw} if raw else None)
-        for split, part in card.splits.items():
-            ignored = f", {part.num_ignored} ignored" if part.num_ignored else ""
-            watcher.say(f"{name} {split}: {part.num_images} images ({part.num_empty} without objects), {part.num_boxes} boxes{ignored}")
-            for reason, count in part.skipped.items():
-                watcher.say(f"  left out: {count} x {reason}")
-        for warning in warnings:
-            watcher.say(f"warning: {warning}")
+        remembered.remember(root if data_root is not None else None, given)
+        _tell(card, warnings, watcher)
         watcher.say(f"{name}: in {card.folder}")
-        _look_at([card.folder], check, preview, watcher)
+        _look_at([card.folder], how.check, how.preview, watcher)
+
+
+def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how: _How) -> None:
+    """Say what a conversion would give; nothing is left on the disk."""
+    import tempfile
+
+    from mrt.data.convert.recipe import rehearse
+
+    from .console import watching
+
+    with watching() as watcher, tempfile.TemporaryDirectory() as folder:
+        unpacking = _Unpacking(watcher)
+        recipe = make(paths, Path(folder), on_unpack=unpacking)
+        unpacking.end()
+        watcher.begin(f"try {name}", sum(len(split.jobs) for split in recipe.splits.values()))
+        card, warnings = rehearse(
+            recipe, name, workers=how.workers, on_progress=lambda done, total: watcher.advance(1), max_pixels=how.max_pixels
+        )  # fmt: skip
+        watcher.end()
+        kind = card.details.get("format")
+        watcher.say(
+            f"{name}: {card.source} would be read as {kind or f'the raw files of {name}'}{'' if card.labelled else ', without labels'}"
+        )
+        _tell(card, warnings, watcher)
+        if card.labelled:
+            for split, part in card.splits.items():
+                counts = ", ".join(f"{label} {count}" for label, count in part.boxes_per_class.items())
+                watcher.say(f"{name} {split}: boxes by class: {counts or 'none'}")
+        empty = card.labelled and not how.allow_empty and not any(part.num_boxes for part in card.splits.values())
+        watcher.say("It would be refused: no box counts. " * empty + "Nothing was written: leave out --dry-run to make the set.")
+
+
+def _tell(card: DatasetCard, warnings: Sequence[str], watcher: Watcher) -> None:
+    """What a conversion found, decided and left out."""
+    for note in card.details.get("notes", ()):
+        watcher.say(f"note: {note}")
+    for split, part in card.splits.items():
+        ignored = f", {part.num_ignored} ignored" if part.num_ignored else ""
+        boxes = f" ({part.num_empty} without objects), {part.num_boxes} boxes{ignored}" if card.labelled else ", no labels"
+        watcher.say(f"{card.name} {split}: {part.num_images} images{boxes}")
+        for reason, count in part.skipped.items():
+            watcher.say(f"  left out: {count} x {reason}")
+    for warning in [*card.details.get("losses", ()), *warnings]:
+        watcher.say(f"warning: {warning}")
 
 
 class _Unpacking:
@@ -343,7 +534,7 @@ HELP = (
     "Of a set that is there, --check verifies it and --preview 12 draws it: `mrt prepare-data NAME --check`; without NAME, all."
 )
 group = typer.Typer(cls=DataSets, no_args_is_help=True, help=HELP)
-for _command in (synthetic, cityscapes, foggy, sim10k, bdd100k, custom, prepared):
+for _command in (synthetic, cityscapes, foggy, sim10k, bdd100k, acdc, kitti, cfc, custom, prepared):
     group.command(_command.__name__, cls=ListCommand, hidden=_command is prepared)(_command)
 
 

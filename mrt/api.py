@@ -185,7 +185,7 @@ def evaluate(
         ``metrics`` (AP50 and others in per cent, also by class), ``detections``, and what they were measured on.
 
     Raises:
-        MrtError: no such detector or set, or a set without labels.
+        MrtError: no such detector or set, or a split without labels or without a box to measure with.
     """
     roots = experiment.find_roots(_path(data_root), _path(run_root))
     return evaluate_detector(

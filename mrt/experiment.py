@@ -6,7 +6,7 @@ The command line and the Python functions of :mod:`mrt.api` both go through here
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,28 @@ def require_data(names: Sequence[str], data_root: Path) -> None:
         find_dataset(name, data_root)
 
 
+def require_labels(config: Config, domains: Collection[str], data_root: Path, *, prepared: bool = True) -> None:
+    """MrtError for a data set whose labels are learned from and that has none, or no box that counts.
+
+    Args:
+        domains: whose labels those are, "source", "target".
+        prepared: False lets sets pass that are not prepared yet.
+    """
+    from mrt.data.registry import find_dataset
+    from mrt.engine import labels
+
+    names = {labels.SOURCE: config.data.source, labels.TARGET: config.data.target}
+    cards = {}
+    for domain in {labels.SOURCE, *domains}:
+        try:
+            cards[domain] = find_dataset(names[domain], data_root)
+        except MrtError:
+            if prepared:
+                raise
+            return
+    labels.require_labels(config, cards, domains)
+
+
 def starting_weights(kind: str, config: Config, root: Path) -> str:
     """Where `mrt adapt` starts: teaching alone from the run of `--stage mae` where there is one, else as `source_weights`.
 
@@ -202,13 +224,14 @@ class Experiment:
         """Where training starts; None: from the initial weights of ``[model]``, or where the run stopped.
 
         Raises:
-            MrtError: the run is there already, a data set is not, or there are no weights to start from.
+            MrtError: the run is there already, a data set is not or has nothing to learn from, or there are no weights to start from.
         """
         data = self.config.data
         if not self.resume:
             require_new(self.folder)
         needs_target = self.command == "adapt" or self.match_compute or self.oracle
         require_data([data.source, *([data.target] if needs_target else [])], self.roots.data_root)
+        self.require_labels()
         if self.resume:
             return None
         if self.init or (self.command == "pretrain-source" and not self.match_compute):
@@ -216,6 +239,10 @@ class Experiment:
         if self.command == "adapt":
             return starting_weights(self.kind, self.config, self.roots.run_root)
         return source_weights(self.config, self.roots.run_root)
+
+    def require_labels(self, *, prepared: bool = True) -> None:
+        """MrtError for a data set that has nothing to learn from; ``prepared=False`` lets sets pass that are not prepared yet."""
+        require_labels(self.config, (self.oracle or "source").split("+"), self.roots.data_root, prepared=prepared)
 
     def named_weights(self) -> str | None:
         """The weights that options or settings name to start from, without looking for those of another run."""

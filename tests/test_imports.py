@@ -36,14 +36,17 @@ RULES = {
     "mrt.data": ["torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.files"],
     "mrt.data.archives": ["mrt.errors", "mrt.files"],
     "mrt.data.headers": ["PIL", "mrt.data.archives", "mrt.errors"],
-    "mrt.data.card": ["mrt.errors", "mrt.files"],
+    "mrt.data.card": ["mrt.data.text", "mrt.errors", "mrt.files"],
+    "mrt.data.text": [],
     "mrt.data.check": ["mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors"],
     "mrt.data.registry": ["mrt.data.card", "mrt.errors"],
     "mrt.data.staging": ["mrt.data.card", "mrt.errors"],
     "mrt.data.preview": ["PIL", "mrt.data.archives", "mrt.data.card", "mrt.errors"],
     "mrt.data.convert": [
         *("numpy", "PIL", "yaml", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors", "mrt.files"),
+        "mrt.data.text",
     ],
+    "mrt.data.convert.bridge": ["datumaro", "mrt.data.archives", "mrt.data.convert", "mrt.errors"],
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.data.staging", "mrt.errors"],
     "mrt.evaluate": ["mrt.callable", "torch", "torchvision", "numpy", "PIL", "pycocotools", "mrt.data", "mrt.boxes", "mrt.errors"],
     "mrt.engine": [
@@ -88,6 +91,7 @@ TORCH_FREE = [
     "mrt.data.check",
     "mrt.data.synthetic",
     "mrt.data.convert",
+    "mrt.engine.labels",
     "mrt.engine.report",
     "mrt.ablate",
 ]

@@ -112,6 +112,16 @@ class Trial:
         return f"{self.row.name}, seed {self.config.seed}"
 
     @property
+    def learned_from(self) -> set[str]:
+        """The domains, "source" and "target", whose labels its stages learn from; none where all is trained already."""
+        found: set[str] = set()
+        node: Node | None = self.node
+        while node is not None and node.place is None:
+            found |= set(node.kind.removeprefix("oracle-").split("+")) if node.kind.startswith("oracle-") else {"source"}
+            node = node.parent
+        return found
+
+    @property
     def view(self) -> dict[str, Any]:
         """The settings of the measurement, which are the row's own even where the detector is shared."""
         data = self.config.data

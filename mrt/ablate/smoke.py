@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from mrt.data.card import describe_split, read_json, write_card
+from mrt.data.card import describe_split, is_ignored, read_json, write_card
 from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 from mrt.files import write_text
@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 def shrink(names: Iterable[str], data_root: Path, folder: Path) -> Path:
-    """Prepared sets of the same names with the first images of each split; returns their data root."""
+    """Prepared sets of the same names with the first images of each split that have boxes; returns their data root."""
     for name in dict.fromkeys(names):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise MrtError(f"--smoke: {name} is a path", "name data sets below the data root, e.g. with --data-root")
@@ -42,8 +42,10 @@ def shrink(names: Iterable[str], data_root: Path, folder: Path) -> Path:
         splits = {}
         for split, part in card.splits.items():
             coco = read_json(card.annotations_path(split))
-            coco["images"] = coco["images"][:IMAGES]
-            kept = {image["id"] for image in coco["images"]}
+            with_boxes = {item["image_id"] for item in coco["annotations"] if not is_ignored(item)}
+            first = sorted(coco["images"], key=lambda image: image["id"] not in with_boxes)[:IMAGES]  # else there may be none to learn from
+            kept = {image["id"] for image in first}
+            coco["images"] = [image for image in coco["images"] if image["id"] in kept]
             coco["annotations"] = [item for item in coco["annotations"] if item["image_id"] in kept]
             write_text(small / f"{split}.json", json.dumps(coco))
             facts, _ = describe_split(small, f"{split}.json", str(card.images_root(split).absolute()), part.skipped)

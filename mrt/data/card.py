@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mrt.data.text import decode_text
 from mrt.errors import MrtError
 from mrt.files import write_text
 
@@ -117,12 +118,12 @@ def read_json(path: Path) -> Any:
 
 
 def decode_json(content: bytes, path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Parse the UTF-8 JSON that was read from ``path``; ``MrtError`` names it if it is cut short or of another encoding.
+    """Parse the JSON that was read from ``path``, UTF-8 or UTF-16; ``MrtError`` names it if it is cut short or of another encoding.
 
     ``object_hook``: what to keep of each object, as ``json.loads`` has it.
     """
     try:
-        return json.loads(content.decode("utf-8-sig"), object_hook=object_hook)
+        return json.loads(decode_text(content), object_hook=object_hook)
     except UnicodeDecodeError as error:
         raise MrtError(f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again.") from None
     except (ValueError, RecursionError) as error:  # ValueError: bad syntax, or a number of thousands of digits

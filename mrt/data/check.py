@@ -54,7 +54,7 @@ def _look(job: tuple[str, Path, int, int]) -> tuple[str, str] | None:
     try:
         if not file_exists(path):
             return "are missing", ""
-        header = read_header(path)
+        header = read_header(path, width * height)
     except MrtError as error:
         return "cannot be read", error.message
     if (width, height) not in ((header.width, header.height), header.upright):

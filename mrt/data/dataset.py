@@ -150,6 +150,12 @@ class DetectionDataset(Dataset):
             lines.append(f"{self.card.name} {self.split}: has no class for the detector's {', '.join(missing)}")
         return lines
 
+    def boxes_per_class(self) -> dict[str, int]:
+        """Boxes that count, by the detector's class; classes that this set has no class for are not listed."""
+        labels = torch.cat([record.labels for record in self.records])
+        counts = torch.bincount(labels, minlength=len(self.classes)).tolist()
+        return {self.classes[label]: counts[label] for label in sorted(set(self._label_of_name.values()))}
+
     def _pixels(self, index: int) -> Tensor:
         if self._cache is not None and index in self._cache:
             return self._cache[index]

@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import os
+import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mrt.data.archives import open_file
 from mrt.errors import MrtError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+# Every kind of pixel image that Pillow reads by itself, by suffix; not those that it only knows by name or
+# leaves to other programs (.eps, .ps, .wmf, .emf, .grib, .bufr, .h5, .hdf, .mpg, .mpeg, .iim).
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".avifs"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".tga", ".icb", ".vda", ".vst", ".sgi"),
+    *(".rgb", ".rgba", ".bw", ".pcx", ".dcx", ".dds", ".ico", ".icns", ".psd", ".qoi", ".ras", ".xbm", ".xpm", ".im", ".msp", ".blp"),
+    *(".cur", ".fits", ".fit", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".pcd", ".pxr"),
+)
+UNREADABLE = "image cut short or unreadable"
 ORIENTATION = 0x0112  # the EXIF tag
+MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # Pillow's own limit, above which it takes an image for one made to fill the memory: 179 million
 _TAIL = 1 << 16  # a JPEG's end marker lies in its last bytes; some cameras append a little
+_VARIABLE = "MRT_MAX_PIXELS"  # how another limit reaches worker processes
+_pillows_limit = threading.Lock()
+# What Pillow's plugins raise on broken files, by design or not.
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error, EOFError),
+    *(NotImplementedError, Image.DecompressionBombError),
+)
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+# What the first bytes of a file that Pillow does not know tell: (where, bytes, what it is)
+_KINDS = (
+    (4, b"ftyphei", "HEIC: convert it to JPEG"),
+    (4, b"ftypmif1", "HEIF: convert it to JPEG"),
+    (4, b"ftyp", "a film, or a picture in a film's container"),
+    (0, b"\xff\x0a", "JPEG XL: convert it to PNG or JPEG"),
+    (0, b"%PDF", "PDF"),
+)
+_NO_IMAGES = (
+    (b"version https://git-lfs", "a Git LFS pointer instead of the image: run git lfs pull"),
+    (b"<!doctype html", "a web page instead of an image: get it again"),
+    (b"<html", "a web page instead of an image: get it again"),
+)
+
+
+class ImageProblem(MrtError):
+    """An image that cannot be used. ``reason``: in the words of the conversions' summaries; ``detail``: what else is known, or empty."""
+
+    def __init__(self, message: str, reason: str, detail: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.reason, self.detail = reason, detail
 
 
 class Header(NamedTuple):
@@ -30,36 +72,116 @@ class Header(NamedTuple):
         return (self.height, self.width) if self.turned else (self.width, self.height)
 
 
-def read_header(path: Path) -> Header:
-    """The header of an image file, having looked that the file is not cut short (PNG and JPEG: by their end marks, else by decoding).
+@contextmanager
+def pixels_allowed(most: int | None) -> Iterator[None]:
+    """Read images of up to ``most`` pixels in this block and in processes started in it, where large ones are known to be harmless."""
+    before = os.environ.get(_VARIABLE)
+    if most is not None:
+        os.environ[_VARIABLE] = str(most)
+    try:
+        yield
+    finally:
+        if most is not None:
+            os.environ.pop(_VARIABLE)
+            os.environ.update({} if before is None else {_VARIABLE: before})
+
+
+def _most_pixels() -> int:
+    said = os.environ.get(_VARIABLE, "")
+    return max(int(said), MAX_PIXELS) if said.isascii() and said.isdecimal() else MAX_PIXELS
+
+
+@contextmanager
+def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Image]:
+    """Pillow's image of an open file, not decoded yet; closed when the block ends.
+
+    Args:
+        most: pixels that it may have, if that is more than :data:`MAX_PIXELS` (or what :func:`pixels_allowed` says).
 
     Raises:
-        MrtError: missing, no image, or cut short.
+        ImageProblem: it has more. OSError, SyntaxError, ValueError: as Pillow does.
+    """
+    most = max(most or 0, _most_pixels())
+    with _pillows_limit:  # Pillow looks at its limit while it opens a file
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            picture = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    with picture:
+        width, height = picture.size
+        if width * height > most:
+            raise ImageProblem(
+                f"{width}x{height} are {width * height / 1e6:.0f} million pixels, more than the {most / 1e6:.0f} that are read",
+                "image with more pixels than are read",
+                f"{width}x{height}",
+                f"If it is to be trusted: --max-pixels {width * height}",
+            )
+        yield picture
+
+
+def read_header(path: Path, most: int | None = None) -> Header:
+    """The header of an image file, having looked that the file is not cut short (PNG and JPEG: by their end marks, else by decoding).
+
+    Args:
+        most: pixels that it may have, as :func:`open_picture` takes it.
+
+    Raises:
+        ImageProblem: missing, no image, cut short, of a kind that is not read, or with too many pixels.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF blocks that decode all the same
-            with open_file(path) as file, Image.open(file) as picture:
+            with open_file(path) as file, open_picture(file, most) as picture:
                 tail = _tail(file)
                 # asked for EXIF, Pillow decodes a PNG to look behind its pixels: fifty times the work, for what next to none has
                 said = any(word in str(key) for key in picture.info for word in ("exif", "xmp"))
                 silent = picture.format == "PNG" and not said and b"eXIf" not in tail and b"adobe.xmp" not in tail
-                turned = not silent and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-                header = Header(*picture.size, turned)
-                if picture.format == "JPEG":
-                    whole = b"\xff\xd9" in tail
-                elif picture.format == "PNG":
-                    whole = b"IEND" in tail
-                else:
+                header = Header(*picture.size, not silent and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8))
+                mark = _END_MARKS.get(picture.format or "")
+                if mark is None or mark not in tail:  # a phone may append a whole film to a photo
+                    if picture.format == "PNG" and mark not in _all_of(file):
+                        raise OSError("cut short: it has no end mark")
                     picture.load()
-                    whole = True
     except FileNotFoundError:
-        raise MrtError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MrtError(f"{path}: cannot be read as an image ({error})") from None
-    if not whole:
-        raise MrtError(f"{path}: the image file is cut short")
+        raise ImageProblem(f"{path}: no such image", "image missing") from None
+    except ImageProblem as problem:
+        raise ImageProblem(f"{path}: {problem.message}", problem.reason, problem.detail, problem.hint) from None
+    except UnidentifiedImageError:
+        reason, detail = _unknown(path)
+        raise ImageProblem(f"{path}: {reason} ({detail})", reason, detail) from None
+    except BROKEN as error:
+        raise ImageProblem(f"{path}: cannot be read as an image ({error})", UNREADABLE, _short(error)) from None
     return header
+
+
+def _unknown(path: Path) -> tuple[str, str]:
+    """Why Pillow does not know a file: (reason, detail)."""
+    try:
+        with open_file(path) as file:
+            head = file.read(64)
+    except OSError:
+        head = b""
+    for start, mark, kind in _KINDS:
+        if head[start:].startswith(mark):
+            return "kind of image not read", kind
+    for mark, kind in _NO_IMAGES:
+        if head.lstrip().lower().startswith(mark):
+            return UNREADABLE, kind
+    return UNREADABLE, "no image in any format that Pillow knows" if head.strip(b"\0") else "an empty file"
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+
+
+def _all_of(file: BinaryIO) -> bytes:
+    """All bytes of the file; its position stays."""
+    before = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(before)
+    return content
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mrt.data.archives import open_file
-from mrt.data.headers import ORIENTATION
+from mrt.data.headers import BROKEN, ORIENTATION, ImageProblem, open_picture
 from mrt.errors import MrtError
 
 
@@ -28,7 +28,8 @@ def read_picture(path: Path | str, size: tuple[int, int] | None = None) -> Image
     mirror is made upright, unless ``size`` shows that the annotations were made on the pixels as stored.
 
     Args:
-        size: (height, width) that the annotations claim; ``None`` if unknown.
+        size: (height, width) that the annotations claim; ``None`` if unknown. A prepared set's image may have as many pixels as its
+            annotations say, others those of :data:`mrt.data.headers.MAX_PIXELS`.
 
     Raises:
         MrtError: missing, unreadable or cut short; or of another size than ``size``.
@@ -53,11 +54,13 @@ def decode_picture(source: BinaryIO, where: str, size: tuple[int, int] | None = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF blocks and palettes that decode all the same
-            with Image.open(source) as file:
+            with open_picture(source, None if size is None else size[0] * size[1]) as file:
                 picture = _to_rgb(_upright(file, size))
                 picture.load()
                 return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ImageProblem as problem:
+        raise MrtError(f"{where}: {problem.message}", f"{problem.hint} of mrt prepare-data" if problem.hint else None) from None
+    except BROKEN as error:
         raise _unreadable(where, error) from None
 
 

@@ -14,6 +14,10 @@ PREPARE_COMMANDS = {
     "foggy": "mrt prepare-data foggy --raw FOLDER_OR_ZIPS",
     "sim10k": "mrt prepare-data sim10k --raw FOLDER_OR_TGZ",
     "bdd100k": "mrt prepare-data bdd100k --raw FOLDER_OR_ZIPS",
+    "acdc": "mrt prepare-data acdc --raw FOLDER_OR_ZIPS",
+    **{f"acdc-{name}": f"mrt prepare-data acdc --condition {name} --raw FOLDER_OR_ZIPS" for name in ("fog", "night", "rain", "snow")},
+    "kitti": "mrt prepare-data kitti --raw FOLDER_OR_ZIPS",
+    **{f"cfc-{name}": f"mrt prepare-data cfc --location {name} --raw FOLDER_OR_FILES" for name in ("kenai", "channel")},
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import build_loader
 from mrt.data.transforms import Sample, build_transform
 from mrt.engine.distributed import World
+from mrt.engine.labels import class_map_for
 from mrt.errors import MrtError
 from mrt.models.backbone import build_backbone
 from mrt.models.detector import DeformableDETR
@@ -36,19 +36,6 @@ def use_machine(config: Config, device: torch.device) -> None:
         exact = config.engine.amp == "off"
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
-
-
-def class_names(config: Config, source: DatasetCard) -> list[str]:
-    """The classes to detect: the configuration's, which the source must have, or all of the source's."""
-    if config.data.classes is None:
-        return list(source.classes)
-    missing = [name for name in config.data.classes if name not in source.classes]
-    if missing:
-        raise MrtError(
-            f"data.classes = {list(config.data.classes)}: {', '.join(missing)} not in data set {source.name!r}",
-            f"it has {', '.join(source.classes)}",
-        )
-    return list(config.data.classes)
 
 
 def training_set(
@@ -75,13 +62,6 @@ def evaluation_set(config: Config, card: DatasetCard, split: str, classes: list[
     return DetectionDataset(
         card, split, classes=classes, transform=transform, class_map=class_map_for(config, card), labelled=True, cache=_cache(config)
     )
-
-
-def class_map_for(config: Config, card: DatasetCard) -> dict[str, str]:
-    """``data.class_map`` as it applies to a set: it is about the target's names; other sets take what they know of it."""
-    if card.name == Path(config.data.target).name:
-        return config.data.class_map
-    return {theirs: ours for theirs, ours in config.data.class_map.items() if theirs in card.classes}
 
 
 class Joined(Dataset):

@@ -18,6 +18,7 @@ from mrt.data.registry import find_dataset
 from mrt.engine import build, distributed
 from mrt.engine.compiling import uncompiled
 from mrt.engine.folder import read_facts
+from mrt.engine.labels import MEASURE, class_map_for, require_boxes_read
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
 from mrt.engine.student import SOURCE, TARGET
@@ -147,6 +148,9 @@ def evaluate_detector(
         data: the data set's name; none takes the target of the run's configuration.
         split: one of the set's splits.
         overrides: settings to change for the evaluation, by dotted key, e.g. ``{"data.sides": [600]}``.
+
+    Raises:
+        MrtError: no such detector, set or split, or no labels in it to measure with.
     """
     world = distributed.join(device)
     detector, facts = load_detector(where, which=which, device=world.device)
@@ -155,6 +159,7 @@ def evaluate_detector(
     if not card.labelled:
         raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another one with --data")
     dataset = build.evaluation_set(config, card, split, list(facts["classes"]))
+    require_boxes_read(dataset, class_map_for(config, card), MEASURE)
     for line in dataset.left_out() if watcher else ():
         watcher.say(line)
     metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world, None, watcher, config.engine.workers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config, StageConfig
 from mrt.data.card import DatasetCard
 from mrt.data.registry import find_dataset
-from mrt.engine import build, checkpoint
+from mrt.engine import build, checkpoint, labels
 from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
 from mrt.engine.folder import load_autoencoder, read_facts
@@ -60,6 +60,7 @@ class Workshop:
         mae: the branch that the stage before has trained (in this run or in the one that it starts from).
         continued: whether a checkpoint will fill in every weight.
         source_weights, random_weights: what selective retraining may go back to, where the configuration asks for them.
+        told: what was said of the data, which every stage would say again.
     """
 
     config: Config
@@ -72,6 +73,14 @@ class Workshop:
     mae: MaskedAutoencoder | None = None
     source_weights: dict[str, Tensor] | None = None
     random_weights: dict[str, Tensor] | None = None
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, watcher: Watcher, lines: Iterable[str]) -> None:
+        """Say each line once in a run."""
+        for line in lines:
+            if line not in self.told:
+                watcher.say(line)
+            self.told.add(line)
 
 
 @dataclass
@@ -101,7 +110,7 @@ def open_workshop(
     asked for.
     """
     watcher = watcher or Watcher()
-    classes = build.class_names(config, cards[SOURCE])
+    classes = labels.class_names(config, cards[SOURCE])
     whole = config.model.weights if holds_detector(config.model.weights) else None
     initial = not continued and (start is None or config.retrain.source == "random")
     plain = not frozen_norms(whole) if whole else config.model.weights == "none"
@@ -226,12 +235,11 @@ def _streams(plan: Plan, shop: Workshop, watcher: Watcher) -> tuple[dict[str, St
     domains = plan.labels.split("+")
     parts = []
     for domain in domains:
-        if not cards[domain].labelled:
-            raise MrtError(f"data set {cards[domain].name!r} has no labels to train on", "name a labelled set, or leave out --oracle")
-        kind = plan.settings.augment
-        parts.append(build.training_set(config, cards[domain], splits[domain], shop.classes, kind, first_stage=first, labelled=True))
-        for line in parts[-1].left_out():
-            watcher.say(line)
+        card, kind, use = cards[domain], plan.settings.augment, labels.LEARN[domain]
+        part = build.training_set(config, card, splits[domain], shop.classes, kind, first_stage=first, labelled=True)
+        labels.require_boxes_read(part, labels.class_map_for(config, card), use)
+        shop.tell(watcher, [*part.left_out(), *labels.missing_classes(part, use)])
+        parts.append(part)
     datasets: dict[str, Any] = {SOURCE: parts[0] if len(parts) == 1 else build.Joined(parts)}
     if plan.parts.target:
         view = "pair" if plan.parts.teach else "weak"
@@ -289,15 +297,22 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
     """A function that measures student and teacher on the validation split of the domain that matters; none where it has no labels."""
     config, split = shop.config, shop.config.data.validation_split
     card = shop.cards.get(TARGET, shop.cards[SOURCE])
+    nothing = f"{card.name} has no box of the detector's classes in split {split!r}"
     if config.engine.eval_every == 0:
+        wanted = TARGET in shop.cards and card.labelled and split in card.splits  # somebody may measure on it afterwards
+        if wanted and not labels.has_boxes(card, split, shop.classes, labels.class_map_for(config, card)):
+            watcher.say(f"{nothing}: mrt eval will find nothing to measure with")
         return None
     if not card.labelled or split not in card.splits:
         why = "no labels" if not card.labelled else f"no split {split!r}"
         watcher.say(f"{card.name} has {why}: nothing is measured during training")
         return None
     dataset = build.evaluation_set(config, card, split, shop.classes)
-    for line in dataset.left_out():
-        watcher.say(line)
+    shop.tell(watcher, dataset.left_out())
+    if not any(dataset.boxes_per_class().values()):
+        watcher.say(f"{nothing}: nothing is measured during training")
+        return None
+    shop.tell(watcher, labels.missing_classes(dataset, labels.MEASURE))
 
     def evaluate(learner: Learner) -> dict[str, Any]:
         networks = {"student": learner.student.detector, **({"teacher": learner.teacher.module} if learner.teacher is not None else {})}
@@ -311,10 +326,9 @@ def validation(shop: Workshop, watcher: Watcher) -> Callable[[Learner], dict[str
             found[name] = metrics.to_dict()
             watcher.measured(name, found[name])
             if name == "teacher" and learner.parts.teach:  # what its labels would be there: to look at, never to train on
-                labels = as_pseudo_labels(metrics.detections, learner.thresholds.values.tolist(), config.teacher.nms_iou)
-                found[name]["pseudo_labels"] = label_quality(labels, dataset).to_dict()
-            figure = "no boxes of these classes" if metrics.AP50 is None else f"AP50 {metrics.AP50:.1f}"
-            watcher.say(f"{name} on {card.name} {split}: {figure}")
+                guesses = as_pseudo_labels(metrics.detections, learner.thresholds.values.tolist(), config.teacher.nms_iou)
+                found[name]["pseudo_labels"] = label_quality(guesses, dataset).to_dict()
+            watcher.say(f"{name} on {card.name} {split}: AP50 {metrics.AP50:.1f}")
         return found
 
     return evaluate

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mrt.config import Config
 from mrt.engine import build, checkpoint, distributed
 from mrt.engine.folder import begin_run, finish_stage, open_run, require_same_data, save_autoencoder, save_networks
+from mrt.engine.labels import require_labels
 from mrt.engine.loop import Run, restore_checkpoint, run_stage
 from mrt.engine.prepare import RANDOM, Plan, find_cards, label_snapshots, open_workshop, prepare, take_over, validation
 from mrt.engine.report import RunLog, Watcher, forget_later_lines
@@ -147,6 +148,7 @@ def _run(
     cards = find_cards(plans, config, data_root)
     if resume:
         require_same_data(folder, cards)
+    require_labels(config, cards, {domain for plan in plans for domain in plan.labels.split("+")})
     with distributed.joined(config.engine.device, config.engine.timeout) as world:
         build.use_machine(config, world.device)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
@@ -156,6 +158,7 @@ def _run(
         if state is None:
             take_over(plans[0], shop, watcher)
         stage = prepare(plans[begin], shop, watcher)  # before the folder is made: what does not fit leaves no trace
+        evaluate = validation(shop, watcher)
         if world.main and resume and state:
             for file in ("metrics.jsonl", SNAPSHOTS):
                 forget_later_lines(folder / file, [plan.name for plan in plans[:begin]], state["stage"], state["step"])
@@ -163,7 +166,7 @@ def _run(
             begin_run(folder, config.model_copy(update={"init": command["init"]}), command, cards, shop.classes)
         world.wait()
         with RunLog(folder, active=world.main) as log:
-            run = Run(folder, config, log, watcher, facts={"classes": shop.classes}, evaluate=validation(shop, watcher), profile=profile)
+            run = Run(folder, config, log, watcher, facts={"classes": shop.classes}, evaluate=evaluate, profile=profile)
             if any(plan.parts.teach for plan in plans):
                 run.snapshots = label_snapshots(shop, folder)
             for number, plan in enumerate(plans[begin:], begin):

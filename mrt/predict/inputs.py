@@ -18,7 +18,7 @@ from mrt.data.images import decode_picture, read_picture
 from mrt.errors import MrtError
 from mrt.predict import video
 
-PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".avif", ".heic", ".heif")
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv")
 STDIN = "-"
 MARK = ".mrt-predictions"  # in a folder that predictions were written to

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mrt.data.dataset import DetectionDataset
-from mrt.engine.build import class_map_for
+from mrt.engine.labels import class_map_for
 from mrt.engine.snapshots import spread_evenly
 from mrt.evaluate.coco import ImageDetections
 from mrt.evaluate.errors import KINDS, split_errors

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tiny_set import write_set
 from tiny_world import make_set, tiny_config
 
 from mrt.ablate.nodes import REACH, STAGE_OF, Planner, Trial, content_hash, reaches, stage_settings
+from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import BASELINES, STUDIES, Axis, Row, grid_rows
 from mrt.config import Config, known_keys, load_config
+from mrt.data.card import read_card
 from mrt.engine import stages
 from mrt.engine.load import load_detector
 
@@ -53,6 +58,27 @@ def kinds(trials: list[Trial]) -> dict[str, int]:
 def test_trials_share_the_stages_that_are_the_same(rows, expected):
     found = kinds(plan(rows))
     assert {kind: found.get(kind, 0) for kind in expected} == expected and set(found) == set(expected)
+
+
+def test_a_trial_knows_whose_labels_it_learns_from():
+    found = [trial.learned_from for trial in plan(BASELINES)]
+    assert found == [{"source"}, {"target"}, {"source", "target"}]
+    assert [trial.learned_from for trial in plan(STUDIES["retrain-init"].rows)] == [{"source"}] * 3
+    rows = (Row("start", {}, end="source"),)
+    assert plan(rows)[0].learned_from == set(), "the preset's start is trained already"
+    assert plan(rows, overrides=["init=none"])[0].learned_from == {"source"}
+    oracle = [row for row in BASELINES if row.end == "oracle-target"]
+    assert plan(oracle, overrides=["init=none"])[0].learned_from == {"source", "target"}, "stage 1 learns from the source"
+
+
+def test_a_smoke_test_takes_images_that_have_boxes(tmp_path):
+    images = {number: np.zeros((8, 8, 3), np.uint8) for number in range(1, 21)}
+    boxes = [{"image_id": number, "category_id": 1, "bbox": [1, 1, 4, 4], "iscrowd": int(number < 15)} for number in (3, 18, 15)]
+    write_set(tmp_path / "data" / "few", images, boxes, ["car"])
+    part = read_card(shrink(["few"], tmp_path / "data", tmp_path / "small") / "few").splits["train"]
+    kept = json.loads((tmp_path / "small" / "few" / "train.json").read_text())["images"]
+    assert [image["id"] for image in kept] == [1, 2, 3, 4, 5, 6, 15, 18]
+    assert (part.num_images, part.num_boxes, part.num_ignored) == (8, 2, 1)
 
 
 def test_studies_share_trials_with_one_another():

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from command_line import TINY, mrt, refused
 from mrt_cli.evaluate import _write, save_picture
 from PIL import Image
+from tiny_set import write_set
 
 from mrt.errors import Interrupted, MrtError, RunFailed
 
@@ -175,6 +177,73 @@ def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
 )
 def test_an_ablation_that_cannot_begin(worlds, words, expected):
     assert expected in refused("ablate", "--study", "decay", *words.split(), "--data-root", worlds)
+
+
+@pytest.fixture
+def nothing(somewhere):
+    """A data root with a labelled set without a box that counts ("zero"), an unlabelled one ("lm"), and one with a box ("one")."""
+    box = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
+    for name, objects, labelled in (("zero", [{**box, "iscrowd": 1}], True), ("lm", [], False), ("one", [box], True)):
+        images = {number: np.full((64, 96, 3), 90, np.uint8) for number in (1, 2)}
+        write_set(somewhere / "data" / name, images, objects, ["car", "person"] if labelled else [], labelled=labelled)
+    return somewhere / "data"
+
+
+SHORT = ["--set", "pretrain.epochs=1", "pretrain.steps_per_epoch=2", "engine.batch_size=2"]
+NO_BOX = "data set 'zero', split 'train': no box to learn from: 2 images, 1 ignored boxes"
+NO_LABELS = "data set 'lm' has no labels to train on"
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("name", "expected"), [("zero", NO_BOX), ("lm", NO_LABELS)])
+def test_a_source_that_there_is_nothing_to_learn_from(nothing, somewhere, name, expected, dry):
+    for words in (
+        f"pretrain-source --preset demo --source {name} --name z",
+        f"pretrain-source --preset demo --source {name} --target one --match-compute",
+        f"pretrain-source --preset demo --source one --target {name} --oracle target",
+        f"pretrain-source --preset demo --source one --target {name} --oracle source+target",
+        f"pretrain-source --source {name}",
+        f"adapt --preset demo --source {name} --target one",
+        f"adapt --source {name} --target one",
+        f"ablate --preset demo --source {name} --target one --decay none hard",
+        f"ablate --preset demo --source {name} --target one --decay none hard --smoke",
+        f"ablate --preset demo --source one --target {name} --baselines",
+    ):
+        if not (dry and "--smoke" in words):
+            assert refused(*words.split(), *SHORT, *dry).startswith(f"mrt: {expected}"), words
+    assert not (somewhere / "runs").exists()
+
+
+def test_the_python_functions_refuse_the_same(nothing, somewhere):
+    import mrt as functions
+
+    for name, expected in (("zero", NO_BOX), ("lm", NO_LABELS)):
+        with pytest.raises(MrtError, match=expected):
+            functions.pretrain_source(name, preset="demo")
+        with pytest.raises(MrtError, match=expected):
+            functions.adapt("one", source=name, preset="demo")
+    assert not (somewhere / "runs").exists()
+
+
+def test_a_set_that_there_is_nothing_to_measure_with(nothing, somewhere):
+    message = refused("eval", "demo-source", "--data", "zero", "--split", "train")
+    assert (
+        message.startswith("mrt: data set 'zero', split 'train': no box to measure with: 2 images, 1 ignored boxes") and "--data" in message
+    )
+    assert "data set 'lm' has no labels to evaluate on" in refused("eval", "demo-source", "--data", "lm", "--split", "train")
+    words = ["ablate", "--preset", "demo", "--source", "one", "--target", "zero", "--decay", "none", "--split", "train"]
+    message = refused(*words, *SHORT)
+    assert "data set 'zero', split 'train': no box to measure with" in message and "Name another set with --target" in message
+    assert not (somewhere / "runs").exists()
+
+
+def test_a_run_that_cannot_be_measured_is_not_to_be_evaluated(nothing):
+    (nothing / "one" / "dataset.json").write_text((nothing / "one" / "dataset.json").read_text().replace('"train": {', '"val": {'))
+    words = ["pretrain-source", "--preset", "demo", "--source", "one", "--target", "zero", "--set", *TINY, "data.source_split=val"]
+    assert "Evaluate it: mrt eval runs/demo-source-one --data one" in mrt(*words).stdout
+    card = (nothing / "zero" / "dataset.json").read_text()
+    (nothing / "zero" / "dataset.json").write_text(card.replace('"train": {', '"val": {'))
+    assert "--data one" in mrt(*words, "seed=1", "--name", "second").stdout
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -97,7 +97,7 @@ def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
     (frames / "train.json").unlink()
     shutil.rmtree(photos)  # images are read in the archive
     prepare("custom", "--raw", "photos.zip", "--name", "day")
-    assert "12 images (12 without objects), 0 boxes" in prepare("custom", "--raw", frames, "--name", "camera")
+    assert "12 images, no labels" in prepare("custom", "--raw", frames, "--name", "camera")
     common = ("--preset", "demo", "--source", "day", "--target", "camera")
     result = mrt("pretrain-source", *common, "--name", "s", "--set", *TINY, "init=none")
     assert result.exit_code == 0, result.output

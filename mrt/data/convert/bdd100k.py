@@ -4,10 +4,15 @@ The owner's downloads (bdd-data.berkeley.edu)::
 
     bdd100k_images_100k.zip                images/100k/{train,val}/NAME.jpg, also below bdd100k/; or 100k_images_{train,val}.zip
     bdd100k_labels_release.zip             2018: bdd100k/labels/bdd100k_labels_images_{train,val}.json
+    bdd100k_labels.zip                     per-image: 100k/{train,val}/NAME.json, first below bdd100k/labels/
     bdd100k_det_20_labels_trainval.zip     2020: bdd100k/labels/det_20/det_{train,val}.json (first: det_v2_{train,val}_release.json)
 
-Both label files are lists of frames, ``{"name", "attributes": {"timeofday", "weather", "scene"}, "labels": [{"category", "attributes",
-"box2d": {"x1", "y1", "x2", "y2"}}]}``. They name classes differently, and 2020 leaves "labels" out of frames without objects.
+The label files of 2018 and 2020 are lists of frames, ``{"name", "attributes": {"timeofday", "weather", "scene"}, "labels": [{"category",
+"attributes", "box2d": {"x1", "y1", "x2", "y2"}}]}``. They name classes differently, and 2020 leaves "labels" out of frames without objects.
+
+One file for each image, ``{"name", "attributes", "frames": [{"timestamp", "objects": [...]}]}``, is the first form of the 2018 labels
+(doc/format.md of ucbdrive/bdd100k), and what people get from the portal today. Class names are the same, but each image had a file, while
+train's list has 69,863 of its 70,000 images (issue 60 there): a count may be larger than the benchmark's.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from typing import Any, NamedTuple
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, parse_json, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split, Thing, clip_box
 from mrt.data.headers import read_header
+from mrt.data.staging import available_cores, run_parallel
 from mrt.errors import MrtError
 
 # The published runs' validation has no train (AP -1 in all of their logs), their table lists these seven.
@@ -31,13 +37,19 @@ BENCHMARK = ("person", "rider", "car", "truck", "bus", "motorcycle", "bicycle")
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 DAYTIME = {"timeofday": frozenset({"daytime"})}
 NUM_IMAGES = {"train": 36_728, "val": 5_258}  # daytime, by the 2018 files
-YEARS = ("2018", "2020")
+PER_IMAGE = "per-image"
+KINDS = ("2018", PER_IMAGE, "2020")  # of labels, the one nearest to the benchmark first
+_MANY = 2_000  # files from which on all cores read
 _RENAMED = {"pedestrian": "person", "motor": "motorcycle", "bike": "bicycle"}
 _OTHERS = ("traffic light", "traffic sign", "other person", "other vehicle", "trailer")
 _IMAGE = re.compile(r"(?i)(?:^|/)100k/(train|val)/([^/.][^/]*\.jpe?g)$")
 _LABELS = re.compile(r"(?:^|/)(?:bdd100k_labels_images_(?P<y2018>train|val)|det_(?:v2_)?(?P<y2020>train|val)(?:_release)?)\.json$")
+_PER_IMAGE = re.compile(r"(?:^|(?<!info)/)100k/(train|val)/([^/.][^/]*)\.json$")  # info/100k holds where the car was
 _IMAGES_HINT = "Images come in bdd100k_images_100k.zip: give --raw the zip, or the folder with images/100k/train and images/100k/val."
-_LABELS_HINT = "Labels come in bdd100k_labels_release.zip (2018, the benchmark's) or bdd100k_det_20_labels_trainval.zip (2020)."
+_LABELS_HINT = (
+    "Labels come in bdd100k_labels_release.zip (2018, the benchmark's), bdd100k_labels.zip (the same, a file for each image) or "
+    "bdd100k_det_20_labels_trainval.zip (2020)."
+)
 
 
 class Label(NamedTuple):
@@ -119,38 +131,47 @@ def recipe(
     Args:
         raw: the zip archives, read in place; the folder they are in; or folders unpacked by hand.
         where: attribute -> value or values of the frames to take; the benchmark is daytime. Empty or None: all frames.
-        labels: "2018" or "2020"; default: what is there, 2018 if both are (the benchmark's counts are those of that file).
+        labels: "2018", "per-image" or "2020"; default: the first of them that is there (the benchmark's counts are those of 2018).
         classes: of the eight of ``CLASSES``; the benchmark evaluates seven, without train.
 
     Raises:
         MrtError: no images or labels; labels that are no list of frames; a frame whose name is a path; an attribute, value, class or year
             that does not exist.
     """
-    files = RawFiles(raw, f"{_IMAGE.pattern}|{_LABELS.pattern}", data_root, on_unpack)
-    if labels not in (None, *YEARS):
-        raise MrtError(f"labels is {labels!r}, expected {' or '.join(YEARS)}", "Leave it out to take what is there.")
+    files = RawFiles(raw, f"{_IMAGE.pattern}|{_LABELS.pattern}|{_PER_IMAGE.pattern}", data_root, on_unpack)
+    if labels not in (None, *KINDS):
+        raise MrtError(f"labels is {labels!r}, expected {', '.join(KINDS)}", "Leave it out to take what is there.")
     wanted = _class_names(classes)
     images, label_files = _look_up(files)
     require(any(images.values()), "images/100k/{train,val}/*.jpg", files, _IMAGES_HINT)
-    require(any(label_files.values()), "label file (bdd100k_labels_images_*.json or det_*.json)", files, _LABELS_HINT)
-    year = labels or next(year for year in YEARS if label_files[year])
-    require(label_files[year], f"labels of {year}", files, _LABELS_HINT)
-    splits = [split for split in NUM_IMAGES if split in label_files[year] and images[split]]
+    there = [kind for kind in KINDS if label_files[kind]]
+    require(there, "label file (bdd100k_labels_images_*.json, 100k/{train,val}/*.json or det_*.json)", files, _LABELS_HINT)
+    kind = labels or there[0]
+    what = "labels per image (100k/{train,val}/*.json)" if kind == PER_IMAGE else f"labels of {kind}"
+    require(label_files[kind], what, files, _LABELS_HINT)
+    splits = [split for split in NUM_IMAGES if split in label_files[kind] and images[split]]
     require(splits, "split with both images and labels", files, f"{_IMAGES_HINT}\n{_LABELS_HINT}")
 
-    frames = {split: _read_frames(label_files[year][split]) for split in splits}
+    frames, broken = {}, {}
+    for split in splits:
+        read = _read_per_image if kind == PER_IMAGE else _read_list
+        frames[split], broken[split] = read(label_files[kind][split], images[split])
+    if not any(frames.values()) and any(broken.values()):
+        first = next(entry for found in broken.values() for entry in found)
+        raise MrtError(f"{first.example}: {first.reason}, and no label file is better", _LABELS_HINT)
     filters = _check_where(where or {}, [frame for found in frames.values() for frame in found])
     taken = {split: [frame for frame in found if _passes(frame, filters)] for split, found in frames.items()}
     if not any(taken.values()):
         raise MrtError(f"where {', '.join(filters)}: no frame has all of these", "Each of the values exists, but not together.")
     run = partial(convert, classes=wanted)
-    made = {split: _split(found, images[split], run) for split, found in taken.items() if found}
-    details: dict[str, Any] = {"labels": year, "where": {key: sorted(values) for key, values in filters.items()} or "all frames"}
+    made = {split: _split(found, broken[split], images[split], run) for split, found in taken.items() if found}
+    details: dict[str, Any] = {"labels": kind, "where": {key: sorted(values) for key, values in filters.items()} or "all frames"}
     details["other frames"] = {split: len(frames[split]) - len(taken[split]) for split in splits}
-    if all(label_files.values()):
-        details["labels also there"] = [other for other in YEARS if other != year]
-    details["benchmark"] = filters == DAYTIME and year == "2018" and wanted == BENCHMARK
-    expected = {split: {"images": number} for split, number in NUM_IMAGES.items()} if details["benchmark"] else {}
+    if len(there) > 1:
+        details["labels also there"] = [other for other in there if other != kind]
+    as_benchmark = filters == DAYTIME and kind != "2020" and wanted == BENCHMARK
+    details["benchmark"] = as_benchmark and kind == "2018"
+    expected = {split: {"images": number} for split, number in NUM_IMAGES.items()} if as_benchmark else {}
     domain = "+".join("/".join(sorted(values)) for values in filters.values()) or "bdd100k"
     return Recipe(domain, wanted, made, files.source, details, expected=expected)
 
@@ -162,20 +183,61 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _look_up(files: RawFiles) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, Path]]]:
-    """Images by split and name, label files by year and split. What was named first on the command line counts."""
+Labels = dict[str, dict[str, Path]]  # split -> name of the image, or "" for the label file of all -> label file
+
+
+def _look_up(files: RawFiles) -> tuple[dict[str, dict[str, Path]], dict[str, Labels]]:
+    """Images by split and name, label files by kind. What was named first on the command line counts."""
     images: dict[str, dict[str, Path]] = {split: {} for split in NUM_IMAGES}
-    labels: dict[str, dict[str, Path]] = {year: {} for year in YEARS}
+    labels: dict[str, Labels] = {kind: {} for kind in KINDS}
     for inside, place in files.files.items():
         if match := _IMAGE.search(inside):
             images[match[1].lower()].setdefault(match[2], place)
         elif match := _LABELS.search(inside):
-            year = "2018" if match["y2018"] else "2020"
-            labels[year].setdefault(match["y2018"] or match["y2020"], place)
+            kind = "2018" if match["y2018"] else "2020"
+            labels[kind].setdefault(match["y2018"] or match["y2020"], {}).setdefault("", place)
+        elif match := _PER_IMAGE.search(inside):
+            labels[PER_IMAGE].setdefault(match[1], {}).setdefault(f"{match[2]}.jpg", place)
     return images, labels
 
 
-def _read_frames(place: Path) -> list[Entry]:
+def _read_per_image(labels: Mapping[str, Path], images: Mapping[str, Path]) -> tuple[list[Entry], list[Skipped]]:
+    """The frames of a split by name, and what cannot be used: label files, and images without one."""
+    workers = available_cores() if len(labels) > _MANY else 1
+    found = list(run_parallel(_read_one, [(name, labels[name]) for name in sorted(labels)], workers))
+    entries = [entry for entry in found if isinstance(entry, Entry)]
+    broken = [entry for entry in found if isinstance(entry, Skipped)]
+    return entries, broken + [Skipped("labels missing", name) for name in sorted(images.keys() - labels.keys())]
+
+
+def _read_one(job: tuple[str, Path]) -> Entry | Skipped:
+    """The frame of a label file of one image, under the image's name."""
+    name, place = job
+    try:
+        content = parse_json(place, object_hook=_slim_one)
+    except MrtError:
+        return Skipped("annotation cut short or unreadable", str(place))
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        return Skipped("annotation cut short or unreadable", str(place))
+    if len(frames) > 1:
+        return Skipped("labels of several frames", str(place))
+    objects, attributes = frames[0].get("objects") if frames else None, content.get("attributes")
+    return Entry(name, attributes if isinstance(attributes, dict) else {}, _labels_in(objects))
+
+
+def _slim_one(found: dict[str, Any]) -> Any:
+    """As :func:`_slim`, of a file of one image, which has a name, too."""
+    return found if "frames" in found else _slim(found)
+
+
+def _labels_in(objects: Any) -> tuple[Label, ...]:
+    return tuple(label for label in objects if isinstance(label, Label)) if isinstance(objects, list) else ()
+
+
+def _read_list(labels: Mapping[str, Path], images: Mapping[str, Path]) -> tuple[list[Entry], list[Skipped]]:
+    """The frames of a split's one label file, in its order; ``images`` that it does not list are no part of the split."""
+    (place,) = labels.values()
     content = parse_json(place, object_hook=_slim)
     hint = "Is it one of BDD100K's detection label files?"
     if not isinstance(content, list):
@@ -187,7 +249,7 @@ def _read_frames(place: Path) -> list[Entry]:
             raise MrtError(
                 f"{place}: entry {number} is named {frame.name!r}, a path", "A frame has the name of its image, without folders."
             )
-    return content
+    return content, []
 
 
 def _slim(found: dict[str, Any]) -> Any:
@@ -195,12 +257,8 @@ def _slim(found: dict[str, Any]) -> Any:
     if "category" in found:
         return _label(found)
     if "name" in found:
-        attributes, labels = found.get("attributes"), found.get("labels")
-        return Entry(
-            found["name"],
-            attributes if isinstance(attributes, dict) else {},
-            tuple(label for label in labels if isinstance(label, Label)) if isinstance(labels, list) else (),
-        )
+        attributes = found.get("attributes")
+        return Entry(found["name"], attributes if isinstance(attributes, dict) else {}, _labels_in(found.get("labels")))
     return None if "vertices" in found else found
 
 
@@ -233,11 +291,11 @@ def _passes(frame: Entry, filters: Mapping[str, frozenset[str]]) -> bool:
     return all(str(frame.attributes.get(key)) in values for key, values in filters.items())
 
 
-def _split(frames: Sequence[Entry], images: Mapping[str, Path], run: partial[Picture | Skipped]) -> Split:
+def _split(frames: Sequence[Entry], broken: Sequence[Skipped], images: Mapping[str, Path], run: partial[Picture | Skipped]) -> Split:
     root = common_root(list(images.values()))
     jobs: list[Frame | Skipped] = []
     for frame in frames:
         image = images.get(frame.name)
         missing = Skipped("image missing", frame.name)
         jobs.append(missing if image is None else Frame(image, relative(image, root), frame.labels))
-    return Split(root, jobs, run)
+    return Split(root, jobs + list(broken), run)

@@ -6,31 +6,29 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mrt.data.archives import open_file
-from mrt.data.convert.places import WANTED, ImageFinder, class_name, entry_name, measured, split_in, split_of_folder
-from mrt.data.convert.raw import RawFiles, Unpacking, common_root, parse_json, relative, require
-from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split, Thing, clip_box
+from mrt.data.convert import units
+from mrt.data.convert.names import examples, split_in, split_of_folder
+from mrt.data.convert.outlines import box_around
+from mrt.data.convert.places import Box, ImageFinder, class_name, entry_name, measured, pictured
+from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, parse_json, relative, require
+from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.text import encoding_of
 from mrt.errors import MrtError
 
 HINT = "A COCO file is an object with the lists 'images', 'annotations' and 'categories'."
 _SPEAKING = re.compile(r"(?i)instances|annotations|labels")  # words in names of files that want to be taken for annotations
-_LISTS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_LISTS = ("images", "annotations", "categories")
+_LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _OTHER_TASKS = ("captions", "panoptic", "image_info")
-_HEAD = 1 << 16
-
-
-class Object(NamedTuple):
-    """An annotation as it is: class name, x, y, width, height, its area if it has one, whether it is a crowd."""
-
-    label: str
-    box: tuple[float, float, float, float]
-    area: float | None
-    ignored: bool
+_BLOCK = 1 << 22
+_ORDER = {"train": 0, "trainval": 1, "val": 2, "test": 3}
 
 
 class Job(NamedTuple):
@@ -39,8 +37,9 @@ class Job(NamedTuple):
     file: str
     place: str
     size: tuple[int, int] | None
-    objects: tuple[Object, ...]
+    objects: tuple[Box, ...]
     skipped: dict[str, int]
+    notes: dict[str, str]
 
 
 @dataclass
@@ -49,89 +48,124 @@ class _Entry:
 
     name: str
     size: tuple[int, int] | None
-    objects: list[Object] = field(default_factory=list)
+    objects: list[Box] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def leave(self, reason: str, item: Any) -> None:
+        """Count an annotation that is left out, and keep the first of its kind to show."""
+        self.skipped[reason] += 1
+        if reason not in self.notes:
+            self.notes[reason] = f"{self.name}: {_shown(item, 100)}"
 
 
 def recipe(
-    raw: Sequence[Path],
+    raw: Sequence[Path] | RawFiles,
     data_root: Path,
     *,
     annotations: Mapping[str, Path] | None = None,
     images: Path | None = None,
     domain: str = "custom",
+    boxes: str = "auto",
     on_unpack: Unpacking | None = None,
 ) -> Recipe:
     """COCO files and their images, in any folders below ``raw`` or in archives.
 
     A file's split is the word train, val, valid, validation, test or trainval in its name (``instances_val2017.json``), else in the name of
-    the nearest folder that has one (``valid/_annotations.coco.json``); the only file without any is "train". The images are found by the
-    end of their path: :class:`mrt.data.convert.places.ImageFinder`.
+    the nearest folder that has one (``valid/_annotations.coco.json``); the only file without any is "train". Several files of a split are
+    taken together if they are about different images. The images are found by the end of their path:
+    :class:`mrt.data.convert.places.ImageFinder`.
 
     COCO's boxes are x, y, width, height in pixels from 0; they stay as they are, cut to the image. ``area`` stays where it is a positive
-    number, else it is the box's. ``iscrowd`` and ``ignore`` make an object ignored. An annotation without a box has that of its polygons.
-    All ids are given anew, so their values do not matter. The classes are the categories of all files in the order of their ids.
+    number, else it is the box's. ``iscrowd`` and ``ignore`` make an object ignored. An annotation without a box, or with one of no size,
+    has that of its outline: polygons, points or a run-length mask. All ids are given anew, so their values do not matter, but for what they
+    connect; 1, 1.0 and "1" are one id where that is no contradiction. The classes are the categories of all files in the order of their
+    ids.
+
     docs/data.md has the table of what is wrong in real files and what comes of it.
 
     Args:
         annotations: split -> COCO file, where names do not tell; paths as they are or inside ``raw``.
         images: where to look for images instead of ``raw``: a folder or an archive.
+        boxes: "pixels", "shares" (of the image's width and height), or "auto": shares are recognised over all files, see :mod:`.units`.
 
     Raises:
-        MrtError: no COCO file or none of its images below ``raw``; two files for a split; a file that is cut short, not UTF-8, not COCO or
-            lists an image or category id twice for different things; a file name that leads out of the folder or may mean several files.
+        MrtError: no COCO file or none of its images below ``raw``; two files about the same images for a split; a file that is cut short,
+            of no Unicode encoding, not COCO or lists an image or category id twice for different things; a file name that leads out of the
+            folder or may mean several files; boxes whose unit leaves doubts.
     """
-    files = RawFiles(raw, WANTED, data_root, on_unpack)
-    pictures = files if images is None else RawFiles([images], WANTED, data_root, on_unpack)
+    files = own_files(raw, data_root, on_unpack)
+    pictures = files if images is None else own_files([images], data_root, on_unpack)
     finder = ImageFinder(pictures.files)
-    chosen = {split: _given(Path(path), files) for split, path in (annotations or {}).items()} or _one_per_split(files)
+    given = {split: [_given(Path(path), files)] for split, path in (annotations or {}).items()}
+    chosen = given or _by_split(files)
     require(chosen, "COCO annotations (.json)", files, HINT + " Name it with --annotations SPLIT=FILE.")
     labels: dict[Any, str] = {}
-    splits, twice = {}, {}
-    for split, (near, place) in chosen.items():
-        coco = _read(place)
-        categories = _categories(coco, place)
-        labels |= dict.fromkeys(categories.values())
-        splits[split], again = _split(coco, categories, place, finder, split, near)
-        twice |= {split: again} if again else {}
+    parts: dict[str, list[_Part]] = {}
+    for split, named in chosen.items():
+        for near, place in named:
+            coco = _read(place)
+            categories = _categories(coco, place)
+            labels |= dict.fromkeys(categories.values())
+            parts.setdefault(split, []).append(_part(coco, categories, place, finder, split, near))
+    notes = [*files.notes, *([] if pictures is files else pictures.notes), *finder.notes]
+    for found in parts.values():
+        notes += [note for part in found for note in part.notes]
+    every = [entry for found in parts.values() for part in found for entry in part.entries.values()]
+    unit, said = units.of_coco((units.Seen(box, entry.size) for entry in every for box in entry.objects), boxes, files.source)
+    splits = {split: _split(found, finder, unit, files) for split, found in parts.items()}
+    twice = {split: again for split, found in parts.items() if (again := sum(part.again for part in found))}
     source = files.source if images is None else f"{files.source}, {Path(images).name}"
-    details = {"format": "coco", "annotations": {split: place.name for split, (_, place) in chosen.items()}}
-    return Recipe(domain, tuple(labels), splits, source, details | ({"annotation_ids_given_twice": twice} if twice else {}))
+    told = {split: ", ".join(place.name for _, place in named) for split, named in chosen.items()}
+    details = {"format": "coco", "annotations": told} | ({"annotation_ids_given_twice": twice} if twice else {})
+    read = [inside for named in chosen.values() for inside, _ in named]
+    return Recipe(domain, tuple(labels), splits, source, details, notes=[*notes, *said], read=read)
 
 
-def candidates(files: RawFiles) -> list[str]:
-    """Paths inside of the JSON files that are COCO's by their first 64 KiB, or want to be by their name."""
-    found = []
+def candidates(files: RawFiles) -> tuple[list[str], list[str]]:
+    """Paths inside of the JSON files that hold COCO's three lists, and of those that only speak of it: a word in the name, or one list."""
+    whole, partly = [], []
     for inside in sorted(files.files):
         name = PurePosixPath(inside).name
-        if name.lower().endswith(".json") and not name.lower().startswith(_OTHER_TASKS):
-            stem = PurePosixPath(inside).stem
-            if split_in(stem) or _SPEAKING.search(stem) or _LISTS.search(_head(files.files[inside])):
-                found.append(inside)
-    return found
+        if not name.lower().endswith(".json") or name.lower().startswith(_OTHER_TASKS):
+            continue
+        lists = _lists_in(files.files[inside])
+        stem = PurePosixPath(inside).stem
+        if len(lists) == len(_LISTS):
+            whole.append(inside)
+        elif lists or split_in(stem) or _SPEAKING.search(stem):
+            partly.append(inside)
+    return whole, partly
 
 
-def convert(job: Job) -> Picture | Skipped:
-    """Cut the boxes to the image, which must be whole and of the size that they are for."""
+def convert(job: Job | Skipped, unit: str = "pixels") -> Picture | Skipped:
+    """Cut the boxes to the image, which must be whole and of the size that they are for. ``unit``: of :mod:`mrt.data.convert.units`."""
+    if isinstance(job, Skipped):
+        return job
     size = measured(Path(job.place), job.file, job.size)
     if isinstance(size, Skipped):
         return size
-    things, skipped = [], Counter(job.skipped)
-    for label, (x, y, w, h), area, ignored in job.objects:
-        box, reason = clip_box((x, y, x + w, y + h), *size)
-        if box is None:
-            skipped[reason] += 1
-        else:
-            things.append(Thing(label, box, area if area is not None else box[2] * box[3], ignored))
-    return Picture(job.file, *size, things, dict(skipped))
+    boxes = [units.as_pixels(box, unit, size.width, size.height) for box in job.objects] if unit != "pixels" else job.objects
+    return pictured(job.file, size, boxes, job.skipped, job.notes)
 
 
-def _head(place: Path) -> bytes:
+def _lists_in(place: Path) -> set[str]:
+    """Which of COCO's three lists a JSON file has, by its text; large files are looked through in blocks."""
+    found: set[str] = set()
+    kept = b""
     try:
         with open_file(place) as file:
-            return file.read(_HEAD)
+            while block := file.read(_BLOCK):
+                text = kept + block
+                if encoding_of(text).startswith("utf-16") or b"\0" in text[:64]:
+                    text = text.replace(b"\0", b"")
+                found |= {match[1].decode() for match in _LIST.finditer(text)}
+                if len(found) in (0, len(_LISTS)):
+                    break
+                kept = block[-64:]
     except OSError:
-        return b""
+        return set()
+    return found
 
 
 def _given(path: Path, files: RawFiles) -> tuple[str, Path]:
@@ -140,27 +174,26 @@ def _given(path: Path, files: RawFiles) -> tuple[str, Path]:
     return (inside, files.files[inside]) if inside in files.files and not path.is_file() else ("", path)
 
 
-def _one_per_split(files: RawFiles) -> dict[str, tuple[str, Path]]:
-    """Split -> (path inside, where to read it), training first."""
+def _by_split(files: RawFiles) -> dict[str, list[tuple[str, Path]]]:
+    """Split -> (path inside, where to read it) of its files, training first."""
+    whole, partly = candidates(files)
     by_split: dict[str | None, list[str]] = defaultdict(list)
-    for inside in candidates(files):
+    for inside in whole or partly:
         by_split[split_in(PurePosixPath(inside).stem) or split_of_folder(inside)].append(inside)
     for split, insides in by_split.items():
-        if len(insides) > 1:  # COCO's own archives have key points and more beside the instances
-            instances = [inside for inside in insides if PurePosixPath(inside).name.startswith("instances")]
-            insides = by_split[split] = instances if len(instances) == 1 else insides
-        if len(insides) > 1 or (split is None and len(by_split) > 1):
-            every = insides if split is not None else [inside for group in by_split.values() for inside in group]
-            what = "for no split in particular" if split is None else f"for the split {split!r}"
-            raise MrtError(
-                f"--raw {files.source}: several annotation files {what}: {', '.join(every[:6])}",
-                "Say which is which: --annotations train=FILE val=FILE",
-            )
-    order = {"train": 0, "trainval": 1, "val": 2, "test": 3}
-    named = {split or "train": insides[0] for split, insides in by_split.items()}
+        # COCO's own archives have key points and more beside the instances
+        instances = [inside for inside in insides if PurePosixPath(inside).name.startswith("instances")]
+        by_split[split] = instances or insides
+    if None in by_split and len(by_split) > 1:
+        every = [inside for group in by_split.values() for inside in group]
+        raise MrtError(
+            f"--raw {files.source}: several annotation files for no split in particular: {examples(every, 6)}",
+            "Say which is which: --annotations train=FILE val=FILE",
+        )
+    named = {split or "train": insides for split, insides in by_split.items()}
     if "trainval" in named and "train" not in named:
         named["train"] = named.pop("trainval")
-    return {split: (named[split], files.files[named[split]]) for split in sorted(named, key=order.__getitem__)}
+    return {split: [(inside, files.files[inside]) for inside in named[split]] for split in sorted(named, key=_ORDER.__getitem__)}
 
 
 def _read(place: Path) -> dict[str, Any]:
@@ -180,8 +213,8 @@ def _categories(coco: dict[str, Any], place: Path) -> dict[Any, str]:
     """Category id -> class name, in the order of the ids."""
     names: dict[Any, str] = {}
     for entry in coco["categories"]:
-        number, name = (entry.get("id"), class_name(entry.get("name"))) if isinstance(entry, dict) else (None, None)
-        if not (_is_id(number) and name):
+        number, name = (_id(entry.get("id")), class_name(entry.get("name"))) if isinstance(entry, dict) else (None, None)
+        if number is None or not name:
             raise MrtError(f"{place}: the category {_shown(entry)} has no usable id and name", HINT)
         if names.get(number, name) != name:
             raise MrtError(
@@ -190,32 +223,76 @@ def _categories(coco: dict[str, Any], place: Path) -> dict[Any, str]:
         names[number] = name
     if not names:
         raise MrtError(f"{place}: lists no categories", HINT)
-    above = {entry.get("supercategory") for entry in coco["categories"] if entry.get("name") != entry.get("supercategory")}
-    used = {a["category_id"] for a in coco["annotations"] if isinstance(a, dict) and _is_id(a.get("category_id"))}
+    above = {class_name(entry.get("supercategory")) for entry in coco["categories"] if entry.get("name") != entry.get("supercategory")}
+    used = {_known(a.get("category_id"), names) for a in coco["annotations"] if isinstance(a, dict)}
     real = {number: name for number, name in names.items() if number in used or name not in above}  # some tools list the group too
     return dict(sorted((real or names).items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def _split(
-    coco: dict[str, Any], categories: Mapping[Any, str], place: Path, finder: ImageFinder, split: str, near: str
-) -> tuple[Split, int]:
-    """A split, and how many annotations have an id that a different one has too."""
+@dataclass
+class _Part:
+    """What one COCO file adds to a split: entries by name, where their images are (paths inside the raw files), what is left out."""
+
+    entries: dict[str, _Entry]
+    insides: dict[str, str]
+    place: Path
+    skipped: Counter[str]
+    examples: dict[str, list[str]]
+    again: int
+    notes: list[str]
+
+
+def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, finder: ImageFinder, split: str, near: str) -> _Part:
     skipped: Counter[str] = Counter()
     by_id, by_name = _images(coco["images"], place, skipped)
     insides = finder.find(list(by_name), place, split=split, near=near)
     if not insides:
+        first = next(iter(by_name))
+        there = finder.near_miss(first)
         raise MrtError(
-            f"{place}: none of its {len(by_name)} images is there, the first is {next(iter(by_name))!r}",
+            f"{place}: none of its {len(by_name)} images is there, the first is {first!r}" + (f" (there is {there})" if there else ""),
             "Give the images' folder or archive too: in --raw, or with --images FOLDER.",
         )
-    again = _gather(coco["annotations"], by_id, categories, skipped)
-    root = common_root([finder.files[inside] for inside in insides.values()])
-    jobs = []
-    for name, entry in by_name.items():
-        where = finder.files[insides[name]] if name in insides else None
-        file = relative(where, root) if where else name
-        jobs.append(Job(file, str(where or ""), entry.size, tuple(entry.objects), dict(entry.skipped)))
-    return Split(root, jobs, convert, dict(+skipped)), again
+    gathered = _gather(coco["annotations"], by_id, categories, skipped)
+    return _Part(by_name, insides, place, skipped, gathered.examples, gathered.again, gathered.notes(place))
+
+
+def _split(parts: Sequence[_Part], finder: ImageFinder, unit: str, files: RawFiles) -> Split:
+    """A split of one or more COCO files about different images."""
+    owners: dict[str, Path] = {}
+    for part in parts:
+        for inside in part.insides.values():
+            if owners.setdefault(inside, part.place) != part.place:
+                top = common_root([part.place for part in parts])
+                every = examples((relative(one.place, top) for one in parts), 6)
+                raise MrtError(
+                    f"--raw {files.source}: several annotation files for one split: {every} "
+                    f"({relative(owners[inside], top)} and {relative(part.place, top)} both list {inside})",
+                    "Say which is which: --annotations train=FILE val=FILE",
+                )
+    root = common_root([finder.files[inside] for part in parts for inside in part.insides.values()])
+    jobs: list[Job | Skipped] = []
+    skipped, shown = Counter[str](), defaultdict[str, list[str]](list)
+    for part in parts:
+        skipped.update(part.skipped)
+        for reason, texts in part.examples.items():
+            shown[reason] += texts
+        for name, entry in part.entries.items():
+            if name not in part.insides:
+                jobs.append(_missing(name, finder))
+                continue
+            where = finder.files[part.insides[name]]
+            jobs.append(Job(relative(where, root), str(where), entry.size, tuple(entry.objects), dict(entry.skipped), entry.notes))
+    run = convert if unit == "pixels" else partial(convert, unit=unit)
+    return Split(root, jobs, run, dict(+skipped), notes=dict(shown))
+
+
+def _missing(name: str, finder: ImageFinder) -> Skipped:
+    """Why an image that is listed is not taken."""
+    there = finder.near_miss(name)
+    if there is not None and there in finder.others and PurePosixPath(there).name == PurePosixPath(name).name:
+        return Skipped("kind of image not read", there)
+    return Skipped("image missing", f"{name} (there is {there})" if there else name)
 
 
 def _images(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[dict[Any, _Entry], dict[str, _Entry]]:
@@ -223,8 +300,8 @@ def _images(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[dic
     by_id: dict[Any, _Entry] = {}
     by_name: dict[str, _Entry] = {}
     for item in entries:
-        number, text = (item.get("id"), item.get("file_name")) if isinstance(item, dict) else (None, None)
-        if not (_is_id(number) and isinstance(text, str)):
+        number, text = (_id(item.get("id")), item.get("file_name")) if isinstance(item, dict) else (None, None)
+        if number is None or not isinstance(text, str):
             raise MrtError(f"{place}: the image {_shown(item)} has no usable id and file_name", HINT)
         name, size = entry_name(text, place, f"file_name of image {number!r}"), _size(item)
         if number in by_id and by_id[number].name != name:
@@ -241,55 +318,80 @@ def _images(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[dic
     return by_id, by_name
 
 
-def _gather(annotations: list[Any], images: Mapping[Any, _Entry], categories: Mapping[Any, str], skipped: Counter[str]) -> int:
-    """Give each image its objects; returns how many annotations have the id of a different one."""
+@dataclass
+class _Gathered:
+    """What was found while annotations were given to their images."""
+
+    again: int = 0
+    retyped: int = 0
+    outlined: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave(self, reason: str, item: Any) -> str:
+        """Keep an example of an annotation that is left out; returns the reason."""
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < 3:
+            shown.append(_shown(item, 100))
+        return reason
+
+    def notes(self, place: Path) -> list[str]:
+        """What to say of them."""
+        said = []
+        if self.retyped:
+            said.append(f'{place.name}: {self.retyped} annotations name their image or category by an id of another type (1, "1", 1.0)')
+        if self.outlined:
+            said.append(f"{place.name}: {self.outlined} annotations without a box of any size have that of their outline")
+        return said
+
+
+def _gather(annotations: list[Any], images: Mapping[Any, _Entry], categories: Mapping[Any, str], skipped: Counter[str]) -> _Gathered:
+    """Give each image its objects."""
     seen: dict[Any, tuple[Any, Any, str]] = {}
-    again = 0
+    found = _Gathered()
     for item in annotations:
         if not isinstance(item, dict):
-            skipped["annotation that is not an object"] += 1
+            skipped[found.leave("annotation that is not an object", item)] += 1
             continue
-        number, image, category = item.get("id"), item.get("image_id"), item.get("category_id")
-        if not (_is_id(image) and image in images):
-            skipped["annotation of an unknown image"] += 1
+        number, image, category = _id(item.get("id")), _known(item.get("image_id"), images), _known(item.get("category_id"), categories)
+        if image is None:
+            skipped[found.leave("annotation of an unknown image", item)] += 1
             continue
         entry = images[image]
-        if not (_is_id(category) and category in categories):
-            entry.skipped["annotation of an unknown category"] += 1
+        if category is None:
+            entry.leave("annotation of an unknown category", item)
             continue
-        if _is_id(number):
+        found.retyped += type(image) is not type(item["image_id"]) or type(category) is not type(item["category_id"])
+        if number is not None:
             same = (image, category, repr(item.get("bbox") or item.get("segmentation")))
             if seen.setdefault(number, same) != same:
-                again += 1
+                found.again += 1
             elif seen[number] is not same:
-                entry.skipped["annotation listed twice"] += 1
+                entry.leave("annotation listed twice", item)
                 continue
-        box = _box(item)
+        box, outlined = _box(item)
         if isinstance(box, str):
-            entry.skipped[box] += 1
+            entry.leave(box, item)
             continue
+        found.outlined += outlined and bool(item.get("bbox"))
         ignored = any(_number(item.get(key)) not in (None, 0) for key in ("iscrowd", "ignore"))
         area = _number(item.get("area"))
         area = area if area is not None and 0 < area < math.inf else None
-        entry.objects.append(Object(categories[category], box, area, ignored))
-    return again
+        x, y, w, h = box
+        entry.objects.append(Box(categories[category], (x, y, x + w, y + h), area, ignored))
+    return found
 
 
-def _box(annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | str:
-    """x, y, width, height as they are, or those of the polygons; else what is wrong."""
+def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | str, bool]:
+    """x, y, width, height as they are, or those around its outline if they have no size (and True); else what is wrong."""
     box = annotation.get("bbox")
-    if box:
-        values = [_number(value) for value in box] if isinstance(box, list) else []
-        return tuple(values) if len(values) == 4 and None not in values else "box that is not four numbers"
-    polygons = annotation.get("segmentation")
-    parts = [part for part in polygons if isinstance(part, list)] if isinstance(polygons, list) else []
-    points = [_number(value) for part in parts for value in part[: len(part) // 2 * 2]]
-    if not points or None in points:
-        return "no box"
-    if not all(map(math.isfinite, points)):
-        return "box with a number that is not finite"
-    xs, ys = points[0::2], points[1::2]
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    values = [_number(value) for value in box] if isinstance(box, list) else []
+    written = tuple(values) if len(values) == 4 and None not in values else None
+    if written is not None and (min(written[2:]) > 0 or not all(map(math.isfinite, written))):
+        return written, False
+    outline = box_around(annotation.get("segmentation"))
+    if isinstance(outline, tuple):
+        return outline, True
+    return written or ("box that is not four numbers" if box else outline), False
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -308,8 +410,24 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+def _id(value: Any) -> int | str | None:
+    """An id as a whole number or a text; 1.0 is 1, as some table programs write it; None for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+
+
+def _known(value: Any, among: Container[Any]) -> int | str | None:
+    """The id that is meant among those there are: the same, or the same number in another type (1 and "1")."""
+    number = _id(value)
+    if number is None or number in among:
+        return number
+    if isinstance(number, int):
+        other: int | str = str(number)
+    else:
+        text = number.strip().removesuffix(".0")
+        other = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else number
+    return other if other in among else None
 
 
 def _kind(value: Any) -> str:
@@ -317,5 +435,5 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:200]
+def _shown(value: Any, most: int = 200) -> str:
+    return json.dumps(value)[:most]

@@ -10,20 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mrt.data.archives import open_file
-from mrt.data.convert import coco, folder, voc, yolo
-from mrt.data.convert.places import WANTED, ImageFinder
-from mrt.data.convert.raw import RawFiles, Unpacking
-from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.convert import coco, folder, listed, paired, units, voc, yolo
+from mrt.data.convert.bridge import LISTED
+from mrt.data.convert.formats import PAIRED
+from mrt.data.convert.kinds import KINDS, detect, left_beside
+from mrt.data.convert.raw import RawFiles, Unpacking, own_files
+from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split
 from mrt.errors import MrtError
-
-# What each kind needs, for messages.
-KINDS = {
-    "coco": "JSON files with 'images', 'annotations' and 'categories' (instances_train2017.json, train.json, ...), and their images",
-    "voc": "an XML file for each image (Annotations/*.xml, JPEGImages/*.jpg, perhaps ImageSets/Main/{train,val}.txt)",
-    "yolo": "a data.yaml or classes.txt with the class names, images/*/*.jpg, and labels/*/*.txt with lines 'class cx cy w h'",
-    "images": "any folder of images; no labels",
-}
 
 
 def recipe(
@@ -37,13 +30,15 @@ def recipe(
     class_map: Mapping[str, str] | None = None,
     val_share: float = 0.0,
     domain: str = "custom",
+    boxes: str = "auto",
     on_unpack: Unpacking | None = None,
 ) -> Recipe:
     """A set of the user's own.
 
     Args:
         raw: folders or archives (zip, tar, tgz).
-        format: "coco", "voc", "yolo", "images" (a bare folder, no labels), or "auto": see :func:`detect`.
+        format: one of :data:`mrt.data.convert.kinds.KINDS` ("images": a bare folder, no labels), or "auto": see
+            :func:`mrt.data.convert.kinds.detect`.
         annotations: COCO only: split -> file, where the files' names do not tell.
         images: COCO only: where the images are, if not below ``raw``.
         classes: those to take, in this order, by their names after ``class_map``; default: all. Objects of others are counted as skipped.
@@ -51,6 +46,7 @@ def recipe(
         val_share: share of the images that becomes "val" where there is one split only: those whose names have the smallest hash, so a
             second conversion chooses the same ones, and few others if images are added. At least one image stays on each side.
         domain: a word for tables.
+        boxes: COCO and YOLO: what their numbers are, of :data:`mrt.data.convert.units.READINGS`, where the files leave a doubt.
 
     Raises:
         MrtError: nothing fits, or more than one kind does; an option that does not fit the kind; a class that the set does not have;
@@ -58,47 +54,60 @@ def recipe(
     """
     if format not in ("auto", *KINDS):
         raise MrtError(f"--format {format}: unknown", f"It is one of auto, {', '.join(KINDS)}.")
+    if boxes not in units.READINGS:
+        raise MrtError(f"--boxes {boxes}: unknown", f"It is one of {', '.join(units.READINGS)}.")
     if not 0 <= val_share < 1:
         raise MrtError(f"--val-share {val_share}: expected a share from 0 to less than 1")
-    kind = format
-    if kind == "auto":
-        kind = "coco" if annotations else detect(raw, data_root, on_unpack)
+    files = own_files(raw, data_root, on_unpack)
+    kind = format if format != "auto" else "coco" if annotations else detect(files, data_root)
     if kind != "coco" and (annotations or images):
         raise MrtError(f"--annotations and --images are for COCO sets, this one is {kind}", "Leave them out, or give --format coco.")
-    if kind == "coco":
-        found = coco.recipe(raw, data_root, annotations=annotations, images=images, domain=domain, on_unpack=on_unpack)
-    elif kind == "images":
-        found = folder.recipe(raw, data_root, domain=domain, on_unpack=on_unpack)
-    else:
-        found = {"voc": voc, "yolo": yolo}[kind].recipe(raw, data_root, domain=domain, on_unpack=on_unpack)
-    if not found.labelled and class_map:
+    if kind not in ("coco", "yolo") and boxes != "auto":
+        raise MrtError(f"--boxes {boxes}: is for COCO and YOLO sets, this one is {kind}", "Leave it out.")
+    if kind == "images" and class_map:
         raise MrtError("--map-class: images without labels have no classes to rename", "Leave it out.")
-    found = choose_classes(found, classes, class_map or {}) if found.labelled else replace(found, classes=tuple(classes or ()))
+    found = _read(kind, files, data_root, annotations, images, boxes, domain, on_unpack)
+    finish = partial(
+        _finished, beside=left_beside(files, kind, found.read), classes=classes, class_map=class_map or {}, val_share=val_share
+    )
+    done = finish(found)
+    return done if found.review is None else replace(done, review=partial(_reviewed, review=found.review, finish=finish))
+
+
+def _finished(
+    found: Recipe, *, beside: Sequence[str], classes: Sequence[str] | None, class_map: Mapping[str, str], val_share: float
+) -> Recipe:
+    """The recipe with the classes and the validation part that were asked for, and with what is to be said of other files."""
+    found = replace(found, notes=[*found.notes, *beside])
+    found = choose_classes(found, classes, class_map) if found.labelled else replace(found, classes=tuple(classes or ()))
     return split_off(found, val_share) if val_share else found
 
 
-def detect(raw: Sequence[Path], data_root: Path, on_unpack: Unpacking | None = None) -> str:
-    """The kind of a set by its files: "coco", "voc", "yolo" or "images".
+def _reviewed(results: Results, *, review: Callable[[Results], Recipe | None], finish: Callable[[Recipe], Recipe]) -> Recipe | None:
+    again = review(results)
+    return None if again is None else finish(again)
 
-    Raises:
-        MrtError: none fits (says what each needs), or more than one.
-    """
-    files = RawFiles(raw, WANTED, data_root, on_unpack)
-    images = ImageFinder(files.files).files
-    texts = any(yolo.label_place(inside, files.files) for inside in images)
-    fits = {
-        "coco": bool(coco.candidates(files)),
-        "voc": any(_is_voc(place) for _, place in files.matching(r"(?i)\.xml$")),
-        "yolo": bool(images) and (texts or yolo.has_names(files)),
-    }
-    kinds = [kind for kind, fit in fits.items() if fit] or (["images"] if images else [])
-    if len(kinds) == 1:
-        return kinds[0]
-    given = " ".join(str(path) for path in files.paths)
-    if kinds:
-        raise MrtError(f"--raw {given}: may be of more than one kind: {', '.join(kinds)}", f"Say which with --format {' or '.join(kinds)}.")
-    needs = "\n".join(f"  --format {kind}: {need}" for kind, need in KINDS.items())
-    raise MrtError(f"--raw {given}: no kind of data set that mrt knows ({len(files.files)} files looked at)", f"Each needs:\n{needs}")
+
+def _read(
+    kind: str,
+    files: RawFiles,
+    data_root: Path,
+    annotations: Mapping[str, Path] | None,
+    images: Path | None,
+    boxes: str,
+    domain: str,
+    on_unpack: Unpacking | None,
+) -> Recipe:
+    if kind == "coco":
+        more = {"annotations": annotations, "images": images, "boxes": boxes}
+        return coco.recipe(files, data_root, domain=domain, on_unpack=on_unpack, **more)
+    if kind == "yolo":
+        return yolo.recipe(files, data_root, domain=domain, boxes=boxes)
+    if kind == "images":
+        return folder.recipe(files, data_root, domain=domain)
+    if kind in LISTED:
+        return listed.recipe(kind, files, data_root, domain=domain)
+    return paired.recipe(voc.FORMAT if kind == "voc" else PAIRED[kind], files, data_root, domain=domain)
 
 
 def choose_classes(found: Recipe, classes: Sequence[str] | None, class_map: Mapping[str, str]) -> Recipe:
@@ -154,11 +163,3 @@ def split_off(found: Recipe, val_share: float) -> Recipe:
 
 def _hash(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _is_voc(place: Path) -> bool:
-    try:
-        with open_file(place) as file:
-            return b"<annotation" in file.read(1 << 16)
-    except OSError:
-        return False

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mrt.data.convert.places import WANTED, ImageFinder, measured
-from mrt.data.convert.raw import RawFiles, Unpacking, common_root, relative, require
+from mrt.data.convert.places import ImageFinder, measured
+from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
 
 
@@ -19,7 +19,12 @@ class Job(NamedTuple):
 
 
 def recipe(
-    raw: Sequence[Path], data_root: Path, *, classes: Sequence[str] = (), domain: str = "custom", on_unpack: Unpacking | None = None
+    raw: Sequence[Path] | RawFiles,
+    data_root: Path,
+    *,
+    classes: Sequence[str] = (),
+    domain: str = "custom",
+    on_unpack: Unpacking | None = None,
 ) -> Recipe:
     """All images below folders, or in zip or tar archives, as the split "train" of a set without labels.
 
@@ -33,16 +38,16 @@ def recipe(
     Raises:
         MrtError: no images at all; a path that does not exist or an archive that cannot be read.
     """
-    files = RawFiles(raw, WANTED, data_root, on_unpack)
+    files = own_files(raw, data_root, on_unpack)
     found = ImageFinder(files.files).files
-    require(found, "images (.png, .jpg, .bmp, .webp, .tif, .ppm)", files, "Name the folder or the archive that the images are in.")
+    require(found, "images (.png, .jpg, .tif and all others that Pillow reads)", files, "Name the folder or archive that they are in.")
     root = common_root(list(found.values()))
     jobs = sorted(Job(relative(place, root), str(place)) for place in found.values())
     split = Split(root, jobs, convert)
-    return Recipe(domain, tuple(classes), {"train": split}, files.source, {"format": "images"}, labelled=False)
+    return Recipe(domain, tuple(classes), {"train": split}, files.source, {"format": "images"}, labelled=False, notes=files.notes)
 
 
 def convert(job: Job) -> Picture | Skipped:
     """The image's size."""
     size = measured(Path(job.place), job.file)
-    return size if isinstance(size, Skipped) else Picture(job.file, *size)
+    return size if isinstance(size, Skipped) else Picture(job.file, size.width, size.height)

@@ -1,37 +1,20 @@
-"""Finding the files of a user's own set: which of them are images, whose split they are, and which one an annotation's entry means."""
+"""Finding the images of a user's own set: whose split they are, which one an annotation's entry means, and what its boxes are for."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from mrt.data.archives import file_exists, leads_elsewhere
-from mrt.data.convert.recipe import Skipped
-from mrt.data.headers import IMAGE_SUFFIXES, read_header
+from mrt.data.convert.names import IMAGES, TABLES, TEXTS, Ends, examples, plain, shared_folders, split_of_folder
+from mrt.data.convert.recipe import Picture, Skipped, Thing, Turned, clip_box
+from mrt.data.headers import ImageProblem, read_header
 from mrt.errors import MrtError
 
-_VISIBLE = r"(?i)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})$"  # not in a hidden folder, nor what macOS adds to zip files
-_IMAGE = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-IMAGES = _VISIBLE.format(_IMAGE)
-# All that any kind of set is made of. One pattern for all: what a tar archive is unpacked for once will do for every kind.
-WANTED = _VISIBLE.format(f"{_IMAGE}|json|xml|txt|ya?ml|names|data")
-_SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
-_SPLIT = re.compile(r"(?<![a-z])(trainval|training|train|validation|valid|val|testing|test)(?![a-z])")
-_EXAMPLES = 4
-
-
-def split_in(word: str) -> str | None:
-    """The split that a name speaks of: "instances_train2017" -> "train", "valid" -> "val", "labels" -> None."""
-    found = _SPLIT.search(word.lower())
-    return _SPLITS.get(found[1], found[1]) if found else None
-
-
-def split_of_folder(inside: str) -> str | None:
-    """The split that the nearest of a file's folders speaks of."""
-    return next((split for parent in PurePosixPath(inside).parents if (split := split_in(parent.name))), None)
+_BASIC = ("train", "val", "test")
+_ROUNDING = 1.0  # pixels by which a box may stick out of its picture and still be said to lie in it
 
 
 def entry_name(text: str, source: Path, entry: str) -> str:
@@ -51,11 +34,30 @@ def class_name(value: Any) -> str | None:
     return name if name and not any("\ud800" <= letter <= "\udfff" for letter in name) else None  # half a character cannot be written
 
 
-def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> tuple[int, int] | Skipped:
-    """(width, height) that the boxes of an image file are for, or why the image cannot be used.
+class Size(NamedTuple):
+    """Pixels of the picture that boxes are for. ``other``: (width, height) of the other way to see a photo that its EXIF entry turns;
+    ``claimed``: the annotations say the size."""
+
+    width: int
+    height: int
+    other: tuple[int, int] | None = None
+    claimed: bool = False
+
+
+class Box(NamedTuple):
+    """An object before it is cut to its image: corners x0, y0, x1, y1 in pixels, its area in square pixels (None: the cut box's)."""
+
+    label: str
+    corners: tuple[float, float, float, float]
+    area: float | None = None
+    ignored: bool = False
+
+
+def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> Size | Skipped:
+    """The size that the boxes of an image file are for, or why the image cannot be used.
 
     A picture that its EXIF entry turns has two sizes. The claimed one decides, as in :func:`mrt.data.images.read_image`; without one it is
-    the upright one.
+    the upright one. The boxes may show that the other is meant: :func:`pictured`.
 
     Args:
         file: its name in the set. claimed: (width, height) by the annotations, or None.
@@ -68,33 +70,74 @@ def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> 
         return Skipped("image missing", file)
     try:
         header = read_header(place)
-    except MrtError:
-        return Skipped("image cut short or unreadable", file)
-    stored = (header.width, header.height)
-    if claimed is None or claimed == header.upright:
-        return header.upright
-    if claimed == stored:
-        return stored
+    except ImageProblem as problem:
+        return Skipped(problem.reason, f"{file}{f' ({problem.detail})' if problem.detail else ''}")
+    stored, upright = (header.width, header.height), header.upright
+    other = {stored: upright, upright: stored} if stored != upright else {}
+    if claimed is None or claimed in (upright, stored):
+        size = claimed or upright
+        return Size(*size, other.get(size), claimed is not None)
     said = f"{stored[0]}x{stored[1]}, not {claimed[0]}x{claimed[1]}"
     return Skipped("image size differs from the annotation's", f"{file} ({said})")
 
 
+def pictured(file: str, size: Size, boxes: Iterable[Box], skipped: Mapping[str, int], noted: Mapping[str, str] | None = None) -> Picture:
+    """The picture with its boxes cut to it; of a photo that EXIF turns, also as it would be the other way round.
+
+    Args:
+        skipped: objects that are left out already, reason -> how many. noted: reason -> an example of it.
+    """
+    boxes = list(boxes)
+    picture = _cut(file, (size.width, size.height), boxes, skipped, noted)
+    if size.other is None:
+        return picture
+    turned = Turned(
+        _cut(file, size.other, boxes, skipped, noted),
+        _sticking_out(boxes, size.width, size.height),
+        _sticking_out(boxes, *size.other),
+        size.claimed,
+    )
+    return picture._replace(turned=turned)
+
+
+def _cut(file: str, size: tuple[int, int], boxes: Sequence[Box], skipped: Mapping[str, int], noted: Mapping[str, str] | None) -> Picture:
+    things, left = [], Counter(skipped)
+    notes = dict(noted or {})
+    for label, corners, area, ignored in boxes:
+        box, reason = clip_box(corners, *size)
+        if box is None:
+            left[reason] += 1
+            notes.setdefault(reason, f"{file}: {label} at {', '.join(f'{value:g}' for value in corners)}")
+        else:
+            things.append(Thing(label, box, area if area is not None else box[2] * box[3], ignored))
+    return Picture(file, *size, things, dict(left), notes=notes)
+
+
+def _sticking_out(boxes: Sequence[Box], width: int, height: int) -> int:
+    return sum(not (x1 <= width + _ROUNDING and y1 <= height + _ROUNDING) for _, (_, _, x1, y1), _, _ in boxes)
+
+
 class ImageFinder:
-    """Image files by their path inside the raw files, looked up by the end of that path."""
+    """Image files by their path inside the raw files, looked up by the end of that path.
+
+    ``notes`` says which of the names were found though they are written differently.
+    """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        is_image = re.compile(IMAGES)
-        self.files = {inside: place for inside, place in files.items() if is_image.search(inside)}
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for inside in sorted(self.files):
-            self._by_name[PurePosixPath(inside).name].append(inside)
+        self.files = {inside: place for inside, place in files.items() if IMAGES.search(inside)}
+        self.others = {inside: place for inside, place in files.items() if inside not in self.files}
+        self.notes: list[str] = []
+        self._ends = Ends(self.files)
+        self._by_stem: dict[str, list[str]] | None = None
 
     def find(self, names: Sequence[str], source: Path, *, split: str | None = None, near: str = "") -> dict[str, str]:
         """Name -> path inside the raw files, for those names of ``source`` (see :func:`entry_name`) that are there.
 
-        A name means the file whose path ends with it. Only where that is true of none of the names, the last part of each is enough (the
-        names then begin with folders of another machine). If there are several such files, it is the one in the folder where most of the
-        names are, a folder of this split before one of another; a file in another split's folder is never taken for one that is missing.
+        A name means the file whose path ends with it: written exactly so, else in another Unicode form, with another suffix case or with
+        ``%20`` for a blank, where that is one file only. Only where that is true of none of the names, first folders of the names are left
+        out, as few as will do (they are then those of another machine). If there are several such files, it is the one in the folder where
+        most of the names are, a folder of this split before one of another, one near the file that lists them before one further away; a
+        file in another split's folder is never taken for one that is missing.
 
         Args:
             split: whose images they are. near: path inside the raw files of what lists them.
@@ -102,49 +145,89 @@ class ImageFinder:
         Raises:
             MrtError: a name that may mean several files; it lists them.
         """
-        ends = {name: name for name in names}
-        found = {name: self._ending(name) for name in ends}
-        if not any(found.values()):
-            ends = {name: PurePosixPath(name).name for name in ends}
-            if len(set(ends.values())) < len(ends):
-                return {}
-            found = {name: self._ending(end) for name, end in ends.items()}
-        votes = Counter(inside[: len(inside) - len(ends[name])] for name, places in found.items() for inside in places)
+        ends, found = self._ends_found(names)
+        votes = Counter(_above(inside, ends[name]) for name, places in found.items() for inside in places)
         chosen = _best_folder(votes, split, near)
         at_home = chosen is not None and not of_another_split(chosen + "x", split)
-        answer = {}
+        answer: dict[str, str] = {}
         for name, places in found.items():
             if at_home:
                 places = [inside for inside in places if not of_another_split(inside, split)]
-            if chosen is not None and chosen + ends[name] in places:
-                answer[name] = chosen + ends[name]
-            elif len(places) == 1:
-                answer[name] = places[0]
+            home = [inside for inside in places if _above(inside, ends[name]) == chosen]
+            if len(home) == 1 or len(places) == 1:
+                answer[name] = (home or places)[0]
             elif places:
-                listed = ", ".join(places[:_EXAMPLES]) + (f" and {len(places) - _EXAMPLES} more" if len(places) > _EXAMPLES else "")
-                raise MrtError(f"{source}: the image {name!r} may be any of {listed}", "Say which folder is meant with --images FOLDER.")
+                raise MrtError(
+                    f"{source}: the image {name!r} may be any of {examples(places, 4)}", "Say which folder is meant with --images FOLDER."
+                )
+        return self._without_doubles(answer, ends, source)
+
+    def near_miss(self, name: str) -> str | None:
+        """A file that is no image by its suffix, or has another one, but the name of a missing image; for messages."""
+        if self._by_stem is None:
+            self._by_stem = defaultdict(list)
+            for inside in sorted([*self.files, *self.others]):
+                self._by_stem[PurePosixPath(plain(inside)).stem].append(inside)
+        same = [inside for inside in self._by_stem.get(PurePosixPath(plain(name)).stem, ()) if not _is_text(inside)]
+        exact = [inside for inside in same if PurePosixPath(inside).name == PurePosixPath(name).name]
+        return next(iter([*exact, *same]), None)
+
+    def _ends_found(self, names: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """The part of each name that is looked for, and the paths that end with it."""
+        deepest = max((name.count("/") for name in names), default=0)
+        for dropped in range(deepest + 1):
+            ends = {name: "/".join(name.split("/")[min(dropped, name.count("/")) :]) for name in names}
+            if dropped and len(set(ends.values())) < len(ends):
+                break
+            found = {name: self._ends.find(end) for name, end in ends.items()}
+            if any(found.values()):
+                return ends, found
+        return {name: name for name in names}, {}
+
+    def _without_doubles(self, answer: dict[str, str], ends: Mapping[str, str], source: Path) -> dict[str, str]:
+        """Leave out a file that is found for one name exactly and for another one only nearly; note what was found nearly."""
+        exact = {inside for name, inside in answer.items() if inside.endswith(ends[name])}
+        nearly = {name: inside for name, inside in answer.items() if not inside.endswith(ends[name])}
+        taken = Counter(nearly.values())
+        for name, inside in nearly.items():
+            if inside in exact or taken[inside] > 1:
+                del answer[name]
+        kept = [f"{name!r} is {inside}" for name, inside in nearly.items() if name in answer]
+        if kept:
+            self.notes.append(f"{source.name}: {len(kept)} image names are written differently from their files', the first: {kept[0]}")
+        shorter = [name for name in answer if ends[name] != name]
+        if shorter:
+            first = shorter[0].removesuffix(ends[shorter[0]])
+            self.notes.append(
+                f"{source.name}: {len(shorter)} images were found without the first folders of their names, such as {first!r}"
+            )
         return answer
 
-    def _ending(self, name: str) -> list[str]:
-        return [inside for inside in self._by_name.get(PurePosixPath(name).name, ()) if inside == name or inside.endswith("/" + name)]
+
+def _is_text(inside: str) -> bool:
+    return PurePosixPath(inside).suffix.lower().removeprefix(".") in (*TEXTS, *TABLES)
+
+
+def _above(inside: str, end: str) -> str:
+    """The folders of a path above its last parts, as many as ``end`` has."""
+    return "/".join([*inside.split("/")[: -end.count("/") - 1], ""])
 
 
 def of_another_split(inside: str, split: str | None) -> bool:
     """Whether a file is in the folder of another split than ``split``."""
     theirs = split_of_folder(inside)
-    basic = ("train", "val", "test")
-    return split in basic and theirs in basic and theirs != split
+    return split in _BASIC and theirs in _BASIC and theirs != split
 
 
 def _best_folder(votes: Counter[str], split: str | None, near: str) -> str | None:
-    """The folder with most of the names among those of the right split; None if two are as good."""
+    """The folder with most of the names among those of the right split, then the one near ``near``; None if two are as good."""
     if not votes:
         return None
     enough = max(votes.values()) / 2
 
-    def rank(folder: str) -> tuple[int, int]:
+    def rank(folder: str) -> tuple[int, int, int]:
         own = folder == near.rpartition("/")[0] + "/" or (split is not None and split_of_folder(folder + "x") == split)
-        return (2 if own else 0 if of_another_split(folder + "x", split) else 1), votes[folder]
+        return (2 if own else 0 if of_another_split(folder + "x", split) else 1), votes[folder], shared_folders(folder + "x", near)
 
     best = sorted((folder for folder in votes if votes[folder] >= enough), key=rank, reverse=True)
     return None if len(best) > 1 and rank(best[0]) == rank(best[1]) else best[0]

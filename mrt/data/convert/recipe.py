@@ -8,51 +8,25 @@ and all of it whole or not at all.
 from __future__ import annotations
 
 import json
-import math
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.convert.pictures import Picture, Skipped, Thing, Turned, clip_box
+from mrt.data.convert.whole_set import OF_IMAGES, SHARED, Losses, Results, choose_readings, keep_apart, losses
+from mrt.data.headers import pixels_allowed
 from mrt.data.staging import Progress, available_cores, counted, run_parallel, staged
 from mrt.errors import MrtError
 
+__all__ = ["Picture", "Recipe", "Results", "Skipped", "Split", "Thing", "Turned", "clip_box", "prepare", "rehearse"]
 
-class Thing(NamedTuple):
-    """An annotated object: class name, box (x, y, width, height) in pixels from the image's upper left corner, area in pixels.
-
-    ``ignored``: a crowd, or an object that neither counts as found nor as missed; COCO's ``iscrowd``.
-    """
-
-    label: str
-    box: tuple[float, float, float, float]
-    area: float
-    ignored: bool = False
-
-
-class Picture(NamedTuple):
-    """One image with its objects; ``file`` is relative to the split's image root, ``extra`` goes into its COCO entry.
-
-    ``skipped`` counts what was left out of it: reason -> objects.
-    """
-
-    file: str
-    width: int
-    height: int
-    things: Sequence[Thing] = ()
-    skipped: Mapping[str, int] = {}
-    extra: Mapping[str, Any] = {}
-
-
-class Skipped(NamedTuple):
-    """An image that was left out, and why; ``example`` names the file for the summary."""
-
-    reason: str
-    example: str = ""
+_WARNING = "warning: "
 
 
 @dataclass(frozen=True)
@@ -66,6 +40,7 @@ class Split:
         convert: job -> Picture or Skipped; a function of a module (it runs in other processes).
         skipped: left out before any job was made, reason -> how many.
         makes: the conversion makes the images: ``convert(job, folder=...)`` writes them into ``folder``, which is ``images`` in the set.
+        notes: reason of ``skipped`` -> examples of what was left out.
     """
 
     images: Path
@@ -73,11 +48,20 @@ class Split:
     convert: Callable[..., Picture | Skipped]
     skipped: Mapping[str, int] = field(default_factory=dict)
     makes: bool = False
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is made. ``expected``: split -> the official number of images ("images"), boxes ("boxes") or boxes by class name."""
+    """How a set is made.
+
+    Args:
+        expected: split -> the official number of images ("images"), boxes ("boxes") or boxes by class name.
+        notes: what was decided on the way, for people: one line each.
+        read: paths inside the raw files of the annotations, lists and settings that it was made of.
+        review: is shown the results of all splits before anything is written; what it answers with, if anything, is made instead.
+            Decisions that only the whole set allows, such as its units, are taken there.
+    """
 
     domain: str
     classes: tuple[str, ...]
@@ -86,6 +70,9 @@ class Recipe:
     details: Mapping[str, Any] = field(default_factory=dict)
     labelled: bool = True
     expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    read: Collection[str] = ()
+    review: Callable[[Results], Recipe | None] | None = None
 
 
 def prepare(
@@ -96,38 +83,53 @@ def prepare(
     overwrite: bool = False,
     workers: int | None = None,
     on_progress: Progress | None = None,
+    allow_empty: bool = False,
+    max_pixels: int | None = None,
 ) -> tuple[DatasetCard, list[str]]:
     """Convert, and write ``root/name``: COCO files, then the card.
 
+    Args:
+        allow_empty: make a labelled set even if it has no box at all.
+        max_pixels: take images of up to so many pixels, if that is more than :data:`mrt.data.headers.MAX_PIXELS`.
+
     Returns:
-        The card, and warnings: what differs from the official counts, and the first of the images that were left out.
+        The card, and warnings: what differs from the official counts, and the first of the images that were left out. The card's details
+        have them too, and in words what annotations gave no box ("losses") and what was decided on the way ("notes").
 
     Raises:
-        MrtError: no image at all, a raw file that cannot be used, an output that exists or cannot be written.
+        MrtError: no image at all, a labelled set without a box, a raw file that cannot be used, an output that exists or cannot be written.
     """
-    warnings: list[str] = []
-    total = sum(len(split.jobs) for split in recipe.splits.values())
-    if not total:
+    if not sum(len(split.jobs) for split in recipe.splits.values()):
         raise MrtError(f"{recipe.source}: no images to convert", "Is it the right folder or archive? See `mrt prepare-data --help`.")
-    with staged(Path(root), name, overwrite) as work:
-        results = _progress_over_splits(recipe, work, workers or available_cores(), on_progress, total)
-        cards, sizes = {}, Counter[str]()
+    with staged(Path(root), name, overwrite) as work, pixels_allowed(max_pixels):
+        recipe, results, said = _results(recipe, work, workers or available_cores(), on_progress)
+        warnings: list[str] = []
+        notes: list[str] = [*recipe.notes, *(line for line in said if not line.startswith(_WARNING))]
+        warnings += [line.removeprefix(_WARNING) for line in said if line.startswith(_WARNING)]
+        cards, sizes, lost = {}, Counter[str](), {}
         for split_name, split in recipe.splits.items():
-            pictures, skipped, examples = _sort_out(split_name, results[split_name], split.skipped)
+            pictures, skipped, left_out = _sort_out(results[split_name], split)
             (work / f"{split_name}.json").write_text(json.dumps(_coco(pictures, recipe), ensure_ascii=False), encoding="utf-8")
             images = split.images.as_posix() if split.makes else _reference(split.images, Path(root), name)
             cards[split_name], found = describe_split(work, f"{split_name}.json", images, skipped)
             sizes.update(found)
-            warnings += [f"{split_name}: {example}" for example in examples]
+            warnings += [f"{split_name}: {line}" for line in left_out]
             warnings += _compare(split_name, cards[split_name].boxes_per_class, len(pictures), recipe.expected.get(split_name, {}))
+            if recipe.labelled:
+                lost[split_name] = losses(split_name, results[split_name], split.skipped, split.notes)
         warnings += [
             f"{split_name}: nothing found of the official {expected['images']} images"
             for split_name, expected in recipe.expected.items()
             if split_name not in recipe.splits and "images" in expected
         ]
         if not sizes:
-            raise MrtError(f"{recipe.source}: none of the {total} images could be used", "\n".join(warnings[:5]) or None)
-        details = dict(recipe.details) | ({"warnings": warnings} if warnings else {})
+            total = sum(len(split.jobs) for split in recipe.splits.values())
+            raise MrtError(f"{recipe.source}: none of the {total} images could be used", "\n".join([*warnings, *notes][:6]) or None)
+        if recipe.labelled and not allow_empty:
+            _require_boxes(recipe, {split: card.num_boxes for split, card in cards.items()}, lost, [*warnings, *notes])
+        notes += [line for found in lost.values() for line in found.empty]
+        told = {"warnings": warnings, "losses": [line for found in lost.values() for line in found.lines], "notes": notes}
+        details = {**recipe.details, **{key: lines for key, lines in told.items() if lines}}
         card = DatasetCard(
             name=name, domain=recipe.domain, classes=recipe.classes, splits=cards, image_sizes=dict(sizes), source=recipe.source,
             labelled=recipe.labelled, details=details, folder=work,
@@ -136,17 +138,50 @@ def prepare(
     return replace(card, folder=Path(root) / name), warnings
 
 
+def rehearse(
+    recipe: Recipe, name: str, *, workers: int | None = None, on_progress: Progress | None = None, max_pixels: int | None = None
+) -> tuple[DatasetCard, list[str]]:
+    """The card and warnings that :func:`prepare` would give, without anything being left on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return prepare(
+            recipe, Path(folder), name, workers=workers, on_progress=on_progress, allow_empty=True, max_pixels=max_pixels
+        )  # fmt: skip
+
+
+def _results(
+    recipe: Recipe, work: Path, workers: int, on_progress: Progress | None
+) -> tuple[Recipe, dict[str, list[Picture | Skipped]], list[str]]:
+    """What becomes of all images, as the whole set shows that they are meant; the recipe that was followed; and what to say of it."""
+    results: Results = _progress_over_splits(recipe, work, workers, on_progress)
+    again = recipe.review(results) if recipe.review is not None else None
+    if again is not None:
+        recipe, results = again, _progress_over_splits(again, work, workers, None)
+    results, turned = choose_readings(results)
+    results, shared = keep_apart(results, {name: str(split.images) for name, split in recipe.splits.items()})
+    return recipe, results, [*turned, *shared]
+
+
+def _require_boxes(recipe: Recipe, boxes: Mapping[str, int], lost: Mapping[str, Losses], said: Sequence[str]) -> None:
+    """MrtError if no split of a labelled set has a box that counts."""
+    if any(boxes.values()):
+        return
+    records = sum(found.records for found in lost.values())
+    why = [line for found in lost.values() for line in (*found.lines, *found.empty)][:8]
+    raise MrtError(
+        f"{recipe.source}: a labelled set without a single box that counts ({records} annotation records read)",
+        "\n".join([*said[:6], *why, "Mend the annotations; or say what is meant: --allow-empty, or --format images for bare images."]),
+    )
+
+
 def _reference(images: Path, root: Path, name: str) -> str:
     """How the card names the image root: relative below the data root, so that it may be moved as a whole, else absolute."""
     images, root = images.absolute(), root.absolute()
     return Path(os.path.relpath(images, root / name)).as_posix() if images.is_relative_to(root) else images.as_posix()
 
 
-def _progress_over_splits(
-    recipe: Recipe, work: Path, workers: int, on_progress: Progress | None, total: int
-) -> dict[str, list[Picture | Skipped]]:
+def _progress_over_splits(recipe: Recipe, work: Path, workers: int, on_progress: Progress | None) -> dict[str, list[Picture | Skipped]]:
     results: dict[str, list[Picture | Skipped]] = {}
-    before = 0
+    before, total = 0, sum(len(split.jobs) for split in recipe.splits.values())
     for name, split in recipe.splits.items():
         shift = before
         tell = None if on_progress is None else (lambda done, _, shift=shift: on_progress(shift + done, total))
@@ -156,26 +191,32 @@ def _progress_over_splits(
     return results
 
 
-def _sort_out(
-    split: str, results: Sequence[Picture | Skipped], before: Mapping[str, int]
-) -> tuple[list[Picture], dict[str, int], list[str]]:
-    """Pictures that stay, what was skipped (reason -> how many), and the first example of each reason to skip an image."""
-    pictures, skipped, examples = [], Counter(before), {}
+def _sort_out(results: Sequence[Picture | Skipped], split: Split) -> tuple[list[Picture], dict[str, int], list[str]]:
+    """Pictures that stay, what was skipped (reason -> how many), and for each reason to leave an image out a line with the first few."""
+    pictures, skipped = [], Counter(split.skipped)
+    shown: dict[str, list[str]] = {reason: list(texts) for reason, texts in split.notes.items() if reason.startswith(OF_IMAGES)}
     seen: set[str] = set()
     for result in results:
         if isinstance(result, Picture) and result.file in seen:
             result = Skipped("image listed twice", result.file)
         if isinstance(result, Skipped):
             skipped[result.reason] += 1
-            examples.setdefault(result.reason, result.example.encode("utf-8", "backslashreplace").decode())  # any file name at all
+            shown.setdefault(result.reason, []).append(result.example)
             continue
         seen.add(result.file)
         skipped.update(result.skipped)
         pictures.append(result)
     told = [
-        f"{skipped[reason]} left out: {reason}" + (f", the first is {example}" if example else "") for reason, example in examples.items()
+        f"{skipped[reason]} left out: {reason}" + (f", the first is {_first_of(texts)}" if texts[0] else "")
+        for reason, texts in shown.items()
+        if reason != SHARED and texts
     ]
     return pictures, dict(skipped), told
+
+
+def _first_of(names: Sequence[str], most: int = 3) -> str:
+    first, *others = (name.encode("utf-8", "backslashreplace").decode() for name in names[:most])  # any file name at all
+    return first + (f", then {', '.join(others)}" if others else "")
 
 
 def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
@@ -211,16 +252,3 @@ def _compare(split: str, boxes: Mapping[str, int], images: int, expected: Mappin
         for what, number in expected.items()
         if found.get(what, 0) != number
     ]
-
-
-def clip_box(box: Sequence[float], width: int, height: int) -> tuple[tuple[float, float, float, float], None] | tuple[None, str]:
-    """(x0, y0, x1, y1) cut to the image as (x, y, width, height), or the reason why nothing is left of it."""
-    if not all(math.isfinite(value) for value in box):
-        return None, "box with a number that is not finite"
-    x0, y0, x1, y1 = box
-    if x1 <= x0 or y1 <= y0:
-        return None, "box without area"
-    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-    if x1 <= x0 or y1 <= y0:
-        return None, "box outside the image"
-    return (x0, y0, x1 - x0, y1 - y0), None

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from mrt.data.convert import voc
+from mrt.data.convert.paired import Catalogue, convert, jobs_and_root
 from mrt.data.convert.raw import RawFiles, Unpacking, require
 from mrt.data.convert.recipe import Recipe, Split
-from mrt.data.convert.voc import Catalogue, convert, jobs_and_root
 from mrt.errors import MrtError
 
 CLASSES = ("person", "car", "motorcycle")
@@ -51,7 +52,7 @@ def recipe(raw: Sequence[Path], data_root: Path, *, classes: Sequence[str] = BEN
     made = jobs_and_root(catalogue.pair(name) for name in catalogue.names)
     require(made, "image with its annotation", files, _HINT)
     jobs, root = made
-    run = partial(convert, classes=wanted, class_map=_RENAMED, known=CLASSES)
+    run = partial(convert, read=voc.read, classes=wanted, class_map=_RENAMED, known=CLASSES)
     expected = {"train": {"images": NUM_IMAGES}} if wanted == BENCHMARK else {}
     details = {"benchmark": wanted == BENCHMARK, "coordinates": "1-based, corners included"}
     return Recipe("game", wanted, {"train": Split(root, jobs, run)}, files.source, details, expected=expected)

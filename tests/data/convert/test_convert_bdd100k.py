@@ -44,6 +44,25 @@ def labels_2020(folder, train=TRAIN_2020, name="det_20/det_{}.json"):
     write_text(folder / "labels" / name.format("train"), json.dumps(train))
 
 
+def labels_per_image(folder, frames=TRAIN_2018, split="train", below="labels/100k"):
+    """As bdd100k_labels.zip has them: a file for each image, named without a suffix, in which lanes are lists of points."""
+    for frame in frames:
+        found = [dict(label) for label in frame.get("labels", ())]
+        for label in found:
+            label.update({"poly2d": [[1.0, 2.0, "L"], [3.0, 4.0, "L"]]} if label["category"] in ("lane", "area/drivable") else {})
+        content = {
+            "name": frame["name"].removesuffix(".jpg"),
+            "frames": [
+                {
+                    "timestamp": 10000,
+                    "objects": [label | {"category": label["category"].replace("lane", "lane/road curb")} for label in found],
+                }
+            ],
+            "attributes": frame["attributes"],
+        }
+        write_text(folder / below / split / f"{content['name']}.json", json.dumps(content))
+
+
 @pytest.fixture
 def raw(tmp_path):
     """bdd100k/images/100k with four train and two val images, and no labels yet."""
@@ -119,6 +138,76 @@ def test_where_both_labels_are_there_it_is_2018_unless_asked(raw, convert):
     assert objects(card) == DAYTIME_2018
     card, _ = convert(raw, labels="2020")
     assert ("~person", 1, 1, 2, 8) in objects(card)["a.jpg"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_label_file_for_each_image_gives_the_same_as_the_list_of_2018(tmp_path, raw, convert, packed):
+    labels_2018(raw)
+    listed, _ = convert(raw)
+    for file in (raw / "labels").iterdir():
+        file.unlink()
+    places = [raw]
+    if packed:  # the archive has 100k at its top, as that of the images has today
+        labels_per_image(tmp_path / "zip", below="100k")
+        labels_per_image(tmp_path / "zip", VAL_2018, "val", below="100k")
+        labels_per_image(tmp_path / "zip", [bdd_frame("t.jpg")], "test", below="100k")
+        places = [raw, pack(tmp_path / "zip", tmp_path / "bdd100k_labels.zip")]
+    else:
+        labels_per_image(raw)
+        labels_per_image(raw, VAL_2018, "val")
+    card, warnings = convert(*places)
+    for split in ("train", "val"):
+        assert objects(card, split) == objects(listed, split)
+        assert card.splits[split].skipped == listed.splits[split].skipped
+    assert (card.details["labels"], card.details["benchmark"]) == ("per-image", False)  # train may have more frames
+    assert card.details["other frames"] == {"train": 1, "val": 1}
+    assert "train: 3 images instead of the official 36728" in warnings
+
+
+def test_which_labels_are_taken_where_there_are_several(raw, convert):
+    labels_per_image(raw)
+    labels_2020(raw)
+    card, _ = convert(raw)
+    assert (card.details["labels"], card.details["labels also there"]) == ("per-image", ["2020"])
+    labels_2018(raw)
+    card, _ = convert(raw)
+    assert (card.details["labels"], card.details["labels also there"]) == ("2018", ["per-image", "2020"])
+    card, _ = convert(raw, labels="per-image", where={"timeofday": "night"})
+    assert objects(card) == {"b.jpg": [("person", 3, 4, 6, 6)]}
+
+
+def test_where_the_car_was_is_no_label_file(raw, convert):
+    write_text(raw / "info" / "100k" / "train" / "a.json", json.dumps({"rideID": "x", "gps": []}))
+    with pytest.raises(MrtError, match="holds no label file"):
+        convert(raw)
+    labels_per_image(raw)
+    assert objects(convert(raw)[0]) == DAYTIME_2018
+
+
+def test_label_files_per_image_that_cannot_be_used_are_counted(raw, convert):
+    labels_per_image(raw, TRAIN_2018[:3])
+    folder = raw / "labels" / "100k" / "train"
+    (folder / "a.json").write_text((folder / "a.json").read_text()[:-30])
+    write_text(folder / "gone.json", json.dumps({"name": "gone", "frames": [{"objects": None}], "attributes": {"timeofday": "daytime"}}))
+    for name in "efg":
+        write_image(raw / "images" / "100k" / "train" / f"{name}.jpg")
+    write_text(folder / "e.json", json.dumps({"name": "e", "frames": [{}, {}], "attributes": {"timeofday": "daytime"}}))
+    write_text(folder / "f.json", json.dumps({"name": "f", "labels": []}))
+    write_text(folder / "g.json", json.dumps({"name": "g", "frames": [], "attributes": {"timeofday": "daytime"}}))
+    card, warnings = convert(raw)
+    assert objects(card) == {"c.jpg": [("bicycle", 5, 5, 20, 10)], "g.jpg": []}
+    assert card.splits["train"].skipped == {
+        "class not asked for": 1,
+        "image missing": 1,
+        "annotation cut short or unreadable": 2,
+        "labels of several frames": 1,
+        "labels missing": 1,
+    }
+    assert any("labels missing, the first is d.jpg" in line for line in warnings)
+    for file in folder.iterdir():
+        file.write_text("{")
+    with pytest.raises(MrtError, match=r"a\.json: annotation cut short or unreadable"):
+        convert(raw)
 
 
 def test_all_eight_classes(raw, convert):
@@ -220,7 +309,7 @@ def test_what_cannot_be_used_is_counted(raw, convert):
     ("content", "message"),
     [
         (json.dumps(TRAIN_2018)[:-60].encode(), "not valid JSON"),
-        (json.dumps(TRAIN_2018).encode("utf-16"), "not UTF-8"),
+        (json.dumps(TRAIN_2018).encode() + b"\xe9", "not UTF-8"),
         (b'{"images": [], "annotations": []}', "holds dict, expected a list of frames"),
         (b'[{"name": "a.jpg"}, {"url": "b.jpg"}]', "entry 1 is no frame with a 'name'"),
         (b'[{"name": ""}]', "entry 0 is no frame with a 'name'"),
@@ -246,7 +335,9 @@ def test_missing_parts_are_named(tmp_path, raw, convert):
     labels_2018(raw)
     with pytest.raises(MrtError, match="holds no labels of 2020"):
         convert(raw, labels="2020")
-    with pytest.raises(MrtError, match="labels is '2019'"):
+    with pytest.raises(MrtError, match="holds no labels per image"):
+        convert(raw, labels="per-image")
+    with pytest.raises(MrtError, match="labels is '2019', expected 2018, per-image, 2020"):
         convert(raw, labels="2019")
     with pytest.raises(MrtError, match="holds no images/100k") as caught:
         convert(raw / "labels")

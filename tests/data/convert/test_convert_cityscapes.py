@@ -152,7 +152,7 @@ def test_polygons_that_cannot_be_painted_are_skipped_but_numbered(tmp_path):
     ("content", "message"),
     [
         (b'{"imgHeight": 32, "imgWi', "not valid JSON"),
-        ('{"imgHeight": 32}'.encode("utf-16"), "not UTF-8"),
+        (b'{"imgHeight": 32, "\xe9": 1}', "not UTF-8"),
         (b"[1, 2]", "holds a JSON list"),
         (b'{"imgHeight": 32, "objects": []}', "imgWidth is None"),
         (b'{"imgHeight": 32, "imgWidth": 0, "objects": []}', "imgWidth is 0"),

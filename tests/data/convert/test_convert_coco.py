@@ -143,7 +143,7 @@ def test_an_exif_rotated_photo_may_be_labelled_either_way(tmp_path):
     images = [{"id": n, "file_name": f"{n}.jpg", "width": w, "height": h} for n, (w, h) in enumerate([(40, 30), (30, 40), (40, 40)])]
     for n in range(3):
         write_image(raw / f"{n}.jpg", (40, 30), orientation=6)
-    write_text(raw / "train.json", json.dumps(coco_content([*images, {"id": 9, "file_name": "9.jpg"}], [])))
+    write_text(raw / "train.json", json.dumps(coco_content([*images, {"id": 9, "file_name": "9.jpg"}], [{**CAR, "image_id": 0}])))
     write_image(raw / "9.jpg", (40, 30), orientation=6)
     card, warnings = make(raw, tmp_path)
     assert card.image_sizes == {"40x30": 1, "30x40": 2}, "a missing size is that of the upright picture"
@@ -260,11 +260,14 @@ def test_files_that_cannot_be_used_are_named(tree, tmp_path, content, words):
     assert not (tmp_path / "data" / "own").exists()
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig", "latin-1"])
 def test_another_encoding(tree, tmp_path, encoding):
     raw = tree(GOOD)
     text = json.dumps({**GOOD, "info": {"description": "Straßenszenen"}}, ensure_ascii=False)
     (raw / "train.json").write_bytes(text.encode(encoding))
+    if encoding != "latin-1":
+        assert objects(make(raw, tmp_path)[0]) == {"a.jpg": [("car", 2, 3, 10, 8)]}
+        return
     with pytest.raises(MrtError, match=r"train\.json: not UTF-8"):
         make(raw, tmp_path)
 

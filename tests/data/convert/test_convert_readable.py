@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from cityscapes_tree import cityscapes_frame
@@ -13,7 +14,7 @@ from trees import bdd_frame, voc_tree, write_image, write_text
 
 from mrt.data.card import read_card
 from mrt.data.check import check_set
-from mrt.data.convert import bdd100k, cityscapes, custom, foggy, sim10k
+from mrt.data.convert import acdc, bdd100k, cfc, cityscapes, custom, foggy, kitti, sim10k
 from mrt.data.convert.recipe import prepare
 from mrt.data.dataset import DetectionDataset
 
@@ -46,11 +47,44 @@ def bdd100k_raw(raw):
         write_text(raw / "labels" / f"bdd100k_labels_images_{split}.json", json.dumps(frames))
 
 
+def acdc_raw(raw):
+    categories = [{"id": 24, "name": "person"}, {"id": 26, "name": "car"}]
+    boxes = [{"category_id": 26, "bbox": [1.5, 2, 9, 9.5]}, {"category_id": 24, "bbox": [-3, 2, 50, 9], "iscrowd": 1, "area": 12}]
+    for split in ("train", "val"):
+        images = [{"id": n, "file_name": f"{name}/{split}/a/a_{n}_rgb_anon.png"} for n, name in enumerate(acdc.CONDITIONS)]
+        annotations = [box | {"image_id": image["id"]} for image in images for box in boxes]
+        for image in images:
+            write_image(raw / "rgb_anon" / image["file_name"])
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_text(raw / "gt_detection" / f"instancesonly_{split}_gt_detection.json", json.dumps(content))
+
+
+def kitti_raw(raw):
+    for name in ("000000", "000001"):
+        write_image(raw / "training" / "image_2" / f"{name}.png")
+        write_text(
+            raw / "training" / "label_2" / f"{name}.txt",
+            "Car 0 0 0 1.25 2 9.5 12 1 1 1 1 1 1 1\nDontCare -1 -1 -10 1 1 5 5 -1 -1 -1 -1 -1 -1 -1\n",
+        )
+
+
+def cfc_raw(raw):
+    for name in ("cfc_train", "cfc_val"):
+        write_image(raw / name / f"{name}.jpg")
+        images = [{"id": 7, "file_name": f"{name}.jpg", "width": 40, "height": 30}]
+        annotations = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [1.5, 2, 9, 9.5], "area": 85.5, "iscrowd": 0}]
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "fish"}]}
+        write_text(raw / f"{name}.json", json.dumps(content))
+
+
 BENCHMARKS = {
     "cityscapes": (cityscapes.recipe, cityscapes_raw),
     "foggy": (foggy.recipe, cityscapes_raw),
     "sim10k": (sim10k.recipe, sim10k_raw),
     "bdd100k": (bdd100k.recipe, bdd100k_raw),
+    "acdc": (acdc.recipe, acdc_raw),
+    "kitti": (kitti.recipe, kitti_raw),
+    "cfc": (partial(cfc.recipe, location="kenai"), cfc_raw),
 }
 
 

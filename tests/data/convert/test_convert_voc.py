@@ -147,7 +147,7 @@ def test_a_file_name_of_another_encoding_does_not_stop_the_report(tmp_path, conv
 
 
 def test_classes_asked_for_in_their_order(tmp_path, convert):
-    card, _ = convert(voc_tree(tmp_path / "raw", BOXES), classes=("dog", "bird"))
+    card, _ = convert(voc_tree(tmp_path / "raw", {**BOXES, "d": [("dog", 1, 1, 10, 5)]}), classes=("dog", "bird"))
     assert (card.classes, objects(card)["a.jpg"]) == (("dog", "bird"), [("~dog", 2, 3, 38, 27)])
     assert card.splits["train"].skipped == {"class not asked for": 2}
 
@@ -207,9 +207,10 @@ def test_images_and_annotations_that_cannot_be_read_are_counted(tmp_path, conver
         "image cut short or unreadable": 2,
         "image missing": 1,
         "labels missing": 1,
-        "annotation cut short or unreadable": 3,
+        "annotation cut short or unreadable": 2,
+        "annotation in an unknown encoding": 1,
     }
-    assert len([line for line in card.details["warnings"] if "the first is" in line]) == 4
+    assert len([line for line in card.details["warnings"] if "the first is" in line]) == 5
 
 
 BOMB = '<!DOCTYPE b [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]><annotation>&b;</annotation>'
@@ -261,9 +262,11 @@ def test_a_list_entry_that_climbs_out_is_refused(tmp_path, convert, entry):
         convert(folder)
 
 
-def test_a_list_of_another_encoding_is_refused(tmp_path, convert):
+def test_a_list_of_another_encoding(tmp_path, convert):
     folder = voc_tree(tmp_path / "raw", BOXES, {"train": ["a"]})
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes("a\n".encode("utf-16"))
+    assert [*objects(convert(folder)[0])] == ["a.jpg"]
+    (folder / "ImageSets" / "Main" / "train.txt").write_bytes("\u00e4\n".encode("latin-1"))
     with pytest.raises(MrtError, match=r"train\.txt: not UTF-8"):
         convert(folder)
 

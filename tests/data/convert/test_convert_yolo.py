@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 from trees import objects, pack, write_image, write_text
 
@@ -17,7 +19,8 @@ YAML = "train: images/train\nval: images/val\nnc: 2\nnames: ['car', 'person']\n"
 
 def make(raw, tmp_path, **options):
     """The card of the set that is made of ``raw``."""
-    return prepare(recipe([raw], tmp_path / "data", **options), tmp_path / "data", "own", workers=1, overwrite=True)[0]
+    how = {"workers": 1, "overwrite": True, "allow_empty": options.pop("allow_empty", False)}
+    return prepare(recipe([raw], tmp_path / "data", **options), tmp_path / "data", "own", **how)[0]
 
 
 def split_trees(folder, settings=YAML, image="images/{}", label="labels/{}"):
@@ -34,14 +37,14 @@ def split_trees(folder, settings=YAML, image="images/{}", label="labels/{}"):
 def one(tmp_path):
     """one(label text) -> card of a set with that one picture of 40x30."""
 
-    def make_one(text, settings="train: images\nnames: {0: car, 1: person}\n", **image):
+    def make_one(text, settings="train: images\nnames: {0: car, 1: person}\n", more=MappingProxyType({}), **image):
         write_image(tmp_path / "raw" / "images" / "a.jpg", **image)
         write_text(tmp_path / "raw" / "data.yaml", settings)
         if isinstance(text, bytes):
             write_text(tmp_path / "raw" / "labels" / "a.txt", "").write_bytes(text)
         elif text is not None:
             write_text(tmp_path / "raw" / "labels" / "a.txt", text)
-        return make(tmp_path / "raw", tmp_path)
+        return make(tmp_path / "raw", tmp_path, **more)
 
     return make_one
 
@@ -121,7 +124,7 @@ def test_labels_beside_the_images(tmp_path):
 
 @pytest.mark.parametrize("text", [None, "", "\n \n"])
 def test_an_image_without_objects_stays(one, text):
-    card = one(text)
+    card = one(text, more={"allow_empty": True})
     assert card.split("train").num_empty == 1 and card.split("train").skipped == {}
 
 
@@ -208,7 +211,11 @@ def test_names_that_yaml_takes_for_something_else(one):
 
 
 def test_two_sets_in_one_folder(tmp_path):
-    for name in ("a", "b"):
-        split_trees(tmp_path / "raw" / name)
-    with pytest.raises(MrtError, match=r"several YOLO files with class names: a/data\.yaml, b/data\.yaml"):
+    for name, settings in (("a", YAML), ("b", YAML.replace("'car', 'person'", "'person', 'car'"))):
+        split_trees(tmp_path / "raw" / name, settings)
+    card = make(tmp_path / "raw", tmp_path)
+    other = [("person", *BOXES[0][1:]), ("car", *BOXES[1][1:])]
+    assert objects(card) == {"a/images/train/1.jpg": BOXES, "b/images/train/1.jpg": other} and card.classes == ("car", "person")
+    write_text(tmp_path / "raw" / "dataset.yaml", YAML)  # one above both
+    with pytest.raises(MrtError, match=r"several YOLO files with class names: a/data\.yaml, b/data\.yaml, dataset\.yaml"):
         make(tmp_path / "raw", tmp_path)

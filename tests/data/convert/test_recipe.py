@@ -65,8 +65,8 @@ def test_images_below_the_data_root_are_named_relative_to_the_set(tmp_path):
 
 
 def test_the_same_image_twice_is_taken_once(tmp_path):
-    card, warnings = prepare(recipe([8, 9, 10]), tmp_path, "s", workers=1)
-    assert card.split("train").num_images == 1 and card.split("train").skipped["image listed twice"] == 2
+    card, warnings = prepare(recipe([1, 8, 9, 10]), tmp_path, "s", workers=1)
+    assert card.split("train").num_images == 2 and card.split("train").skipped["image listed twice"] == 2
     assert "image listed twice" in warnings[0]
 
 
@@ -155,10 +155,16 @@ def test_raw_files_in_folders_and_archives_are_one_tree(tmp_path):
     with zipfile.ZipFile(raw / "b.zip", "w") as file:
         file.writestr("a/1.png", "zipped")
         file.writestr("a/2.png", "zipped")
+    with pytest.raises(MrtError, match=r"a/1\.png is in .*raw and, with other content, in .*b\.zip"):
+        RawFiles([raw], r"\.png$", tmp_path / "data")
+    (raw / "b.zip").unlink()
+    with zipfile.ZipFile(raw / "c.zip", "w") as file:
+        file.writestr("a/1.png", "loose")
+        file.writestr("a/2.png", "zipped")
     files = RawFiles([raw], r"\.png$", tmp_path / "data")
     assert {inside: place.relative_to(raw).as_posix() for inside, place in files.files.items()} == {
         "a/1.png": "a/1.png",
-        "a/2.png": "b.zip/a/2.png",
+        "a/2.png": "c.zip/a/2.png",
     }
     assert [match[1] for match, _ in files.matching(r"a/(\d)")] == ["1", "2"]
     with pytest.raises(MrtError, match="no such file or folder"):

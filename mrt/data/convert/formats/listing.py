@@ -1,0 +1,92 @@
+"""Label files that list many images: what a reader of such a format answers with, and what it says of itself.
+
+A format is a module with a :class:`Listing` called ``LISTING``; :mod:`mrt.data.convert.bridge` finds the files and calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrt.data.convert.places import ImageFinder
+from mrt.data.convert.sheets import Record, Sheet
+from mrt.data.headers import read_header
+from mrt.errors import MrtError
+
+Files = Mapping[str, Path]  # path inside the raw files -> where to read it
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A kind of label file that stands for many images.
+
+    Attributes:
+        name: what ``--format`` calls it.
+        suffixes: of its label files, in lower case.
+        needs: one line for messages: which files.
+        read: (label file, which may be a zip's member; all raw files, for those it looks into beside it) -> each image's path as the file
+            has it, and its sheet. MrtError: the file cannot be read as a whole, or something in it must not be passed over.
+        looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file. Quick, and sure.
+        needs_library: whether :mod:`datumaro` reads it, which is an extra.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    needs: str
+    read: Callable[[Path, Files], dict[str, Sheet]]
+    looks: Callable[[bytes, str], bool]
+    needs_library: bool = False
+
+
+def image_name(value: Any, place: Path, entry: str) -> str:
+    """An image's path as the file has it, with forward slashes; MrtError if there is none."""
+    name = value.strip().replace("\\", "/") if isinstance(value, str) else ""
+    if not name or any("\ud800" <= letter <= "\udfff" for letter in name):  # half a character cannot be written
+        raise MrtError(f"{place}: {entry} has no image's name ({repr(value)[:80]})", "Mend or remove this entry, or export the file again.")
+    return name
+
+
+def refuse_twins(names: Sequence[str], place: Path, hint: str) -> None:
+    """MrtError if two entries have the same image's name: whose boxes are whose could not be known."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise MrtError(f"{place}: lists the image {name!r} more than once", hint)
+        seen.add(name)
+
+
+def upright_sizes(names: Iterable[str], place: Path, files: Files) -> dict[str, tuple[int, int]]:
+    """(width, height) of the images that are there, upright by their EXIF entry; for coordinates that are shares of them.
+
+    Raises:
+        MrtError: a name that may mean several files.
+    """
+    finder = ImageFinder(files)
+    sizes = {}
+    for name, inside in finder.find(list(names), place, near=_inside(place, files)).items():
+        try:
+            sizes[name] = read_header(finder.files[inside]).upright
+        except MrtError:  # cut short: whoever reads the image counts it
+            continue
+    return sizes
+
+
+def in_pixels(sheet: Sheet, size: tuple[int, int] | None) -> Sheet:
+    """A sheet whose boxes are shares of the image, in pixels; without the image nothing is known of its objects."""
+    if size is None:
+        lost = {"object of an image that is missing": len(sheet.records)} if sheet.records else {}
+        return Sheet(None, (), {**sheet.skipped, **lost})
+    return sheet._replace(records=tuple(_scaled(record, size) for record in sheet.records))
+
+
+def _scaled(record: Record, size: tuple[int, int]) -> Record:
+    if record.box is None:
+        return record
+    (x0, y0, x1, y1), (width, height) = record.box, size
+    return record._replace(box=(x0 * width, y0 * height, x1 * width, y1 * height))
+
+
+def _inside(place: Path, files: Files) -> str:
+    return next((inside for inside, there in files.items() if there == place), "")

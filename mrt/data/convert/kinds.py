@@ -1,0 +1,163 @@
+"""Which kind of set some files are, and what of them looks like labels and is not read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from mrt.data.archives import open_file
+from mrt.data.convert import bridge, coco, voc, yolo
+from mrt.data.convert.formats import PAIRED
+from mrt.data.convert.names import FOREIGN, TABLES, TEXTS, examples, is_about, plain
+from mrt.data.convert.places import ImageFinder
+from mrt.data.convert.raw import RawFiles, Unpacking, own_files
+from mrt.data.text import decode_head
+from mrt.errors import MrtError
+
+# What each kind needs, for messages.
+KINDS = {
+    "coco": "JSON files with 'images', 'annotations' and 'categories' (instances_train2017.json, train.json, ...), and their images",
+    "voc": "an XML file for each image (Annotations/*.xml, JPEGImages/*.jpg, perhaps ImageSets/Main/{train,val}.txt)",
+    "yolo": "a data.yaml or classes.txt with the class names, images/*/*.jpg, and labels/*/*.txt with lines 'class cx cy w h'",
+    **{name: found.needs for name, found in PAIRED.items()},
+    **{name: found.needs for name, found in bridge.LISTED.items()},
+    "images": "any folder of images; no labels",
+}
+_HEAD = 1 << 16
+_SAMPLED = 64  # label files of a kind that are looked into
+_SAYS = re.compile(
+    r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation|regions|detections)\"\s*:"
+    r"|<(object|box|bndbox|polygon)\b"
+)
+_COLUMNS = re.compile(r"(?i)\b(x_?min|xmin|x1|bbox|left|box)\b")
+
+
+def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking | None = None) -> str:
+    """The kind of a set by its files: a key of :data:`KINDS`.
+
+    Raises:
+        MrtError: none fits (says what each needs), or more than one; or there are images and beside them labels that this kind of question
+            leaves open: of a format that must be named, or of none that is known.
+    """
+    files = own_files(raw, data_root, on_unpack)
+    images = ImageFinder(files.files).files
+    whole, partly = coco.candidates(files)
+    fits = {
+        "coco": bool(whole),
+        "voc": any(voc.looks(_head(place), match.string) for match, place in files.matching(r"(?i)\.xml$")),
+        "yolo": bool(images) and _is_yolo(files, images),
+    }
+    kinds = [kind for kind, fit in fits.items() if fit]
+    given = " ".join(str(path) for path in files.paths)
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        raise MrtError(f"--raw {given}: may be of more than one kind: {', '.join(kinds)}", f"Say which with --format {' or '.join(kinds)}.")
+    named = named_formats(files.files)
+    if named and images:
+        looks = "; ".join(f"{len(insides)} look like {name} labels ({examples(insides)})" for name, insides in named.items())
+        commands = ", ".join(f"--format {name}" for name in named)
+        raise MrtError(
+            f"--raw {given}: {len(images)} images, and beside them files that are not read unasked: {looks}",
+            f"To read them: {commands}. If bare images without labels are meant: --format images.",
+        )
+    if partly:
+        return "coco"
+    unknown = unread(files.files, ()) if images else []
+    if unknown:
+        raise MrtError(
+            f"--raw {given}: {len(images)} images, and beside them {len(unknown)} files that may be labels, of no kind that mrt knows: "
+            f"{examples(unknown)}",
+            "If bare images without labels are meant: --format images. Else say which they are, or convert them to one of these:\n"
+            f"--format {' | '.join(KINDS)}",
+        )
+    if images:
+        return "images"
+    needs = "\n".join(f"  --format {kind}: {need}" for kind, need in KINDS.items())
+    raise MrtError(f"--raw {given}: no kind of data set that mrt knows ({len(files.files)} files looked at)", f"Each needs:\n{needs}")
+
+
+def named_formats(files: Mapping[str, Path], but: Collection[str] = ()) -> dict[str, list[str]]:
+    """Label files in formats that are read when they are named: format -> paths inside. ``but``: paths that are not looked at."""
+    found: dict[str, list[str]] = {}
+    rest = {inside: place for inside, place in files.items() if inside not in but and not is_about(inside)}
+    by_suffix: dict[tuple[str, str], list[str]] = {}
+    for inside in sorted(rest):
+        path = PurePosixPath(inside)
+        by_suffix.setdefault((path.parent.as_posix(), path.suffix.lower()), []).append(inside)
+    for (_, suffix), insides in by_suffix.items():  # files of one folder are of one format: a few of them tell
+        for name, kind in PAIRED.items():
+            heads = ((inside, _head(rest[inside])) for inside in insides[:_SAMPLED]) if suffix in kind.suffixes else ()
+            if any(kind.looks(head, inside) for inside, head in heads):
+                found.setdefault(name, []).extend(insides)
+                break
+    taken = {inside for insides in found.values() for inside in insides}
+    listed = bridge.find({inside: place for inside, place in rest.items() if inside not in taken})
+    return {**found, **listed}
+
+
+def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
+    """Files that look like labels and were not read.
+
+    That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a JSON or XML file
+    that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
+    """
+    images = ImageFinder(files)
+    stems = {PurePosixPath(plain(inside)).stem for inside in images.files}
+    names = {PurePosixPath(inside).name for inside in images.files}
+    found = []
+    for inside in sorted(images.others):
+        suffix = PurePosixPath(inside).suffix.lower().removeprefix(".")
+        if inside in read or is_about(inside) or suffix not in (*TEXTS, *TABLES):
+            continue
+        stem = PurePosixPath(plain(inside)).stem
+        if suffix in TABLES or stem in stems or PurePosixPath(stem).stem in stems or _speaks_of(suffix, files[inside], names):
+            found.append(inside)
+    return found
+
+
+def foreign(files: Mapping[str, Path]) -> list[str]:
+    """Pictures and films among the files that Pillow does not read."""
+    return sorted(inside for inside in files if PurePosixPath(inside).suffix.lower().removeprefix(".") in FOREIGN)
+
+
+def left_beside(files: RawFiles, kind: str, read: Collection[str]) -> list[str]:
+    """What to say of files that lie beside a set and were not read."""
+    said = []
+    others = [] if kind == "images" else unread(files.files, read)
+    if others:
+        said.append(f"not read: {len(others)} files that may be labels of another kind: {examples(others)}")
+    pictures = foreign(files.files)
+    if pictures:
+        said.append(
+            f"not read: {len(pictures)} files of kinds that Pillow does not open: {examples(pictures)} (convert them to JPEG or PNG)"
+        )
+    return said
+
+
+def _is_yolo(files: RawFiles, images: Iterable[str]) -> bool:
+    """Whether images have YOLO's label files, or there are class names as YOLO has them; not if their files are in another format."""
+    labels = yolo.label_files(files, images)
+    sample = labels[:: max(1, len(labels) // _SAMPLED)]
+    heads = [(inside, _head(files.files[inside])) for inside in sample]
+    if any(yolo.looks(head, inside) for inside, head in heads):
+        return True
+    if any(kind.looks(head, inside) for kind in PAIRED.values() if ".txt" in kind.suffixes for inside, head in heads):
+        return False
+    return yolo.has_names(files) or (bool(heads) and all(not head.strip() for _, head in heads))
+
+
+def _speaks_of(suffix: str, place: Path, names: Collection[str]) -> bool:
+    text = decode_head(_head(place))
+    if suffix in ("csv", "tsv", "lst"):
+        return bool(_COLUMNS.search(text)) or any(name in text for name in names)
+    return suffix in ("json", "jsonl", "ndjson", "geojson", "xml") and bool(_SAYS.search(text))
+
+
+def _head(place: Path) -> bytes:
+    try:
+        with open_file(place) as file:
+            return file.read(_HEAD)
+    except OSError:
+        return b""

@@ -1,0 +1,107 @@
+"""Sets whose label files stand for many images each, in the formats of :mod:`mrt.data.convert.bridge`."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from mrt.data.convert import bridge, paired
+from mrt.data.convert.names import examples, split_in, split_of_folder
+from mrt.data.convert.places import ImageFinder
+from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
+from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.convert.sheets import Sheet
+from mrt.errors import MrtError
+
+_SPLITS = ("train", "val", "test")
+_ROOT = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?/*(?:\.\.?/+)*")  # of other machines' paths and addresses
+
+
+class Job(NamedTuple):
+    """An image and what its label file says of it."""
+
+    file: str
+    place: str
+    sheet: Sheet
+
+
+def recipe(
+    format: str, raw: Sequence[Path] | RawFiles, data_root: Path, *, domain: str = "custom", on_unpack: Unpacking | None = None
+) -> Recipe:
+    """A user's own set in a format whose files stand for many images.
+
+    Images are found by the end of the paths that the label files have. A split is the word train, val, test or the like in the label file's
+    name, else in its folder's, else in the folders of all of its images; else it is "train". Images that no label file lists are left out,
+    and said.
+
+    Raises:
+        MrtError: no such label files, no images, an image that two label files list, and what :func:`mrt.data.convert.bridge.read` raises.
+    """
+    files = own_files(raw, data_root, on_unpack)
+    finder = ImageFinder(files.files)
+    require(finder.files, "images", files, "Give the images' folder or archive too.")
+    sheets = bridge.read(format, files.files)
+    parts: dict[str, list[tuple[str, Sheet] | Skipped]] = defaultdict(list)
+    owners: dict[str, str] = {}
+    for inside, by_name in sheets.items():
+        ends = {name: _ROOT.sub("", name) for name in by_name}
+        found = finder.find(list(ends.values()), files.files[inside], split=_split_of(inside, []), near=inside)
+        if by_name and not found:
+            raise MrtError(
+                f"{files.files[inside]}: none of its {len(by_name)} images is there, the first is {next(iter(by_name))!r}",
+                "Give the images' folder or archive too, in --raw.",
+            )
+        split = _split_of(inside, list(found.values()))
+        for name, sheet in by_name.items():
+            image = found.get(ends[name])
+            if image is None:
+                parts[split].append(Skipped("image missing", name))
+            elif owners.setdefault(image, inside) != inside:
+                raise MrtError(
+                    f"--raw {files.source}: {owners[image]} and {inside} both list the image {image}",
+                    "Nobody can tell whose labels are true: give one of them.",
+                )
+            else:
+                parts[split].append((image, sheet))
+    classes = sorted(
+        {record.label for by_name in sheets.values() for sheet in by_name.values() for record in sheet.records if record.label}
+    )
+    splits = {split: _split(found, finder, classes) for split, found in sorted(parts.items(), key=_order)}
+    alone = sorted(finder.files.keys() - owners.keys())
+    notes = [f"{len(alone)} images are in no label file and left out: {examples(alone)}"] if alone else []
+    return Recipe(
+        domain, tuple(classes), splits, files.source, {"format": format}, notes=[*files.notes, *finder.notes, *notes], read=list(sheets)
+    )
+
+
+def convert(job: Job | Skipped, classes: Sequence[str]) -> Picture | Skipped:
+    """One image with its objects."""
+    return job if isinstance(job, Skipped) else paired.picture_of(Path(job.place), job.file, job.sheet, classes)
+
+
+def _order(item: tuple[str, object]) -> int:
+    return _SPLITS.index(item[0])
+
+
+def _split_of(inside: str, images: Sequence[str]) -> str:
+    said = split_in(PurePosixPath(inside).stem) or split_of_folder(inside)
+    theirs = {split_of_folder(image) for image in images}
+    split = said or (theirs.pop() if len(theirs) == 1 else None) or "train"
+    return split if split in _SPLITS else "train"
+
+
+def _split(found: Sequence[tuple[str, Sheet] | Skipped], finder: ImageFinder, classes: Sequence[str]) -> Split:
+    places = [finder.files[one[0]] for one in found if not isinstance(one, Skipped)]
+    root = common_root(places) if places else Path()
+    jobs: list[Job | Skipped] = []
+    for one in found:
+        if isinstance(one, Skipped):
+            jobs.append(one)
+        else:
+            place = finder.files[one[0]]
+            jobs.append(Job(relative(place, root), str(place), one[1]))
+    return Split(root, jobs, partial(convert, classes=tuple(classes)))

@@ -1,0 +1,280 @@
+"""Sets with a label file for each image, whatever its format: finding the pairs, the splits, the classes, and the boxes.
+
+Shared by VOC (:mod:`mrt.data.convert.voc`), Sim10k and the formats of :mod:`mrt.data.convert.formats`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from mrt.data.convert.lists import Listed, find_lists, said_of, without_trainval
+from mrt.data.convert.names import examples, plain, split_of_folder
+from mrt.data.convert.places import Box, measured, pictured
+from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
+from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.convert.sheets import Format, Sheet
+from mrt.data.headers import IMAGE_SUFFIXES
+from mrt.data.staging import available_cores, run_parallel
+
+SPLITS = ("train", "val", "test")
+# Folders that hold one kind of file: no part of a file's name.
+_FOLDERS = {"annotations", "annotation", "ann", "anns", "xml", "xmls", "labels", "label", "jpegimages", "images", "image", "imgs", "img"}
+_MASKS = ("segmentationclass", "segmentationobject")  # VOC's folders of images of the same names that are no photos
+
+
+class Pair(NamedTuple):
+    """An image, its label file and its name relative to the split's root of images: a job."""
+
+    image: Path
+    labels: Path
+    file: str
+
+
+class Catalogue:
+    """The images and label files of a set by name: their path without suffix and without folders such as JPEGImages and Annotations.
+
+    So ``VOC2012/JPEGImages/a.JPG`` and ``VOC2012/Annotations/a.xml`` are both ``VOC2012/a``, and files side by side fit as well, also
+    ``a.jpg.xml``. Names are compared as :func:`mrt.data.convert.names.plain` writes them, and in any case where that is clear. Only where
+    no label file finds its image like that, the first folder does not count (photos/2012/a.jpg, boxes/2012/a.xml), or else none.
+
+    Args:
+        suffixes: of label files. folders: more of the kind that is no part of a name.
+        what: of label files, for messages; needs: where they are looked for.
+
+    Raises:
+        MrtError: no images, or no annotations.
+    """
+
+    def __init__(
+        self, raw: RawFiles, suffixes: Sequence[str] = (".xml",), folders: Collection[str] = (), what: str = "annotations", needs: str = ""
+    ) -> None:
+        self._folders = _FOLDERS | {*folders}
+        self.files = {inside: place for inside, place in raw.files.items() if not {*inside.lower().split("/")} & {*_MASKS}}
+        kinds = {inside: PurePosixPath(inside).suffix.lower() for inside in self.files}
+        labels = [inside for inside in self.files if kinds[inside] in suffixes]
+        images = [inside for inside in self.files if kinds[inside] in IMAGE_SUFFIXES]
+        require(labels, f"{what} (*{', *'.join(suffixes)})", raw, needs)
+        require(
+            images, "images (.jpg, .png, .tif and all others that Pillow reads)", raw, "Give the folder or archive with the images too."
+        )
+        for folders_less in (0, 1, 999):
+            self._folders_less = folders_less
+            self.labels, self.images = self._by_name(labels), self._by_name(images)
+            if self.labels.keys() & self.images.keys():
+                break
+        self.notes = self._in_any_case()
+
+    def name(self, inside: str) -> str:
+        """What a path inside the raw files is called here."""
+        path = PurePosixPath(plain(inside))
+        folders = [part for part in path.parent.parts if part.lower() not in self._folders]
+        stem = path.stem
+        if path.suffix not in IMAGE_SUFFIXES and PurePosixPath(stem).suffix.lower() in IMAGE_SUFFIXES:
+            stem = PurePosixPath(stem).stem  # a.jpg.xml
+        return "/".join([*folders[self._folders_less :], stem])
+
+    @property
+    def names(self) -> list[str]:
+        """Of all images and label files."""
+        return sorted(self.labels.keys() | self.images.keys())
+
+    def split(self, name: str) -> str | None:
+        """The split that the folders of the file speak of."""
+        split = split_of_folder((self.labels.get(name) or self.images[name])[0])
+        return "train" if split == "trainval" else split
+
+    def pair(self, name: str) -> Pair | Skipped:
+        """Image and label file of that name, or what is missing. ``file`` is empty: :func:`jobs_and_root` fills it in."""
+        images, labels = self.images.get(name, []), self.labels.get(name, [])
+        if not images:
+            return Skipped("image missing", labels[0] if labels else name)
+        if not labels:
+            return Skipped("labels missing", images[0])
+        if len(images) > 1 or len(labels) > 1:
+            return Skipped("several files fit", " and ".join([*images, *labels][:4]))
+        return Pair(self.files[images[0]], self.files[labels[0]], "")
+
+    def _by_name(self, files: Sequence[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for inside in files:
+            found.setdefault(self.name(inside), []).append(inside)
+        return found
+
+    def _in_any_case(self) -> list[str]:
+        """Call label files after images that differ only in upper and lower case, where one fits one; what to say of inexact names."""
+        images = _folded(self.images.keys() - self.labels.keys())
+        moved = []
+        for name, theirs in _folded(self.labels.keys() - self.images.keys()).items():
+            ours = images.get(name, [])
+            if len(theirs) == len(ours) == 1:
+                self.labels[ours[0]] = self.labels.pop(theirs[0])
+                moved.append(ours[0])
+        odd = [
+            name
+            for name in self.labels.keys() & self.images.keys()
+            if _stem(self.labels[name][0]) not in (_stem(self.images[name][0]), PurePosixPath(self.images[name][0]).name)
+        ]
+        shown = examples(f"{self.labels[name][0]} for {self.images[name][0]}" for name in sorted({*odd, *moved}))
+        return [f"{len(odd)} label files are named a little differently from their images: {shown}"] if odd else []
+
+
+def jobs_and_root(pairs: Iterable[Pair | Skipped]) -> tuple[list[Pair | Skipped], Path] | None:
+    """The pairs with their file names filled in, and the root of their images; None if there is no pair among them."""
+    found = list(pairs)
+    places = [pair.image for pair in found if isinstance(pair, Pair)]
+    if not places:
+        return None
+    root = common_root(places)
+    return [pair._replace(file=relative(pair.image, root)) if isinstance(pair, Pair) else pair for pair in found], root
+
+
+def convert(
+    job: Pair | Skipped,
+    read: Callable[[Path], Sheet | Skipped],
+    classes: Sequence[str],
+    class_map: Mapping[str, str] | None = None,
+    known: Collection[str] | None = None,
+) -> Picture | Skipped:
+    """One image with the objects of the classes asked for.
+
+    Args:
+        read: of :class:`mrt.data.convert.sheets.Format`.
+        class_map: the file's name for a class -> ours; known: names that the set has beside those asked for, None if it may have any.
+    """
+    if isinstance(job, Skipped):
+        return job
+    sheet = read(job.labels)
+    if isinstance(sheet, Skipped):
+        return sheet
+    return picture_of(job.image, job.file, sheet, classes, class_map, known)
+
+
+def picture_of(
+    image: Path,
+    file: str,
+    sheet: Sheet,
+    classes: Sequence[str],
+    class_map: Mapping[str, str] | None = None,
+    known: Collection[str] | None = None,
+) -> Picture | Skipped:
+    """An image with what its label file says of it; arguments as :func:`convert` has them."""
+    size = measured(image, file, sheet.size)
+    if isinstance(size, Skipped):
+        return size
+    boxes, skipped = [], Counter(sheet.skipped)
+    for label, corners, ignored in sheet.records:
+        name = (class_map or {}).get(label, label)
+        if name not in classes:
+            skipped["class not asked for" if name and (known is None or name in known) else f"unknown label {label!r}"] += 1
+        elif corners is None:
+            skipped["no box"] += 1
+        else:
+            boxes.append(Box(name, corners, None, ignored))
+    return pictured(file, size, boxes, skipped)
+
+
+def recipe(
+    format: Format,
+    raw: Sequence[Path] | RawFiles,
+    data_root: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    domain: str = "custom",
+    on_unpack: Unpacking | None = None,
+) -> Recipe:
+    """A user's own set with a label file for each image; :mod:`mrt.data.convert.custom` renames classes and splits a validation part off.
+
+    Splits are those of lists: ``ImageSets/Main/{train,val,test}.txt`` or ``train.txt`` and the like anywhere (trainval.txt as train where
+    there is no train.txt; of each line the whole, else the first word); without lists, those of folders such as train, valid and test if
+    all label files are in such; else all images are "train". What no list names is left out, and said.
+
+    Args:
+        raw: folders or archives, as the user names them.
+        classes: those to take, in this order; default: all of the files' names, in the format's order or sorted (for which all label files
+            are read).
+
+    Raises:
+        MrtError: no images or annotations; a list that names a path outside the set; a label file that is refused.
+    """
+    files = own_files(raw, data_root, on_unpack)
+    catalogue = Catalogue(files, format.suffixes, format.folders, f"{format.name.upper()} annotations", format.needs)
+    names, notes, lists = _names_by_split(files, catalogue)
+    found: dict[str, tuple[list[Pair | Skipped], Path]] = {}
+    for split, entries in names.items():
+        made = jobs_and_root(catalogue.pair(entry) for entry in entries)
+        if made is not None:
+            found[split] = made
+    details: dict[str, object] = {"format": format.name}
+    if names.keys() - {*found}:
+        details["splits without files"] = sorted(names.keys() - {*found})
+    require(found, "image with its annotation", files, "Images and label files must have the same name, but for the suffix.")
+    if classes is None:
+        used = _labels([job.labels for jobs, _ in found.values() for job in jobs if isinstance(job, Pair)], format.read)
+        known = format.classes or ()
+        classes = [*(name for name in known if name in used), *(name for name in used if name not in known)]
+    run = partial(convert, read=format.read, classes=tuple(classes))
+    splits = {split: Split(root, jobs, run) for split, (jobs, root) in found.items()}
+    read = [*(inside for found in catalogue.labels.values() for inside in found), *lists]
+    return Recipe(domain, tuple(classes), splits, files.source, details, notes=[*files.notes, *catalogue.notes, *notes], read=read)
+
+
+def _names_by_split(files: RawFiles, catalogue: Catalogue) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """The catalogue's names of each split, what to say of the lists, and which they are."""
+    lists, used = find_lists(files.files, partial(_known, catalogue=catalogue), catalogue.labels.keys() | catalogue.images.keys())
+    if lists:
+        named = {name for names in lists.values() for name in names}
+        left = [catalogue.images[name][0] for name in sorted(catalogue.images.keys() - named)]
+        return without_trainval(lists), said_of(used, left), [inside for insides in used.values() for inside in insides]
+    folders = {name: catalogue.split(name) for name in catalogue.names}
+    if all(folders[name] in SPLITS for name in catalogue.labels):
+        return (
+            {split: [name for name, folder in folders.items() if folder == split] for split in SPLITS if split in folders.values()},
+            [],
+            [],
+        )
+    return {"train": catalogue.names}, [], []
+
+
+def _known(listed: Listed, catalogue: Catalogue) -> list[str]:
+    """The catalogue's names of a list's entries. They are those of the list's own set, or if that holds none of them, of any."""
+    suffixes = (*catalogue_suffixes(catalogue), *IMAGE_SUFFIXES)  # some tools add one; a name's own dot is none
+    files = [entry if PurePosixPath(entry).suffix.lower() in suffixes else f"{entry}.xml" for entry in listed.entries]
+    names = [catalogue.name(listed.above + file) for file in files]
+    if any(name in catalogue.labels or name in catalogue.images for name in names):
+        return names
+    lasts: dict[str, list[str]] = {}
+    for name in catalogue.names:
+        lasts.setdefault(PurePosixPath(name).name, []).append(name)
+    same = [lasts.get(PurePosixPath(plain(file)).stem, []) for file in files]
+    return [found[0] if len(found) == 1 else name for found, name in zip(same, names, strict=True)]
+
+
+def catalogue_suffixes(catalogue: Catalogue) -> tuple[str, ...]:
+    """Suffixes of its label files, in lower case."""
+    return tuple({PurePosixPath(files[0]).suffix.lower() for files in catalogue.labels.values()})
+
+
+def _labels(places: Sequence[Path], read: Callable[[Path], Sheet | Skipped]) -> list[str]:
+    """All names that the files give their objects, sorted."""
+    workers = available_cores() if len(places) > 2000 else 1
+    return sorted({label for labels in run_parallel(partial(_labels_of, read=read), places, workers) for label in labels if label})
+
+
+def _labels_of(place: Path, read: Callable[[Path], Sheet | Skipped]) -> set[str]:
+    sheet = read(place)
+    return set() if isinstance(sheet, Skipped) else {record.label for record in sheet.records}
+
+
+def _folded(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.casefold(), []).append(name)
+    return found
+
+
+def _stem(inside: str) -> str:
+    return PurePosixPath(inside).stem

@@ -1,0 +1,58 @@
+"""Label files that come one for each image: what a reader of such a format answers with, and what it says of itself.
+
+A format is a module of :mod:`mrt.data.convert.formats` with a :class:`Format` called ``FORMAT``. Finding files, pairing them with their
+images, splits, classes, EXIF, clipping and counting are the same for all of them: :mod:`mrt.data.convert.paired`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from mrt.data.convert.recipe import Skipped
+
+
+class Record(NamedTuple):
+    """An annotated object as its file has it.
+
+    ``box``: x0, y0, x1, y1 in pixels, distances from the upper left corner of the image to the box's edges (so width = x1 - x0), NaN where
+    no number stands; None if the object has no box. ``ignored``: neither found nor missed, as COCO's ``iscrowd``.
+    """
+
+    label: str
+    box: tuple[float, float, float, float] | None
+    ignored: bool = False
+
+
+class Sheet(NamedTuple):
+    """What a label file says of its image; ``size`` (width, height) in pixels, None where it does not say it; ``skipped``: reason -> how
+    many of its entries are no objects."""
+
+    size: tuple[int, int] | None
+    records: tuple[Record, ...]
+    skipped: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of label file, one for each image.
+
+    Attributes:
+        name: what ``--format`` calls it.
+        suffixes: of its label files, in lower case.
+        needs: one line for messages: which files, where.
+        read: (label file, which may be a zip's member) -> its content, or why it cannot be used. MrtError: nobody should go on.
+        looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file. Quick, and sure.
+        classes: the format's own class names in order; None: those that the files use, sorted.
+        folders: names of folders that hold labels or images, in lower case, beside the usual ones (labels, annotations, images, ...).
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    needs: str
+    read: Callable[[Path], Sheet | Skipped]
+    looks: Callable[[bytes, str], bool]
+    classes: tuple[str, ...] | None = None
+    folders: frozenset[str] = field(default_factory=frozenset)

@@ -1,0 +1,141 @@
+"""What only the whole set tells: which way turned photos are meant, what two splits share, and how much of it gave no box."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mrt.data.convert.names import counted_reasons, examples
+from mrt.data.convert.pictures import Picture, Skipped
+from mrt.errors import MrtError
+
+Results = Mapping[str, Sequence[Picture | Skipped]]
+SHARED = "image of a held-out split too"
+# Objects left out on purpose, or of which nothing is lost: no boxes that a detector should have learned from.
+_MEANT = (
+    *("class not asked for", "annotation listed twice", "object fully hidden", "DontCare region", "ignored region"),
+    *("category 11 (others), no class of the benchmark", "point or line, which has no area", "tag of the whole image"),
+    "skeleton of key points",
+)
+# Reasons for whole images, as Split.skipped counts them; all others are about objects.
+OF_IMAGES = ("image ", "file name", "labels missing", "several files", "kind of image", "annotation cut short", "label file")
+
+
+def choose_readings(results: Results) -> tuple[dict[str, list[Picture | Skipped]], list[str]]:
+    """The results with the reading of turned photos that keeps boxes inside their pictures, and what to say of it.
+
+    A photo that its EXIF entry turns can be labelled as stored or as shown. Tools write the size of the one beside the boxes of the other,
+    so boxes decide where they can: those that stick out of the picture in one reading and in no case in the other. All of the set's turned
+    photos are read alike, unless the boxes of some say this and of some that.
+    """
+    turned = [found.turned for part in results.values() for found in part if isinstance(found, Picture) and found.turned]
+    first = sum(1 for photo in turned if photo.out_other and not photo.out)
+    other = sum(1 for photo in turned if photo.out and not photo.out_other)
+    swap_all = other > 0 and not first
+
+    def chosen(found: Picture | Skipped) -> Picture | Skipped:
+        if isinstance(found, Skipped) or found.turned is None:
+            return found
+        photo = found.turned
+        swap = swap_all or (photo.out > 0 and not photo.out_other)
+        return (photo.picture._replace(extra=found.extra) if swap else found)._replace(turned=None)
+
+    answer = {split: [chosen(found) for found in part] for split, part in results.items()}
+    return answer, _said_of_turned(len(turned), first, other, sum(photo.claimed for photo in turned))
+
+
+def _said_of_turned(count: int, first: int, other: int, claimed: int) -> list[str]:
+    if not count:
+        return []
+    photos = f"{count} photos are turned by their EXIF entry"
+    if first and other:
+        return [
+            f"warning: {photos}: the boxes of {first} fit only as their size says and those of {other} only the other way; each is read so"
+        ]
+    if other:
+        return [f"{photos}: read the other way round than their size says, because the boxes of {other} fit their pictures only so"]
+    if first:
+        return [f"{photos}: read as their size says; the boxes of {first} fit their pictures only so"]
+    way = "as the size in the annotations says" if claimed == count else "as they are shown, upright"
+    return [f"{photos}: no box tells which way they were labelled; they are read {way}. Look at some: --preview 12"]
+
+
+def keep_apart(results: Results, roots: Mapping[str, str]) -> tuple[dict[str, list[Picture | Skipped]], list[str]]:
+    """Take images out of "train" that are in another split too, and say so.
+
+    Only a "train" that is "val" as a whole stays, as in the tiny example sets of some tools.
+
+    Args:
+        roots: split -> its images' root.
+
+    Raises:
+        MrtError: all images of "train" are test images.
+    """
+    answer = {split: list(part) for split, part in results.items()}
+    said: list[str] = []
+    for held in ("test", "val"):
+        if held not in answer or "train" not in answer:
+            continue
+        theirs = {f"{roots[held]}/{found.file}" for found in answer[held] if isinstance(found, Picture)}
+        train = [found for found in answer["train"] if isinstance(found, Picture)]
+        shared = [found for found in train if f"{roots['train']}/{found.file}" in theirs]
+        if not shared:
+            continue
+        if len(shared) == len(train) and held == "test":
+            raise MrtError(
+                f"all {len(shared)} images of the split train are in test too, the first is {shared[0].file}",
+                "Nothing would be left to train on: mend the lists, or leave out the one of the test images.",
+            )
+        if len(shared) == len(train):
+            said.append(f"warning: train and {held} hold the same images: what is measured on {held} says nothing of other images")
+            continue
+        names = {found.file for found in shared}
+        answer["train"] = [
+            Skipped(SHARED, found.file) if isinstance(found, Picture) and found.file in names else found for found in answer["train"]
+        ]
+        said.append(f"warning: {len(shared)} images are in train and in {held}: taken out of train: {examples(sorted(names))}")
+    return answer, said
+
+
+class Losses(NamedTuple):
+    """What of a split's annotations gave no box. ``records``: annotation records that were read; ``lost``: reason -> how many of them gave
+    none, though nobody asked to leave them out; ``lines``: that in words; ``empty``: in words, how many images have no box."""
+
+    records: int
+    lost: Counter[str]
+    lines: list[str]
+    empty: list[str]
+
+
+def losses(split: str, results: Sequence[Picture | Skipped], before: Mapping[str, int], noted: Mapping[str, Sequence[str]]) -> Losses:
+    """How many images and records gave no box, and why, with examples.
+
+    Args:
+        before: reason -> how many were left out before any image was looked at; noted: reason -> examples of these.
+    """
+    pictures = [found for found in results if isinstance(found, Picture)]
+    lost = Counter({reason: count for reason, count in before.items() if count and not reason.startswith(OF_IMAGES)})
+    shown = {reason: list(noted.get(reason, ())) for reason in lost}
+    for found in pictures:
+        for reason, count in found.skipped.items():
+            lost[reason] += count
+            if len(shown.setdefault(reason, [])) < 3:
+                shown[reason].append(found.notes.get(reason, found.file))
+    records = sum(len(found.things) for found in pictures) + sum(lost.values())
+    for reason in _MEANT:
+        del lost[reason]
+    lines, empty = [], []
+    if total := sum(lost.values()):
+        lines.append(f"{split}: {total} of {records} annotation records ({_percent(total, records)}) gave no box: {counted_reasons(lost)}")
+        lines += [f"{split}: {reason}: {examples(shown[reason])}" for reason, _ in lost.most_common() if shown.get(reason)]
+    without = [found.file for found in pictures if all(thing.ignored for thing in found.things)]
+    if without:
+        share = _percent(len(without), len(pictures))
+        empty.append(f"{split}: {len(without)} of {len(pictures)} images ({share}) have no box: {examples(without)}")
+    return Losses(records, lost, lines, empty)
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / max(whole, 1)
+    return f"{share:.0f} %" if share >= 1 or not part else "less than 1 %"
