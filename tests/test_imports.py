@@ -41,7 +41,7 @@ RULES = {
     "mrt.data.check": ["mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors"],
     "mrt.data.registry": ["mrt.data.card", "mrt.errors"],
     "mrt.data.staging": ["mrt.data.card", "mrt.errors"],
-    "mrt.data.preview": ["PIL", "mrt.data.archives", "mrt.data.card", "mrt.errors"],
+    "mrt.data.preview": ["PIL", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.errors"],
     "mrt.data.convert": [
         *("numpy", "PIL", "yaml", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors", "mrt.files"),
         "mrt.data.text",

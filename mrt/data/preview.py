@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from mrt.data.archives import open_file
 from mrt.data.card import is_ignored, read_card, read_json
+from mrt.data.headers import BROKEN, open_picture
 from mrt.errors import MrtError
 
 # Okabe and Ito's set for all kinds of colour vision; further classes start again (their names tell them apart).
@@ -61,7 +62,7 @@ def _tile(path: Path, entry: dict, room: tuple[int, int]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open_file(path) as file, Image.open(file) as picture:
+            with open_file(path) as file, open_picture(file, entry["width"] * entry["height"]) as picture:
                 if picture.size != (entry["width"], entry["height"]):
                     picture = ImageOps.exif_transpose(picture)
                 elif picture.mode.startswith("I"):
@@ -69,7 +70,7 @@ def _tile(path: Path, entry: dict, room: tuple[int, int]) -> Image.Image:
                 scale = min(room[0] / picture.width, room[1] / picture.height)
                 size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
                 return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise MrtError(f"{path}: cannot be read as an image ({error})", "Look for more with --check.") from None
 
 

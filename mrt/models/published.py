@@ -204,9 +204,7 @@ def _layout(state: State, what: str) -> str:
                 "Name the folder that holds both this file and its config.json.",
             )
         if "fc.weight" in state or "classifier.weight" in state:
-            raise MrtError(
-                f"{what} holds an image classifier, not a detector", f"To start a backbone from it: --set model.weights={what}"
-            )
+            raise MrtError(f"{what} holds an image classifier, not a detector", f"To start a backbone from it: --set model.weights={what}")
         raise MrtError(
             f"{what} is neither a published MRT nor a Deformable DETR checkpoint: its {len(state)} tensors are named "
             f"{', '.join(list(state)[:3])}, ...",

@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from mrt.data.archives import open_file
 from mrt.data.convert import bridge, coco, voc, yolo
 from mrt.data.convert.formats import PAIRED
-from mrt.data.convert.names import FOREIGN, TABLES, TEXTS, examples, is_about, plain
+from mrt.data.convert.names import FOREIGN, TABLES, TEXTS, examples, is_about, plain, split_in
 from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
+from mrt.data.convert.yolo_settings import settings_and_names
 from mrt.data.text import decode_head
 from mrt.errors import MrtError
 
@@ -100,8 +101,8 @@ def named_formats(files: Mapping[str, Path], but: Collection[str] = ()) -> dict[
 def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     """Files that look like labels and were not read.
 
-    That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a JSON or XML file
-    that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
+    That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a list of images
+    that speaks of a split; a JSON or XML file that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
     """
     images = ImageFinder(files)
     stems = {PurePosixPath(plain(inside)).stem for inside in images.files}
@@ -127,7 +128,7 @@ def left_beside(files: RawFiles, kind: str, read: Collection[str]) -> list[str]:
     said = []
     others = [] if kind == "images" else unread(files.files, read)
     if others:
-        said.append(f"not read: {len(others)} files that may be labels of another kind: {examples(others)}")
+        said.append(f"not read: {len(others)} files that may be labels or lists of another kind: {examples(others)}")
     pictures = foreign(files.files)
     if pictures:
         said.append(
@@ -145,13 +146,15 @@ def _is_yolo(files: RawFiles, images: Iterable[str]) -> bool:
         return True
     if any(kind.looks(head, inside) for kind in PAIRED.values() if ".txt" in kind.suffixes for inside, head in heads):
         return False
-    return yolo.has_names(files) or (bool(heads) and all(not head.strip() for _, head in heads))
+    return bool(settings_and_names(files)) or (bool(heads) and all(not head.strip() for _, head in heads))
 
 
 def _speaks_of(suffix: str, place: Path, names: Collection[str]) -> bool:
     text = decode_head(_head(place))
     if suffix in ("csv", "tsv", "lst"):
         return bool(_COLUMNS.search(text)) or any(name in text for name in names)
+    if suffix == "txt":
+        return split_in(place.stem) is not None and any(name in text for name in names)
     return suffix in ("json", "jsonl", "ndjson", "geojson", "xml") and bool(_SAYS.search(text))
 
 

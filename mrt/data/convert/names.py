@@ -38,8 +38,8 @@ FOREIGN = (
     "mov",
 )
 # Annotations, settings and lists, read or told of.
-TEXTS = ("json", "xml", "txt", "yaml", "yml", "names", "data", "csv", "tsv", "jsonl", "ndjson", "geojson")
-TABLES = ("mat", "pkl", "pickle", "parquet", "tfrecord", "tfrecords", "record", "h5", "hdf5", "lst", "db", "sqlite", "xlsx")
+TEXTS = ("json", "xml", "txt", "yaml", "yml", "names", "data", "csv", "tsv", "jsonl", "ndjson", "geojson", "lst")
+TABLES = ("mat", "pkl", "pickle", "parquet", "tfrecord", "tfrecords", "record", "h5", "hdf5", "xlsx", "xls")
 # All that any kind of set is made of. One pattern for all: what a tar archive is unpacked for once will do for every kind.
 WANTED = _VISIBLE.format("|".join([_IMAGE, *TEXTS, *TABLES, *FOREIGN]))
 _ABOUT = re.compile(r"(?i)(^|/)(read[-_ ]?me|licen[cs]e|notice|changelog|changes|authors|citation|requirements|version)[^/]*$")
@@ -77,11 +77,6 @@ def plain(name: str) -> str:
     stem, dot, suffix = text.rpartition(".")
     text = f"{stem}.{suffix.lower()}" if dot and "/" not in suffix else text
     return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def stem_of(inside: str) -> str:
-    """The path without its last suffix; a name's own dot counts as one (a.b -> a)."""
-    return PurePosixPath(inside).with_suffix("").as_posix()
 
 
 class Ends:

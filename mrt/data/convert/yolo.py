@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-
-from mrt.data.convert.lists import Listed, entries_of, find_lists, read_lines, said_of, without_trainval
-from mrt.data.convert.names import Ends, examples, is_about, plain, split_in, split_of_folder
-from mrt.data.convert.places import Box, ImageFinder, Size, class_name, measured, of_another_split, pictured
+from mrt.data.convert.lists import read_lines
+from mrt.data.convert.names import Ends, examples, is_about, plain
+from mrt.data.convert.places import Box, ImageFinder, Size, measured, pictured
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, read_bytes, relative, require
-from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split
+from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split, Turned
 from mrt.data.convert.units import TOLERANCE
-from mrt.data.text import decode_head, decode_text
+from mrt.data.convert.yolo_settings import HINT, Settings, find_sets, images_by_split, settings_and_names
+from mrt.data.text import decode_head
 from mrt.errors import MrtError
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml -> ours
-HINT = "A YOLO set is a data.yaml with 'names', 'train' and 'val', images/*/*.jpg, and for each image labels/*/*.txt."
 OUTSIDE, NO_LINE = "box with shares outside 0 to 1", "line that is not class cx cy w h"
-_MAX_YAML, _HEAD = 1 << 20, 1 << 12
+_HEAD = 1 << 12  # bytes of a file by which it is told from a label file
 _ENOUGH = 3  # boxes that must speak for a reading before it is believed
 _ORDER = ("train", "val", "test")
-_ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
 
 
 class Job(NamedTuple):
@@ -40,16 +34,6 @@ class Job(NamedTuple):
     labels: str | None
     names: dict[int, str]
     pose: bool
-
-
-class _Settings(NamedTuple):
-    """What ``data.yaml`` or its like says. ``splits``: ours -> its paths as written; ``inside``: its own path inside the raw files."""
-
-    names: dict[int, str]
-    splits: dict[str, list[str]]
-    base: str
-    pose: bool
-    inside: str
 
 
 @dataclass
@@ -88,23 +72,28 @@ def recipe(
     files = own_files(raw, data_root, on_unpack)
     finder = ImageFinder(files.files)
     require(finder.files, "images", files, HINT)
-    sets = _sets(files, finder)
+    sets = find_sets(files, finder)
     notes = list(files.notes)
     labels = _label_files(files)
-    parts: dict[str, list[tuple[list[str], _Settings]]] = {}
+    parts: dict[str, list[tuple[list[str], Settings]]] = {}
+    lists: list[str] = []
     for settings, found in sets:
-        by_split, said = _by_split(settings, files, found)
-        notes += said
-        for split, insides in by_split.items():
+        division = images_by_split(settings, files, found)
+        notes += [*division.notes, *(found.notes if found is not finder else ())]
+        lists += division.lists
+        for split, insides in division.images.items():
             parts.setdefault(split, []).append((insides, settings))
     reading = "shares" if boxes == "auto" else boxes
     splits = {split: _split(parts[split], files, finder, labels, reading) for split in sorted(parts, key=_ORDER.index)}
     splits = _with_labels_alone(splits, labels, files, finder)
     names = [settings.names for settings, _ in sets]
     classes = tuple(dict.fromkeys(found[number] for found in names for number in sorted(found)))
+    unlabelled = [job.file for split in splits.values() for job in split.jobs if isinstance(job, Job) and job.labels is None]
+    if unlabelled:
+        notes.append(f"{len(unlabelled)} images have no label file and are taken as images without objects: {examples(unlabelled)}")
     if labels.nearly:
         notes.append(f"{len(labels.nearly)} label files are named a little differently from their images: {examples(labels.nearly)}")
-    read = {*labels.used, *_settings_files(files.files), *_darknet_files(files.files), *_names_files(files.files)}
+    read = {*labels.used, *lists, *settings_and_names(files)}
     done = Recipe(domain, classes, splits, files.source, {"format": "yolo"}, notes=[*notes, *finder.notes], read=read)
     return replace(done, review=partial(_review, made=done)) if boxes == "auto" else done
 
@@ -134,7 +123,10 @@ def convert(job: Job | Skipped, reading: str = "shares") -> Picture | Skipped:
         else:
             skipped[box] += 1
             notes.setdefault(box, f"{job.file}, line {number}: {' '.join(words)[:80]}")
-    return pictured(job.file, size if reading != "shares" else size._replace(other=None), found, skipped, notes)
+    if reading != "shares" or size.other is None:
+        return pictured(job.file, size, found, skipped, notes)
+    picture = pictured(job.file, size._replace(other=None), found, skipped, notes)
+    return picture._replace(turned=Turned(picture, 0, 0, False))  # shares fit a photo either way
 
 
 def _review(results: Results, made: Recipe) -> Recipe | None:
@@ -204,11 +196,6 @@ def label_files(files: RawFiles, images: Iterable[str]) -> list[str]:
     """Paths inside of the label files that images have."""
     labels = _label_files(files)
     return [label for inside in images if (label := _label_of(inside, files.files, labels))]
-
-
-def has_names(files: RawFiles) -> bool:
-    """Whether there is a YOLO settings or class name file."""
-    return bool(_settings_files(files.files) or _darknet_files(files.files) or _names_files(files.files))
 
 
 def _label_files(files: RawFiles) -> _Labels:
@@ -286,238 +273,7 @@ def _float(word: str) -> float:
     return float(word.removesuffix(",").replace(",", ".", 1))
 
 
-def _sets(files: RawFiles, finder: ImageFinder) -> list[tuple[_Settings, ImageFinder]]:
-    """The sets below the raw files, each with its images: one, or several below folders of their own."""
-    there = files.files
-    yamls = _settings_files(there)
-    named = [inside for inside in yamls if PurePosixPath(inside).stem in ("data", "dataset")]
-    yamls = named or yamls
-    darknet = [] if yamls else _darknet_files(there)
-    if yamls or darknet:
-        folders = [_folder(inside) for inside in yamls] if yamls else [_folder(inside) for inside in darknet]
-        if len(folders) > 1 and _nested(folders):
-            every = ", ".join([*yamls, *darknet][:6])
-            raise MrtError(f"--raw {files.source}: several YOLO files with class names: {every}", "Give the folder of one set.")
-        read = [_read_settings(there[inside], inside) for inside in yamls] or [_read_darknet(inside, files) for inside in darknet]
-        return _parted(read, folders, finder)
-    names = _names_files(there)
-    require(names, "class names (data.yaml, classes.txt or *.names)", files, HINT + " Or write a classes.txt, one name a line.")
-    lists = {inside: [line.strip() for line in read_lines(there[inside])] for inside in names}
-    if all(found == lists[names[0]] for found in lists.values()):
-        lists = {names[0]: lists[names[0]]}
-    folders = [_folder(inside) for inside in lists]
-    if len(lists) > 1 and _nested(folders):
-        raise MrtError(f"--raw {files.source}: different class names in {', '.join(names[:6])}", "Give the folder of one set.")
-    read = [
-        _Settings({number: name for number, name in enumerate(found) if name}, {}, "", False, inside) for inside, found in lists.items()
-    ]
-    return _parted(read, folders, finder)
-
-
-def _folder(inside: str) -> str:
-    """The folder of the set that a settings or names file is of; such a file may lie among the labels."""
-    parts = PurePosixPath(inside).parent.parts
-    while parts and parts[-1].lower() in ("labels", "images", "cfg", "data", "yolo"):
-        parts = parts[:-1]
-    return "/".join([*parts, ""])
-
-
-def _nested(folders: Sequence[str]) -> bool:
-    ordered = sorted(folders)
-    return any(second.startswith(first) for first, second in pairwise(ordered))
-
-
-def _parted(read: Sequence[_Settings], folders: Sequence[str], finder: ImageFinder) -> list[tuple[_Settings, ImageFinder]]:
-    if len(read) == 1:
-        return [(read[0], finder)]
-    parts = []
-    for settings, folder in zip(read, folders, strict=True):
-        below = {inside: place for inside, place in {**finder.files, **finder.others}.items() if inside.startswith(folder)}
-        part = ImageFinder(below)
-        if not part.files:
-            raise MrtError(f"{settings.inside}: no images in its folder, which holds class names of its own", "Give the folder of one set.")
-        parts.append((settings, part))
-    return parts
-
-
-def _settings_files(files: Mapping[str, Path]) -> list[str]:
-    """Paths inside of the files that are a set's ``data.yaml``."""
-    return [
-        inside
-        for inside in sorted(files)
-        if re.search(r"(?i)\.ya?ml$", inside)
-        and re.search(r"(?m)^[\"']?names[\"']?\s*:", decode_head(read_bytes(files[inside])[:_MAX_YAML]))
-    ]
-
-
-def _darknet_files(files: Mapping[str, Path]) -> list[str]:
-    """Paths inside of darknet's ``*.data`` files."""
-    found = [inside for inside in sorted(files) if inside.lower().endswith(".data")]
-    return [inside for inside in found if re.search(r"(?m)^\s*names\s*=", decode_head(read_bytes(files[inside])[:_MAX_YAML]))]
-
-
-def _read_darknet(inside: str, files: RawFiles) -> _Settings:
-    """What darknet's ``KEY = VALUE`` file says: ``names`` is a file of class names, ``train``, ``valid`` and ``test`` are lists."""
-    place = files.files[inside]
-    pairs = [line.partition("#")[0].partition("=") for line in read_lines(place)]
-    said = {key.strip().lower(): value.strip() for key, equals, value in pairs if equals and value.strip()}
-    there = Ends(path for path in files.files)
-    end = _ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
-    found = next((hits for start in range(end.count("/") + 1) if (hits := there.find("/".join(end.split("/")[start:])))), []) if end else []
-    if len(found) != 1:
-        raise MrtError(f"{place}: names is {said.get('names', '')!r}, and there is no such file", "Give the folder that holds it in --raw.")
-    lines = [line.strip() for line in read_lines(files.files[found[0]])]
-    splits = {SPLITS[key]: [said[key]] for key in SPLITS if key in said}
-    return _Settings({number: name for number, name in enumerate(lines) if name}, splits, "", False, inside)
-
-
-def _read_settings(place: Path, inside: str) -> _Settings:
-    content = read_bytes(place)
-    if len(content) > _MAX_YAML:
-        raise MrtError(f"{place}: {len(content)} bytes are too much for a YOLO settings file", HINT)
-    try:
-        # every scalar stays a text: YAML would make a class called "no" a truth value
-        found = yaml.load(decode_text(content), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:  # the last: a list as a key
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
-        raise MrtError(f"{place}: not valid YAML ({where})", HINT) from None
-    if not isinstance(found, dict):
-        raise MrtError(f"{place}: holds {type(found).__name__}, expected keys such as names and train", HINT)
-    names = _names(found.get("names"), place)
-    count = found.get("nc")
-    if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
-        raise MrtError(
-            f"{place}: nc is {count}, but there are {len(names)} names", "Mend the one that is wrong: class numbers depend on it."
-        )
-    splits: dict[str, list[str]] = {}
-    for key, split in SPLITS.items():
-        value = found.get(key)
-        paths = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        if not all(isinstance(path, str) for path in paths):
-            raise MrtError(f"{place}: {key} is no path or list of paths", HINT)
-        splits.setdefault(split, []).extend(path for path in paths if path.strip() not in ("", "~", "null"))
-    base = found.get("path")
-    folder = PurePosixPath(inside).parent.as_posix()
-    parts = [folder, base if isinstance(base, str) and not PurePosixPath(base).is_absolute() else ""]
-    return _Settings(names, {split: paths for split, paths in splits.items() if paths}, "/".join(parts), "kpt_shape" in found, inside)
-
-
-def _names(found: Any, place: Path) -> dict[int, str]:
-    """Class number -> name from a list, or from an object with the numbers as keys."""
-    pairs = enumerate(found) if isinstance(found, list) else found.items() if isinstance(found, dict) else ()
-    names: dict[int, str] = {}
-    for key, name in pairs:
-        name = class_name(name)
-        if name is None or not str(key).strip().isdecimal():
-            raise MrtError(f"{place}: the entry {str(key)[:80]!r} of names is not a number and a name", HINT)
-        names[int(key)] = name
-    if not names:
-        raise MrtError(f"{place}: names is empty, or no list of class names", HINT)
-    return names
-
-
-def _names_files(files: Mapping[str, Path]) -> list[str]:
-    return [inside for inside in sorted(files) if re.search(r"(?i)(^|/)(classes\.txt|[^/]+\.names)$", inside)]
-
-
-def _by_split(settings: _Settings, files: RawFiles, finder: ImageFinder) -> tuple[dict[str, list[str]], list[str]]:
-    """The images of each split, and what to say of it: as the settings name them, else as lists do, else by folders."""
-    if settings.splits:
-        by_split, said = _listed(settings, files, finder), []
-    else:
-        known = partial(_in_known, files=files, finder=finder)
-        lists, used = find_lists({**finder.files, **finder.others}, known, finder.files)
-        by_split, said = without_trainval(lists), said_of(used, [])
-    if not by_split:
-        return _by_folder(finder), []
-    taken = {inside for insides in by_split.values() for inside in insides}
-    left = sorted(finder.files.keys() - taken)
-    if left:
-        said.append(f"{len(left)} images are in no split that {settings.inside or 'the lists'} names, and left out: {examples(left)}")
-    return by_split, said
-
-
-def _in_known(listed: Listed, files: RawFiles, finder: ImageFinder) -> list[str]:
-    found = finder.find(listed.entries, files.files[listed.inside], split=listed.split, near=listed.inside)
-    return [found.get(name, name) for name in listed.entries]
-
-
-def _by_folder(finder: ImageFinder) -> dict[str, list[str]]:
-    """The images of each split by their folders' names; all others are for training."""
-    splits: dict[str, list[str]] = {}
-    for inside in sorted(finder.files):
-        split = split_of_folder(inside) or "train"
-        splits.setdefault("train" if split == "trainval" else split, []).append(inside)
-    return splits
-
-
-def _listed(settings: _Settings, files: RawFiles, finder: ImageFinder) -> dict[str, list[str]]:
-    """The images of each split as ``data.yaml`` names them."""
-    place = files.files[settings.inside]
-    answer = {}
-    for split, paths in settings.splits.items():
-        insides: list[str] = []
-        for path in paths:
-            if path.lower().endswith(".txt"):
-                insides += _in_list(path, settings, files, finder, place, split)
-            else:
-                insides += _in_folder(path, settings, finder, place, split)
-        answer[split] = list(dict.fromkeys(insides))
-    return answer
-
-
-def _ends(path: str, settings: _Settings) -> list[str]:
-    """A path of ``data.yaml`` without what leads up or to another machine, then shorter ends of it that still say enough; best first."""
-    own = [part for part in path.replace("\\", "/").split("/") if part.strip() not in ("", ".", "..")]
-    base = [] if PurePosixPath(path).is_absolute() else [part for part in settings.base.split("/") if part not in ("", ".", "..")]
-    parts = base + own
-    ends = [parts[start:] for start in range(len(parts))]
-    return ["/".join(end) for end in ends if len(end) >= min(len(own), 2) or split_in("/".join(end))]
-
-
-def _matches(path: str, settings: _Settings, there: Iterable[str], place: Path, split: str, is_list: bool = False) -> str | None:
-    """Which of the paths inside the raw files is meant by a path of ``data.yaml``; another split's only if it is spelt out, or a list."""
-    there = list(there)
-    ends = _ends(path, settings)
-    for end in ends:
-        found = [end] if end in there else [inside for inside in there if inside.endswith("/" + end)]
-        if not is_list and len(end) < len(path.strip("./")):
-            found = [inside for inside in found if not of_another_split(inside + "/x", split)]
-        if len(found) > 1:
-            raise MrtError(f"{place}: {split} is {path!r}, which may be any of {', '.join(found[:6])}", "Give the folder of one set.")
-        if found:
-            return found[0]
-    return "." if not ends and "." in there else None
-
-
-def _in_folder(path: str, settings: _Settings, finder: ImageFinder, place: Path, split: str) -> list[str]:
-    folders: dict[str, list[str]] = {}
-    for inside in sorted(finder.files):
-        for parent in PurePosixPath(inside).parents:
-            folders.setdefault(parent.as_posix(), []).append(inside)
-    folder = _matches(path, settings, folders, place, split)
-    if folder is not None:
-        return folders[folder]
-    raise MrtError(
-        f"{place}: {split} is {path!r}, and there is no such folder with images",
-        "Give the folder or archive that holds it in --raw, or take the line out of the file.",
-    )
-
-
-def _in_list(path: str, settings: _Settings, files: RawFiles, finder: ImageFinder, place: Path, split: str) -> list[str]:
-    inside = _matches(path, settings, (inside for inside in files.files if inside.lower().endswith(".txt")), place, split, is_list=True)
-    if inside is None:
-        raise MrtError(f"{place}: {split} is {path!r}, and there is no such file", "Give the folder or archive that holds it in --raw.")
-    listing = files.files[inside]
-    names = entries_of(listing)
-    found = finder.find(names, listing, split=split, near=inside)
-    if not found:
-        raise MrtError(f"{listing}: none of its {len(names)} images is there", "Give the images' folder or archive too, in --raw.")
-    return [found.get(name, name) for name in names]
-
-
-def _split(parts: Sequence[tuple[Sequence[str], _Settings]], files: RawFiles, finder: ImageFinder, labels: _Labels, reading: str) -> Split:
+def _split(parts: Sequence[tuple[Sequence[str], Settings]], files: RawFiles, finder: ImageFinder, labels: _Labels, reading: str) -> Split:
     """The images of a split, of one or more sets, with their label files."""
     every = [(inside, settings) for insides, settings in parts for inside in insides]
     there = [(inside, settings) for inside, settings in every if inside in finder.files]

@@ -1,0 +1,284 @@
+"""What a YOLO set says of itself: class names and splits, in ``data.yaml``, darknet's ``*.data``, name files, lists and folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+
+from mrt.data.convert.lists import Listed, entries_of, find_lists, read_lines, said_of, without_trainval
+from mrt.data.convert.names import Ends, examples, split_in, split_of_folder
+from mrt.data.convert.places import ImageFinder, class_name, of_another_split
+from mrt.data.convert.raw import RawFiles, read_bytes, require
+from mrt.data.text import decode_head, decode_text
+from mrt.errors import MrtError
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml -> ours
+HINT = "A YOLO set is a data.yaml with 'names', 'train' and 'val', images/*/*.jpg, and for each image labels/*/*.txt."
+_MAX_YAML = 1 << 20
+_ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
+
+
+class Settings(NamedTuple):
+    """What ``data.yaml`` or its like says. ``splits``: ours -> its paths as written; ``inside``: its own path inside the raw files."""
+
+    names: dict[int, str]
+    splits: dict[str, list[str]]
+    base: str
+    pose: bool
+    inside: str
+
+
+def settings_and_names(files: RawFiles) -> list[str]:
+    """Paths inside of the files that say what a YOLO set's classes are."""
+    return [*_settings_files(files.files), *_darknet_files(files.files), *_names_files(files.files)]
+
+
+def find_sets(files: RawFiles, finder: ImageFinder) -> list[tuple[Settings, ImageFinder]]:
+    """The sets below the raw files, each with its images: one, or several below folders of their own."""
+    there = files.files
+    yamls = _settings_files(there)
+    named = [inside for inside in yamls if PurePosixPath(inside).stem in ("data", "dataset")]
+    yamls = named or yamls
+    darknet = [] if yamls else _darknet_files(there)
+    if yamls or darknet:
+        folders = [_folder(inside) for inside in yamls] if yamls else [_folder(inside) for inside in darknet]
+        if len(folders) > 1 and _nested(folders):
+            every = ", ".join([*yamls, *darknet][:6])
+            raise MrtError(f"--raw {files.source}: several YOLO files with class names: {every}", "Give the folder of one set.")
+        read = [_read_settings(there[inside], inside) for inside in yamls] or [_read_darknet(inside, files) for inside in darknet]
+        return _parted(read, folders, finder)
+    names = _names_files(there)
+    require(names, "class names (data.yaml, classes.txt or *.names)", files, HINT + " Or write a classes.txt, one name a line.")
+    lists = {inside: [line.strip() for line in read_lines(there[inside])] for inside in names}
+    if all(found == lists[names[0]] for found in lists.values()):
+        lists = {names[0]: lists[names[0]]}
+    folders = [_folder(inside) for inside in lists]
+    if len(lists) > 1 and _nested(folders):
+        raise MrtError(f"--raw {files.source}: different class names in {', '.join(names[:6])}", "Give the folder of one set.")
+    read = [Settings({number: name for number, name in enumerate(found) if name}, {}, "", False, inside) for inside, found in lists.items()]
+    return _parted(read, folders, finder)
+
+
+def _folder(inside: str) -> str:
+    """The folder of the set that a settings or names file is of; such a file may lie among the labels."""
+    parts = PurePosixPath(inside).parent.parts
+    while parts and parts[-1].lower() in ("labels", "images", "cfg", "data", "yolo"):
+        parts = parts[:-1]
+    return "/".join([*parts, ""])
+
+
+def _nested(folders: Sequence[str]) -> bool:
+    ordered = sorted(folders)
+    return any(second.startswith(first) for first, second in pairwise(ordered))
+
+
+def _parted(read: Sequence[Settings], folders: Sequence[str], finder: ImageFinder) -> list[tuple[Settings, ImageFinder]]:
+    if len(read) == 1:
+        return [(read[0], finder)]
+    parts = []
+    for settings, folder in zip(read, folders, strict=True):
+        below = {inside: place for inside, place in {**finder.files, **finder.others}.items() if inside.startswith(folder)}
+        part = ImageFinder(below)
+        if not part.files:
+            raise MrtError(f"{settings.inside}: no images in its folder, which holds class names of its own", "Give the folder of one set.")
+        parts.append((settings, part))
+    return parts
+
+
+def _settings_files(files: Mapping[str, Path]) -> list[str]:
+    """Paths inside of the files that are a set's ``data.yaml``."""
+    return [
+        inside
+        for inside in sorted(files)
+        if re.search(r"(?i)\.ya?ml$", inside)
+        and re.search(r"(?m)^[\"']?names[\"']?\s*:", decode_head(read_bytes(files[inside])[:_MAX_YAML]))
+    ]
+
+
+def _darknet_files(files: Mapping[str, Path]) -> list[str]:
+    """Paths inside of darknet's ``*.data`` files."""
+    found = [inside for inside in sorted(files) if inside.lower().endswith(".data")]
+    return [inside for inside in found if re.search(r"(?m)^\s*names\s*=", decode_head(read_bytes(files[inside])[:_MAX_YAML]))]
+
+
+def _read_darknet(inside: str, files: RawFiles) -> Settings:
+    """What darknet's ``KEY = VALUE`` file says: ``names`` is a file of class names, ``train``, ``valid`` and ``test`` are lists."""
+    place = files.files[inside]
+    pairs = [line.partition("#")[0].partition("=") for line in read_lines(place)]
+    said = {key.strip().lower(): value.strip() for key, equals, value in pairs if equals and value.strip()}
+    there = Ends(path for path in files.files)
+    end = _ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
+    found = next((hits for start in range(end.count("/") + 1) if (hits := there.find("/".join(end.split("/")[start:])))), []) if end else []
+    if len(found) != 1:
+        raise MrtError(f"{place}: names is {said.get('names', '')!r}, and there is no such file", "Give the folder that holds it in --raw.")
+    lines = [line.strip() for line in read_lines(files.files[found[0]])]
+    splits = {SPLITS[key]: [said[key]] for key in SPLITS if key in said}
+    return Settings({number: name for number, name in enumerate(lines) if name}, splits, "", False, inside)
+
+
+def _read_settings(place: Path, inside: str) -> Settings:
+    content = read_bytes(place)
+    if len(content) > _MAX_YAML:
+        raise MrtError(f"{place}: {len(content)} bytes are too much for a YOLO settings file", HINT)
+    try:
+        # every scalar stays a text: YAML would make a class called "no" a truth value
+        found = yaml.load(decode_text(content), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:  # the last: a list as a key
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
+        raise MrtError(f"{place}: not valid YAML ({where})", HINT) from None
+    if not isinstance(found, dict):
+        raise MrtError(f"{place}: holds {type(found).__name__}, expected keys such as names and train", HINT)
+    names = _names(found.get("names"), place)
+    count = found.get("nc")
+    if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
+        raise MrtError(
+            f"{place}: nc is {count}, but there are {len(names)} names", "Mend the one that is wrong: class numbers depend on it."
+        )
+    splits: dict[str, list[str]] = {}
+    for key, split in SPLITS.items():
+        value = found.get(key)
+        paths = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        if not all(isinstance(path, str) for path in paths):
+            raise MrtError(f"{place}: {key} is no path or list of paths", HINT)
+        splits.setdefault(split, []).extend(path for path in paths if path.strip() not in ("", "~", "null"))
+    base = found.get("path")
+    folder = PurePosixPath(inside).parent.as_posix()
+    parts = [folder, base if isinstance(base, str) and not PurePosixPath(base).is_absolute() else ""]
+    return Settings(names, {split: paths for split, paths in splits.items() if paths}, "/".join(parts), "kpt_shape" in found, inside)
+
+
+def _names(found: Any, place: Path) -> dict[int, str]:
+    """Class number -> name from a list, or from an object with the numbers as keys."""
+    pairs = enumerate(found) if isinstance(found, list) else found.items() if isinstance(found, dict) else ()
+    names: dict[int, str] = {}
+    for key, name in pairs:
+        name = class_name(name)
+        if name is None or not str(key).strip().isdecimal():
+            raise MrtError(f"{place}: the entry {str(key)[:80]!r} of names is not a number and a name", HINT)
+        names[int(key)] = name
+    if not names:
+        raise MrtError(f"{place}: names is empty, or no list of class names", HINT)
+    return names
+
+
+def _names_files(files: Mapping[str, Path]) -> list[str]:
+    return [inside for inside in sorted(files) if re.search(r"(?i)(^|/)(classes\.txt|[^/]+\.names)$", inside)]
+
+
+class Division(NamedTuple):
+    """The images of each split (paths inside the raw files), what to say of it, and the lists that it comes from."""
+
+    images: dict[str, list[str]]
+    notes: list[str]
+    lists: list[str]
+
+
+def images_by_split(settings: Settings, files: RawFiles, finder: ImageFinder) -> Division:
+    """The images of each split: as the settings name them, else as lists do, else by folders."""
+    if settings.splits:
+        by_split, lists, said = *_listed(settings, files, finder), []
+    else:
+        known = partial(_in_known, files=files, finder=finder)
+        named, used = find_lists({**finder.files, **finder.others}, known, finder.files)
+        by_split, lists, said = without_trainval(named), [inside for insides in used.values() for inside in insides], said_of(used, [])
+    if not by_split:
+        return Division(_by_folder(finder), [], [])
+    taken = {inside for insides in by_split.values() for inside in insides}
+    left = sorted(finder.files.keys() - taken)
+    if left:
+        source = settings.inside if settings.splits else "the lists"
+        said.append(f"{len(left)} images are in no split that {source} names, and left out: {examples(left)}")
+    return Division(by_split, said, lists)
+
+
+def _in_known(listed: Listed, files: RawFiles, finder: ImageFinder) -> list[str]:
+    found = finder.find(listed.entries, files.files[listed.inside], split=listed.split, near=listed.inside)
+    return [found.get(name, name) for name in listed.entries]
+
+
+def _by_folder(finder: ImageFinder) -> dict[str, list[str]]:
+    """The images of each split by their folders' names; all others are for training."""
+    splits: dict[str, list[str]] = {}
+    for inside in sorted(finder.files):
+        split = split_of_folder(inside) or "train"
+        splits.setdefault("train" if split == "trainval" else split, []).append(inside)
+    return splits
+
+
+def _listed(settings: Settings, files: RawFiles, finder: ImageFinder) -> tuple[dict[str, list[str]], list[str]]:
+    """The images of each split as ``data.yaml`` names them, and the lists that it names."""
+    place = files.files[settings.inside]
+    answer, lists = {}, []
+    for split, paths in settings.splits.items():
+        insides: list[str] = []
+        for path in paths:
+            if path.lower().endswith(".txt"):
+                lists.append(_find_list(path, settings, files, place, split))
+                insides += _in_list(lists[-1], files, finder, split)
+            else:
+                insides += _in_folder(path, settings, finder, place, split)
+        answer[split] = list(dict.fromkeys(insides))
+    return answer, lists
+
+
+def _ends(path: str, settings: Settings) -> list[str]:
+    """A path of ``data.yaml`` without what leads up or to another machine, then shorter ends of it that still say enough; best first."""
+    own = [part for part in path.replace("\\", "/").split("/") if part.strip() not in ("", ".", "..")]
+    base = [] if PurePosixPath(path).is_absolute() else [part for part in settings.base.split("/") if part not in ("", ".", "..")]
+    parts = base + own
+    ends = [parts[start:] for start in range(len(parts))]
+    return ["/".join(end) for end in ends if len(end) >= min(len(own), 2) or split_in("/".join(end))]
+
+
+def _matches(path: str, settings: Settings, there: Iterable[str], place: Path, split: str, is_list: bool = False) -> str | None:
+    """Which of the paths inside the raw files is meant by a path of ``data.yaml``; another split's only if it is spelt out, or a list."""
+    there = list(there)
+    ends = _ends(path, settings)
+    for end in ends:
+        found = [end] if end in there else [inside for inside in there if inside.endswith("/" + end)]
+        if not is_list and len(end) < len(path.strip("./")):
+            found = [inside for inside in found if not of_another_split(inside + "/x", split)]
+        if len(found) > 1:
+            raise MrtError(f"{place}: {split} is {path!r}, which may be any of {', '.join(found[:6])}", "Give the folder of one set.")
+        if found:
+            return found[0]
+    return "." if not ends and "." in there else None
+
+
+def _in_folder(path: str, settings: Settings, finder: ImageFinder, place: Path, split: str) -> list[str]:
+    folders: dict[str, list[str]] = {}
+    for inside in sorted(finder.files):
+        for parent in PurePosixPath(inside).parents:
+            folders.setdefault(parent.as_posix(), []).append(inside)
+    folder = _matches(path, settings, folders, place, split)
+    if folder is not None:
+        return folders[folder]
+    raise MrtError(
+        f"{place}: {split} is {path!r}, and there is no such folder with images",
+        "Give the folder or archive that holds it in --raw, or take the line out of the file.",
+    )
+
+
+def _find_list(path: str, settings: Settings, files: RawFiles, place: Path, split: str) -> str:
+    """Path inside of a list that ``data.yaml`` names."""
+    texts = (inside for inside in files.files if inside.lower().endswith(".txt"))
+    inside = _matches(path, settings, texts, place, split, is_list=True)
+    if inside is None:
+        raise MrtError(f"{place}: {split} is {path!r}, and there is no such file", "Give the folder or archive that holds it in --raw.")
+    return inside
+
+
+def _in_list(inside: str, files: RawFiles, finder: ImageFinder, split: str) -> list[str]:
+    listing = files.files[inside]
+    names = entries_of(listing)
+    found = finder.find(names, listing, split=split, near=inside)
+    if not found:
+        raise MrtError(f"{listing}: none of its {len(names)} images is there", "Give the images' folder or archive too, in --raw.")
+    return [found.get(name, name) for name in names]
