@@ -101,23 +101,31 @@ def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Imag
     Raises:
         ImageProblem: it has more. OSError, SyntaxError, ValueError: as Pillow does.
     """
-    most = max(most or 0, _most_pixels())
-    with _pillows_limit:  # Pillow looks at its limit while it opens a file
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            picture = Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    try:
+        picture = Image.open(file)
+    except Image.DecompressionBombError:
+        picture = _open_large(file)
     with picture:
         width, height = picture.size
-        if width * height > most:
+        if width * height > MAX_PIXELS and width * height > max(most or 0, _most_pixels()):
             raise ImageProblem(
-                f"{width}x{height} are {width * height / 1e6:.0f} million pixels, more than the {most / 1e6:.0f} that are read",
+                f"{width}x{height} are {width * height / 1e6:.0f} million pixels, more than are read",
                 "image with more pixels than are read",
                 f"{width}x{height}",
                 f"If it is to be trusted: --max-pixels {width * height}",
             )
         yield picture
+
+
+def _open_large(file: BinaryIO) -> Image.Image:
+    """Open an image that Pillow takes for one made to fill the memory; nothing is decoded yet."""
+    file.seek(0)
+    with _pillows_limit:  # Pillow looks at its limit while it opens a file
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def read_header(path: Path, most: int | None = None) -> Header:

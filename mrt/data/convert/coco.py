@@ -419,6 +419,8 @@ def _id(value: Any) -> int | str | None:
 
 def _known(value: Any, among: Container[Any]) -> int | str | None:
     """The id that is meant among those there are: the same, or the same number in another type (1 and "1")."""
+    if type(value) is int and value in among:  # quick for what is the rule
+        return value
     number = _id(value)
     if number is None or number in among:
         return number

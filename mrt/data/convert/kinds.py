@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 
 from mrt.data.archives import open_file
 from mrt.data.convert import bridge, coco, voc, yolo
 from mrt.data.convert.formats import PAIRED
-from mrt.data.convert.names import FOREIGN, TABLES, TEXTS, examples, is_about, plain, split_in
+from mrt.data.convert.names import FOREIGN, IMAGES, TABLES, TEXTS, examples, is_about, plain, split_in
 from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
 from mrt.data.convert.yolo_settings import settings_and_names
@@ -26,6 +27,7 @@ KINDS = {
     "images": "any folder of images; no labels",
 }
 _HEAD = 1 << 16
+_LABELS = frozenset((*TEXTS, *TABLES))
 _SAMPLED = 64  # label files of a kind that are looked into
 _SAYS = re.compile(
     r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation|regions|detections)\"\s*:"
@@ -104,23 +106,31 @@ def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a list of images
     that speaks of a split; a JSON or XML file that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
     """
-    images = ImageFinder(files)
-    stems = {PurePosixPath(plain(inside)).stem for inside in images.files}
-    names = {PurePosixPath(inside).name for inside in images.files}
+    others = [inside for inside in sorted(files) if inside not in read and _suffix(inside) in _LABELS and not is_about(inside)]
+    if not others:
+        return []
+    images = [inside for inside in files if IMAGES.search(inside)]
+    stems = {_stem(plain(inside)) for inside in images}
+    names = {inside.rpartition("/")[2] for inside in images}
     found = []
-    for inside in sorted(images.others):
-        suffix = PurePosixPath(inside).suffix.lower().removeprefix(".")
-        if inside in read or is_about(inside) or suffix not in (*TEXTS, *TABLES):
-            continue
-        stem = PurePosixPath(plain(inside)).stem
-        if suffix in TABLES or stem in stems or PurePosixPath(stem).stem in stems or _speaks_of(suffix, files[inside], names):
+    for inside in others:
+        suffix, stem = _suffix(inside), _stem(plain(inside))
+        if suffix in TABLES or stem in stems or _stem(stem) in stems or _speaks_of(suffix, files[inside], names):
             found.append(inside)
     return found
 
 
+def _suffix(inside: str) -> str:
+    return splitext(inside)[1].lower().removeprefix(".")
+
+
+def _stem(inside: str) -> str:
+    return splitext(inside.rpartition("/")[2])[0]
+
+
 def foreign(files: Mapping[str, Path]) -> list[str]:
     """Pictures and films among the files that Pillow does not read."""
-    return sorted(inside for inside in files if PurePosixPath(inside).suffix.lower().removeprefix(".") in FOREIGN)
+    return sorted(inside for inside in files if _suffix(inside) in FOREIGN)
 
 
 def left_beside(files: RawFiles, kind: str, read: Collection[str]) -> list[str]:

@@ -75,7 +75,8 @@ def plain(name: str) -> str:
         with suppress(UnicodeDecodeError):
             text = unquote(text, errors="strict")
     stem, dot, suffix = text.rpartition(".")
-    text = f"{stem}.{suffix.lower()}" if dot and "/" not in suffix else text
+    if dot and not suffix.islower() and "/" not in suffix:
+        text = f"{stem}.{suffix.lower()}"
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 

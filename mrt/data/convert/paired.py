@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import NamedTuple
 
 from mrt.data.convert.lists import Listed, find_lists, said_of, without_trainval
@@ -54,7 +55,7 @@ class Catalogue:
     ) -> None:
         self._folders = _FOLDERS | {*folders}
         self.files = {inside: place for inside, place in raw.files.items() if not {*inside.lower().split("/")} & {*_MASKS}}
-        kinds = {inside: PurePosixPath(inside).suffix.lower() for inside in self.files}
+        kinds = {inside: splitext(inside)[1].lower() for inside in self.files}
         labels = [inside for inside in self.files if kinds[inside] in suffixes]
         images = [inside for inside in self.files if kinds[inside] in IMAGE_SUFFIXES]
         require(labels, f"{what} (*{', *'.join(suffixes)})", raw, needs)
@@ -70,11 +71,12 @@ class Catalogue:
 
     def name(self, inside: str) -> str:
         """What a path inside the raw files is called here."""
-        path = PurePosixPath(plain(inside))
-        folders = [part for part in path.parent.parts if part.lower() not in self._folders]
-        stem = path.stem
-        if path.suffix not in IMAGE_SUFFIXES and PurePosixPath(stem).suffix.lower() in IMAGE_SUFFIXES:
-            stem = PurePosixPath(stem).stem  # a.jpg.xml
+        *parts, file = plain(inside).split("/")
+        folders = [part for part in parts if part.lower() not in self._folders]
+        stem, suffix = splitext(file)
+        if suffix not in IMAGE_SUFFIXES:
+            shorter, another = splitext(stem)
+            stem = shorter if another.lower() in IMAGE_SUFFIXES else stem  # a.jpg.xml
         return "/".join([*folders[self._folders_less :], stem])
 
     @property
@@ -116,7 +118,7 @@ class Catalogue:
         odd = [
             name
             for name in self.labels.keys() & self.images.keys()
-            if _stem(self.labels[name][0]) not in (_stem(self.images[name][0]), PurePosixPath(self.images[name][0]).name)
+            if _stem(self.labels[name][0]) not in (_stem(self.images[name][0]), self.images[name][0].rpartition("/")[2])
         ]
         shown = examples(f"{self.labels[name][0]} for {self.images[name][0]}" for name in sorted({*odd, *moved}))
         return [f"{len(odd)} label files are named a little differently from their images: {shown}"] if odd else []
@@ -277,4 +279,4 @@ def _folded(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _stem(inside: str) -> str:
-    return PurePosixPath(inside).stem
+    return splitext(inside.rpartition("/")[2])[0]

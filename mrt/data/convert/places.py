@@ -210,6 +210,8 @@ def _is_text(inside: str) -> bool:
 
 def _above(inside: str, end: str) -> str:
     """The folders of a path above its last parts, as many as ``end`` has."""
+    if inside.endswith(end):
+        return inside[: len(inside) - len(end)]
     return "/".join([*inside.split("/")[: -end.count("/") - 1], ""])
 
 

@@ -156,7 +156,11 @@ def _record(found: VocObject) -> Record:
 
 def _number(text: str | None) -> float:
     try:
-        return float((text or "nan").strip().replace(",", "."))  # in many countries 1,5 is a number
+        return float(text or "nan")
+    except ValueError:
+        pass
+    try:
+        return float(text.replace(",", "."))  # in many countries 1,5 is a number
     except ValueError:
         return math.nan
 

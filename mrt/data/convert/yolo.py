@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 from typing import NamedTuple
 
 from mrt.data.convert.lists import read_lines
@@ -36,14 +37,45 @@ class Job(NamedTuple):
     pose: bool
 
 
-@dataclass
 class _Labels:
-    """The label files of a set: those that some image has, and all that could be."""
+    """The text files among the raw files: which of them are whose labels.
 
-    texts: dict[str, list[str]]  # path in one way of writing (plain, in lower case) -> paths inside the raw files
-    ends: Ends
-    used: set[str]
-    nearly: list[str]  # in words, those that are named a little differently from their images
+    Attributes:
+        texts: paths inside the raw files. used: those that are some image's. nearly: in words, those of these that are named a little
+            differently from their images.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files = files
+        self.texts = [inside for inside in files if inside.lower().endswith(".txt") and not is_about(inside)]
+        self.used: set[str] = set()
+        self.nearly: list[str] = []
+        self._folded: dict[str, list[str]] | None = None
+        self._ends: Ends | None = None
+
+    def of(self, inside: str) -> str | None:
+        """Path inside of an image's label file, if there is one: in its place, written a little differently, or below another folder."""
+        places = label_places(inside)
+        found = next((place for place in places if place in self.files), None)
+        if found is None and (found := self._near(places)) is not None:
+            self.nearly.append(f"{found} for {inside}")
+        if found is not None:
+            self.used.add(found)
+        return found
+
+    def _near(self, places: Sequence[str]) -> str | None:
+        if self._folded is None or self._ends is None:
+            self._folded, self._ends = {}, Ends(self.texts)
+            for text in self.texts:
+                self._folded.setdefault(plain(text).casefold(), []).append(text)
+        for place in places:
+            same = self._folded.get(plain(place).casefold(), [])
+            if len(same) == 1:
+                return same[0]
+        if "/labels/" not in f"/{places[0]}":
+            return None
+        there = self._ends.find("labels/" + f"/{places[0]}".rpartition("/labels/")[2])  # the two halves may lie below different folders
+        return there[0] if len(there) == 1 and there[0] not in self.used else None
 
 
 def recipe(
@@ -74,7 +106,7 @@ def recipe(
     require(finder.files, "images", files, HINT)
     sets = find_sets(files, finder)
     notes = list(files.notes)
-    labels = _label_files(files)
+    labels = _Labels(files.files)
     parts: dict[str, list[tuple[list[str], Settings]]] = {}
     lists: list[str] = []
     for settings, found in sets:
@@ -194,44 +226,19 @@ def looks(head: bytes, inside: str) -> bool:
 
 def label_files(files: RawFiles, images: Iterable[str]) -> list[str]:
     """Paths inside of the label files that images have."""
-    labels = _label_files(files)
-    return [label for inside in images if (label := _label_of(inside, files.files, labels))]
+    labels = _Labels(files.files)
+    return [label for inside in images if (label := labels.of(inside))]
 
 
-def _label_files(files: RawFiles) -> _Labels:
-    texts = [inside for inside in files.files if inside.lower().endswith(".txt") and not is_about(inside)]
-    folded: dict[str, list[str]] = {}
-    for inside in texts:
-        folded.setdefault(plain(inside).casefold(), []).append(inside)
-    return _Labels(folded, Ends(texts), set(), [])
-
-
-def _label_of(inside: str, files: Mapping[str, Path], labels: _Labels) -> str | None:
-    """Path inside of an image's label file, if there is one: in its place, written a little differently, or below another folder."""
-    places = [*_label_places(inside)]
-    found = next((place for place in places if place in files), None)
-    if found is None:
-        same = [labels.texts.get(plain(place).casefold(), []) for place in places]
-        found = next((theirs[0] for theirs in same if len(theirs) == 1), None)
-        if found is None and "/labels/" in f"/{places[0]}":  # the two halves may lie below different folders
-            there = labels.ends.find("labels/" + f"/{places[0]}".rpartition("/labels/")[2])
-            found = there[0] if len(there) == 1 and there[0] not in labels.used else None
-        if found is not None:
-            labels.nearly.append(f"{found} for {inside}")
-    if found is not None:
-        labels.used.add(found)
-    return found
-
-
-def _label_places(inside: str) -> list[str]:
+def label_places(inside: str) -> list[str]:
     """Where the label file of an image may be: below ``labels`` in place of ``images``, or beside it; as a.txt or a.jpg.txt."""
-    path = PurePosixPath(inside)
-    bases = [path]
-    for number in range(len(path.parts) - 2, -1, -1):
-        if path.parts[number].lower() in ("images", "jpegimages"):
-            bases.insert(0, PurePosixPath(*path.parts[:number], "labels", *path.parts[number + 1 :]))
+    parts = inside.split("/")
+    bases = [inside]
+    for number in range(len(parts) - 2, -1, -1):
+        if parts[number].lower() in ("images", "jpegimages"):
+            bases.insert(0, "/".join([*parts[:number], "labels", *parts[number + 1 :]]))
             break
-    return [*(base.with_suffix(".txt").as_posix() for base in bases), *(f"{base}.txt" for base in bases)]
+    return [*(f"{splitext(base)[0]}.txt" for base in bases), *(f"{base}.txt" for base in bases)]
 
 
 def _box(words: Sequence[str], job: Job, size: tuple[int, int], where: str, reading: str) -> Box | str:
@@ -280,7 +287,7 @@ def _split(parts: Sequence[tuple[Sequence[str], Settings]], files: RawFiles, fin
     root = common_root([finder.files[inside] for inside, _ in there]) if there else Path()
     jobs: list[Job] = []
     for inside, settings in there:
-        place, label = finder.files[inside], _label_of(inside, files.files, labels)
+        place, label = finder.files[inside], labels.of(inside)
         jobs.append(Job(relative(place, root), str(place), str(files.files[label]) if label else None, settings.names, settings.pose))
     missing = [Skipped("image missing", inside) for inside, _ in every if inside not in finder.files]
     return Split(root, [*sorted(jobs, key=lambda job: job.file), *missing], partial(convert, reading=reading))
@@ -292,13 +299,12 @@ def _with_labels_alone(splits: dict[str, Split], labels: _Labels, files: RawFile
     Raises:
         MrtError: there are such, and no image has a label file.
     """
-    folders = {PurePosixPath(label).parent for label in labels.used if "labels" in PurePosixPath(label).parts}
+    folders = {folder for folder in {label.rpartition("/")[0] for label in labels.used} if "labels" in folder.split("/")}
     alone = [
         inside
-        for inside in labels.ends.paths
-        if inside not in labels.used
-        and PurePosixPath(inside).name.lower() != "classes.txt"
-        and (PurePosixPath(inside).parent in folders or looks(read_bytes(files.files[inside])[:_HEAD], inside))
+        for inside in sorted(set(labels.texts) - labels.used)
+        if inside.rpartition("/")[2].lower() != "classes.txt"
+        and (inside.rpartition("/")[0] in folders or looks(read_bytes(files.files[inside])[:_HEAD], inside))
     ]
     images = sum(isinstance(job, Job) for split in splits.values() for job in split.jobs)
     if alone and not labels.used:
@@ -306,7 +312,7 @@ def _with_labels_alone(splits: dict[str, Split], labels: _Labels, files: RawFile
         raise MrtError(
             f"--raw {files.source}: none of the {images} images has a label file, and {len(alone)} files that look like labels belong to "
             f"no image: {examples(alone)}",
-            f"The labels of {first} are looked for in {_label_places(first)[0]}: move or rename them. Bare images: --format images.",
+            f"The labels of {first} are looked for in {label_places(first)[0]}: move or rename them. Bare images: --format images.",
         )
     if not alone or not splits:
         return splits

@@ -9,7 +9,7 @@ import pytest
 from trees import pack, write_text
 
 from mrt.data.archives import open_file
-from mrt.data.convert.raw import RawFiles
+from mrt.data.convert.raw import RawFiles, own_files
 from mrt.errors import MrtError
 
 
@@ -82,3 +82,77 @@ def test_odd_but_harmless_member_names(tmp_path):
         file.writestr("./a//1.jpg", "dot")
         file.writestr("12:30:00.jpg", "colon")
     assert contents(RawFiles([tmp_path / "x.zip"], r"\.jpg$", tmp_path / "data")) == {"a/1.jpg": "dot", "12:30:00.jpg": "colon"}
+
+
+def own(*raw, data):
+    """The raw files of a user's own set, and what is said of them."""
+    files = own_files(list(raw), data)
+    return contents(files), files.notes
+
+
+def test_different_files_of_one_path_are_two_files_of_two_places(tmp_path):
+    for camera in ("cam1", "cam2", "cam3"):
+        write_text(tmp_path / camera / "images" / "0.jpg", camera if camera != "cam3" else "cam1")
+        write_text(tmp_path / camera / "classes.txt", "car")
+    with pytest.raises(MrtError, match=r"images/0\.jpg is in .*cam1 and, with other content, in .*cam2"):
+        RawFiles([tmp_path / "cam1", tmp_path / "cam2"], r"\.jpg$", tmp_path / "data")
+    found, notes = own(tmp_path / "cam1", tmp_path / "cam2", data=tmp_path / "data")
+    both = {"cam1/images/0.jpg": "cam1", "cam2/images/0.jpg": "cam2"}
+    assert found == both | {"cam1/classes.txt": "car", "cam2/classes.txt": "car"}
+    assert len(notes) == 1 and "1 paths are in several places" in notes[0] and "(in cam1 and cam2)" in notes[0]
+    found, notes = own(tmp_path / "cam1", tmp_path / "cam3", data=tmp_path / "data")
+    assert found == {"images/0.jpg": "cam1", "classes.txt": "car"} and "each is taken once" in notes[0]
+
+
+def test_places_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    for day in ("monday", "tuesday"):
+        write_text(tmp_path / day / "export" / "0.jpg", day)
+    found, _ = own(tmp_path / "monday" / "export", tmp_path / "tuesday" / "export", data=tmp_path / "data")
+    assert found == {"monday/export/0.jpg": "monday", "tuesday/export/0.jpg": "tuesday"}
+
+
+@pytest.mark.parametrize("packed", ["export.zip", "export.tgz"])
+@pytest.mark.parametrize("top", ["", "export"])
+@pytest.mark.parametrize("below", ["", "export", "somewhere/else"])
+def test_an_archive_beside_the_folder_it_was_unpacked_to(tmp_path, packed, top, below):
+    tree = tmp_path / "tree" / top
+    for name in ("1", "2"):
+        write_text(tree / "images" / f"{name}.jpg", f"picture {name}")
+        write_text(tree / "labels" / f"{name}.txt", name)
+    raw = tmp_path / "raw"
+    (raw / below).mkdir(parents=True)
+    pack(tmp_path / "tree", raw / packed)
+    for path in sorted(tree.rglob("*.*")):
+        write_text(raw / below / path.relative_to(tree), path.read_text())
+    found, notes = own(raw, data=tmp_path / "data")
+    assert sorted(found.values()) == ["1", "2", "picture 1", "picture 2"] and "4 files are in several places" in notes[0]
+    (raw / below / "labels" / "2.txt").write_text("3")  # corrected after unpacking
+    with pytest.raises(MrtError, match=r"hold the same image .*2\.jpg with different labels \(.*2\.txt\)"):
+        own(raw, data=tmp_path / "data")
+
+
+def test_places_named_after_splits_keep_them(tmp_path):
+    for split in ("train", "valid"):
+        write_text(tmp_path / split / "images" / f"{split}.jpg", split)
+    assert own(tmp_path / "train", tmp_path / "valid", data=tmp_path / "data")[0] == {
+        "train/images/train.jpg": "train",
+        "val/images/valid.jpg": "valid",
+    }
+    assert own(tmp_path / "valid", data=tmp_path / "data")[0] == {"images/valid.jpg": "valid"}
+
+
+def test_a_place_inside_another_one_adds_nothing(tmp_path):
+    write_text(tmp_path / "raw" / "day" / "0.jpg", "day")
+    found, notes = own(tmp_path / "raw", tmp_path / "raw" / "day", tmp_path / "raw", data=tmp_path / "data")
+    assert found == {"day/0.jpg": "day"} and notes == []
+
+
+def test_what_is_not_opened_or_is_no_part_of_a_set(tmp_path):
+    for name in ("a", "b"):
+        write_text(tmp_path / name / f"{name}.jpg", name)
+        write_text(tmp_path / name / "README.txt", f"of {name}")
+        write_text(tmp_path / name / "inner" / "more.txt", "same")
+        pack(tmp_path / name / "inner", tmp_path / name / "inner" / "more.zip")
+    found, notes = own(tmp_path / "a", tmp_path / "b", data=tmp_path / "data")
+    assert {"a.jpg", "b.jpg"} <= found.keys() and "a/README.txt" not in found
+    assert len([note for note in notes if "not opened: inner/more.zip" in note]) == 2
