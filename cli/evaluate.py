@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mrt.engine.inference import Result, Validation
 
 
-
 class EvalCommand(PairsCommand):
     """A PairsCommand whose ``--weights`` takes all names that follow it."""
 

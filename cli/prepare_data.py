@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mrt.data.convert.recipe import Recipe
     from mrt.engine.report import Watcher
 
+FORMATS = (
+    "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, cvat, openimages, csv, via, createml, "
+    "datumaro, vott; auto finds the first four."
+)
 Raw = Annotated[
     list[Path] | None,
     typer.Option(help="The downloads: the unpacked folder, or the zip/tgz files as they came. Remembered.", metavar="PATH..."),
@@ -246,7 +250,7 @@ def custom(
     name: Annotated[str | None, typer.Option(help="The set's name under the data root: what --source and --target call it.")] = None,
     kind: Annotated[
         str,
-        typer.Option("--format", help="What it is, if that is not found: a wrong word lists the kinds; images: no labels.", metavar="KIND"),
+        typer.Option("--format", help=FORMATS, metavar="KIND"),
     ] = "auto",
     annotations: Annotated[
         list[str] | None, typer.Option(help="COCO files by split, if they are not found by their names.", metavar="SPLIT=FILE...")

@@ -50,6 +50,44 @@ def test_a_coco_folder_becomes_a_set(photos, somewhere):
     prepare("custom", "--raw", photos, "--name", "mine", "--overwrite")
 
 
+def test_a_dry_run_says_what_would_be_read_and_writes_nothing(photos, somewhere):
+    before = sorted(somewhere.rglob("*"))
+    said = prepare("custom", "--raw", photos, "--name", "mine", "--dry-run", "--val-share", 0.3)
+    assert "mine: photos would be read as coco" in said and "note: 2 images are in no annotation file and left out: 10.png, 11.png" in said
+    assert "warning: train: 1 of 13 annotation records (8 %) gave no box: 1 x box without area" in said
+    assert "mine train: boxes by class: auto 6, person 6" in said and "mine val: 3 images (0 without objects), 6 boxes" in said
+    assert "Nothing was written" in said and sorted(somewhere.rglob("*")) == before
+    shutil.make_archive(str(somewhere / "packed"), "gztar", photos)
+    assert "10 images" in prepare("custom", "--raw", somewhere / "packed.tar.gz", "--name", "mine", "--dry-run")
+    assert not (somewhere / "data").exists(), "nor are archives unpacked for good"
+    (photos / "train.json").write_text("{")
+    assert "not valid JSON" in refused("prepare-data", "custom", "--raw", photos, "--name", "mine", "--dry-run")
+
+
+def test_a_dry_run_of_what_would_be_refused(photos):
+    content = json.loads((photos / "train.json").read_text())
+    content["annotations"] = [{**entry, "iscrowd": 1} for entry in content["annotations"]]
+    (photos / "train.json").write_text(json.dumps(content))
+    said = prepare("custom", "--raw", photos, "--name", "mine", "--dry-run")
+    assert "It would be refused: no box counts" in said
+    assert "--allow-empty" in refused("prepare-data", "custom", "--raw", photos, "--name", "mine")
+    assert "0 boxes, 18 ignored" in prepare("custom", "--raw", photos, "--name", "mine", "--allow-empty")
+
+
+def test_a_large_image_needs_a_word_and_is_read_afterwards(somewhere):
+    folder = somewhere / "large"
+    folder.mkdir()
+    Image.new("1", (20000, 9000)).save(folder / "huge.png")
+    Image.new("RGB", (60, 40)).save(folder / "small.png")
+    said = prepare("custom", "--raw", folder, "--name", "mine")
+    assert "1 left out: image with more pixels than are read, the first is huge.png (20000x9000)" in said
+    assert "2 images" in prepare("custom", "--raw", folder, "--name", "mine", "--overwrite", "--max-pixels", 180_000_000)
+    assert "is as it was made" in prepare("mine", "--check", "--preview", 2)
+    from mrt.data.images import read_image
+
+    assert read_image(folder / "huge.png", (9000, 20000)).shape == (3, 9000, 20000)
+
+
 def test_check_finds_what_changed(photos, somewhere):
     prepare("custom", "--raw", photos, "--name", "mine")
     said = prepare("mine", "--check")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from mrt.data.headers import ORIENTATION, Header, read_header
+from mrt.data.headers import IMAGE_SUFFIXES, MAX_PIXELS, ORIENTATION, Header, ImageProblem, pixels_allowed, read_header
 from mrt.errors import MrtError
 
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -66,3 +66,55 @@ def test_cut_short_or_missing(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(MrtError, match=f"a.{suffix}"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "detail"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "kind of image not read", "HEIC"),
+        (b"\xff\x0a" + b"x" * 20, "kind of image not read", "JPEG XL"),
+        (b"%PDF-1.7 ...", "kind of image not read", "PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "image cut short or unreadable", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "image cut short or unreadable", "web page"),
+        (b"", "image cut short or unreadable", "empty file"),
+        (b"\0" * 500, "image cut short or unreadable", "empty file"),
+        (b"hello", "image cut short or unreadable", "no image in any format"),
+    ],
+)
+def test_what_is_no_image_is_called_by_its_name(tmp_path, content, reason, detail):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ImageProblem) as error:
+        read_header(tmp_path / "a.jpg")
+    assert error.value.reason == reason and detail in error.value.detail and "a.jpg" in error.value.message
+
+
+def test_a_photo_with_a_film_behind_it_is_whole(tmp_path):
+    noise().save(tmp_path / "a.jpg")
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(b"\0" * 100_000)
+    assert read_header(tmp_path / "a.jpg") == Header(300, 200, False)
+    noise().save(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "ab") as file:
+        file.write(b"\0" * 100_000)
+    assert read_header(tmp_path / "a.png") == Header(300, 200, False)
+
+
+def test_more_pixels_than_pillow_takes(tmp_path):
+    Image.new("1", (20000, 9000)).save(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageProblem, match="180 million pixels") as error:
+        read_header(tmp_path / "a.png")
+    assert error.value.reason == "image with more pixels than are read" and "--max-pixels 180000000" in error.value.hint
+    assert read_header(tmp_path / "a.png", 180_000_000) == Header(20000, 9000, False)
+    with pixels_allowed(180_000_000):
+        assert read_header(tmp_path / "a.png").width == 20000
+    with pytest.raises(ImageProblem):
+        read_header(tmp_path / "a.png")
+    assert before == Image.MAX_IMAGE_PIXELS == MAX_PIXELS // 2
+
+
+def test_suffixes_are_those_that_pillow_opens():
+    Image.init()
+    stubs = {".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".ps", ".wmf"}  # named, but read by others
+    opened = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    assert opened - {*IMAGE_SUFFIXES} == stubs and len({*IMAGE_SUFFIXES} - opened) <= 3

@@ -111,6 +111,10 @@ def recipe(
     notes = [*files.notes, *([] if pictures is files else pictures.notes), *finder.notes]
     for found in parts.values():
         notes += [note for part in found for note in part.notes]
+    listed = {inside for found in parts.values() for part in found for inside in part.insides.values()}
+    alone = sorted(finder.files.keys() - listed)
+    if alone:
+        notes.append(f"{len(alone)} images are in no annotation file and left out: {examples(alone)}")
     every = [entry for found in parts.values() for part in found for entry in part.entries.values()]
     unit, said = units.of_coco((units.Seen(box, entry.size) for entry in every for box in entry.objects), boxes, files.source)
     splits = {split: _split(found, finder, unit, files) for split, found in parts.items()}
