@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -278,6 +278,8 @@ def custom(
     from mrt.data.convert.custom import recipe
     from mrt.errors import MrtError
 
+    if not name and dry_run and raw:
+        name = raw[0].absolute().stem
     if not name:
         raise MrtError("prepare-data custom: what shall it be called?", "add --name WORD: --source and --target will call it that")
     files = {split: Path(file) for split, file in parse_pairs("--annotations", annotations).items()}
@@ -447,10 +449,17 @@ def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how
         _tell(card, warnings, watcher)
         if card.labelled:
             for split, part in card.splits.items():
-                counts = ", ".join(f"{label} {count}" for label, count in part.boxes_per_class.items())
-                watcher.say(f"{name} {split}: boxes by class: {counts or 'none'}")
+                watcher.say(f"{name} {split}: boxes by class: {_classes(part.boxes_per_class)}")
         empty = card.labelled and not how.allow_empty and not any(part.num_boxes for part in card.splits.values())
         watcher.say("It would be refused: no box counts. " * empty + "Nothing was written: leave out --dry-run to make the set.")
+
+
+def _classes(boxes: Mapping[str, int]) -> str:
+    """Classes with their boxes, the most frequent first, and those without any."""
+    there = sorted((label for label in boxes if boxes[label]), key=lambda label: -boxes[label])
+    none = [label for label in boxes if not boxes[label]]
+    counts = ", ".join(f"{label} {boxes[label]}" for label in there) or "none"
+    return counts + (f"; no box of {', '.join(none)}" if none else "")
 
 
 def _tell(card: DatasetCard, warnings: Sequence[str], watcher: Watcher) -> None:

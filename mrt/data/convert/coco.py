@@ -377,7 +377,7 @@ def _gather(annotations: list[Any], images: Mapping[Any, _Entry], categories: Ma
             entry.leave(box, item)
             continue
         found.outlined += outlined and bool(item.get("bbox"))
-        ignored = any(_number(item.get(key)) not in (None, 0) for key in ("iscrowd", "ignore"))
+        ignored = _is_set(item.get("iscrowd")) or _is_set(item.get("ignore"))
         area = _number(item.get("area"))
         area = area if area is not None and 0 < area < math.inf else None
         x, y, w, h = box
@@ -388,8 +388,8 @@ def _gather(annotations: list[Any], images: Mapping[Any, _Entry], categories: Ma
 def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | str, bool]:
     """x, y, width, height as they are, or those around its outline if they have no size (and True); else what is wrong."""
     box = annotation.get("bbox")
-    values = [_number(value) for value in box] if isinstance(box, list) else []
-    written = tuple(values) if len(values) == 4 and None not in values else None
+    values = [_number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
+    written = tuple(values) if None not in values else None
     if written is not None and (min(written[2:]) > 0 or not all(map(math.isfinite, written))):
         return written, False
     outline = box_around(annotation.get("segmentation"))
@@ -404,8 +404,14 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     return (int(values[0]), int(values[1])) if all(value and 0 < value < math.inf for value in values) else None
 
 
+def _is_set(value: Any) -> bool:
+    return value not in (None, 0) and _number(value) not in (None, 0)
+
+
 def _number(value: Any) -> float | None:
     """A number as a float, infinite where it is too large for one; None for anything else."""
+    if type(value) is float:  # quick for what is the rule
+        return value
     if isinstance(value, bool):
         return float(value)
     try:

@@ -75,7 +75,8 @@ def said_of(used: dict[str, list[str]], left: list[str]) -> list[str]:
     """What to tell people of lists that were followed, and of images that are in none."""
     if not used:
         return []
-    said = ["splits are those of " + ", ".join(f"{examples(insides)} ({split})" for split, insides in used.items())]
+    followed = {split: insides for split, insides in used.items() if split != "trainval" or "train" not in used}
+    said = ["splits are those of " + ", ".join(f"{examples(insides)} ({split})" for split, insides in followed.items())]
     if left:
         said.append(f"{len(left)} images are in no list and left out: {examples(left)}")
     return said
