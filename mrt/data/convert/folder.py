@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mrt.data.convert.names import split_of_folder
 from mrt.data.convert.places import ImageFinder, measured
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+
+_SPLITS = ("train", "val", "test")
 
 
 class Job(NamedTuple):
@@ -26,7 +29,9 @@ def recipe(
     domain: str = "custom",
     on_unpack: Unpacking | None = None,
 ) -> Recipe:
-    """All images below folders, or in zip or tar archives, as the split "train" of a set without labels.
+    """All images below folders, or in zip or tar archives, as a set without labels.
+
+    Where folders are named after different splits (train, val, test), each is its own; else all images are "train".
 
     Files that are no images by their suffix (:data:`mrt.data.headers.IMAGE_SUFFIXES`, upper or lower case) and hidden ones are passed
     over, and so are annotation files: nothing is read but images. Unreadable images are counted as skipped. Sizes are those of the upright
@@ -41,10 +46,19 @@ def recipe(
     files = own_files(raw, data_root, on_unpack)
     found = ImageFinder(files.files).files
     require(found, "images (.png, .jpg, .tif and all others that Pillow reads)", files, "Name the folder or archive that they are in.")
-    root = common_root(list(found.values()))
-    jobs = sorted(Job(relative(place, root), str(place)) for place in found.values())
-    split = Split(root, jobs, convert)
-    return Recipe(domain, tuple(classes), {"train": split}, files.source, {"format": "images"}, labelled=False, notes=files.notes)
+    splits = {inside: split_of_folder(inside) for inside in found}
+    several = len({split for split in splits.values() if split}) > 1
+    parts: dict[str, list[Path]] = {}
+    for inside, place in found.items():
+        split = splits[inside] if several and splits[inside] in _SPLITS else "train"
+        parts.setdefault(split, []).append(place)
+    made = {split: _split(parts[split]) for split in _SPLITS if split in parts}
+    return Recipe(domain, tuple(classes), made, files.source, {"format": "images"}, labelled=False, notes=files.notes)
+
+
+def _split(places: Sequence[Path]) -> Split:
+    root = common_root(places)
+    return Split(root, sorted(Job(relative(place, root), str(place)) for place in places), convert)
 
 
 def convert(job: Job) -> Picture | Skipped:

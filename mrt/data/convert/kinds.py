@@ -10,7 +10,7 @@ from posixpath import splitext
 from mrt.data.archives import open_file
 from mrt.data.convert import bridge, coco, voc, yolo
 from mrt.data.convert.formats import PAIRED
-from mrt.data.convert.names import FOREIGN, IMAGES, TABLES, TEXTS, examples, is_about, plain, split_in
+from mrt.data.convert.names import FOREIGN, IMAGES, TABLES, TEXTS, examples, is_about, plain
 from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
 from mrt.data.convert.yolo_settings import settings_and_names
@@ -33,6 +33,7 @@ _SAYS = re.compile(
     r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation|regions|detections)\"\s*:"
     r"|<(object|box|bndbox|polygon)\b"
 )
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _COLUMNS = re.compile(r"(?i)\b(x_?min|xmin|x1|bbox|left|box)\b")
 
 
@@ -77,6 +78,11 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
         )
     if images:
         return "images"
+    if others := foreign(files.files):
+        raise MrtError(
+            f"--raw {given}: no images that are read, but {len(others)} files of kinds that Pillow does not open: {examples(others)}",
+            "Convert pictures to JPEG or PNG, and take pictures out of films first (ffmpeg -i film.mp4 film_%06d.jpg).",
+        )
     needs = "\n".join(f"  --format {kind}: {need}" for kind, need in KINDS.items())
     raise MrtError(f"--raw {given}: no kind of data set that mrt knows ({len(files.files)} files looked at)", f"Each needs:\n{needs}")
 
@@ -103,8 +109,8 @@ def named_formats(files: Mapping[str, Path], but: Collection[str] = ()) -> dict[
 def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     """Files that look like labels and were not read.
 
-    That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a list of images
-    that speaks of a split; a JSON or XML file that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
+    That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a list of images;
+    a text of rows of numbers; a JSON or XML file that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
     """
     others = [inside for inside in sorted(files) if inside not in read and _suffix(inside) in _LABELS and not is_about(inside)]
     if not others:
@@ -164,8 +170,24 @@ def _speaks_of(suffix: str, place: Path, names: Collection[str]) -> bool:
     if suffix in ("csv", "tsv", "lst"):
         return bool(_COLUMNS.search(text)) or any(name in text for name in names)
     if suffix == "txt":
-        return split_in(place.stem) is not None and any(name in text for name in names)
+        return _is_list(text, names) or _is_table(text)
     return suffix in ("json", "jsonl", "ndjson", "geojson", "xml") and bool(_SAYS.search(text))
+
+
+def _is_list(text: str, names: Collection[str]) -> bool:
+    """Whether most of a text's first lines begin or end with the name of an image, with or without its suffix."""
+    lines = [line.strip().replace("\\", "/") for line in text.splitlines()[:_SAMPLED] if line.strip()]
+    stems = {_stem(name) for name in names}
+    hits = sum(line.rpartition("/")[2] in names or line.split()[0] in stems or line.split()[0] in names for line in lines)
+    return hits * 2 > len(lines)
+
+
+def _is_table(text: str) -> bool:
+    """Whether a text's lines are rows of numbers, at least five each, as many trackers and detectors write them."""
+    lines = [re.split(r"[\s,;]+", line.strip().strip(",;")) for line in text.splitlines()[:_SAMPLED] if line.strip()]
+    return bool(lines) and all(
+        len(words) >= 5 and sum(bool(_NUMBER.fullmatch(word)) for word in words) >= 5 for words in lines[:-1] or lines
+    )
 
 
 def _head(place: Path) -> bytes:

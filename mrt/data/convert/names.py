@@ -131,6 +131,16 @@ def shared_folders(one: str, other: str) -> int:
     return count
 
 
+def shared_ends(one: str, other: str) -> int:
+    """How many of their last parts two paths have in common."""
+    count = 0
+    for a, b in zip(reversed(one.split("/")), reversed(other.split("/")), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
 def examples(names: Iterable[str], most: int = 3) -> str:
     """The first few of some names, for a message: "a, b, c and 4 more"."""
     listed = list(names)

@@ -45,14 +45,22 @@ class Catalogue:
     Args:
         suffixes: of label files. folders: more of the kind that is no part of a name.
         what: of label files, for messages; needs: where they are looked for.
+        stated: label file -> the image's name that it states, asked where the names of the files leave a doubt.
 
     Raises:
         MrtError: no images, or no annotations.
     """
 
     def __init__(
-        self, raw: RawFiles, suffixes: Sequence[str] = (".xml",), folders: Collection[str] = (), what: str = "annotations", needs: str = ""
+        self,
+        raw: RawFiles,
+        suffixes: Sequence[str] = (".xml",),
+        folders: Collection[str] = (),
+        what: str = "annotations",
+        needs: str = "",
+        stated: Callable[[Path], str | None] | None = None,
     ) -> None:
+        self._stated = stated or (lambda _: None)
         self._folders = _FOLDERS | {*folders}
         self.files = {inside: place for inside, place in raw.files.items() if not {*inside.lower().split("/")} & {*_MASKS}}
         kinds = {inside: splitext(inside)[1].lower() for inside in self.files}
@@ -67,7 +75,7 @@ class Catalogue:
             self.labels, self.images = self._by_name(labels), self._by_name(images)
             if self.labels.keys() & self.images.keys():
                 break
-        self.notes = self._in_any_case()
+        self.notes = [*self._in_any_case(), *self._as_stated()]
 
     def name(self, inside: str) -> str:
         """What a path inside the raw files is called here."""
@@ -96,6 +104,9 @@ class Catalogue:
             return Skipped("image missing", labels[0] if labels else name)
         if not labels:
             return Skipped("labels missing", images[0])
+        if len(images) > 1 and len(labels) == 1:
+            named = self._name_in(labels[0])
+            images = [image for image in images if named is not None and plain(image).rpartition("/")[2] == named] or images
         if len(images) > 1 or len(labels) > 1:
             return Skipped("several files fit", " and ".join([*images, *labels][:4]))
         return Pair(self.files[images[0]], self.files[labels[0]], "")
@@ -105,6 +116,28 @@ class Catalogue:
         for inside in files:
             found.setdefault(self.name(inside), []).append(inside)
         return found
+
+    def _name_in(self, labels: str) -> str | None:
+        """The image's own name, without folders, that a label file states."""
+        stated = self._stated(self.files[labels])
+        return plain(stated).rpartition("/")[2] if stated else None
+
+    def _as_stated(self) -> list[str]:
+        """Give label files of other names to the images that they name, where one fits one; what to say of it."""
+        alone = {name: files[0] for name, files in self.labels.items() if name not in self.images and len(files) == 1}
+        free: dict[str, list[str]] = {}
+        for name in self.images.keys() - self.labels.keys():
+            for image in self.images[name]:
+                free.setdefault(plain(image).rpartition("/")[2], []).append(name)
+        wanted = {name: self._name_in(labels) for name, labels in alone.items()} if free else {}
+        claims = Counter(wanted.values())
+        moved = []
+        for name, image in wanted.items():
+            fits = free.get(image or "", [])
+            if len(fits) == 1 and claims[image] == 1:
+                self.labels[fits[0]] = self.labels.pop(name)
+                moved.append(f"{alone[name]} for {self.images[fits[0]][0]}")
+        return [f"{len(moved)} label files have other names than the images that they state: {examples(moved)}"] if moved else []
 
     def _in_any_case(self) -> list[str]:
         """Call label files after images that differ only in upper and lower case, where one fits one; what to say of inexact names."""
@@ -203,7 +236,7 @@ def recipe(
         MrtError: no images or annotations; a list that names a path outside the set; a label file that is refused.
     """
     files = own_files(raw, data_root, on_unpack)
-    catalogue = Catalogue(files, format.suffixes, format.folders, f"{format.name.upper()} annotations", format.needs)
+    catalogue = Catalogue(files, format.suffixes, format.folders, f"{format.name.upper()} annotations", format.needs, format.stated)
     names, notes, lists = _names_by_split(files, catalogue)
     found: dict[str, tuple[list[Pair | Skipped], Path]] = {}
     for split, entries in names.items():
@@ -232,13 +265,8 @@ def _names_by_split(files: RawFiles, catalogue: Catalogue) -> tuple[dict[str, li
         left = [catalogue.images[name][0] for name in sorted(catalogue.images.keys() - named)]
         return without_trainval(lists), said_of(used, left), [inside for insides in used.values() for inside in insides]
     folders = {name: catalogue.split(name) for name in catalogue.names}
-    if all(folders[name] in SPLITS for name in catalogue.labels):
-        return (
-            {split: [name for name, folder in folders.items() if folder == split] for split in SPLITS if split in folders.values()},
-            [],
-            [],
-        )
-    return {"train": catalogue.names}, [], []
+    by_split = {split: [name for name, folder in folders.items() if (folder or "train") == split] for split in SPLITS}
+    return {split: names for split, names in by_split.items() if names}, [], []
 
 
 def _known(listed: Listed, catalogue: Catalogue) -> list[str]:

@@ -46,6 +46,7 @@ class Format:
         read: (label file, which may be a zip's member) -> its content, or why it cannot be used. MrtError: nobody should go on.
         looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file. Quick, and sure.
         classes: the format's own class names in order; None: those that the files use, sorted.
+        stated: label file -> the image's name that it states, None if none.
         folders: names of folders that hold labels or images, in lower case, beside the usual ones (labels, annotations, images, ...).
     """
 
@@ -56,3 +57,4 @@ class Format:
     looks: Callable[[bytes, str], bool]
     classes: tuple[str, ...] | None = None
     folders: frozenset[str] = field(default_factory=frozenset)
+    stated: Callable[[Path], str | None] | None = None

@@ -165,12 +165,21 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
+def stated_image(place: Path) -> str | None:
+    """The ``<filename>`` of an XML file."""
+    try:
+        return (_parse_xml(_text(read_bytes(place)), place).findtext("filename") or "").strip() or None
+    except (expat.ExpatError, ParseError, ValueError, LookupError, AssertionError):
+        return None
+
+
 FORMAT = Format(
     name="voc",
     suffixes=(".xml",),
     needs="A VOC set has an XML file for each image, often in a folder Annotations.",
     read=read,
     looks=looks,
+    stated=stated_image,
 )
 
 

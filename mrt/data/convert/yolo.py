@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from posixpath import splitext
 from typing import NamedTuple
 
 from mrt.data.convert.lists import read_lines
-from mrt.data.convert.names import Ends, examples, is_about, plain
-from mrt.data.convert.places import Box, ImageFinder, Size, measured, pictured
+from mrt.data.convert.names import Ends, examples, is_about, plain, split_of_folder
+from mrt.data.convert.places import Box, ImageFinder, Size, measured, of_another_split, pictured
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, read_bytes, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split, Turned
 from mrt.data.convert.units import TOLERANCE
@@ -38,44 +38,72 @@ class Job(NamedTuple):
 
 
 class _Labels:
-    """The text files among the raw files: which of them are whose labels.
+    """Which text file among the raw files has the labels of which image.
+
+    First those in an image's place exactly; then, of the files that are left, those in its place but written a little differently, and
+    those below another folder than the images; each only where one file fits one image.
 
     Attributes:
-        texts: paths inside the raw files. used: those that are some image's. nearly: in words, those of these that are named a little
-            differently from their images.
+        texts: paths inside the raw files. of: image -> its label file. nearly: in words, those that were not found exactly.
     """
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self.files = files
+    def __init__(self, files: Mapping[str, Path], images: Iterable[str]) -> None:
         self.texts = [inside for inside in files if inside.lower().endswith(".txt") and not is_about(inside)]
-        self.used: set[str] = set()
+        self.of: dict[str, str] = {}
         self.nearly: list[str] = []
-        self._folded: dict[str, list[str]] | None = None
-        self._ends: Ends | None = None
+        left: list[str] = []
+        for image in images:
+            found = next((place for place in label_places(image) if place in files), None)
+            if found is None:
+                left.append(image)
+            else:
+                self.of[image] = found
+        if left and len(set(self.of.values())) < len(self.texts):
+            self._find_nearly(left, _written_differently)
+            self._find_nearly([image for image in left if image not in self.of], _below_another_folder)
 
-    def of(self, inside: str) -> str | None:
-        """Path inside of an image's label file, if there is one: in its place, written a little differently, or below another folder."""
-        places = label_places(inside)
-        found = next((place for place in places if place in self.files), None)
-        if found is None and (found := self._near(places)) is not None:
-            self.nearly.append(f"{found} for {inside}")
-        if found is not None:
-            self.used.add(found)
-        return found
+    @property
+    def used(self) -> set[str]:
+        """The label files that are some image's."""
+        return set(self.of.values())
 
-    def _near(self, places: Sequence[str]) -> str | None:
-        if self._folded is None or self._ends is None:
-            self._folded, self._ends = {}, Ends(self.texts)
-            for text in self.texts:
-                self._folded.setdefault(plain(text).casefold(), []).append(text)
-        for place in places:
-            same = self._folded.get(plain(place).casefold(), [])
-            if len(same) == 1:
-                return same[0]
-        if "/labels/" not in f"/{places[0]}":
-            return None
-        there = self._ends.find("labels/" + f"/{places[0]}".rpartition("/labels/")[2])  # the two halves may lie below different folders
-        return there[0] if len(there) == 1 and there[0] not in self.used else None
+    def _find_nearly(self, images: Sequence[str], candidates: Callable[[Sequence[str], Sequence[str]], dict[str, list[str]]]) -> None:
+        used = self.used
+        found = candidates(images, [text for text in self.texts if text not in used])
+        claims = Counter(text for texts in found.values() for text in texts)
+        for image, texts in found.items():
+            if len(texts) == 1 and claims[texts[0]] == 1:
+                self.of[image] = texts[0]
+                self.nearly.append(f"{texts[0]} for {image}")
+
+
+def _written_differently(images: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
+    """Image -> the text files that are its labels but for Unicode form, case, %20 and the like."""
+    folded: dict[str, list[str]] = {}
+    for text in texts:
+        folded.setdefault(plain(text).casefold(), []).append(text)
+    return {
+        image: list(dict.fromkeys(text for place in label_places(image) for text in folded.get(plain(place).casefold(), ())))
+        for image in images
+    }
+
+
+def _below_another_folder(images: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
+    """Image -> the text files that end as its label file should, where images and labels lie below different folders."""
+    ends = Ends(texts)
+    with_labels = {f"/{text}".rpartition("/labels/")[0] for text in texts if "/labels/" in f"/{text}"}
+    found: dict[str, list[str]] = {}
+    with_images = {f"/{label_places(image)[0]}".rpartition("/labels/")[0] for image in images}
+    for image in images:
+        top, labels, rest = f"/{label_places(image)[0]}".rpartition("/labels/")
+        if labels and top not in with_labels:
+            near = ends.find("labels/" + rest)
+            found[image] = [
+                text
+                for text in near
+                if f"/{text}".rpartition("/labels/")[0] not in with_images and not of_another_split(text, split_of_folder(image))
+            ]
+    return found
 
 
 def recipe(
@@ -106,7 +134,7 @@ def recipe(
     require(finder.files, "images", files, HINT)
     sets = find_sets(files, finder)
     notes = list(files.notes)
-    labels = _Labels(files.files)
+    labels = _Labels(files.files, finder.files)
     parts: dict[str, list[tuple[list[str], Settings]]] = {}
     lists: list[str] = []
     for settings, found in sets:
@@ -226,8 +254,7 @@ def looks(head: bytes, inside: str) -> bool:
 
 def label_files(files: RawFiles, images: Iterable[str]) -> list[str]:
     """Paths inside of the label files that images have."""
-    labels = _Labels(files.files)
-    return [label for inside in images if (label := labels.of(inside))]
+    return list(_Labels(files.files, images).of.values())
 
 
 def label_places(inside: str) -> list[str]:
@@ -287,7 +314,7 @@ def _split(parts: Sequence[tuple[Sequence[str], Settings]], files: RawFiles, fin
     root = common_root([finder.files[inside] for inside, _ in there]) if there else Path()
     jobs: list[Job] = []
     for inside, settings in there:
-        place, label = finder.files[inside], labels.of(inside)
+        place, label = finder.files[inside], labels.of.get(inside)
         jobs.append(Job(relative(place, root), str(place), str(files.files[label]) if label else None, settings.names, settings.pose))
     missing = [Skipped("image missing", inside) for inside, _ in every if inside not in finder.files]
     return Split(root, [*sorted(jobs, key=lambda job: job.file), *missing], partial(convert, reading=reading))

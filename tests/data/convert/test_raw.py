@@ -136,8 +136,12 @@ def test_places_named_after_splits_keep_them(tmp_path):
         write_text(tmp_path / split / "images" / f"{split}.jpg", split)
     assert own(tmp_path / "train", tmp_path / "valid", data=tmp_path / "data")[0] == {
         "train/images/train.jpg": "train",
-        "val/images/valid.jpg": "valid",
+        "valid/images/valid.jpg": "valid",
     }
+    parts = [tmp_path / split / "images" for split in ("train", "valid")]
+    assert [*own(*parts, data=tmp_path / "data")[0]] == ["train/images/train.jpg", "valid/images/valid.jpg"]
+    packed = [pack(tmp_path / split, tmp_path / f"my_{split}_2017.zip") for split in ("train", "valid")]
+    assert [*own(*packed, data=tmp_path / "data")[0]] == ["train/images/train.jpg", "val/images/valid.jpg"]
     assert own(tmp_path / "valid", data=tmp_path / "data")[0] == {"images/valid.jpg": "valid"}
 
 
@@ -145,6 +149,29 @@ def test_a_place_inside_another_one_adds_nothing(tmp_path):
     write_text(tmp_path / "raw" / "day" / "0.jpg", "day")
     found, notes = own(tmp_path / "raw", tmp_path / "raw" / "day", tmp_path / "raw", data=tmp_path / "data")
     assert found == {"day/0.jpg": "day"} and notes == []
+
+
+@pytest.mark.parametrize("edited", ["train.json", "ImageSets/Main/train.txt"])
+def test_a_list_or_a_label_file_of_the_whole_set_that_was_edited_after_unpacking(tmp_path, edited):
+    raw = tmp_path / "raw"
+    for number in range(4):
+        write_text(raw / f"{number}.jpg", f"picture {number}")
+    write_text(raw / edited, "as it was")
+    pack(raw, tmp_path / "raw.zip")
+    (tmp_path / "raw.zip").rename(raw / "raw.zip")
+    (raw / edited).write_text("as it is now")
+    with pytest.raises(MrtError, match=rf"hold the same image 0\.jpg with different labels \({edited}\)"):
+        own(raw, data=tmp_path / "data")
+
+
+def test_an_archive_of_which_a_part_is_unpacked(tmp_path):
+    for number in range(8):
+        write_text(tmp_path / "tree" / f"{number}.jpg", f"picture {number}")
+    (tmp_path / "raw" / "some").mkdir(parents=True)
+    pack(tmp_path / "tree", tmp_path / "raw" / "x.zip")
+    for number in range(3):
+        (tmp_path / "tree" / f"{number}.jpg").rename(tmp_path / "raw" / "some" / f"{number}.jpg")
+    assert sorted(own(tmp_path / "raw", data=tmp_path / "data")[0]) == [f"some/{number}.jpg" for number in range(8)]
 
 
 def test_what_is_not_opened_or_is_no_part_of_a_set(tmp_path):

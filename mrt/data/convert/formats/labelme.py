@@ -39,6 +39,13 @@ def read(place: Path) -> Sheet | Skipped:
     return reading.collect(map(_record, shapes), reading.image_size(found.get("imageWidth"), found.get("imageHeight")))
 
 
+def stated_image(place: Path) -> str | None:
+    """The ``imagePath`` of a label file."""
+    found = reading.read_json(place)
+    path = found.get("imagePath") if isinstance(found, dict) else None
+    return path if isinstance(path, str) and path.strip() else None
+
+
 def looks(head: bytes, path: str) -> bool:
     """Whether it is a JSON object with LabelMe's keys; some of them may come after the picture's data, so two are enough."""
     text = reading.head_object(head)
@@ -85,4 +92,5 @@ FORMAT = Format(
     needs="a LabelMe JSON file for each image (a.json beside a.jpg), with 'shapes' and 'imagePath'",
     read=read,
     looks=looks,
+    stated=stated_image,
 )

@@ -1,0 +1,228 @@
+"""Several raw folders and archives as one tree: what is one file, what are two, and what nobody can tell."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mrt.data.archives import inside_zip, open_zip
+from mrt.data.convert.names import IMAGES, is_about, shared_ends, split_in
+from mrt.errors import MrtError
+
+_COMPARED = 64  # files of an archive that are looked for among the unpacked ones
+
+
+@dataclass(eq=False)
+class Place:
+    """A raw folder or archive: the files that it holds by their path inside it, and the name that tells it from the others."""
+
+    path: Path
+    name: str
+    files: dict[str, Path]
+    archive: bool = False
+    mount: str = ""  # the folder of the tree that its files are put into, with a slash
+
+
+def one_tree(places: Sequence[Place], apart: bool) -> tuple[dict[str, Path], list[str]]:
+    """Path inside -> where to read it, and what to say of it.
+
+    Args:
+        apart: keep different files of one path, each below its place's name, and places that are named after different splits.
+
+    Raises:
+        MrtError: different files of one path (without ``apart``), or different labels for the same images.
+    """
+    places = _once(places)
+    if apart:
+        _mount_by_splits(places)
+    for place in places:
+        if place.archive and not place.mount:
+            _put_where_it_was_unpacked(place, places)
+    files, differing, twice = _merge(places)
+    if differing and not apart:
+        inside, one, other = differing[0]
+        raise MrtError(
+            f"--raw: {inside} is in {one.path} and, with other content, in {other.path}",
+            "They are two versions of one file: give only the place that is meant.",
+        )
+    said = []
+    if differing:
+        _require_other_images(differing)
+        apart_now = [place for place in places if any(place in pair for _, *pair in differing)]
+        for place, name in zip(apart_now, _names_apart(apart_now), strict=True):
+            place.mount = f"{place.mount}{name}/"
+        files, _, twice = _merge(places)
+        inside, *pair = differing[0]
+        said.append(
+            f"{len(differing)} paths are in several places with different content, the first is {inside} (in "
+            f"{' and '.join(place.path.name for place in pair)}): the places are kept apart, all of their files are taken"
+        )
+    if twice:
+        said.append(f"{len(twice)} files are in several places with the same content: each is taken once, the first is {twice[0]}")
+    return files, said
+
+
+def _once(places: Sequence[Place]) -> list[Place]:
+    """The places without files that another one has too (a folder and one inside it, or the same one twice): the longer path counts."""
+    longest: dict[str, int] = {}
+    for place in places:
+        for inside, file in place.files.items():
+            longest[str(file)] = max(longest.get(str(file), 0), inside.count("/"))
+    seen: set[str] = set()
+    for place in places:
+        place.files = {
+            inside: file for inside, file in place.files.items() if inside.count("/") == longest[str(file)] and str(file) not in seen
+        }
+        seen.update(map(str, place.files.values()))
+    return [place for place in places if place.files]
+
+
+def _mount_by_splits(places: Sequence[Place]) -> None:
+    """Put places that are named after different splits (train and valid, or data/train/images and data/test/images) below these names."""
+    above = Path(*shared_folders_of([place.path.parts for place in places]))
+    named = [[*place.path.relative_to(above).parts[:-1], place.name] if place.path != above else [] for place in places]
+    where = [next((number for number in range(len(parts) - 1, -1, -1) if split_in(parts[number])), None) for parts in named]
+    words = [None if at is None else split_in(parts[at]) for parts, at in zip(named, where, strict=True)]
+    if len({word for word in words if word}) < 2:
+        return
+    for place, parts, at, word in zip(places, named, where, words, strict=True):
+        if at is not None and word is not None:
+            own = parts[at] if PurePosixPath(parts[at]).name.isalpha() else word  # "valid" as it is; of images_train.zip the word
+            place.mount = "/".join([*parts[:at], own, *parts[at + 1 :], ""])
+
+
+def shared_folders_of(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The first parts that all paths have in common, without the last one of any."""
+    shared = []
+    for parts in zip(*(path[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
+
+
+def _merge(places: Sequence[Place]) -> tuple[dict[str, Path], list[tuple[str, Place, Place]], list[str]]:
+    """The files of all places; paths with different content, with two places that have them; and paths with the same content."""
+    files: dict[str, Path] = {}
+    owner: dict[str, Place] = {}
+    differing, twice = [], []
+    for place in places:
+        for path, file in place.files.items():
+            inside = place.mount + path
+            if inside not in files:
+                files[inside], owner[inside] = file, place
+            elif is_about(inside) or same_content(files[inside], file):
+                twice.append(inside)
+            else:
+                differing.append((inside, owner[inside], place))
+    return files, differing, [inside for inside in twice if not is_about(inside)]
+
+
+def _put_where_it_was_unpacked(archive: Place, places: Sequence[Place]) -> None:
+    """If files of an archive lie unpacked in another place, below some folder or above one of the archive's: the same paths for both."""
+    paths = [path for path in sorted(archive.files) if not is_about(path)]
+    for other in places:
+        if other is archive:
+            continue
+        by_name: dict[str, list[str]] = {}
+        for path in other.files:
+            by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        alike = [path for path in paths if path.rpartition("/")[2] in by_name]
+        moves: Counter[tuple[str, str]] = Counter()
+        compared = 0
+        for path in alike[:: max(1, len(alike) // _COMPARED)]:
+            # of files of one name the one whose folders fit best
+            theirs = max(by_name[path.rpartition("/")[2]], key=lambda their, path=path: shared_ends(path, their))
+            compared += 1
+            if same_content(archive.files[path], other.files[theirs]):
+                moves[_move(path, theirs)] += 1
+        (ours, theirs), votes = moves.most_common(1)[0] if moves else (("", ""), 0)
+        if votes * 2 > compared and (ours or theirs or other.mount):
+            target = other.mount + theirs
+            archive.files = {target + path[len(ours) :] if path.startswith(ours) else path: file for path, file in archive.files.items()}
+            return
+
+
+def _move(path: str, other: str) -> tuple[str, str]:
+    """The folders that two paths differ by at their beginning, of the longest end that they share."""
+    a, b = path.split("/"), other.split("/")
+    while a and b and a[-1] == b[-1]:
+        a.pop()
+        b.pop()
+    return "/".join([*a, ""]), "/".join([*b, ""])
+
+
+def _require_other_images(differing: Sequence[tuple[str, Place, Place]]) -> None:
+    """MrtError if two places have the same images with different labels: nobody knows which are true.
+
+    That is: an image that both have and a label file of its name that differs; or most of the images of one place, and any other file.
+    """
+    shared: dict[tuple[int, int], tuple[list[str], bool]] = {}
+    for inside, one, other in differing:
+        if IMAGES.search(inside):
+            continue
+        key = id(one), id(other)
+        if key not in shared:
+            shared[key] = _same_images(one, other)
+        images, most = shared[key]
+        stem = PurePosixPath(inside).stem
+        image = next((path for path in images if PurePosixPath(path).stem == stem), images[0] if most and images else None)
+        if image is not None:
+            raise MrtError(
+                f"--raw: {one.path} and {other.path} hold the same image {image} with different labels ({inside})",
+                "Nobody can tell which are true: give only the place that is meant.",
+            )
+
+
+def _same_images(one: Place, other: Place) -> tuple[list[str], bool]:
+    """Images that two places have with the same content below the same path, and whether those are most of the images of one of them."""
+    theirs = {other.mount + path: file for path, file in other.files.items() if IMAGES.search(path)}
+    ours = {one.mount + path: file for path, file in one.files.items() if IMAGES.search(path)}
+    same = [path for path in ours if path in theirs and same_content(ours[path], theirs[path])]
+    return same, 2 * len(same) > min(len(ours), len(theirs))
+
+
+def _names_apart(places: Sequence[Place]) -> list[str]:
+    """A name for each of some places: its own, with as many of the folders above it as tell them apart."""
+    depth = 1
+    longest = max(len(place.path.parts) for place in places)
+    while True:
+        names = ["/".join([*place.path.parent.parts[1:][-(depth - 1) :], place.name] if depth > 1 else [place.name]) for place in places]
+        if len({name.lower() for name in names}) == len(names) or depth > longest:
+            return names if len(set(names)) == len(names) else [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+        depth += 1
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files, which may be members of zip archives, have the same bytes (size and CRC-32)."""
+    sizes = _size_and_crc(one), _size_and_crc(other)
+    if sizes[0][0] != sizes[1][0]:
+        return False
+    crcs = [crc if crc is not None else _crc_of(place) for place, (_, crc) in zip((one, other), sizes, strict=True)]
+    return None not in crcs and crcs[0] == crcs[1]
+
+
+def _size_and_crc(place: Path) -> tuple[int, int | None]:
+    """Bytes and, of a zip's member, its CRC; -1 for a file that cannot be looked at."""
+    member = inside_zip(place)
+    if member is None:
+        try:
+            return place.stat().st_size, None
+        except OSError:
+            return -1, None
+    info = open_zip(member[0]).getinfo(member[1])
+    return info.file_size, info.CRC
+
+
+def _crc_of(place: Path) -> int | None:
+    crc = 0
+    try:
+        with open(place, "rb") as file:
+            while block := file.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+    except OSError:
+        return None
+    return crc
