@@ -21,8 +21,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ from mrt.files import write_text
 CARD_NAME = "dataset.json"
 CARD_VERSION = 1
 UNPACKED = "unpacked"  # not a set: the folder of the data root that tar archives are unpacked to
+
+
+_CARD = {"name": str, "domain": str, "image_sizes": dict, "source": str, "labelled": bool, "details": dict}
+_SPLIT = {
+    **{"annotations": str, "images": str, "num_images": int, "num_boxes": int, "boxes_per_class": dict, "num_ignored": int},
+    **{"num_empty": int, "skipped": dict, "sha256": str},
+}
+_COUNTED = ("image_sizes", "boxes_per_class", "skipped")  # whose values are whole numbers
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,8 @@ def read_card(path: Path | str) -> DatasetCard:
         raise MrtError(f"{path}: classes is {classes!r}, expected a list of different names", remake)
     if not isinstance(splits, dict):
         raise MrtError(f"{path}: splits is {splits!r}, expected an object", remake)
-    known = {f.name for f in fields(DatasetCard)} - {"classes", "splits", "folder"}
-    rest = {key: value for key, value in content.items() if key in known}
+    rest = {key: content[key] for key in _CARD if key in content}
+    _require_types(rest, _CARD, str(path), remake)
     rest = {"name": path.parent.name, "domain": "", **rest}
     return DatasetCard(
         classes=tuple(classes),
@@ -169,8 +178,33 @@ def _read_split(path: Path, name: str, value: Any) -> SplitCard:
             raise MrtError(f"{where}.{key} is {value.get(key)!r}, expected a path")
     if Path(value["annotations"]).is_absolute() or ".." in Path(value["annotations"]).parts:
         raise MrtError(f"{where}.annotations is {value['annotations']!r}: it must lie inside the card's folder")
-    known = {f.name for f in fields(SplitCard)}
-    return SplitCard(**{key: item for key, item in value.items() if key in known})
+    found = {key: value[key] for key in _SPLIT if key in value}
+    _require_types(found, _SPLIT, where, "Make the set again with `mrt prepare-data`.")
+    return SplitCard(**found)
+
+
+def _require_types(found: Mapping[str, Any], kinds: Mapping[str, type], where: str, hint: str) -> None:
+    """MrtError that names the field whose value is of another type than it should be."""
+    names = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
+    for key, value in found.items():
+        fits = type(value) is kinds[key] and not (kinds[key] is str and "\0" in value)
+        if fits and key in _COUNTED:
+            fits = all(type(count) is int for count in value.values())
+        if not fits:
+            counts = " of whole numbers" if key in _COUNTED else ""
+            raise MrtError(f"{where}: {key} is {str(value)[:100]!r}, expected {names[kinds[key]]}{counts}", hint)
+
+
+@contextmanager
+def prepared_annotations(path: Path) -> Iterator[None]:
+    """While a prepared set's annotation file is gone through: MrtError names it if something in it is not where it should be."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
+        raise MrtError(
+            f"{path}: not the annotations of a prepared set ({type(error).__name__}: {str(error)[:100]})",
+            "Make the set again with `mrt prepare-data`.",
+        ) from None
 
 
 def is_ignored(annotation: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrt.data.archives import file_exists
-from mrt.data.card import DatasetCard, describe_split, file_sha256, read_json
+from mrt.data.card import DatasetCard, describe_split, file_sha256, prepared_annotations, read_json
 from mrt.data.headers import read_header
 from mrt.data.staging import Progress, available_cores, counted, run_parallel
 from mrt.errors import MrtError
@@ -31,12 +31,13 @@ def check_set(card: DatasetCard, *, workers: int | None = None, on_progress: Pro
             problems.append(f"{annotations}: changed since the card was written (sha256 differs)")
             continue
         coco = read_json(annotations)
-        found, _ = describe_split(card.folder, split.annotations, split.images, split.skipped, coco)
-        for field in ("num_images", "num_boxes", "num_ignored", "num_empty", "boxes_per_class"):
-            said, counts = getattr(split, field), getattr(found, field)
-            if said != counts:
-                problems.append(f"{annotations}: {field} is {counts}, the card says {said}")
-        jobs += [(name, root / entry["file_name"], entry["width"], entry["height"]) for entry in coco["images"]]
+        with prepared_annotations(annotations):
+            found, _ = describe_split(card.folder, split.annotations, split.images, split.skipped, coco)
+            for field in ("num_images", "num_boxes", "num_ignored", "num_empty", "boxes_per_class"):
+                said, counts = getattr(split, field), getattr(found, field)
+                if said != counts:
+                    problems.append(f"{annotations}: {field} is {counts}, the card says {said}")
+            jobs += [(name, root / entry["file_name"], int(entry["width"]), int(entry["height"])) for entry in coco["images"]]
     answers = counted(run_parallel(_look, jobs, workers or available_cores()), len(jobs), on_progress)
     wrong: dict[tuple[str, str], list[str]] = {}
     for (name, path, *_), answer in zip(jobs, answers, strict=True):

@@ -207,13 +207,14 @@ class DetectionDataset(Dataset):
         try:
             image_id, name = annotation["image_id"], names[annotation["category_id"]]
             x, y, w, h = (float(value) for value in annotation["bbox"])
-        except (KeyError, TypeError, ValueError) as error:
+            listed = image_id in sizes
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             entry = annotation.get("id") if isinstance(annotation, dict) else annotation
             raise MrtError(
                 f"{self.annotations_file}: annotation {entry!r} has no usable image_id, category_id or bbox ({error!r})",
                 "Each needs the id of a listed image, of a listed category, and four numbers [x, y, width, height].",
             ) from None
-        if image_id not in sizes:
+        if not listed:
             raise MrtError(
                 f"{self.annotations_file}: annotation {annotation.get('id')!r} belongs to image {image_id!r}, which is not listed",
                 "Make the set again, or mend the file.",

@@ -145,6 +145,7 @@ def read_header(path: Path, most: int | None = None) -> Header:
                 # asked for EXIF, Pillow decodes a PNG to look behind its pixels: fifty times the work, for what next to none has
                 said = any(word in str(key) for key in picture.info for word in ("exif", "xmp"))
                 silent = picture.format == "PNG" and not said and b"eXIf" not in tail and b"adobe.xmp" not in tail
+                silent = silent or picture.format == "TIFF"  # which Pillow turns by itself: its size is the upright one
                 header = Header(*picture.size, not silent and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8))
                 mark = _END_MARKS.get(picture.format or "")
                 if mark is None or mark not in tail:  # a phone may append a whole film to a photo

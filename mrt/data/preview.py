@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from mrt.data.archives import open_file
-from mrt.data.card import is_ignored, read_card, read_json
+from mrt.data.card import DatasetCard, is_ignored, prepared_annotations, read_card, read_json
 from mrt.data.headers import BROKEN, open_picture
 from mrt.errors import MrtError
 
@@ -36,9 +36,15 @@ def contact_sheet(
     card = read_card(folder)
     split = split or next(iter(card.splits))
     coco, root = read_json(card.annotations_path(split)), card.images_root(split)
+    with prepared_annotations(card.annotations_path(split)):
+        return _sheet(coco, root, card, n, columns, width, boxes)
+
+
+def _sheet(coco: dict, root: Path, card: DatasetCard, n: int, columns: int, width: int, boxes: bool) -> Image.Image:
+    """The sheet, of a file that may hold anything."""
     every = coco["images"]
     if not every:
-        raise MrtError(f"{card.annotations_path(split)}: no images to show")
+        raise MrtError(f"{root}: no images to show")
     images = [every[k * len(every) // n] for k in range(n)] if len(every) > n else every
     annotations: dict[int, list[dict]] = {entry["id"]: [] for entry in images}
     for annotation in coco["annotations"]:

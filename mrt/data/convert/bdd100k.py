@@ -60,6 +60,10 @@ class Label(NamedTuple):
     crowd: bool
 
 
+_LANE = "lane or area"  # stands for them while a file is parsed
+_NO_OBJECT = Label("", None, False)
+
+
 class Entry(NamedTuple):
     """A frame of a label file."""
 
@@ -92,6 +96,9 @@ def convert(job: Frame | Skipped, classes: Sequence[str]) -> Picture | Skipped:
     things, skipped = [], Counter[str]()
     for category, box, crowd in job.labels:
         name = _RENAMED.get(category, category)
+        if not name:
+            skipped["object without a category"] += 1
+            continue
         if name not in classes:
             skipped["class not asked for" if name in CLASSES or name in _OTHERS else f"unknown label {category!r}"] += 1
             continue
@@ -232,7 +239,10 @@ def _slim_one(found: dict[str, Any]) -> Any:
 
 
 def _labels_in(objects: Any) -> tuple[Label, ...]:
-    return tuple(label for label in objects if isinstance(label, Label)) if isinstance(objects, list) else ()
+    """The objects of a frame; what is no object has an empty category, lanes and areas are left out."""
+    if not isinstance(objects, list):
+        return ()
+    return tuple(label if isinstance(label, Label) else _NO_OBJECT for label in objects if label is not _LANE)
 
 
 def _read_list(labels: Mapping[str, Path], images: Mapping[str, Path]) -> tuple[list[Entry], list[Skipped]]:
@@ -262,10 +272,11 @@ def _slim(found: dict[str, Any]) -> Any:
     return None if "vertices" in found else found
 
 
-def _label(entry: dict[str, Any]) -> Label | None:
+def _label(entry: dict[str, Any]) -> Label | str:
+    """An object, or the mark of what is none: a lane or an area."""
     category, box, more = str(entry["category"]), entry.get("box2d"), entry.get("attributes")
     if category.startswith(("lane", "area/", "drivable")):
-        return None
+        return _LANE
     corners = tuple(box.get(key) for key in ("x1", "y1", "x2", "y2")) if isinstance(box, dict) else None
     return Label(sys.intern(category), corners, isinstance(more, dict) and more.get("crowd") is True)
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from mrt.data.archives import open_file
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, parse_json, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split, Thing
-from mrt.data.headers import read_header
+from mrt.data.headers import BROKEN, read_header
 from mrt.errors import MrtError
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -196,7 +196,7 @@ def read_labels(place: Path) -> Labels:
             if picture.mode not in ("I;16", "I;16B", "I", "L"):
                 raise MrtError(f"{place}: mode is {picture.mode}, expected a grey image of 16 bits", "It may be the *_color.png, renamed.")
             return Labels(np.array(picture))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise MrtError(f"{place}: cannot be read as an image ({error})", f"Get gtFine_trainvaltest.zip again from {SITE}.") from None
 
 
@@ -220,7 +220,7 @@ def paint(annotation: Any, place: Path) -> Labels:
         group = label not in LABEL_IDS and label.endswith("group")
         name = label.removesuffix("group") if group else label
         if name not in LABEL_IDS:
-            skipped[f"unknown label '{label}'"] += 1
+            skipped[f"unknown label {label!r}"] += 1
             continue
         number = LABEL_IDS[name]
         single = FIRST_THING <= number <= LAST_THING and not group

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mrt.data.archives import open_file
 from mrt.data.convert import units
+from mrt.data.convert.coco_file import HINT, Entry, categories_of, gather, images_of, read_file
 from mrt.data.convert.names import examples, split_in, split_of_folder
-from mrt.data.convert.outlines import box_around
-from mrt.data.convert.places import Box, ImageFinder, class_name, entry_name, measured, pictured
-from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, parse_json, relative, require
-from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.convert.places import Box, ImageFinder, measured, pictured
+from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
+from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split
 from mrt.data.text import encoding_of
 from mrt.errors import MrtError
 
-HINT = "A COCO file is an object with the lists 'images', 'annotations' and 'categories'."
 _SPEAKING = re.compile(r"(?i)instances|annotations|labels")  # words in names of files that want to be taken for annotations
 _LISTS = ("images", "annotations", "categories")
 _LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
@@ -32,7 +29,8 @@ _ORDER = {"train": 0, "trainval": 1, "val": 2, "test": 3}
 
 
 class Job(NamedTuple):
-    """An image, with what the annotations say of it; ``size`` (width, height) is None where they do not say it."""
+    """An image, with what the annotations say of it; ``size`` (width, height) is None where they do not say it. ``source``: their file;
+    ``reading``: what their numbers are (:mod:`mrt.data.convert.units`)."""
 
     file: str
     place: str
@@ -40,23 +38,8 @@ class Job(NamedTuple):
     objects: tuple[Box, ...]
     skipped: dict[str, int]
     notes: dict[str, str]
-
-
-@dataclass
-class _Entry:
-    """An image of a COCO file while its annotations are being gathered."""
-
-    name: str
-    size: tuple[int, int] | None
-    objects: list[Box] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    notes: dict[str, str] = field(default_factory=dict)
-
-    def leave(self, reason: str, item: Any) -> None:
-        """Count an annotation that is left out, and keep the first of its kind to show."""
-        self.skipped[reason] += 1
-        if reason not in self.notes:
-            self.notes[reason] = f"{self.name}: {_shown(item, 100)}"
+    source: str
+    reading: str
 
 
 def recipe(
@@ -72,8 +55,9 @@ def recipe(
     """COCO files and their images, in any folders below ``raw`` or in archives.
 
     A file's split is the word train, val, valid, validation, test or trainval in its name (``instances_val2017.json``), else in the name of
-    the nearest folder that has one (``valid/_annotations.coco.json``); the only file without any is "train". Several files of a split are
-    taken together if they are about different images. The images are found by the end of their path:
+    the nearest folder that has one (``valid/_annotations.coco.json``); of the only file without any, images are
+    divided as their entries ("split": "test") or their folders say, else all are "train". Several files of a split are taken together if
+    they are about different images. The images are found by the end of their path:
     :class:`mrt.data.convert.places.ImageFinder`.
 
     COCO's boxes are x, y, width, height in pixels from 0; they stay as they are, cut to the image. ``area`` stays where it is a positive
@@ -87,7 +71,7 @@ def recipe(
     Args:
         annotations: split -> COCO file, where names do not tell; paths as they are or inside ``raw``.
         images: where to look for images instead of ``raw``: a folder or an archive.
-        boxes: "pixels", "shares" (of the image's width and height), or "auto": shares are recognised over all files, see :mod:`.units`.
+        boxes: what the numbers of a box are, of :data:`mrt.data.convert.units.READINGS`; "auto": told from each file as a whole.
 
     Raises:
         MrtError: no COCO file or none of its images below ``raw``; two files about the same images for a split; a file that is cut short,
@@ -97,17 +81,19 @@ def recipe(
     files = own_files(raw, data_root, on_unpack)
     pictures = files if images is None else own_files([images], data_root, on_unpack)
     finder = ImageFinder(pictures.files)
-    given = {split: [_given(Path(path), files)] for split, path in (annotations or {}).items()}
+    given: dict[str | None, list[tuple[str, Path]]] = {split: [_given(Path(path), files)] for split, path in (annotations or {}).items()}
     chosen = given or _by_split(files)
     require(chosen, "COCO annotations (.json)", files, HINT + " Name it with --annotations SPLIT=FILE.")
     labels: dict[Any, str] = {}
     parts: dict[str, list[_Part]] = {}
     for split, named in chosen.items():
         for near, place in named:
-            coco = _read(place)
-            categories = _categories(coco, place)
+            coco = read_file(place)
+            categories = categories_of(coco, place)
             labels |= dict.fromkeys(categories.values())
-            parts.setdefault(split, []).append(_part(coco, categories, place, finder, split, near))
+            part = _part(coco, categories, place, finder, split, near)
+            for name, own in (_divided(part) if split is None else {split: part}).items():
+                parts.setdefault(name, []).append(own)
     notes = [*files.notes, *([] if pictures is files else pictures.notes), *finder.notes]
     for found in parts.values():
         notes += [note for part in found for note in part.notes]
@@ -115,15 +101,41 @@ def recipe(
     alone = sorted(finder.files.keys() - listed)
     if alone:
         notes.append(f"{len(alone)} images are in no annotation file and left out: {examples(alone)}")
-    every = [entry for found in parts.values() for part in found for entry in part.entries.values()]
-    unit, said = units.of_coco((units.Seen(box, entry.size) for entry in every for box in entry.objects), boxes, files.source)
-    splits = {split: _split(found, finder, unit, files) for split, found in parts.items()}
+    reading = "pixels" if boxes == "auto" else boxes
+    splits = {split: _split(parts[split], finder, reading, files) for split in sorted(parts, key=lambda name: _ORDER.get(name, 9))}
     twice = {split: again for split, found in parts.items() if (again := sum(part.again for part in found))}
     source = files.source if images is None else f"{files.source}, {Path(images).name}"
-    told = {split: ", ".join(place.name for _, place in named) for split, named in chosen.items()}
+    told = {split: ", ".join(part.place.name for part in found) for split, found in parts.items()}
     details = {"format": "coco", "annotations": told} | ({"annotation_ids_given_twice": twice} if twice else {})
     read = [inside for named in chosen.values() for inside, _ in named]
-    return Recipe(domain, tuple(labels), splits, source, details, notes=[*notes, *said], read=read)
+    done = Recipe(domain, tuple(labels), splits, source, details, notes=notes, read=read)
+    return replace(done, review=partial(_review, made=done)) if boxes == "auto" else done
+
+
+def _review(results: Results, made: Recipe) -> Recipe | None:
+    """Another reading of the numbers of those files of which it is sure: see :func:`mrt.data.convert.units.of_coco`."""
+    sizes = {
+        (split, found.file): (found.width, found.height) for split, part in results.items() for found in part if isinstance(found, Picture)
+    }
+    anywhere = {file: size for (_, file), size in sizes.items()}  # a validation part may have been split off
+    seen: dict[str, list[units.Seen]] = defaultdict(list)
+    for name, split in made.splits.items():
+        for job in split.jobs:
+            if isinstance(job, Job) and (size := sizes.get((name, job.file), anywhere.get(job.file))) is not None:
+                seen[job.source] += [units.Seen(box, size) for box in job.objects]
+    readings, said = {}, []
+    for source, boxes in seen.items():
+        readings[source], notes = units.of_coco(boxes, Path(source).name)
+        said += notes
+    if not said:
+        return None
+    splits = {
+        name: replace(
+            split, jobs=[job._replace(reading=readings.get(job.source, "pixels")) if isinstance(job, Job) else job for job in split.jobs]
+        )
+        for name, split in made.splits.items()
+    }
+    return replace(made, splits=splits, notes=[*made.notes, *said], review=None)
 
 
 def candidates(files: RawFiles) -> tuple[list[str], list[str]]:
@@ -142,14 +154,16 @@ def candidates(files: RawFiles) -> tuple[list[str], list[str]]:
     return whole, partly
 
 
-def convert(job: Job | Skipped, unit: str = "pixels") -> Picture | Skipped:
-    """Cut the boxes to the image, which must be whole and of the size that they are for. ``unit``: of :mod:`mrt.data.convert.units`."""
+def convert(job: Job | Skipped) -> Picture | Skipped:
+    """Cut the boxes to the image, which must be whole and of the size that they are for."""
     if isinstance(job, Skipped):
         return job
     size = measured(Path(job.place), job.file, job.size)
     if isinstance(size, Skipped):
         return size
-    boxes = [units.as_pixels(box, unit, size.width, size.height) for box in job.objects] if unit != "pixels" else job.objects
+    boxes = job.objects
+    if job.reading != "pixels":
+        boxes = tuple(units.as_pixels(box, job.reading, size.width, size.height) for box in boxes)
     return pictured(job.file, size, boxes, job.skipped, job.notes)
 
 
@@ -175,11 +189,14 @@ def _lists_in(place: Path) -> set[str]:
 def _given(path: Path, files: RawFiles) -> tuple[str, Path]:
     """(path inside, where to read it) of a file that the user names."""
     inside = path.as_posix()
-    return (inside, files.files[inside]) if inside in files.files and not path.is_file() else ("", path)
+    if inside in files.files and not path.is_file():
+        return inside, files.files[inside]
+    absolute = path.absolute()
+    return next((inside for inside, place in files.files.items() if place == absolute), ""), path
 
 
-def _by_split(files: RawFiles) -> dict[str, list[tuple[str, Path]]]:
-    """Split -> (path inside, where to read it) of its files, training first."""
+def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
+    """Split -> (path inside, where to read it) of its files; None: of the only ones that state none."""
     whole, partly = candidates(files)
     by_split: dict[str | None, list[str]] = defaultdict(list)
     for inside in whole or partly:
@@ -194,50 +211,16 @@ def _by_split(files: RawFiles) -> dict[str, list[tuple[str, Path]]]:
             f"--raw {files.source}: several annotation files for no split in particular: {examples(every, 6)}",
             "Say which is which: --annotations train=FILE val=FILE",
         )
-    named = {split or "train": insides for split, insides in by_split.items()}
-    if "trainval" in named and "train" not in named:
-        named["train"] = named.pop("trainval")
-    return {split: [(inside, files.files[inside]) for inside in named[split]] for split in sorted(named, key=_ORDER.__getitem__)}
-
-
-def _read(place: Path) -> dict[str, Any]:
-    coco = parse_json(place)
-    if not isinstance(coco, dict):
-        raise MrtError(f"{place}: holds {_kind(coco)}, expected an object", HINT)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(coco.get(key), list):
-            found = f"has {_kind(coco[key])} as {key!r}, expected a list" if key in coco else f"has no list {key!r}"
-            raise MrtError(f"{place}: {found}", HINT + " Images without labels: --format images.")
-    if not coco["images"]:
-        raise MrtError(f"{place}: lists no images", "Leave the file out, or get it again.")
-    return coco
-
-
-def _categories(coco: dict[str, Any], place: Path) -> dict[Any, str]:
-    """Category id -> class name, in the order of the ids."""
-    names: dict[Any, str] = {}
-    for entry in coco["categories"]:
-        number, name = (_id(entry.get("id")), class_name(entry.get("name"))) if isinstance(entry, dict) else (None, None)
-        if number is None or not name:
-            raise MrtError(f"{place}: the category {_shown(entry)} has no usable id and name", HINT)
-        if names.get(number, name) != name:
-            raise MrtError(
-                f"{place}: category id {number!r} is both {names[number]!r} and {name!r}", "Give each category an id of its own."
-            )
-        names[number] = name
-    if not names:
-        raise MrtError(f"{place}: lists no categories", HINT)
-    above = {class_name(entry.get("supercategory")) for entry in coco["categories"] if entry.get("name") != entry.get("supercategory")}
-    used = {_known(a.get("category_id"), names) for a in coco["annotations"] if isinstance(a, dict)}
-    real = {number: name for number, name in names.items() if number in used or name not in above}  # some tools list the group too
-    return dict(sorted((real or names).items(), key=lambda item: (isinstance(item[0], str), item[0])))
+    if "trainval" in by_split and "train" not in by_split:
+        by_split["train"] = by_split.pop("trainval")
+    return {split: [(inside, files.files[inside]) for inside in insides] for split, insides in by_split.items()}
 
 
 @dataclass
 class _Part:
     """What one COCO file adds to a split: entries by name, where their images are (paths inside the raw files), what is left out."""
 
-    entries: dict[str, _Entry]
+    entries: dict[str, Entry]
     insides: dict[str, str]
     place: Path
     skipped: Counter[str]
@@ -246,9 +229,9 @@ class _Part:
     notes: list[str]
 
 
-def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, finder: ImageFinder, split: str, near: str) -> _Part:
+def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, finder: ImageFinder, split: str | None, near: str) -> _Part:
     skipped: Counter[str] = Counter()
-    by_id, by_name = _images(coco["images"], place, skipped)
+    by_id, by_name = images_of(coco["images"], place, skipped)
     insides = finder.find(list(by_name), place, split=split, near=near)
     if not insides:
         first = next(iter(by_name))
@@ -257,11 +240,33 @@ def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, find
             f"{place}: none of its {len(by_name)} images is there, the first is {first!r}" + (f" (there is {there})" if there else ""),
             "Give the images' folder or archive too: in --raw, or with --images FOLDER.",
         )
-    gathered = _gather(coco["annotations"], by_id, categories, skipped)
+    gathered = gather(coco["annotations"], by_id, categories, skipped)
     return _Part(by_name, insides, place, skipped, gathered.examples, gathered.again, gathered.notes(place))
 
 
-def _split(parts: Sequence[_Part], finder: ImageFinder, unit: str, files: RawFiles) -> Split:
+def _divided(part: _Part) -> dict[str, _Part]:
+    """A file that states no split, by the splits that its entries state, else by those of its images' folders, if there are several."""
+    stated = {name: entry.split for name, entry in part.entries.items()}
+    if not any(stated.values()):
+        stated = {name: split_of_folder(part.insides.get(name, name)) for name in part.entries}
+    words = {name: split if split in ("val", "test") else "train" for name, split in stated.items()}
+    if len({split for split in stated.values() if split}) < 2:
+        return {"train": part}
+    counts = Counter(words.values())
+    shares = ", ".join(f"{count} {split}" for split, count in counts.items())
+    said = f"{part.place.name}: states no split; divided as its images' entries or folders say: {shares}"
+    parts = {}
+    for number, split in enumerate(counts):
+        names = {name for name, word in words.items() if word == split}
+        entries = {name: entry for name, entry in part.entries.items() if name in names}
+        insides = {name: inside for name, inside in part.insides.items() if name in names}
+        first = {"skipped": part.skipped, "examples": part.examples, "again": part.again, "notes": [*part.notes, said]}
+        rest: dict[str, Any] = {"skipped": Counter(), "examples": {}, "again": 0, "notes": []}
+        parts[split] = _Part(entries, insides, part.place, **(rest if number else first))
+    return parts
+
+
+def _split(parts: Sequence[_Part], finder: ImageFinder, reading: str, files: RawFiles) -> Split:
     """A split of one or more COCO files about different images."""
     owners: dict[str, Path] = {}
     for part in parts:
@@ -274,7 +279,8 @@ def _split(parts: Sequence[_Part], finder: ImageFinder, unit: str, files: RawFil
                     f"({relative(owners[inside], top)} and {relative(part.place, top)} both list {inside})",
                     "Say which is which: --annotations train=FILE val=FILE",
                 )
-    root = common_root([finder.files[inside] for part in parts for inside in part.insides.values()])
+    places = [finder.files[inside] for part in parts for inside in part.insides.values()]
+    root = common_root(places) if places else Path()
     jobs: list[Job | Skipped] = []
     skipped, shown = Counter[str](), defaultdict[str, list[str]](list)
     for part in parts:
@@ -286,9 +292,9 @@ def _split(parts: Sequence[_Part], finder: ImageFinder, unit: str, files: RawFil
                 jobs.append(_missing(name, finder))
                 continue
             where = finder.files[part.insides[name]]
-            jobs.append(Job(relative(where, root), str(where), entry.size, tuple(entry.objects), dict(entry.skipped), entry.notes))
-    run = convert if unit == "pixels" else partial(convert, unit=unit)
-    return Split(root, jobs, run, dict(+skipped), notes=dict(shown))
+            left, noted = dict(entry.skipped), entry.notes
+            jobs.append(Job(relative(where, root), str(where), entry.size, tuple(entry.objects), left, noted, str(part.place), reading))
+    return Split(root, jobs, convert, dict(+skipped), notes=dict(shown))
 
 
 def _missing(name: str, finder: ImageFinder) -> Skipped:
@@ -297,155 +303,3 @@ def _missing(name: str, finder: ImageFinder) -> Skipped:
     if there is not None and there in finder.others and PurePosixPath(there).name == PurePosixPath(name).name:
         return Skipped("kind of image not read", there)
     return Skipped("image missing", f"{name} (there is {there})" if there else name)
-
-
-def _images(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[dict[Any, _Entry], dict[str, _Entry]]:
-    """The images by their id and by their name; an image that is listed twice is one."""
-    by_id: dict[Any, _Entry] = {}
-    by_name: dict[str, _Entry] = {}
-    for item in entries:
-        number, text = (_id(item.get("id")), item.get("file_name")) if isinstance(item, dict) else (None, None)
-        if number is None or not isinstance(text, str):
-            raise MrtError(f"{place}: the image {_shown(item)} has no usable id and file_name", HINT)
-        name, size = entry_name(text, place, f"file_name of image {number!r}"), _size(item)
-        if number in by_id and by_id[number].name != name:
-            raise MrtError(
-                f"{place}: image id {number!r} is both {by_id[number].name!r} and {name!r}",
-                "Its annotations may be of either: give each image an id of its own.",
-            )
-        listed = name in by_name
-        entry = by_name.setdefault(name, _Entry(name, size))
-        if entry.size != size:
-            raise MrtError(f"{place}: {name!r} is listed twice, with the sizes {entry.size} and {size}", "Leave one of them out.")
-        skipped["image listed twice"] += listed
-        by_id[number] = entry
-    return by_id, by_name
-
-
-@dataclass
-class _Gathered:
-    """What was found while annotations were given to their images."""
-
-    again: int = 0
-    retyped: int = 0
-    outlined: int = 0
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def leave(self, reason: str, item: Any) -> str:
-        """Keep an example of an annotation that is left out; returns the reason."""
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < 3:
-            shown.append(_shown(item, 100))
-        return reason
-
-    def notes(self, place: Path) -> list[str]:
-        """What to say of them."""
-        said = []
-        if self.retyped:
-            said.append(f'{place.name}: {self.retyped} annotations name their image or category by an id of another type (1, "1", 1.0)')
-        if self.outlined:
-            said.append(f"{place.name}: {self.outlined} annotations without a box of any size have that of their outline")
-        return said
-
-
-def _gather(annotations: list[Any], images: Mapping[Any, _Entry], categories: Mapping[Any, str], skipped: Counter[str]) -> _Gathered:
-    """Give each image its objects."""
-    seen: dict[Any, tuple[Any, Any, str]] = {}
-    found = _Gathered()
-    for item in annotations:
-        if not isinstance(item, dict):
-            skipped[found.leave("annotation that is not an object", item)] += 1
-            continue
-        number, image, category = _id(item.get("id")), _known(item.get("image_id"), images), _known(item.get("category_id"), categories)
-        if image is None:
-            skipped[found.leave("annotation of an unknown image", item)] += 1
-            continue
-        entry = images[image]
-        if category is None:
-            entry.leave("annotation of an unknown category", item)
-            continue
-        found.retyped += type(image) is not type(item["image_id"]) or type(category) is not type(item["category_id"])
-        if number is not None:
-            same = (image, category, repr(item.get("bbox") or item.get("segmentation")))
-            if seen.setdefault(number, same) != same:
-                found.again += 1
-            elif seen[number] is not same:
-                entry.leave("annotation listed twice", item)
-                continue
-        box, outlined = _box(item)
-        if isinstance(box, str):
-            entry.leave(box, item)
-            continue
-        found.outlined += outlined and bool(item.get("bbox"))
-        ignored = _is_set(item.get("iscrowd")) or _is_set(item.get("ignore"))
-        area = _number(item.get("area"))
-        area = area if area is not None and 0 < area < math.inf else None
-        x, y, w, h = box
-        entry.objects.append(Box(categories[category], (x, y, x + w, y + h), area, ignored))
-    return found
-
-
-def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | str, bool]:
-    """x, y, width, height as they are, or those around its outline if they have no size (and True); else what is wrong."""
-    box = annotation.get("bbox")
-    values = [_number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
-    written = tuple(values) if None not in values else None
-    if written is not None and (min(written[2:]) > 0 or not all(map(math.isfinite, written))):
-        return written, False
-    outline = box_around(annotation.get("segmentation"))
-    if isinstance(outline, tuple):
-        return outline, True
-    return written or ("box that is not four numbers" if box else outline), False
-
-
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(width, height) that an image entry claims; None where it does not."""
-    values = [_number(image.get(key)) for key in ("width", "height")]
-    return (int(values[0]), int(values[1])) if all(value and 0 < value < math.inf for value in values) else None
-
-
-def _is_set(value: Any) -> bool:
-    return value not in (None, 0) and _number(value) not in (None, 0)
-
-
-def _number(value: Any) -> float | None:
-    """A number as a float, infinite where it is too large for one; None for anything else."""
-    if type(value) is float:  # quick for what is the rule
-        return value
-    if isinstance(value, bool):
-        return float(value)
-    try:
-        return float(value) if isinstance(value, (int, float)) else None
-    except OverflowError:
-        return math.inf
-
-
-def _id(value: Any) -> int | str | None:
-    """An id as a whole number or a text; 1.0 is 1, as some table programs write it; None for what is none."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
-
-
-def _known(value: Any, among: Container[Any]) -> int | str | None:
-    """The id that is meant among those there are: the same, or the same number in another type (1 and "1")."""
-    if type(value) is int and value in among:  # quick for what is the rule
-        return value
-    number = _id(value)
-    if number is None or number in among:
-        return number
-    if isinstance(number, int):
-        other: int | str = str(number)
-    else:
-        text = number.strip().removesuffix(".0")
-        other = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else number
-    return other if other in among else None
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", dict: "an object", str: "a text", type(None): "null", bool: "true or false"}
-    return names.get(type(value), "a number")
-
-
-def _shown(value: Any, most: int = 200) -> str:
-    return json.dumps(value)[:most]

@@ -62,7 +62,7 @@ def recipe(
     kind = format if format != "auto" else "coco" if annotations else detect(files, data_root)
     if kind != "coco" and (annotations or images):
         raise MrtError(f"--annotations and --images are for COCO sets, this one is {kind}", "Leave them out, or give --format coco.")
-    if kind not in ("coco", "yolo") and boxes != "auto":
+    if kind not in ("coco", "yolo") and boxes not in ("auto", "pixels"):
         raise MrtError(f"--boxes {boxes}: is for COCO and YOLO sets, this one is {kind}", "Leave it out.")
     if kind == "images" and class_map:
         raise MrtError("--map-class: images without labels have no classes to rename", "Leave it out.")
@@ -106,8 +106,10 @@ def _read(
     if kind == "images":
         return folder.recipe(files, data_root, domain=domain)
     if kind in LISTED:
-        return listed.recipe(kind, files, data_root, domain=domain)
-    return paired.recipe(voc.FORMAT if kind == "voc" else PAIRED[kind], files, data_root, domain=domain)
+        found = listed.recipe(kind, files, data_root, domain=domain)
+    else:
+        found = paired.recipe(voc.FORMAT if kind == "voc" else PAIRED[kind], files, data_root, domain=domain)
+    return found if boxes == "pixels" else replace(found, review=units.require_pixels)
 
 
 def choose_classes(found: Recipe, classes: Sequence[str] | None, class_map: Mapping[str, str]) -> Recipe:

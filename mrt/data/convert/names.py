@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
+from posixpath import splitext
 from urllib.parse import unquote
 
 from mrt.data.headers import IMAGE_SUFFIXES
@@ -78,6 +79,11 @@ def plain(name: str) -> str:
     if dot and not suffix.islower() and "/" not in suffix:
         text = f"{stem}.{suffix.lower()}"
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def stem_of(inside: str) -> str:
+    """The path without its last suffix."""
+    return splitext(inside)[0]
 
 
 class Ends:

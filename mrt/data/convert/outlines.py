@@ -14,14 +14,19 @@ _MOST_RUNS = 1 << 22
 Box = tuple[float, float, float, float]
 
 
-def box_around(segmentation: Any) -> Box | str:
+def box_around(segmentation: Any, size: tuple[int, int] | None = None) -> Box | str:
     """x, y, width, height in pixels around a COCO ``segmentation``, or why there is none.
 
     Understood are lists of polygons (``[[x1, y1, x2, y2, ...], ...]``), one polygon, lists of points (``[[x, y], ...]``, also in another
-    list), and masks (``{"size": [h, w], "counts": ...}``) as a list of run lengths or as the text of COCO's own tools.
+    list, or ``{"x": x, "y": y}``), and masks (``{"size": [h, w], "counts": ...}``) as a list of run lengths or as the text of COCO's tools.
+
+    Args:
+        size: (width, height) of the image, where it is known: a mask of another size is of another image.
     """
+    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict) and "counts" in segmentation[0]:
+        segmentation = segmentation[0]
     if isinstance(segmentation, dict):
-        return _of_mask(segmentation) or NONE
+        return _of_mask(segmentation, size) or NONE
     points = list(_points(segmentation, 0)) if isinstance(segmentation, list) else []
     numbers = [value for point in points for value in point]
     if not numbers or None in numbers:
@@ -34,10 +39,12 @@ def box_around(segmentation: Any) -> Box | str:
 
 def _points(part: list[Any], depth: int) -> Iterator[tuple[float | None, float | None]]:
     """The points of nested lists: a list of numbers is x, y, x, y, ..."""
-    if depth < _DEEPEST and any(isinstance(value, list) for value in part):
+    if depth < _DEEPEST and any(isinstance(value, (list, dict)) for value in part):
         for value in part:
             if isinstance(value, list):
                 yield from _points(value, depth + 1)
+            elif isinstance(value, dict):
+                yield _number(value.get("x")), _number(value.get("y"))
     else:
         values = [_number(value) for value in part[: len(part) // 2 * 2]]
         yield from zip(values[0::2], values[1::2], strict=True)
@@ -50,12 +57,14 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
-def _of_mask(mask: dict[str, Any]) -> Box | None:
+def _of_mask(mask: dict[str, Any], image: tuple[int, int] | None) -> Box | None:
     """The box around a run-length mask: columns from top to bottom, runs of nothing and of the object in turn."""
     size, counts = mask.get("size"), mask.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 1 << 20 for side in size)):
         return None
     height, width = size
+    if image is not None and image != (width, height):
+        return None
     runs = _runs(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or len(runs) > _MOST_RUNS or not all(type(run) is int and run >= 0 for run in runs):
         return None

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+_LEAST = 0.001  # pixels of a side: boxes are written to a thousandth
+
 
 class Thing(NamedTuple):
     """An annotated object: class name, box (x, y, width, height) in pixels from the image's upper left corner, area in pixels.
@@ -23,7 +25,7 @@ class Picture(NamedTuple):
     """One image with its objects; ``file`` is relative to the split's image root, ``extra`` goes into its COCO entry.
 
     ``skipped`` counts what was left out of it: reason -> objects; ``notes``: reason -> one of them in words. ``turned``: of a photo that
-    EXIF turns, how its boxes fit either way.
+    EXIF turns, how its boxes fit either way. ``cut``: boxes that stuck out of it by more than a pixel.
     """
 
     file: str
@@ -34,6 +36,7 @@ class Picture(NamedTuple):
     extra: Mapping[str, Any] = {}
     notes: Mapping[str, str] = {}
     turned: Turned | None = None
+    cut: int = 0
 
 
 class Turned(NamedTuple):
@@ -63,4 +66,6 @@ def clip_box(box: Sequence[float], width: int, height: int) -> tuple[tuple[float
     x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
     if x1 <= x0 or y1 <= y0:
         return None, "box outside the image"
+    if x1 - x0 < _LEAST or y1 - y0 < _LEAST:
+        return None, "box without area"
     return (x0, y0, x1 - x0, y1 - y0), None

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mrt.data.archives import file_exists, leads_elsewhere
-from mrt.data.convert.names import IMAGES, TABLES, TEXTS, Ends, examples, plain, shared_folders, split_of_folder
+from mrt.data.convert.names import IMAGES, TABLES, TEXTS, Ends, examples, plain, shared_ends, shared_folders, split_of_folder, stem_of
 from mrt.data.convert.recipe import Picture, Skipped, Thing, Turned, clip_box
 from mrt.data.headers import ImageProblem, read_header
 from mrt.errors import MrtError
@@ -71,7 +71,8 @@ def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> 
     try:
         header = read_header(place)
     except ImageProblem as problem:
-        return Skipped(problem.reason, f"{file}{f' ({problem.detail})' if problem.detail else ''}")
+        said = "; ".join(text for text in (problem.detail, problem.hint) if text)
+        return Skipped(problem.reason, f"{file} ({said})" if said else file)
     stored, upright = (header.width, header.height), header.upright
     other = {stored: upright, upright: stored} if stored != upright else {}
     if claimed is None or claimed in (upright, stored):
@@ -101,16 +102,19 @@ def pictured(file: str, size: Size, boxes: Iterable[Box], skipped: Mapping[str, 
 
 
 def _cut(file: str, size: tuple[int, int], boxes: Sequence[Box], skipped: Mapping[str, int], noted: Mapping[str, str] | None) -> Picture:
-    things, left = [], Counter(skipped)
+    things, left, out = [], Counter(skipped), 0
     notes = dict(noted or {})
+    width, height = size
     for label, corners, area, ignored in boxes:
         box, reason = clip_box(corners, *size)
         if box is None:
             left[reason] += 1
             notes.setdefault(reason, f"{file}: {label} at {', '.join(f'{value:g}' for value in corners)}")
         else:
+            x0, y0, x1, y1 = corners
+            out += x0 < -_ROUNDING or y0 < -_ROUNDING or x1 > width + _ROUNDING or y1 > height + _ROUNDING
             things.append(Thing(label, box, area if area is not None else box[2] * box[3], ignored))
-    return Picture(file, *size, things, dict(left), notes=notes)
+    return Picture(file, *size, things, dict(left), notes=notes, cut=out)
 
 
 def _sticking_out(boxes: Sequence[Box], width: int, height: int) -> int:
@@ -146,6 +150,7 @@ class ImageFinder:
             MrtError: a name that may mean several files; it lists them.
         """
         ends, found = self._ends_found(names)
+        self._find_others(ends, found)
         votes = Counter(_above(inside, ends[name]) for name, places in found.items() for inside in places)
         chosen = _best_folder(votes, split, near)
         at_home = chosen is not None and not of_another_split(chosen + "x", split)
@@ -169,8 +174,7 @@ class ImageFinder:
             for inside in sorted([*self.files, *self.others]):
                 self._by_stem[PurePosixPath(plain(inside)).stem].append(inside)
         same = [inside for inside in self._by_stem.get(PurePosixPath(plain(name)).stem, ()) if not _is_text(inside)]
-        exact = [inside for inside in same if PurePosixPath(inside).name == PurePosixPath(name).name]
-        return next(iter([*exact, *same]), None)
+        return max(same, key=lambda inside: (shared_ends(inside, name), shared_ends(stem_of(inside), stem_of(name))), default=None)
 
     def _ends_found(self, names: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         """The part of each name that is looked for, and the paths that end with it."""
@@ -183,6 +187,19 @@ class ImageFinder:
             if any(found.values()):
                 return ends, found
         return {name: name for name in names}, {}
+
+    def _find_others(self, ends: dict[str, str], found: dict[str, list[str]]) -> None:
+        """Where some names are found, look for the others without their first folders: right below a place, where nothing contradicts."""
+        missing = [name for name, places in found.items() if not places and "/" in ends[name]]
+        taken = {inside for places in found.values() for inside in places} if missing else set()
+        for name in missing:
+            parts = ends[name].split("/")
+            for start in range(1, len(parts)):
+                end = "/".join(parts[start:])
+                if end in self.files and end not in taken:
+                    ends[name], found[name] = end, [end]
+                    taken.add(end)
+                    break
 
     def _without_doubles(self, answer: dict[str, str], ends: Mapping[str, str], source: Path) -> dict[str, str]:
         """Leave out a file that is found for one name exactly and for another one only nearly; note what was found nearly."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.convert.names import counted_reasons
 from mrt.data.convert.pictures import Picture, Skipped, Thing, Turned, clip_box
 from mrt.data.convert.whole_set import OF_IMAGES, SHARED, Losses, Results, choose_readings, keep_apart, losses
 from mrt.data.headers import pixels_allowed
@@ -57,7 +58,7 @@ class Recipe:
 
     Args:
         expected: split -> the official number of images ("images"), boxes ("boxes") or boxes by class name.
-        notes: what was decided on the way, for people: one line each.
+        notes: what was decided on the way, for people: one line each; those that begin with "warning: " go to the warnings.
         read: paths inside the raw files of the annotations, lists and settings that it was made of.
         review: is shown the results of all splits before anything is written; what it answers with, if anything, is made instead.
             Decisions that only the whole set allows, such as its units, are taken there.
@@ -104,7 +105,8 @@ def prepare(
     with staged(Path(root), name, overwrite) as work, pixels_allowed(max_pixels):
         recipe, results, said = _results(recipe, work, workers or available_cores(), on_progress)
         warnings: list[str] = []
-        notes: list[str] = [*recipe.notes, *(line for line in said if not line.startswith(_WARNING))]
+        said = [*recipe.notes, *said]
+        notes = [line for line in said if not line.startswith(_WARNING)]
         warnings += [line.removeprefix(_WARNING) for line in said if line.startswith(_WARNING)]
         cards, sizes, lost = {}, Counter[str](), {}
         for split_name, split in recipe.splits.items():
@@ -166,7 +168,8 @@ def _require_boxes(recipe: Recipe, boxes: Mapping[str, int], lost: Mapping[str, 
     if any(boxes.values()):
         return
     records = sum(found.records for found in lost.values())
-    why = [line for found in lost.values() for line in (*found.lines, *found.empty)][:8]
+    why = [f"{split}: {counted_reasons(found.meant)}" for split, found in lost.items() if found.meant]
+    why += [line for found in lost.values() for line in (*found.lines, *found.empty)][:8]
     raise MrtError(
         f"{recipe.source}: a labelled set without a single box that counts ({records} annotation records read)",
         "\n".join([*said[:6], *why, "Mend the annotations; or say what is meant: --allow-empty, or --format images for bare images."]),

@@ -6,101 +6,111 @@ Never from one box: a box of 0.3 x 0.4 may be a share or a speck. Where the set 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from mrt.data.convert.pictures import Picture
 from mrt.data.convert.places import Box
+from mrt.data.convert.whole_set import Results
 from mrt.errors import MrtError
 
-READINGS = ("auto", "pixels", "shares", "corners")
+READINGS = ("auto", "pixels", "shares", "corners", "corner-shares")
 TOLERANCE = 0.01  # by which a share may lie outside 0 to 1: rounding, and labels drawn to the very edge
 _ENOUGH = 3  # boxes that must speak for a reading before it is believed
+_SOME = 0.1  # share of a file's boxes that is more than a slip
+HINT = "Say what they are: --boxes pixels, shares (both as the format has them), corners (x0 y0 x1 y1 in pixels) or corner-shares."
 
 
 class Seen(NamedTuple):
-    """A box of a COCO file and the (width, height) that the file claims for its image."""
+    """A box of a COCO file and its image's (width, height)."""
 
     box: Box
-    size: tuple[int, int] | None
+    size: tuple[int, int]
 
 
-def of_coco(boxes: Iterable[Seen], asked: str, source: str) -> tuple[str, list[str]]:
-    """How a COCO set's boxes are meant: "pixels" (x, y, width, height: the format's own), "shares" or "corners"; and what to say of it.
+def of_coco(boxes: Sequence[Seen], source: str) -> tuple[str, list[str]]:
+    """How the boxes of a COCO file are meant, and what to say of it if that is not as the format has them: x, y, width, height in pixels.
 
-    Shares: every box lies within 0 to 1. Taken for shares of x, y, width, height without asking only if they cannot be corners: there is an
-    area that is width times height, or a third or fourth number that is not beyond the first or second.
-
-    Args:
-        asked: what the user says, or "auto".
+    - "shares", if all four numbers of every box lie within 0 to 1, and x, y, width, height is the only way to read them: as corners one of
+      the boxes would have no area, or the file's areas are width times height.
+    - "corners", if all fit their images so, and the file's areas are those of corners.
 
     Raises:
-        MrtError: the boxes are not what the format says, and what they are leaves a doubt.
+        MrtError: the numbers are not what the format says, and what they are leaves a doubt: they may be shares or corners, or some of the
+            boxes are shares.
     """
-    if asked != "auto":
-        return asked, [f"boxes are read as {asked}, as asked for"] if asked != "pixels" else []
-    seen = [one for one in boxes if all(map(math.isfinite, one.box.corners)) and _has_area(one.box)]
-    if seen and all(_within_one(one.box.corners) for one in seen):
-        return _shares(seen, source)
-    if _are_corners(seen):
+    numbers = [(*_written(one.box), one.box.area, *one.size) for one in boxes if all(map(math.isfinite, one.box.corners))]
+    numbers = [row for row in numbers if row[2] > 0 and row[3] > 0]
+    small = [row for row in numbers if min(row[:4]) >= -TOLERANCE and max(row[:4]) <= 1 + TOLERANCE]
+    if numbers and len(small) == len(numbers):
+        return _shares(numbers, source)
+    if len(small) >= max(_ENOUGH, _SOME * len(numbers)):
         raise MrtError(
-            f"{source}: boxes stick out of their images as x, y, width, height, and all {len(seen)} fit as corners x0, y0, x1, y1",
-            "Say which is meant: --boxes corners, or --boxes pixels for COCO's x, y, width, height.",
+            f"{source}: {len(small)} of {len(numbers)} boxes lie within 0 to 1, such as {_shown(small[0])}: no pixels of an image", HINT
+        )
+    out = sum(x + w > width + 1 or y + h > height + 1 for x, y, w, h, _, width, height in numbers)
+    as_corners = all(w > x and h > y and w <= width + 1 and h <= height + 1 for x, y, w, h, _, width, height in numbers)
+    if not as_corners or len(numbers) < _ENOUGH:
+        return "pixels", []
+    with_area = [row for row in numbers if row[4] is not None]
+    if len(with_area) >= _ENOUGH and all(_close(a, (w - x) * (h - y)) and not _close(a, w * h) for x, y, w, h, a, _, _ in with_area):
+        return "corners", [
+            f"{source}: all {len(numbers)} boxes fit as corners x0, y0, x1, y1, and their areas are those of corners: read so"
+        ]
+    if out:
+        raise MrtError(
+            f"{source}: {out} of {len(numbers)} boxes stick out of their images as x, y, width, height, and all fit as corners, "
+            f"such as {_shown(numbers[0])}",
+            HINT,
         )
     return "pixels", []
 
 
-def _shares(seen: Sequence[Seen], source: str) -> tuple[str, list[str]]:
-    areas = [one.box.area for one in seen if one.box.area is not None]
-    by_area = bool(areas) and all(
-        math.isclose(one.box.area, _area(one.box), rel_tol=0.02) for one in seen if one.box.area is not None
-    )  # fmt: skip
-    no_corners = any(not _as_corners(one.box)[2] for one in seen)
-    fractions = any(value != int(value) for one in seen for value in one.box.corners)
-    if fractions and (by_area or no_corners):
-        return "shares", [f"all {len(seen)} boxes lie within 0 to 1: read as shares of the image's width and height"]
-    x, y, x1, y1 = seen[0].box.corners
-    raise MrtError(
-        f"{source}: all {len(seen)} boxes lie within 0 to 1, such as {x:g}, {y:g}, {x1 - x:g}, {y1 - y:g}: no pixels of an image",
-        "If they are x, y, width, height as shares of the image's size: --boxes shares. If they are pixels after all: --boxes pixels.",
-    )
+def _shares(numbers: Sequence[tuple], source: str) -> tuple[str, list[str]]:
+    with_area = [row for row in numbers if row[4] is not None]
+    by_area = bool(with_area) and all(_close(a, w * h) for _, _, w, h, a, _, _ in with_area)
+    fit = all(x + w <= 1 + TOLERANCE and y + h <= 1 + TOLERANCE for x, y, w, h, *_ in numbers)
+    no_corners = any(w <= x or h <= y for x, y, w, h, *_ in numbers)
+    fractions = any(value != int(value) for row in numbers for value in row[:4])
+    if fit and fractions and (by_area or no_corners):
+        return "shares", [f"{source}: all {len(numbers)} boxes lie within 0 to 1: read as shares of the image's width and height"]
+    raise MrtError(f"{source}: all {len(numbers)} boxes lie within 0 to 1, such as {_shown(numbers[0])}: no pixels of an image", HINT)
 
 
-def _are_corners(seen: Sequence[Seen]) -> bool:
-    known = [(one.box, one.size) for one in seen if one.size is not None]
-    out = sum(box.corners[2] > size[0] + 1 or box.corners[3] > size[1] + 1 for box, size in known)
-    if out < _ENOUGH or len(known) < len(seen):
-        return False
-    for box, (width, height) in known:
-        x1, y1, beyond = _as_corners(box)
-        if not beyond or x1 > width + 1 or y1 > height + 1:
-            return False
-    return True
+def require_pixels(results: Results) -> None:
+    """Of a format in pixels: MrtError if all boxes of the set lie within the first pixel of their images: they are shares, then.
 
-
-def _as_corners(box: Box) -> tuple[float, float, bool]:
-    """The third and fourth number as written, and whether they can be a box's right and lower edge."""
-    x0, y0, x1, y1 = box.corners
-    return x1 - x0, y1 - y0, x1 - x0 > x0 and y1 - y0 > y0
-
-
-def _within_one(corners: Sequence[float]) -> bool:
-    return min(corners) >= -TOLERANCE and max(corners) <= 1 + TOLERANCE
-
-
-def _has_area(box: Box) -> bool:
-    return _area(box) > 0 and box.corners[2] > box.corners[0]
-
-
-def _area(box: Box) -> float:
-    x0, y0, x1, y1 = box.corners
-    return (x1 - x0) * (y1 - y0)
+    May be a recipe's ``review``; it never asks for another one.
+    """
+    things = [thing for part in results.values() for found in part if isinstance(found, Picture) for thing in found.things]
+    if things and all(x + w <= 1 + TOLERANCE and y + h <= 1 + TOLERANCE for _, (x, y, w, h), *_ in things):
+        raise MrtError(
+            f"all {len(things)} boxes lie within the first pixel of their images: they look like shares of the image's size",
+            "This format's numbers are pixels: write them so. If they are meant as they are: --boxes pixels.",
+        )
 
 
 def as_pixels(box: Box, reading: str, width: int, height: int) -> Box:
     """A COCO box, whose corners were made of x, y, width, height, in pixels of its image."""
-    x0, y0, x1, y1 = box.corners
+    x, y, w, h = _written(box)
     if reading == "shares":
-        return box._replace(corners=(x0 * width, y0 * height, x1 * width, y1 * height), area=None)
+        return box._replace(corners=(x * width, y * height, (x + w) * width, (y + h) * height), area=None)
     if reading == "corners":
-        return box._replace(corners=(x0, y0, x1 - x0, y1 - y0))
+        return box._replace(corners=(x, y, w, h))
+    if reading == "corner-shares":
+        return box._replace(corners=(x * width, y * height, w * width, h * height), area=None)
     return box
+
+
+def _written(box: Box) -> tuple[float, float, float, float]:
+    """The four numbers as the file has them."""
+    x0, y0, x1, y1 = box.corners
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def _close(area: float, other: float) -> bool:
+    return math.isclose(area, other, rel_tol=0.02)
+
+
+def _shown(row: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in row[:4])

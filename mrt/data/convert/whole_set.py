@@ -54,9 +54,11 @@ def _said_of_turned(count: int, first: int, other: int, claimed: int) -> list[st
             f"warning: {photos}: the boxes of {first} fit only as their size says and those of {other} only the other way; each is read so"
         ]
     if other:
-        return [f"{photos}: read the other way round than their size says, because the boxes of {other} fit their pictures only so"]
+        way = "their size says" if claimed else "they are shown"
+        return [f"{photos}: read the other way round than {way}, because the boxes of {other} fit their pictures only so"]
+    way = "as their size says" if claimed else "as they are shown"
     if first:
-        return [f"{photos}: read as their size says; the boxes of {first} fit their pictures only so"]
+        return [f"{photos}: read {way}; the boxes of {first} fit their pictures only so"]
     way = "as the size in the annotations says" if claimed == count else "as they are shown, upright"
     return [f"{photos}: no box tells which way they were labelled; they are read {way}. Look at some: --preview 12"]
 
@@ -100,12 +102,14 @@ def keep_apart(results: Results, roots: Mapping[str, str]) -> tuple[dict[str, li
 
 class Losses(NamedTuple):
     """What of a split's annotations gave no box. ``records``: annotation records that were read; ``lost``: reason -> how many of them gave
-    none, though nobody asked to leave them out; ``lines``: that in words; ``empty``: in words, how many images have no box."""
+    none, though nobody asked to leave them out; ``lines``: that in words, and what share of the boxes was cut if it is large; ``empty``: in
+    words, how many images have no box; ``meant``: what was left out on purpose, or is no box that counts."""
 
     records: int
     lost: Counter[str]
     lines: list[str]
     empty: list[str]
+    meant: Counter[str]
 
 
 def losses(split: str, results: Sequence[Picture | Skipped], before: Mapping[str, int], noted: Mapping[str, Sequence[str]]) -> Losses:
@@ -123,17 +127,25 @@ def losses(split: str, results: Sequence[Picture | Skipped], before: Mapping[str
             if len(shown.setdefault(reason, [])) < 3:
                 shown[reason].append(found.notes.get(reason, found.file))
     records = sum(len(found.things) for found in pictures) + sum(lost.values())
-    for reason in _MEANT:
-        del lost[reason]
-    lines, empty = [], []
+    meant = Counter({reason: lost.pop(reason) for reason in _MEANT if reason in lost})
+    lines: list[str] = []
+    empty: list[str] = []
     if total := sum(lost.values()):
         lines.append(f"{split}: {total} of {records} annotation records ({_percent(total, records)}) gave no box: {counted_reasons(lost)}")
         lines += [f"{split}: {reason}: {examples(shown[reason])}" for reason, _ in lost.most_common() if shown.get(reason)]
+    things = sum(len(found.things) for found in pictures)
+    if cut := sum(found.cut for found in pictures):
+        first = examples(found.file for found in pictures if found.cut)
+        share = _percent(cut, things)
+        line = f"{split}: {cut} of {things} boxes ({share}) stuck out of their images by more than a pixel and were cut: {first}"
+        (lines if cut * 10 >= things else empty).append(line)
     without = [found.file for found in pictures if all(thing.ignored for thing in found.things)]
     if without:
         share = _percent(len(without), len(pictures))
         empty.append(f"{split}: {len(without)} of {len(pictures)} images ({share}) have no box: {examples(without)}")
-    return Losses(records, lost, lines, empty)
+    ignored = sum(thing.ignored for found in pictures for thing in found.things)
+    meant.update({"ignored object (crowd, difficult)": ignored} if ignored else {})
+    return Losses(records, lost, lines, empty, meant)
 
 
 def _percent(part: int, whole: int) -> str:

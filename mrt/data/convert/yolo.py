@@ -21,6 +21,11 @@ from mrt.data.convert.yolo_settings import HINT, Settings, find_sets, images_by_
 from mrt.data.text import decode_head
 from mrt.errors import MrtError
 
+HINT_BOXES = (
+    "Say what they are: --boxes pixels (cx cy w h), corners (x0 y0 x1 y1 in pixels), corner-shares, or shares to take each as it is, "
+    "without those outside 0 to 1."
+)
+_SHARES = ("shares", "corner-shares")
 OUTSIDE, NO_LINE = "box with shares outside 0 to 1", "line that is not class cx cy w h"
 _HEAD = 1 << 12  # bytes of a file by which it is told from a label file
 _ENOUGH = 3  # boxes that must speak for a reading before it is believed
@@ -122,7 +127,7 @@ def recipe(
     whose box is taken. An empty or missing text file is an image without objects; label files of no image are told of.
 
     Args:
-        boxes: "shares", "pixels" (cx cy w h), "corners" (x0 y0 x1 y1 in pixels), or "auto": see :func:`_review`.
+        boxes: "shares", "pixels" (cx cy w h), "corners" (x0 y0 x1 y1 in pixels), "corner-shares", or "auto": see :func:`_review`.
 
     Raises:
         MrtError: no images or class names; ``data.yaml`` cannot be read, names a folder that is not there, or its ``nc`` is not the number
@@ -201,20 +206,30 @@ def _review(results: Results, made: Recipe) -> Recipe | None:
     pictures = [found for part in results.values() for found in part if isinstance(found, Picture)]
     outside = sum(found.skipped.get(OUTSIDE, 0) for found in pictures)
     inside = sum(len(found.things) for found in pictures)
+    cut = sum(found.cut for found in pictures)
+    if inside >= _ENOUGH and not outside and cut * 2 > inside and _all_fit(made, "corner-shares"):
+        raise MrtError(
+            f"{made.source}: {cut} of {inside} boxes stick out of their images as centre and size, and all fit as corners x0 y0 x1 y1",
+            HINT_BOXES,
+        )
     if not outside or outside <= inside:
         return None
-    fits = {reading: _all_fit(made, reading) for reading in ("pixels", "corners")}
-    chosen = [reading for reading, fit in fits.items() if fit]
-    if not inside and len(chosen) == 1 and outside >= _ENOUGH:
-        said = {"pixels": "cx cy w h in pixels", "corners": "corners x0 y0 x1 y1 in pixels"}[chosen[0]]
+    fits = [reading for reading in ("pixels", "corners") if _all_fit(made, reading)]
+    if not inside and outside >= _ENOUGH and (len(fits) == 1 or (fits and _all_polygons(made))):
+        said = {"pixels": "cx cy w h in pixels", "corners": "corners x0 y0 x1 y1 in pixels"}[fits[0]]
         note = f"all {outside} boxes have numbers beyond 0 to 1, and fit their images only as {said}: read so"
-        return replace(made, splits=_read_as(made, chosen[0]), notes=[*made.notes, note], review=None)
+        return replace(made, splits=_read_as(made, fits[0]), notes=[*made.notes, note], review=None)
     first = next(found for found in pictures if OUTSIDE in found.skipped)
     raise MrtError(
         f"{made.source}: {outside} of {outside + inside} boxes have numbers outside 0 to 1: {first.notes.get(OUTSIDE, first.file)}",
-        "YOLO's numbers are shares of the image's size. Say what these are: --boxes pixels (cx cy w h), --boxes corners (x0 y0 x1 y1, in "
-        "pixels), or --boxes shares to leave such boxes out.",
+        "YOLO's numbers are shares of the image's size. " + HINT_BOXES,
     )
+
+
+def _all_polygons(made: Recipe) -> bool:
+    """Whether no line is a box of four numbers."""
+    places = {job.labels for split in made.splits.values() for job in split.jobs if isinstance(job, Job) and job.labels}
+    return all(len(line.split()) != 5 for place in places for line in read_lines(Path(place)))
 
 
 def _all_fit(made: Recipe, reading: str) -> bool:
@@ -249,7 +264,7 @@ def looks(head: bytes, inside: str) -> bool:
         number, *values = (_float(word) for word in line.split())
     except ValueError:
         return False
-    return number == int(number) >= 0 and len(values) >= 4 and all(map(math.isfinite, values))
+    return len(values) >= 4 and all(map(math.isfinite, (number, *values))) and number == int(number) >= 0
 
 
 def label_files(files: RawFiles, images: Iterable[str]) -> list[str]:
@@ -287,17 +302,17 @@ def _box(words: Sequence[str], job: Job, size: tuple[int, int], where: str, read
         return "box with a number that is not finite"
     if number not in job.names:
         return "annotation of an unknown category"
-    if reading == "shares" and (min(values) < -TOLERANCE or max(values) > 1 + TOLERANCE):
+    if reading in _SHARES and (min(values) < -TOLERANCE or max(values) > 1 + TOLERANCE):
         return OUTSIDE
     if len(values) > 4:
         xs, ys = values[0::2], values[1::2]
         corners = min(xs), min(ys), max(xs), max(ys)
-    elif reading == "corners":
+    elif reading in ("corners", "corner-shares"):
         corners = tuple(values)
     else:
         cx, cy, w, h = values
         corners = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-    if reading == "shares":
+    if reading in _SHARES:
         corners = tuple(share * side for share, side in zip(corners, (*size, *size), strict=True))
     return Box(job.names[int(number)], corners)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mrt.data.convert.lists import Listed, entries_of, find_lists, read_lines, said_of, without_trainval
-from mrt.data.convert.names import Ends, examples, split_in, split_of_folder
+from mrt.data.convert.names import Ends, examples, plain, shared_folders, split_in, split_of_folder, stem_of
 from mrt.data.convert.places import ImageFinder, class_name, of_another_split
 from mrt.data.convert.raw import RawFiles, read_bytes, require
 from mrt.data.text import decode_head, decode_text
@@ -46,6 +46,8 @@ def find_sets(files: RawFiles, finder: ImageFinder) -> list[tuple[Settings, Imag
     named = [inside for inside in yamls if PurePosixPath(inside).stem in ("data", "dataset")]
     yamls = named or yamls
     darknet = [] if yamls else _darknet_files(there)
+    if len({read_bytes(there[inside]) for inside in yamls}) == 1:  # copied into each split's folder
+        yamls = yamls[:1]
     if yamls or darknet:
         folders = [_folder(inside) for inside in yamls] if yamls else [_folder(inside) for inside in darknet]
         if len(folders) > 1 and _nested(folders):
@@ -115,6 +117,7 @@ def _read_darknet(inside: str, files: RawFiles) -> Settings:
     there = Ends(path for path in files.files)
     end = _ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
     found = next((hits for start in range(end.count("/") + 1) if (hits := there.find("/".join(end.split("/")[start:])))), []) if end else []
+    found = _nearest(found, inside)
     if len(found) != 1:
         raise MrtError(f"{place}: names is {said.get('names', '')!r}, and there is no such file", "Give the folder that holds it in --raw.")
     lines = [line.strip() for line in read_lines(files.files[found[0]])]
@@ -183,7 +186,8 @@ class Division(NamedTuple):
 def images_by_split(settings: Settings, files: RawFiles, finder: ImageFinder) -> Division:
     """The images of each split: as the settings name them, else as lists do, else by folders."""
     if settings.splits:
-        by_split, lists, said = *_listed(settings, files, finder), []
+        by_split, lists = _listed(settings, files, finder)
+        said = _said_of_others(by_split)
     else:
         known = partial(_in_known, files=files, finder=finder)
         named, used = find_lists({**finder.files, **finder.others}, known, finder.files)
@@ -200,6 +204,11 @@ def images_by_split(settings: Settings, files: RawFiles, finder: ImageFinder) ->
 
 def _in_known(listed: Listed, files: RawFiles, finder: ImageFinder) -> list[str]:
     found = finder.find(listed.entries, files.files[listed.inside], split=listed.split, near=listed.inside)
+    if not found:  # names without suffixes
+        stems = {stem_of(inside): inside for inside in sorted(finder.files)}
+        ends = Ends(stems)
+        hits = {entry: ends.find(entry, exactly=True) for entry in listed.entries}
+        found = {entry: stems[theirs[0]] for entry, theirs in hits.items() if len(theirs) == 1}
     return [found.get(name, name) for name in listed.entries]
 
 
@@ -228,6 +237,17 @@ def _listed(settings: Settings, files: RawFiles, finder: ImageFinder) -> tuple[d
     return answer, lists
 
 
+def _said_of_others(by_split: Mapping[str, Sequence[str]]) -> list[str]:
+    """A warning where "train" takes in folders that are named after other splits."""
+    inside = [inside for inside in by_split.get("train", ()) if of_another_split(inside, "train")]
+    words = sorted({str(split_of_folder(image)) for image in inside})
+    return (
+        [f"warning: {len(inside)} images of folders named {' and '.join(words)} are in train, as the settings say: {examples(inside)}"]
+        if inside
+        else []
+    )
+
+
 def _ends(path: str, settings: Settings) -> list[str]:
     """A path of ``data.yaml`` without what leads up or to another machine, then shorter ends of it that still say enough; best first."""
     own = [part for part in path.replace("\\", "/").split("/") if part.strip() not in ("", ".", "..")]
@@ -243,13 +263,21 @@ def _matches(path: str, settings: Settings, there: Iterable[str], place: Path, s
     ends = _ends(path, settings)
     for end in ends:
         found = [end] if end in there else [inside for inside in there if inside.endswith("/" + end)]
+        found = found or [inside for inside in there if f"/{plain(inside)}".endswith("/" + plain(end))]
         if not is_list and len(end) < len(path.strip("./")):
             found = [inside for inside in found if not of_another_split(inside + "/x", split)]
+        found = _nearest(found, settings.inside)
         if len(found) > 1:
             raise MrtError(f"{place}: {split} is {path!r}, which may be any of {', '.join(found[:6])}", "Give the folder of one set.")
         if found:
             return found[0]
     return "." if not ends and "." in there else None
+
+
+def _nearest(paths: Sequence[str], near: str) -> list[str]:
+    """Those of some paths that share the most folders with another one."""
+    best = max((shared_folders(path + "/x", near) for path in paths), default=0)
+    return [path for path in paths if shared_folders(path + "/x", near) == best]
 
 
 def _in_folder(path: str, settings: Settings, finder: ImageFinder, place: Path, split: str) -> list[str]:

@@ -301,6 +301,7 @@ def test_what_cannot_be_used_is_counted(raw, convert):
         "image missing": 1,
         "unknown label 'ufo'": 1,
         "no box": 2,
+        "object without a category": 3,
     }
     assert any("image missing, the first is gone.jpg" in line for line in warnings)
 

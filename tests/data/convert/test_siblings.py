@@ -419,7 +419,7 @@ def yolo_in_pixels_but_for_one(folder: Path) -> None:
     yolo_lines(folder, *PIXELS, "0 0.5 0.5 0.25 0.5\n")
 
 
-@sibling(7, None, "all 4 fit as corners x0, y0, x1, y1", "--boxes corners")
+@sibling(7, None, "3 of 4 boxes stick out of their images", "all fit as corners", "corners (x0 y0 x1 y1 in pixels)")
 def coco_with_corners(folder: Path) -> None:
     annotated(folder, *({"bbox": box} for box in ([40, 30, 70, 55], [50, 40, 79, 59], [60, 10, 70, 50], [1, 1, 5, 5])))
 
@@ -433,7 +433,7 @@ def coco_with_corners_as_it_is_told(folder: Path) -> None:
     coco_with_corners(folder)
 
 
-@sibling(7, None, "all 1 boxes lie within 0 to 1", "--boxes shares", "--boxes pixels")
+@sibling(7, None, "all 1 boxes lie within 0 to 1", "--boxes pixels, shares")
 def coco_in_shares_that_may_be_corners(folder: Path) -> None:
     annotated(folder, {"bbox": [0.1, 0.2, 0.3, 0.4]})
 

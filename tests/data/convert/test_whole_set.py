@@ -74,14 +74,14 @@ def test_voc_boxes_turn_a_photo_too(tmp_path):
     ("boxes", "asked", "expected"),
     [
         ([[0.5, 0.5, 0.25, 0.5]], "auto", [(20, 15, 10, 15)]),  # cannot be corners
-        ([[0.1, 0.2, 0.3, 0.4]], "auto", "all 1 boxes lie within 0 to 1(.|\n)*--boxes shares"),
+        ([[0.1, 0.2, 0.3, 0.4]], "auto", "all 1 boxes lie within 0 to 1(.|\n)*--boxes pixels, shares"),
         ([[0.1, 0.2, 0.3, 0.4]], "shares", [(4, 6, 12, 12)]),
         ([[0.1, 0.2, 0.3, 0.4]], "pixels", [(0.1, 0.2, 0.3, 0.4)]),
         ([[0, 0, 1, 1]], "auto", "lie within 0 to 1"),  # the whole image, or a pixel
         ([[0.5, 0.5, 0.25, 0.5], [0, 0, 20, 10]], "auto", [(0.5, 0.5, 0.25, 0.5), (0, 0, 20, 10)]),
-        ([[20, 15, 38, 28], [10, 10, 39, 29], [30, 20, 40, 30]], "auto", "all 3 fit as corners(.|\n)*--boxes corners"),
+        ([[20, 15, 38, 28], [10, 10, 39, 29], [30, 20, 40, 30]], "auto", "3 of 3 boxes stick out(.|\n)*all fit as corners(.|\n)*corners"),
         ([[20, 15, 38, 28], [10, 10, 39, 29], [30, 20, 40, 30]], "corners", [(20, 15, 18, 13), (10, 10, 29, 19), (30, 20, 10, 10)]),
-        ([[20, 15, 38, 28], [10, 10, 39, 29], [1, 1, 5, 5]], "auto", [(20, 15, 20, 15), (10, 10, 30, 20), (1, 1, 5, 5)]),
+        ([[20, 15, 38, 28], [10, 10, 39, 29], [5, 5, 3, 3]], "auto", [(20, 15, 20, 15), (10, 10, 30, 20), (5, 5, 3, 3)]),
     ],
 )  # fmt: skip
 def test_units_of_coco_boxes(tmp_path, boxes, asked, expected):

@@ -101,7 +101,8 @@ def sheet_of_lines(
     for number, line in enumerate(text.splitlines(), start=1):
         words = words_of(line)
         if any(words):
-            found.append(LISTED_TWICE if words in seen else record(words, f"{place}, line {number}"))
+            entry = record(words, f"{place}, line {number}")
+            found.append(LISTED_TWICE if words in seen and entry is not None else entry)
             seen.add(words)
     return collect(found)
 
@@ -148,7 +149,7 @@ def number(value: Any) -> float:
     try:
         return math.nan if isinstance(value, str) and "_" in value else float(value)
     except ValueError:
-        return math.nan
+        return number(value.replace(",", ".")) if value.count(",") == 1 and "." not in value else math.nan  # in many countries 1,5 is one
     except OverflowError:  # JSON's whole numbers have no limit
         return math.inf
 
