@@ -71,6 +71,15 @@ def without_trainval(names: dict[str, list[str]]) -> dict[str, list[str]]:
     return {split: splits[split] for split in _ORDER if split in splits}
 
 
+def with_the_rest(names: dict[str, list[str]], every: Collection[str]) -> dict[str, list[str]]:
+    """Splits of lists; where none is for training, what the others do not hold is."""
+    if not names or "train" in names:
+        return names
+    held_out = {name for split in names.values() for name in split}
+    rest = [name for name in sorted(every) if name not in held_out]
+    return {"train": rest, **names} if rest else names
+
+
 def said_of(used: dict[str, list[str]], left: list[str]) -> list[str]:
     """What to tell people of lists that were followed, and of images that are in none."""
     if not used:

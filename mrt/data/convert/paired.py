@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import splitext
 from typing import NamedTuple
 
-from mrt.data.convert.lists import Listed, find_lists, said_of, without_trainval
+from mrt.data.convert.lists import Listed, find_lists, said_of, with_the_rest, without_trainval
 from mrt.data.convert.names import examples, plain, split_of_folder
 from mrt.data.convert.places import Box, measured, pictured
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
@@ -261,6 +261,7 @@ def _names_by_split(files: RawFiles, catalogue: Catalogue) -> tuple[dict[str, li
     """The catalogue's names of each split, what to say of the lists, and which they are."""
     lists, used = find_lists(files.files, partial(_known, catalogue=catalogue), catalogue.labels.keys() | catalogue.images.keys())
     if lists:
+        lists = {**lists, **with_the_rest(without_trainval(lists), catalogue.images)}
         named = {name for names in lists.values() for name in names}
         left = [catalogue.images[name][0] for name in sorted(catalogue.images.keys() - named)]
         return without_trainval(lists), said_of(used, left), [inside for insides in used.values() for inside in insides]

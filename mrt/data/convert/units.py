@@ -48,10 +48,11 @@ def of_coco(boxes: Sequence[Seen], source: str) -> tuple[str, list[str]]:
         raise MrtError(
             f"{source}: {len(small)} of {len(numbers)} boxes lie within 0 to 1, such as {_shown(small[0])}: no pixels of an image", HINT
         )
+    said = [f"warning: {source}: {len(small)} of {len(numbers)} boxes lie within 0 to 1, such as {_shown(small[0])}"] if small else []
     out = sum(x + w > width + 1 or y + h > height + 1 for x, y, w, h, _, width, height in numbers)
     as_corners = all(w > x and h > y and w <= width + 1 and h <= height + 1 for x, y, w, h, _, width, height in numbers)
     if not as_corners or len(numbers) < _ENOUGH:
-        return "pixels", []
+        return "pixels", said
     with_area = [row for row in numbers if row[4] is not None]
     if len(with_area) >= _ENOUGH and all(_close(a, (w - x) * (h - y)) and not _close(a, w * h) for x, y, w, h, a, _, _ in with_area):
         return "corners", [
@@ -63,7 +64,7 @@ def of_coco(boxes: Sequence[Seen], source: str) -> tuple[str, list[str]]:
             f"such as {_shown(numbers[0])}",
             HINT,
         )
-    return "pixels", []
+    return "pixels", said
 
 
 def _shares(numbers: Sequence[tuple], source: str) -> tuple[str, list[str]]:

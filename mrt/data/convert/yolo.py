@@ -49,13 +49,15 @@ class _Labels:
     those below another folder than the images; each only where one file fits one image.
 
     Attributes:
-        texts: paths inside the raw files. of: image -> its label file. nearly: in words, those that were not found exactly.
+        texts: paths inside the raw files. of: image -> its label file. nearly, shared: in words, those that were not found exactly, and
+            those of several images.
     """
 
     def __init__(self, files: Mapping[str, Path], images: Iterable[str]) -> None:
         self.texts = [inside for inside in files if inside.lower().endswith(".txt") and not is_about(inside)]
         self.of: dict[str, str] = {}
         self.nearly: list[str] = []
+        self.shared: list[str] = []
         left: list[str] = []
         for image in images:
             found = next((place for place in label_places(image) if place in files), None)
@@ -63,9 +65,21 @@ class _Labels:
                 left.append(image)
             else:
                 self.of[image] = found
+        self._of_one_name(files)
         if left and len(set(self.of.values())) < len(self.texts):
             self._find_nearly(left, _written_differently)
             self._find_nearly([image for image in left if image not in self.of], _below_another_folder)
+
+    def _of_one_name(self, files: Mapping[str, Path]) -> None:
+        """Of images that differ in their suffix only (a.jpg, a.png), those that have an a.jpg.txt of their own take it."""
+        claims = Counter(self.of.values())
+        for image, label in self.of.items():
+            if claims[label] > 1:
+                full = [place for place in label_places(image) if place.endswith(f"{image.rpartition('/')[2]}.txt")]
+                own = next((place for place in full if place in files), None)
+                self.of[image] = own or label
+                if own is None:
+                    self.shared.append(f"{label} for {image}")
 
     @property
     def used(self) -> set[str]:
@@ -156,6 +170,8 @@ def recipe(
     unlabelled = [job.file for split in splits.values() for job in split.jobs if isinstance(job, Job) and job.labels is None]
     if unlabelled:
         notes.append(f"{len(unlabelled)} images have no label file and are taken as images without objects: {examples(unlabelled)}")
+    if labels.shared:
+        notes.append(f"warning: images that differ only in their suffix share a label file: {examples(labels.shared)}")
     if labels.nearly:
         notes.append(f"{len(labels.nearly)} label files are named a little differently from their images: {examples(labels.nearly)}")
     read = {*labels.used, *lists, *settings_and_names(files)}

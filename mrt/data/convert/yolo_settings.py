@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mrt.data.convert.lists import Listed, entries_of, find_lists, read_lines, said_of, without_trainval
+from mrt.data.convert.lists import Listed, entries_of, find_lists, read_lines, said_of, with_the_rest, without_trainval
 from mrt.data.convert.names import Ends, examples, plain, shared_folders, split_in, split_of_folder, stem_of
 from mrt.data.convert.places import ImageFinder, class_name, of_another_split
 from mrt.data.convert.raw import RawFiles, read_bytes, require
@@ -191,14 +191,15 @@ def images_by_split(settings: Settings, files: RawFiles, finder: ImageFinder) ->
     else:
         known = partial(_in_known, files=files, finder=finder)
         named, used = find_lists({**finder.files, **finder.others}, known, finder.files)
-        by_split, lists, said = without_trainval(named), [inside for insides in used.values() for inside in insides], said_of(used, [])
+        by_split = with_the_rest(without_trainval(named), finder.files)
+        lists, said = [inside for insides in used.values() for inside in insides], said_of(used, [])
     if not by_split:
         return Division(_by_folder(finder), [], [])
     taken = {inside for insides in by_split.values() for inside in insides}
     left = sorted(finder.files.keys() - taken)
     if left:
         source = settings.inside if settings.splits else "the lists"
-        said.append(f"{len(left)} images are in no split that {source} names, and left out: {examples(left)}")
+        said.append(f"{len(left)} images are in no split of {source} and left out: {examples(left)}")
     return Division(by_split, said, lists)
 
 

@@ -512,7 +512,7 @@ def coco_files_that_overlap(folder: Path) -> None:
 @sibling(
     9,
     {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}},
-    "1 images are in no split that data.yaml names, and left out: images/test/c.jpg",
+    "1 images are in no split of data.yaml and left out: images/test/c.jpg",
 )
 def a_test_folder_that_data_yaml_does_not_name(folder: Path) -> None:
     yolo(folder, ["train/a", "val/b", "test/c"])
