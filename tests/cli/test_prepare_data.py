@@ -82,7 +82,10 @@ def test_a_large_image_needs_a_word_and_is_read_afterwards(somewhere):
     Image.new("1", (20000, 9000)).save(folder / "huge.png")
     Image.new("RGB", (60, 40)).save(folder / "small.png")
     said = prepare("custom", "--raw", folder, "--name", "mine")
-    assert "1 left out: image with more pixels than are read, the first is huge.png (20000x9000; If it is to be trusted: --max-pixels 180000000)" in said
+    assert (
+        "1 left out: image with more pixels than are read, the first is huge.png (20000x9000; If it is to be trusted: --max-pixels 180000000)"
+        in said
+    )
     assert "2 images" in prepare("custom", "--raw", folder, "--name", "mine", "--overwrite", "--max-pixels", 180_000_000)
     assert "is as it was made" in prepare("mine", "--check", "--preview", 2)
     from mrt.data.images import read_image

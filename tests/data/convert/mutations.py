@@ -118,6 +118,7 @@ WORDS = (
         "car",
         "person",
         "001.jpg",
+        "images/001.jpg",
         "images",
         "train",
         "*",
