@@ -53,9 +53,8 @@ def test_a_coco_folder_becomes_a_set(photos, somewhere):
 def test_a_dry_run_says_what_would_be_read_and_writes_nothing(photos, somewhere):
     before = sorted(somewhere.rglob("*"))
     said = prepare("custom", "--raw", photos, "--dry-run", "--val-share", 0.3)
-
-        "photos: photos would be read as coco" in said and "note: 2 images are in no annotation file and left out: 10.png, 11.png" in said
-    )
+    assert "photos: photos would be read as coco" in said
+    assert "note: 2 images are in no annotation file and left out: 10.png, 11.png" in said
     assert "warning: train: 1 of 13 annotation records (8 %) gave no box: 1 x box without area" in said
     assert "photos train: boxes by class: auto 6, person 6" in said and "photos val: 3 images (0 without objects), 6 boxes" in said
     assert "Nothing was written" in said and sorted(somewhere.rglob("*")) == before
