@@ -438,6 +438,158 @@ def coco_in_shares_that_may_be_corners(folder: Path) -> None:
     annotated(folder, {"bbox": [0.1, 0.2, 0.3, 0.4]})
 
 
+# what the second look found: a box lost, moved, or a held-out image in train
+
+
+@sibling(
+    2,
+    {"train": {"cam1/images/f0.jpg": [], "cam1/images/f1.jpg": [MIDDLE], "cam2/images/f0.jpg": [("car", 6, 15, 20, 30)]}},
+    "1 images have no label file and are taken as images without objects: cam1/images/f0.jpg",
+)
+def an_image_does_not_take_the_labels_of_another_one(folder: Path) -> None:
+    yolo(folder / "cam1", ["f0", "f1"])
+    (folder / "cam1/labels/f0.txt").unlink()
+    yolo(folder / "cam2", ["f0"], "0 0.2 0.5 0.25 0.5\n")
+
+
+@sibling(5, {"train": {"A.jpg": [], "a.jpg": [MIDDLE]}}, "no label file and are taken as images without objects: A.jpg")
+def two_images_whose_names_differ_in_case(folder: Path) -> None:
+    yolo(folder, ["a"])
+    photo(folder / "images/A.jpg", seed="other")
+
+
+@sibling(1, None, "hold the same image", "(set/train.json)")
+def zip_beside_its_folder_where_the_split_was_changed(folder: Path) -> None:
+    for name in "abcd":
+        photo(folder / f"set/{name}.jpg")
+    coco(folder / "set/train.json", {f"{name}.jpg": [BOX] for name in "abcd"})
+    pack(folder / "set", folder / "set.zip")
+    coco(folder / "set/train.json", {f"{name}.jpg": [BOX] for name in "abc"})
+    coco(folder / "set/val.json", {"d.jpg": [BOX]})
+
+
+@sibling(
+    1,
+    {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}},
+    words=("--raw", *(f"input/{split}/{part}" for split in ("train", "valid") for part in ("images", "labels"))),
+)
+def halves_of_each_split_named_one_by_one(folder: Path) -> None:
+    for split, name in (("train", "a"), ("valid", "b")):
+        yolo(folder / split, [name])
+        (folder / split / "classes.txt").rename(folder / split / "labels/classes.txt")
+
+
+@sibling(9, {"train": {"extra/x.jpg": [CAR], "train/a.jpg": [CAR]}, "test": {"t.jpg": [CAR]}})
+def one_label_file_outside_the_folders_of_the_splits(folder: Path) -> None:
+    for place in ("train/a", "test/t", "extra/x"):
+        photo(folder / f"{place}.jpg")
+        write_text(folder / f"{place}.xml", voc_xml([VOC_BOX], SIZE))
+
+
+@sibling(9, {"train": {"a.jpg": []}, "test": {"t.jpg": []}})
+def bare_images_in_folders_of_splits(folder: Path) -> None:
+    photo(folder / "train/a.jpg")
+    photo(folder / "test/t.jpg")
+
+
+@sibling(9, {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}}, "splits are those of train.txt (train), val.txt (val)")
+def lists_of_names_without_suffixes(folder: Path) -> None:
+    yolo(folder, "ab")
+    write_text(folder / "train.txt", "a\n")
+    write_text(folder / "val.txt", "b\n")
+
+
+@sibling(9, {"train": {"a.jpg": [MIDDLE]}, "test": {"b.jpg": [MIDDLE]}}, "splits are those of test.txt (test)")
+def a_list_of_test_images_only(folder: Path) -> None:
+    yolo(folder, "ab")
+    write_text(folder / "test.txt", "images/b.jpg\n")
+
+
+@sibling(
+    9,
+    only(CAR, file="a.jpg") | only(CAR, split="test", file="b.jpg"),
+    "states no split; divided as its images' entries or folders say: 1 train, 1 test",
+)
+def coco_entries_that_state_a_split(folder: Path) -> None:
+    for name in "ab":
+        photo(folder / f"{name}.jpg")
+    content = json.loads(coco(folder / "annotations.json", {"a.jpg": [BOX], "b.jpg": [BOX]}).read_text())
+    for image, split in zip(content["images"], ("train", "test"), strict=True):
+        image["split"] = split
+    write_text(folder / "annotations.json", json.dumps(content))
+
+
+@sibling(
+    9,
+    {"train": {"test/b.jpg": [MIDDLE], "train/a.jpg": [MIDDLE]}},
+    "warning: 1 images of folders named test are in train, as the settings say: images/test/b.jpg",
+)
+def data_yaml_whose_train_holds_the_test_images(folder: Path) -> None:
+    for split, name in (("train", "a"), ("test", "b")):
+        photo(folder / f"images/{split}/{name}.jpg")
+        write_text(folder / f"labels/{split}/{name}.txt", YOLO_LINE)
+    write_text(folder / "data.yaml", "train: images\nnames: [car]\n")
+
+
+@sibling(7, None, "9 of 10 boxes lie within 0 to 1")
+def coco_of_which_some_are_shares(folder: Path) -> None:
+    annotated(folder, *({"bbox": [0.1, 0.2, 0.3, 0.4]} for _ in range(9)), {"bbox": BOX})
+
+
+@sibling(7, only(CAR, ("car", 1, 1, 8, 8), ("car", 30, 20, 10, 20)), "their areas are those of corners: read so")
+def coco_corners_that_only_areas_tell(folder: Path) -> None:
+    corners = ([10, 10, 30, 30], [1, 1, 9, 9], [30, 20, 40, 40])
+    annotated(folder, *({"bbox": box, "area": (box[2] - box[0]) * (box[3] - box[1])} for box in corners))
+
+
+@sibling(7, None, "all 1 boxes lie within the first pixel of their images", "--boxes pixels")
+def voc_in_shares(folder: Path) -> None:
+    photo(folder / "a.jpg")
+    write_text(folder / "a.xml", voc_xml([("car", 0.1, 0.2, 0.6, 0.7)], SIZE))
+
+
+@sibling(7, None, "boxes stick out of their images as centre and size, and all fit as corners", "corner-shares")
+def yolo_shares_of_corners(folder: Path) -> None:
+    yolo(folder, "a", "0 0.6 0.6 0.95 0.8\n0 0.5 0.5 0.9 0.9\n0 0.7 0.1 0.9 0.9\n")
+
+
+@sibling(2, only(("car", 70, 10, 10, 20), CAR), "1 of 2 boxes (50 %) stuck out of their images by more than a pixel and were cut: a.jpg")
+def a_box_that_sticks_out(folder: Path) -> None:
+    annotated(folder, {"bbox": [70, 10, 30, 20]}, {"bbox": BOX})
+
+
+@sibling(3, None, "1 files that may be labels, of no kind that mrt knows: gt/gt.txt", "--format images")
+def a_trackers_table(folder: Path) -> None:
+    photo(folder / "img1/000001.jpg")
+    write_text(folder / "gt/gt.txt", "1,1,10,10,20,20,1,1,1\n1,2,30,10,20,20,1,1,1\n")
+
+
+@sibling(
+    3, only(CAR), "1 label files have other names than the images that they state: one.json for a.jpg", words=(*HERE, "--format", "labelme")
+)
+def labelme_files_of_other_names(folder: Path) -> None:
+    photo(folder / "a.jpg")
+    write_text(folder / "one.json", labelme_json("a.jpg"))
+
+
+@sibling(1, {"train": {f"task{n}.zip/obj_train_data/a.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 54))}}, "kept apart")
+def two_yolo_exports_of_cvat(folder: Path) -> None:
+    folder.mkdir()
+    for number, centre in ((1, 0.2), (2, 0.8)):
+        task = Path(f"task{number}")
+        photo(task / "obj_train_data/a.jpg", seed=str(number))
+        write_text(task / "obj_train_data/a.txt", f"0 {centre} 0.5 0.25 0.5\n")
+        write_text(task / "obj.names", "car\n")
+        write_text(task / "train.txt", "data/obj_train_data/a.jpg\n")
+        write_text(task / "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+        pack(task, folder / f"task{number}.zip")
+
+
+@sibling(10, None, "no images that are read, but 1 files of kinds that Pillow does not open: a.heic", "Convert pictures")
+def nothing_but_heic(folder: Path) -> None:
+    write_text(folder / "a.heic", "")
+
+
 # 8: outlines
 
 
