@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -69,9 +70,12 @@ def open_file(path: Path | str) -> BinaryIO:
         FileNotFoundError, OSError: as ``open`` does; OSError also for a damaged member.
     """
     path = Path(path)
-    member = inside_zip(path)
-    if member is None:
-        return open(path, "rb")
+    try:
+        member = inside_zip(path)
+        if member is None:
+            return open(path, "rb")
+    except ValueError:  # a zero byte, or half a character
+        raise FileNotFoundError(f"no file can be called {str(path)[-100:]!r}") from None
     archive, name = member
     try:
         return io.BytesIO(open_zip(archive).read(name))
@@ -83,9 +87,12 @@ def open_file(path: Path | str) -> BinaryIO:
 
 def file_exists(path: Path) -> bool:
     """Whether there is such a file, or such a member of a zip archive."""
-    member = inside_zip(path)
-    if member is None:
-        return path.is_file()
+    try:
+        member = inside_zip(path)
+        if member is None:
+            return path.is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
     try:
         open_zip(member[0]).getinfo(member[1])
     except KeyError:
@@ -161,7 +168,7 @@ def unpack_tar(
                     continue
                 with replacing(target) as file:
                     shutil.copyfileobj(content, file, 1 << 20)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, TypeError, ValueError, IndexError, struct.error) as error:  # the last: of odd headers
         raise MrtError(f"{archive}: cannot be read to its end ({error})", "The download may be cut short: get it again.") from None
     except OSError as error:
         raise MrtError(f"{archive}: cannot be unpacked into {folder} ({error.strerror or error})") from None

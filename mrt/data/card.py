@@ -187,12 +187,20 @@ def _require_types(found: Mapping[str, Any], kinds: Mapping[str, type], where: s
     """MrtError that names the field whose value is of another type than it should be."""
     names = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
     for key, value in found.items():
-        fits = type(value) is kinds[key] and not (kinds[key] is str and "\0" in value)
+        fits = type(value) is kinds[key] and (kinds[key] is not str or _can_be_written(value))
         if fits and key in _COUNTED:
             fits = all(type(count) is int for count in value.values())
         if not fits:
             counts = " of whole numbers" if key in _COUNTED else ""
             raise MrtError(f"{where}: {key} is {str(value)[:100]!r}, expected {names[kinds[key]]}{counts}", hint)
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether a text can be a file's name, or part of a file."""
+    try:
+        return "\0" not in text and bool(text.encode("utf-8") or True)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 @contextmanager

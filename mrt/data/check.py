@@ -24,7 +24,7 @@ def check_set(card: DatasetCard, *, workers: int | None = None, on_progress: Pro
     jobs: list[tuple[str, Path, int, int]] = []
     for name, split in card.splits.items():
         annotations, root = card.annotations_path(name), card.images_root(name)
-        if not annotations.is_file():
+        if not file_exists(annotations):
             problems.append(f"{annotations}: missing")
             continue
         if split.sha256 and file_sha256(annotations) != split.sha256:

@@ -231,7 +231,7 @@ class DetectionDataset(Dataset):
             self.dropped["no area inside the image"] += 1
             return
         area = annotation.get("area")
-        if not (isinstance(area, (int, float)) and 0 < area < math.inf):
+        if not (isinstance(area, (int, float)) and 0 < area < 1e30):
             area = (box[2] - box[0]) * (box[3] - box[1])
         objects[image_id].append((box, self._label_of_name[name], float(area), is_ignored(annotation)))
 

@@ -34,6 +34,8 @@ def contact_sheet(
     if n < 1:
         raise MrtError(f"n is {n}, expected at least 1 image")
     card = read_card(folder)
+    if not card.splits:
+        raise MrtError(f"{card.folder}: has no splits to show", "Make the set again with `mrt prepare-data`.")
     split = split or next(iter(card.splits))
     coco, root = read_json(card.annotations_path(split)), card.images_root(split)
     with prepared_annotations(card.annotations_path(split)):

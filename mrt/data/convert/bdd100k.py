@@ -241,7 +241,7 @@ def _slim_one(found: dict[str, Any]) -> Any:
 def _labels_in(objects: Any) -> tuple[Label, ...]:
     """The objects of a frame; what is no object has an empty category, lanes and areas are left out."""
     if not isinstance(objects, list):
-        return ()
+        return () if objects is None else (_NO_OBJECT,)
     return tuple(label if isinstance(label, Label) else _NO_OBJECT for label in objects if label is not _LANE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from mrt.data.archives import open_file
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, parse_json, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split, Thing
-from mrt.data.headers import BROKEN, read_header
+from mrt.data.headers import BROKEN, ImageProblem, open_picture, read_header
 from mrt.errors import MrtError
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -192,11 +193,12 @@ def read_labels(place: Path) -> Labels:
     if place.suffix == ".json":
         return paint(parse_json(place), place)
     try:
-        with open_file(place) as file, Image.open(file) as picture:
+        with warnings.catch_warnings(), open_file(place) as file, open_picture(file) as picture:
+            warnings.simplefilter("ignore")  # odd blocks that decode all the same
             if picture.mode not in ("I;16", "I;16B", "I", "L"):
                 raise MrtError(f"{place}: mode is {picture.mode}, expected a grey image of 16 bits", "It may be the *_color.png, renamed.")
             return Labels(np.array(picture))
-    except BROKEN as error:
+    except (*BROKEN, ImageProblem) as error:
         raise MrtError(f"{place}: cannot be read as an image ({error})", f"Get gtFine_trainvaltest.zip again from {SITE}.") from None
 
 

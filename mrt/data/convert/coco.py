@@ -241,7 +241,28 @@ def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, find
             "Give the images' folder or archive too: in --raw, or with --images FOLDER.",
         )
     gathered = gather(coco["annotations"], by_id, categories, skipped)
+    _join_entries(by_name, insides, place, skipped)
     return _Part(by_name, insides, place, skipped, gathered.examples, gathered.again, gathered.notes(place))
+
+
+def _join_entries(by_name: dict[str, Entry], insides: dict[str, str], place: Path, skipped: Counter[str]) -> None:
+    """Make one entry of those whose names, written differently, mean one image; MrtError if they differ in its size."""
+    first: dict[str, str] = {}
+    for name, inside in list(insides.items()):
+        kept = first.setdefault(inside, name)
+        if kept == name:
+            continue
+        entry, other = by_name[kept], by_name.pop(name)
+        if None not in (entry.size, other.size) and entry.size != other.size:
+            raise MrtError(
+                f"{place}: {kept!r} and {name!r} are one image, of the sizes {entry.size} and {other.size}", "Leave one of them out."
+            )
+        entry.size = entry.size or other.size
+        entry.objects += other.objects
+        entry.skipped.update(other.skipped)
+        entry.notes = {**other.notes, **entry.notes}
+        skipped["image listed twice"] += 1
+        del insides[name]
 
 
 def _divided(part: _Part) -> dict[str, _Part]:

@@ -60,6 +60,10 @@ def recipe(
             image = found.get(ends[name])
             if image is None:
                 parts[split].append(Skipped("image missing", name))
+            elif image in owners and owners[image] == inside:
+                raise MrtError(
+                    f"{files.files[inside]}: lists the image {image} twice, once as {name!r}", "Mend the file, or export it again."
+                )
             elif owners.setdefault(image, inside) != inside:
                 raise MrtError(
                     f"--raw {files.source}: {owners[image]} and {inside} both list the image {image}",

@@ -234,7 +234,7 @@ def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
                     "image_id": number,
                     "category_id": ids[thing.label],
                     "bbox": [_short(value) for value in thing.box],
-                    "area": _short(thing.area),
+                    "area": _short(thing.area) or _short(thing.box[2] * thing.box[3]),
                     "iscrowd": int(thing.ignored),
                 }
             )

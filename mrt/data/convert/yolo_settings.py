@@ -140,7 +140,7 @@ def _read_settings(place: Path, inside: str) -> Settings:
         raise MrtError(f"{place}: holds {type(found).__name__}, expected keys such as names and train", HINT)
     names = _names(found.get("names"), place)
     count = found.get("nc")
-    if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
+    if isinstance(count, str) and _is_number(count) and int(count) != len(names):
         raise MrtError(
             f"{place}: nc is {count}, but there are {len(names)} names", "Mend the one that is wrong: class numbers depend on it."
         )
@@ -157,13 +157,17 @@ def _read_settings(place: Path, inside: str) -> Settings:
     return Settings(names, {split: paths for split, paths in splits.items() if paths}, "/".join(parts), "kpt_shape" in found, inside)
 
 
+def _is_number(text: str) -> bool:
+    return text.strip().isdecimal() and len(text) < 10
+
+
 def _names(found: Any, place: Path) -> dict[int, str]:
     """Class number -> name from a list, or from an object with the numbers as keys."""
     pairs = enumerate(found) if isinstance(found, list) else found.items() if isinstance(found, dict) else ()
     names: dict[int, str] = {}
     for key, name in pairs:
         name = class_name(name)
-        if name is None or not str(key).strip().isdecimal():
+        if name is None or not _is_number(str(key)):
             raise MrtError(f"{place}: the entry {str(key)[:80]!r} of names is not a number and a name", HINT)
         names[int(key)] = name
     if not names:

@@ -276,3 +276,15 @@ def test_no_annotations_at_all(tmp_path):
     write_image(tmp_path / "raw" / "a.jpg")
     with pytest.raises(MrtError, match="holds no COCO annotations"):
         make(tmp_path / "raw", tmp_path)
+
+
+def test_two_ways_to_write_one_image(tree, tmp_path):
+    images = [IMAGE, {**IMAGE, "id": 2, "file_name": "images/a.jpg"}]
+    annotations = [CAR, {**CAR, "id": 2, "image_id": 2, "bbox": [1, 1, 5, 5]}]
+    card, _ = make(tree(coco_content(images, annotations), {"images/a.jpg": (40, 30)}), tmp_path)
+    assert objects(card) == {"a.jpg": [("car", 2, 3, 10, 8), ("car", 1, 1, 5, 5)]} and card.split("train").skipped == {
+        "image listed twice": 1
+    }
+    images[1]["width"] = 41
+    with pytest.raises(MrtError, match=r"'a\.jpg' and 'images/a\.jpg' are one image, of the sizes"):
+        make(tree(coco_content(images, annotations), {"images/a.jpg": (40, 30)}), tmp_path)

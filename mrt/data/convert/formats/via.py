@@ -52,7 +52,10 @@ def looks(head: bytes, path: str) -> bool:
 
 
 def _regions(found: Any) -> Iterator[Any]:
-    yield from found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    if isinstance(found, (dict, list)):
+        yield from found.values() if isinstance(found, dict) else found
+    elif found is not None:
+        yield found  # counted as a region without a box
 
 
 def _attributes(region: Any) -> dict[str, str]:
