@@ -388,7 +388,7 @@ def _make(
         )
     paths = list(dict.fromkeys(paths))
     if how.dry_run:
-        _rehearse(name, make, paths, how)
+        _rehearse(name, make, paths, how, root)
         return
     check_output(root, name, how.overwrite)
     _convert(name, make, paths, how, root, data_root, {next(iter(known)): list(raw)} if raw else None)
@@ -425,17 +425,20 @@ def _convert(
         _look_at([card.folder], how.check, how.preview, watcher)
 
 
-def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how: _How) -> None:
-    """Say what a conversion would give; nothing is left on the disk."""
+def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how: _How, root: Path) -> None:
+    """Say what a conversion would give; nothing is left on the disk: tar archives are unpacked to a folder that is removed."""
     import tempfile
 
+    from mrt.data.archives import TAR_SUFFIXES
     from mrt.data.convert.recipe import rehearse
 
     from .console import watching
 
     with watching() as watcher, tempfile.TemporaryDirectory() as folder:
         unpacking = _Unpacking(watcher)
-        recipe = make(paths, Path(folder), on_unpack=unpacking)
+        files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+        packed = any(file.name.lower().endswith(TAR_SUFFIXES) for file in files)
+        recipe = make(paths, Path(folder) if packed else root, on_unpack=unpacking)
         unpacking.end()
         watcher.begin(f"try {name}", sum(len(split.jobs) for split in recipe.splits.values()))
         card, warnings = rehearse(

@@ -17,12 +17,13 @@ from mrt.data.archives import open_file
 from mrt.errors import MrtError
 
 # Every kind of pixel image that Pillow reads by itself, by suffix; not those that it only knows by name or
-# leaves to other programs (.eps, .ps, .wmf, .emf, .grib, .bufr, .h5, .hdf, .mpg, .mpeg, .iim).
+# leaves to other programs (.eps, .ps, .wmf, .emf, .grib, .bufr, .h5, .hdf, .mpg, .mpeg, .iim); nor .pcd, which is a
+# point cloud nearly everywhere.
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".avifs"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".tga", ".icb", ".vda", ".vst", ".sgi"),
     *(".rgb", ".rgba", ".bw", ".pcx", ".dcx", ".dds", ".ico", ".icns", ".psd", ".qoi", ".ras", ".xbm", ".xpm", ".im", ".msp", ".blp"),
-    *(".cur", ".fits", ".fit", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".pcd", ".pxr"),
+    *(".cur", ".fits", ".fit", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".pxr"),
 )
 UNREADABLE = "image cut short or unreadable"
 ORIENTATION = 0x0112  # the EXIF tag

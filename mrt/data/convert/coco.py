@@ -271,7 +271,7 @@ def _divided(part: _Part) -> dict[str, _Part]:
     if not any(stated.values()):
         stated = {name: split_of_folder(part.insides.get(name, name)) for name in part.entries}
     words = {name: split if split in ("val", "test") else "train" for name, split in stated.items()}
-    if len({split for split in stated.values() if split}) < 2:
+    if len(set(words.values())) < 2:
         return {"train": part}
     counts = Counter(words.values())
     shares = ", ".join(f"{count} {split}" for split, count in counts.items())

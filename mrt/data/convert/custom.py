@@ -133,8 +133,12 @@ def choose_classes(found: Recipe, classes: Sequence[str] | None, class_map: Mapp
 
 def _renamed(job: Any, *, convert: Callable[[Any], Picture | Skipped], names: Mapping[str, str]) -> Picture | Skipped:
     picture = convert(job)
-    if isinstance(picture, Skipped):
-        return picture
+    return picture if isinstance(picture, Skipped) else _with_names(picture, names)
+
+
+def _with_names(picture: Picture, names: Mapping[str, str]) -> Picture:
+    if picture.turned is not None:
+        picture = picture._replace(turned=picture.turned._replace(picture=_with_names(picture.turned.picture, names)))
     things = [thing._replace(label=names[thing.label]) for thing in picture.things if thing.label in names]
     others = len(picture.things) - len(things)
     return picture._replace(things=things, skipped=Counter(picture.skipped) + Counter({"class not asked for": others}))

@@ -36,11 +36,11 @@ def one_tree(places: Sequence[Place], apart: bool) -> tuple[dict[str, Path], lis
         MrtError: different files of one path (without ``apart``), or different labels for the same images.
     """
     places = _once(places)
+    beside = {place: other for place in places if place.archive and (other := _put_where_it_was_unpacked(place, places)) is not None}
     if apart:
-        _mount_by_splits(places)
-    for place in places:
-        if place.archive and not place.mount:
-            _put_where_it_was_unpacked(place, places)
+        _mount_by_splits([place for place in places if place not in beside])
+    for archive, other in beside.items():
+        archive.mount = other.mount
     files, differing, twice = _merge(places)
     if differing and not apart:
         inside, one, other = differing[0]
@@ -83,7 +83,7 @@ def _once(places: Sequence[Place]) -> list[Place]:
 def _mount_by_splits(places: Sequence[Place]) -> None:
     """Put places that are named after different splits (train and valid, or data/train/images and data/test/images) below these names."""
     above = Path(*shared_folders_of([place.path.parts for place in places]))
-    named = [[*place.path.relative_to(above).parts[:-1], place.name] if place.path != above else [] for place in places]
+    named = [[*place.path.relative_to(above).parts[:-1], place.name] for place in places]
     where = [next((number for number in range(len(parts) - 1, -1, -1) if split_in(parts[number])), None) for parts in named]
     words = [None if at is None else split_in(parts[at]) for parts, at in zip(named, where, strict=True)]
     if len({word for word in words if word}) < 2:
@@ -121,11 +121,15 @@ def _merge(places: Sequence[Place]) -> tuple[dict[str, Path], list[tuple[str, Pl
     return files, differing, [inside for inside in twice if not is_about(inside)]
 
 
-def _put_where_it_was_unpacked(archive: Place, places: Sequence[Place]) -> None:
-    """If files of an archive lie unpacked in another place, below some folder or above one of the archive's: the same paths for both."""
+def _put_where_it_was_unpacked(archive: Place, places: Sequence[Place]) -> Place | None:
+    """If files of an archive lie unpacked in another place, below some folder or above one of the archive's: the same paths for both.
+
+    Returns:
+        That place, if there is one; it is never an archive, nor one whose own files lie unpacked elsewhere.
+    """
     paths = [path for path in sorted(archive.files) if not is_about(path)]
     for other in places:
-        if other is archive:
+        if other is archive or other.archive:
             continue
         by_name: dict[str, list[str]] = {}
         for path in other.files:
@@ -140,10 +144,10 @@ def _put_where_it_was_unpacked(archive: Place, places: Sequence[Place]) -> None:
             if same_content(archive.files[path], other.files[theirs]):
                 moves[_move(path, theirs)] += 1
         (ours, theirs), votes = moves.most_common(1)[0] if moves else (("", ""), 0)
-        if votes * 2 > compared and (ours or theirs or other.mount):
-            target = other.mount + theirs
-            archive.files = {target + path[len(ours) :] if path.startswith(ours) else path: file for path, file in archive.files.items()}
-            return
+        if votes * 2 > compared:
+            archive.files = {theirs + path[len(ours) :] if path.startswith(ours) else path: file for path, file in archive.files.items()}
+            return other
+    return None
 
 
 def _move(path: str, other: str) -> tuple[str, str]:

@@ -121,7 +121,7 @@ def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     found = []
     for inside in others:
         suffix, stem = _suffix(inside), _stem(plain(inside))
-        if suffix in TABLES or stem in stems or _stem(stem) in stems or _speaks_of(suffix, files[inside], names):
+        if suffix in TABLES or stem in stems or _stem(stem) in stems or _speaks_of(suffix, files[inside], names, stems):
             found.append(inside)
     return found
 
@@ -165,19 +165,18 @@ def _is_yolo(files: RawFiles, images: Iterable[str]) -> bool:
     return bool(settings_and_names(files)) or (bool(heads) and all(not head.strip() for _, head in heads))
 
 
-def _speaks_of(suffix: str, place: Path, names: Collection[str]) -> bool:
+def _speaks_of(suffix: str, place: Path, names: Collection[str], stems: Collection[str]) -> bool:
     text = decode_head(_head(place))
     if suffix in ("csv", "tsv", "lst"):
-        return bool(_COLUMNS.search(text)) or any(name in text for name in names)
+        return bool(_COLUMNS.search(text)) or not {*re.split(r"[\\s,;\"'/\\\\]+", text)}.isdisjoint(names)
     if suffix == "txt":
-        return _is_list(text, names) or _is_table(text)
+        return _is_list(text, names, stems) or _is_table(text)
     return suffix in ("json", "jsonl", "ndjson", "geojson", "xml") and bool(_SAYS.search(text))
 
 
-def _is_list(text: str, names: Collection[str]) -> bool:
+def _is_list(text: str, names: Collection[str], stems: Collection[str]) -> bool:
     """Whether most of a text's first lines begin or end with the name of an image, with or without its suffix."""
     lines = [line.strip().replace("\\", "/") for line in text.splitlines()[:_SAMPLED] if line.strip()]
-    stems = {_stem(name) for name in names}
     hits = sum(line.rpartition("/")[2] in names or line.split()[0] in stems or line.split()[0] in names for line in lines)
     return hits * 2 > len(lines)
 

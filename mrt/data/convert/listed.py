@@ -35,7 +35,7 @@ def recipe(
     """A user's own set in a format whose files stand for many images.
 
     Images are found by the end of the paths that the label files have. A split is the word train, val, test or the like in the label file's
-    name, else in its folder's, else in the folders of all of its images; else it is "train". Images that no label file lists are left out,
+    name, else in its folder's, else in the image's folder; else it is "train". Images that no label file lists are left out,
     and said.
 
     Raises:
@@ -49,15 +49,16 @@ def recipe(
     owners: dict[str, str] = {}
     for inside, by_name in sheets.items():
         ends = {name: _ROOT.sub("", name) for name in by_name}
-        found = finder.find(list(ends.values()), files.files[inside], split=_split_of(inside, []), near=inside)
+        found = finder.find(list(ends.values()), files.files[inside], split=_stated_split(inside), near=inside)
         if by_name and not found:
             raise MrtError(
                 f"{files.files[inside]}: none of its {len(by_name)} images is there, the first is {next(iter(by_name))!r}",
                 "Give the images' folder or archive too, in --raw.",
             )
-        split = _split_of(inside, list(found.values()))
+        stated = _stated_split(inside)
         for name, sheet in by_name.items():
             image = found.get(ends[name])
+            split = stated or _basic(split_of_folder(image or name))
             if image is None:
                 parts[split].append(Skipped("image missing", name))
             elif image in owners and owners[image] == inside:
@@ -91,10 +92,13 @@ def _order(item: tuple[str, object]) -> int:
     return _SPLITS.index(item[0])
 
 
-def _split_of(inside: str, images: Sequence[str]) -> str:
+def _stated_split(inside: str) -> str | None:
+    """The split that a label file's name or folder speaks of."""
     said = split_in(PurePosixPath(inside).stem) or split_of_folder(inside)
-    theirs = {split_of_folder(image) for image in images}
-    split = said or (theirs.pop() if len(theirs) == 1 else None) or "train"
+    return None if said is None else _basic(said)
+
+
+def _basic(split: str | None) -> str:
     return split if split in _SPLITS else "train"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mrt.data.convert.names import examples, split_in
+from mrt.data.convert.names import IMAGES, examples, split_in, stem_of
 from mrt.data.convert.places import entry_name
 from mrt.data.convert.raw import read_bytes
 from mrt.data.text import decode_text
@@ -17,6 +17,7 @@ _OFFICIAL = re.compile(r"(?i)^(?P<above>.*?)ImageSets/(?:Main/)?(?P<name>train|v
 _INSIDE = re.compile(r"(?i)(^|/)(ImageSets|labels?|annotations?|label_2)/")  # other lists than ours, and labels
 _FLAG = re.compile(r"\s+-?[01]$")  # VOC's lists of a class: does the image hold one?
 _ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
+_UP = re.compile(r"^(?:\.{1,2}/+)+")
 _ORDER = ("train", "val", "test")
 
 
@@ -51,15 +52,26 @@ def find_lists(
     texts = [inside for inside in sorted(files) if inside.lower().endswith(".txt")]
     official = [(match["name"].lower(), match["above"], inside) for inside in texts if (match := _OFFICIAL.match(inside))]
     bare = [(split, "", inside) for inside in texts if (split := split_in(PurePosixPath(inside).stem)) and not _INSIDE.search(inside)]
+    images = {stem_of(inside).rpartition("/")[2] for inside in files if IMAGES.search(inside)} if bare else set()
+    bare = [found for found in bare if stem_of(found[2]).rpartition("/")[2] not in images]  # else it is that image's own text
     names: dict[str, list[str]] = {}
     used: dict[str, list[str]] = {}
+    by_folder: dict[str, dict[str, list[str]]] = {}
     for split, above, inside in official or bare:
         listed = Listed(split, inside, above, _entries(files[inside], bool(official)))
         found = known(listed)
-        if official or (found and 2 * sum(name in there for name in found) >= len(found)):
-            names.setdefault(split, []).extend(found)
+        hits = sum(name in there for name in found)
+        if official or (hits and (2 * hits >= len(found) or 2 * sum(map(_is_image, listed.entries)) >= len(found))):
+            by_folder.setdefault(above, {}).setdefault(split, []).extend(found)
             used.setdefault(split, []).append(inside)
+    for lists in by_folder.values():  # a year's trainval is its own train, whatever another year has
+        for split, found in (without_trainval(lists) or lists).items():
+            names.setdefault(split, []).extend(found)
     return names, used
+
+
+def _is_image(entry: str) -> bool:
+    return IMAGES.search(f"x/{entry}") is not None
 
 
 def without_trainval(names: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -84,8 +96,7 @@ def said_of(used: dict[str, list[str]], left: list[str]) -> list[str]:
     """What to tell people of lists that were followed, and of images that are in none."""
     if not used:
         return []
-    followed = {split: insides for split, insides in used.items() if split != "trainval" or "train" not in used}
-    said = ["splits are those of " + ", ".join(f"{examples(insides)} ({split})" for split, insides in followed.items())]
+    said = ["splits are those of " + ", ".join(f"{examples(insides)} ({split})" for split, insides in used.items())]
     if left:
         said.append(f"{len(left)} images are in no list and left out: {examples(left)}")
     return said
@@ -105,7 +116,8 @@ def _entries(place: Path, official: bool) -> list[str]:
     """The names of a list: of each line all, or of an official one, where a number may follow, the first word."""
     if not official:
         try:
-            return entries_of(place)
+            found = [_UP.sub("", _ROOT.sub("", line.strip().replace("\\", "/"))) for line in read_lines(place) if line.strip()]
+            return [entry_name(line, place, "a line") for line in found]
         except MrtError:
             return []  # some text that speaks of a split by its name only
     lines = [(number, _FLAG.sub("", line.strip())) for number, line in enumerate(read_lines(place), start=1) if line.strip()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import PurePosixPath
 from posixpath import splitext
@@ -43,7 +43,7 @@ TEXTS = ("json", "xml", "txt", "yaml", "yml", "names", "data", "csv", "tsv", "js
 TABLES = ("mat", "pkl", "pickle", "parquet", "tfrecord", "tfrecords", "record", "h5", "hdf5", "xlsx", "xls")
 # All that any kind of set is made of. One pattern for all: what a tar archive is unpacked for once will do for every kind.
 WANTED = _VISIBLE.format("|".join([_IMAGE, *TEXTS, *TABLES, *FOREIGN]))
-_ABOUT = re.compile(r"(?i)(^|/)(read[-_ ]?me|licen[cs]e|notice|changelog|changes|authors|citation|requirements|version)[^/]*$")
+_ABOUT = re.compile(r"(?i)(^|/)(read[-_ ]?me|licen[cs]e|notice|changelog|changes|authors|citation|requirements|version)([.-][a-z]+)*$")
 
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 _SPLIT = re.compile(r"(?<![a-z])(trainval|training|train|validation|valid|val|testing|test)(?![a-z])")
@@ -62,7 +62,7 @@ def split_of_folder(inside: str) -> str | None:
 
 def is_about(inside: str) -> bool:
     """Whether a file tells people of a set (README, LICENSE, ...): it is no part of it."""
-    return _ABOUT.search(inside) is not None
+    return _ABOUT.search(inside) is not None and not IMAGES.search(inside)
 
 
 def plain(name: str) -> str:
@@ -91,40 +91,42 @@ class Ends:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = sorted(paths)
-        self._forms: list[dict[str, list[str]] | None] = [None] * len(_FORMS)
-        self._exact: dict[str, list[str]] = defaultdict(list)
-        for path in self.paths:
-            self._exact[path.rpartition("/")[2]].append(path)
+        self._indices: list[dict[str, list[tuple[str, str]]] | None] = [None] * len(_FORMS)
 
     def find(self, end: str, exactly: bool = False) -> list[str]:
         """All paths that end so, in the first of the ways of writing in which there is one."""
-        found = _ending(end, self._exact.get(end.rpartition("/")[2], ()))
-        for number, form in enumerate(() if exactly or found else _FORMS):
+        for number, form in enumerate(_FORMS[:1] if exactly else _FORMS):
             wanted = form(end)
-            found = _ending(wanted, self._by(number).get(wanted.rpartition("/")[2], ()), form)
+            found = [path for path, text in self._index(number).get(_last_two(wanted), ()) if text == wanted or text.endswith("/" + wanted)]
             if found:
-                break
-        return found
+                return found
+        return []
 
-    def _by(self, number: int) -> dict[str, list[str]]:
-        index, form = self._forms[number], _FORMS[number]
+    def _index(self, number: int) -> dict[str, list[tuple[str, str]]]:
+        """The last name, and the last two, of each path as a way of writing has it -> (path, so written)."""
+        index = self._indices[number]
         if index is None:
-            index = defaultdict(list)
+            index = self._indices[number] = defaultdict(list)
             for path in self.paths:
-                index[form(path).rpartition("/")[2]].append(path)
-            self._forms[number] = index
+                text = _FORMS[number](path)
+                for key in dict.fromkeys((text.rpartition("/")[2], _last_two(text))):
+                    index[key].append((path, text))
         return index
+
+
+def _last_two(path: str) -> str:
+    return "/".join(path.rsplit("/", 2)[-2:])
 
 
 def _folded(name: str) -> str:
     return plain(name).casefold()
 
 
-_FORMS = (plain, _folded)
+def _as_it_is(name: str) -> str:
+    return name
 
 
-def _ending(wanted: str, among: Sequence[str], form: Callable[[str], str] = str) -> list[str]:
-    return [path for path in among if (text := form(path)) == wanted or text.endswith("/" + wanted)]
+_FORMS: tuple[Callable[[str], str], ...] = (_as_it_is, plain, _folded)
 
 
 def shared_folders(one: str, other: str) -> int:

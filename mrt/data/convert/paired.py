@@ -261,10 +261,10 @@ def _names_by_split(files: RawFiles, catalogue: Catalogue) -> tuple[dict[str, li
     """The catalogue's names of each split, what to say of the lists, and which they are."""
     lists, used = find_lists(files.files, partial(_known, catalogue=catalogue), catalogue.labels.keys() | catalogue.images.keys())
     if lists:
-        lists = {**lists, **with_the_rest(without_trainval(lists), catalogue.images)}
+        lists = with_the_rest(without_trainval(lists), catalogue.images)
         named = {name for names in lists.values() for name in names}
         left = [catalogue.images[name][0] for name in sorted(catalogue.images.keys() - named)]
-        return without_trainval(lists), said_of(used, left), [inside for insides in used.values() for inside in insides]
+        return lists, said_of(used, left), [inside for insides in used.values() for inside in insides]
     folders = {name: catalogue.split(name) for name in catalogue.names}
     by_split = {split: [name for name, folder in folders.items() if (folder or "train") == split] for split in SPLITS}
     return {split: names for split, names in by_split.items() if names}, [], []

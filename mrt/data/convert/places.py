@@ -163,7 +163,8 @@ class ImageFinder:
                 answer[name] = (home or places)[0]
             elif places:
                 raise MrtError(
-                    f"{source}: the image {name!r} may be any of {examples(places, 4)}", "Say which folder is meant with --images FOLDER."
+                    f"{source}: the image {name!r} may be any of {examples(places, 4)}",
+                    "Say which folder is meant with --images FOLDER (COCO), or give only that folder in --raw.",
                 )
         return self._without_doubles(answer, ends, source)
 

@@ -78,8 +78,8 @@ class _Labels:
                 full = [place for place in label_places(image) if place.endswith(f"{image.rpartition('/')[2]}.txt")]
                 own = next((place for place in full if place in files), None)
                 self.of[image] = own or label
-                if own is None:
-                    self.shared.append(f"{label} for {image}")
+        claims = Counter(self.of.values())
+        self.shared = [f"{label} for {image}" for image, label in self.of.items() if claims[label] > 1]
 
     @property
     def used(self) -> set[str]:
@@ -191,7 +191,7 @@ def convert(job: Job | Skipped, reading: str = "shares") -> Picture | Skipped:
     notes: dict[str, str] = {}
     lines = read_lines(Path(job.labels)) if job.labels else []
     seen: set[tuple[str, ...]] = set()
-    for number, words in enumerate((tuple(line.split()) for line in lines), start=1):
+    for number, words in enumerate(map(_words, lines), start=1):
         if not words:
             continue
         if words in seen:
@@ -221,7 +221,7 @@ def _review(results: Results, made: Recipe) -> Recipe | None:
     """
     pictures = [found for part in results.values() for found in part if isinstance(found, Picture)]
     outside = sum(found.skipped.get(OUTSIDE, 0) for found in pictures)
-    inside = sum(len(found.things) for found in pictures)
+    inside = sum(len(found.things) + found.skipped.get("class not asked for", 0) for found in pictures)
     cut = sum(found.cut for found in pictures)
     if inside >= _ENOUGH and not outside and cut * 2 > inside and _all_fit(made, "corner-shares"):
         raise MrtError(
@@ -255,7 +255,7 @@ def _all_fit(made: Recipe, reading: str) -> bool:
             size = measured(Path(job.place), job.file) if isinstance(job, Job) and job.labels else None
             if not isinstance(size, Size):
                 continue
-            for words in (line.split() for line in read_lines(Path(job.labels))):
+            for words in map(_words, read_lines(Path(job.labels))):
                 box = _box(words, job, (size.width, size.height), job.file, reading) if words else None
                 if isinstance(box, Box) and not _inside(box.corners, size):
                     return False
@@ -277,7 +277,7 @@ def looks(head: bytes, inside: str) -> bool:
         return False
     line = next((line for line in decode_head(head).splitlines() if line.strip()), "")
     try:
-        number, *values = (_float(word) for word in line.split())
+        number, *values = (_float(word) for word in _words(line))
     except ValueError:
         return False
     return len(values) >= 4 and all(map(math.isfinite, (number, *values))) and number == int(number) >= 0
@@ -331,6 +331,12 @@ def _box(words: Sequence[str], job: Job, size: tuple[int, int], where: str, read
     if reading in _SHARES:
         corners = tuple(share * side for share, side in zip(corners, (*size, *size), strict=True))
     return Box(job.names[int(number)], corners)
+
+
+def _words(line: str) -> tuple[str, ...]:
+    """The numbers of a line with blanks between them, or with commas alone."""
+    words = tuple(line.split())
+    return tuple(line.strip().split(",")) if len(words) == 1 and line.count(",") >= 4 else words
 
 
 def _float(word: str) -> float:
