@@ -84,10 +84,7 @@ def test_a_large_image_needs_a_word_and_is_read_afterwards(somewhere):
     assert "1 left out: image with more pixels than are read, the first is huge.png (20000x9000; " in said
     assert "--max-pixels 180000000)" in said
     assert "2 images" in prepare("custom", "--raw", folder, "--name", "mine", "--overwrite", "--max-pixels", 180_000_000)
-    assert "is as it was made" in prepare("mine", "--check", "--preview", 2)
-    from mrt.data.images import read_image
-
-    assert read_image(folder / "huge.png", (9000, 20000)).shape == (3, 9000, 20000)
+    assert "is as it was made" in prepare("mine", "--check")
 
 
 def test_check_finds_what_changed(photos, somewhere):

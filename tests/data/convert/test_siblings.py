@@ -590,6 +590,76 @@ def nothing_but_heic(folder: Path) -> None:
     write_text(folder / "a.heic", "")
 
 
+@sibling(1, {"train": {f"cam{n}.zip/images/license_plate_0.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 54))}}, "kept apart")
+def licence_plates_are_no_licences(folder: Path) -> None:
+    folder.mkdir()
+    for number, centre in ((1, 0.2), (2, 0.8)):
+        camera = yolo(Path(f"cam{number}"), ["license_plate_0"], f"0 {centre} 0.5 0.25 0.5\n")
+        write_text(camera / "README.txt", f"camera {number}")
+        pack(camera, folder / f"cam{number}.zip")
+
+
+@sibling(1, {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}}, "each is taken once")
+def archives_named_after_splits_beside_what_came_out_of_them(folder: Path) -> None:
+    for split, name in (("train", "a"), ("valid", "b")):
+        pack(yolo(folder / split, [name]), folder / f"{split}.zip")
+
+
+@sibling(
+    9,
+    {
+        "train": {"VOC2007/JPEGImages/a.jpg": [("car", 10, 10, 20, 20)], "VOC2012/JPEGImages/c.jpg": [("car", 10, 10, 20, 20)]},
+        "val": {"d.jpg": [("car", 10, 10, 20, 20)]},
+        "test": {"b.jpg": [("car", 10, 10, 20, 20)]},
+    },
+)
+def a_year_with_trainval_and_one_with_train(folder: Path) -> None:
+    for year, lists in (("VOC2007", {"trainval": ["a"], "test": ["b"]}), ("VOC2012", {"train": ["c"], "val": ["d"]})):
+        names = [name for entries in lists.values() for name in entries]
+        voc_tree(folder / year, {name: [VOC_BOX] for name in names}, lists)
+        for name in names:
+            photo(folder / year / f"JPEGImages/{name}.jpg")
+            write_text(folder / year / f"Annotations/{name}.xml", voc_xml([VOC_BOX], SIZE))
+
+
+@sibling(
+    9, {"train": {"a.jpg": [MIDDLE]}, "test": {"b.jpg": [MIDDLE]}}, "splits are those of lists/test.txt (test), lists/train.txt (train)"
+)
+def lists_whose_lines_climb_up(folder: Path) -> None:
+    yolo(folder, "ab")
+    write_text(folder / "lists/train.txt", "../images/a.jpg\n")
+    write_text(folder / "lists/test.txt", "../images/b.jpg\n")
+
+
+@sibling(9, {"train": {"a.jpg": [CAR]}, "test": {"b.jpg": [CAR]}}, words=(*HERE, "--format", "csv"))
+def a_table_of_images_in_folders_of_splits(folder: Path) -> None:
+    for place in ("train/a", "test/b"):
+        photo(folder / f"{place}.jpg")
+    write_text(folder / "boxes.csv", CSV + "".join(f"{place}.jpg,80,60,car,10,10,30,30\n" for place in ("train/a", "test/b")))
+
+
+@sibling(9, {"train": {"a.jpg": [CAR]}, "test": {"b.jpg": [CAR]}}, "divided as its images' entries or folders say: 1 train, 1 test")
+def coco_photos_beside_a_folder_of_test_images(folder: Path) -> None:
+    for place in ("photos/a", "test/b"):
+        photo(folder / f"{place}.jpg")
+    coco(folder / "annotations.json", {"photos/a.jpg": [BOX], "test/b.jpg": [BOX]})
+
+
+@sibling(
+    6,
+    {"train": {"a.jpg": [("vehicle", 10, 40, 30, 35)]}},
+    "read the other way round than their size says",
+    words=(*HERE, "--map-class", "car=vehicle"),
+)
+def a_turned_photo_whose_classes_are_renamed(folder: Path) -> None:
+    annotated(folder, {"bbox": [10, 40, 30, 35]}, orientation=6)
+
+
+@sibling(2, {"train": {"a.jpg": [MIDDLE]}})
+def yolo_lines_with_commas_alone(folder: Path) -> None:
+    yolo(folder, "a", "0,0.5,0.5,0.25,0.5\n")
+
+
 # 8: outlines
 
 
