@@ -16,7 +16,7 @@ from mrt.errors import MrtError
 _OFFICIAL = re.compile(r"(?i)^(?P<above>.*?)ImageSets/(?:Main/)?(?P<name>train|val|test|trainval)\.txt$")
 _INSIDE = re.compile(r"(?i)(^|/)(ImageSets|labels?|annotations?|label_2)/")  # other lists than ours, and labels
 _FLAG = re.compile(r"\s+-?[01]$")  # VOC's lists of a class: does the image hold one?
-_ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
+ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
 _UP = re.compile(r"^(?:\.{1,2}/+)+")
 _ORDER = ("train", "val", "test")
 
@@ -109,14 +109,14 @@ def entries_of(place: Path) -> list[str]:
         MrtError: the file is no text, or an entry climbs up ("..").
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(place), start=1) if line.strip()]
-    return [entry_name(_ROOT.sub("", line), place, f"line {number}") for number, line in lines]
+    return [entry_name(ROOT.sub("", line), place, f"line {number}") for number, line in lines]
 
 
 def _entries(place: Path, official: bool) -> list[str]:
     """The names of a list: of each line all, or of an official one, where a number may follow, the first word."""
     if not official:
         try:
-            found = [_UP.sub("", _ROOT.sub("", line.strip().replace("\\", "/"))) for line in read_lines(place) if line.strip()]
+            found = [_UP.sub("", ROOT.sub("", line.strip().replace("\\", "/"))) for line in read_lines(place) if line.strip()]
             return [entry_name(line, place, "a line") for line in found]
         except MrtError:
             return []  # some text that speaks of a split by its name only

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mrt.data.convert.lists import Listed, entries_of, find_lists, read_lines, said_of, with_the_rest, without_trainval
+from mrt.data.convert.lists import ROOT, Listed, entries_of, find_lists, read_lines, said_of, with_the_rest, without_trainval
 from mrt.data.convert.names import Ends, examples, plain, shared_folders, split_in, split_of_folder, stem_of
 from mrt.data.convert.places import ImageFinder, class_name, of_another_split
 from mrt.data.convert.raw import RawFiles, read_bytes, require
@@ -21,7 +21,6 @@ from mrt.errors import MrtError
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml -> ours
 HINT = "A YOLO set is a data.yaml with 'names', 'train' and 'val', images/*/*.jpg, and for each image labels/*/*.txt."
 _MAX_YAML = 1 << 20
-_ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
 
 
 class Settings(NamedTuple):
@@ -115,7 +114,7 @@ def _read_darknet(inside: str, files: RawFiles) -> Settings:
     pairs = [line.partition("#")[0].partition("=") for line in read_lines(place)]
     said = {key.strip().lower(): value.strip() for key, equals, value in pairs if equals and value.strip()}
     there = Ends(path for path in files.files)
-    end = _ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
+    end = ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
     found = next((hits for start in range(end.count("/") + 1) if (hits := there.find("/".join(end.split("/")[start:])))), []) if end else []
     found = _nearest(found, inside)
     if len(found) != 1:
