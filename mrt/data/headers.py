@@ -29,7 +29,7 @@ UNREADABLE = "image cut short or unreadable"
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # Pillow's own limit, above which it takes an image for one made to fill the memory: 179 million
 _TAIL = 1 << 16  # a JPEG's end marker lies in its last bytes; some cameras append a little
-_VARIABLE = "MRT_MAX_PIXELS"  # how another limit reaches worker processes
+MAX_PIXELS_VARIABLE = "MRT_MAX_PIXELS"  # how another limit reaches worker processes
 _pillows_limit = threading.Lock()
 # What Pillow's plugins raise on broken files, by design or not.
 BROKEN = (
@@ -76,19 +76,19 @@ class Header(NamedTuple):
 @contextmanager
 def pixels_allowed(most: int | None) -> Iterator[None]:
     """Read images of up to ``most`` pixels in this block and in processes started in it, where large ones are known to be harmless."""
-    before = os.environ.get(_VARIABLE)
+    before = os.environ.get(MAX_PIXELS_VARIABLE)
     if most is not None:
-        os.environ[_VARIABLE] = str(most)
+        os.environ[MAX_PIXELS_VARIABLE] = str(most)
     try:
         yield
     finally:
         if most is not None:
-            os.environ.pop(_VARIABLE)
-            os.environ.update({} if before is None else {_VARIABLE: before})
+            os.environ.pop(MAX_PIXELS_VARIABLE)
+            os.environ.update({} if before is None else {MAX_PIXELS_VARIABLE: before})
 
 
 def _most_pixels() -> int:
-    said = os.environ.get(_VARIABLE, "")
+    said = os.environ.get(MAX_PIXELS_VARIABLE, "")
     return max(int(said), MAX_PIXELS) if said.isascii() and said.isdecimal() else MAX_PIXELS
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mrt.data.archives import open_file
-from mrt.data.headers import BROKEN, ORIENTATION, ImageProblem, open_picture
+from mrt.data.headers import BROKEN, MAX_PIXELS_VARIABLE, ORIENTATION, ImageProblem, open_picture
 from mrt.errors import MrtError
 
 
@@ -59,7 +59,8 @@ def decode_picture(source: BinaryIO, where: str, size: tuple[int, int] | None = 
                 picture.load()
                 return picture
     except ImageProblem as problem:
-        raise MrtError(f"{where}: {problem.message}", f"{problem.hint} of mrt prepare-data" if problem.hint else None) from None
+        hint = problem.hint and problem.hint.replace("--max-pixels ", f"{MAX_PIXELS_VARIABLE}=") + " in the environment"
+        raise MrtError(f"{where}: {problem.message}", hint) from None
     except BROKEN as error:
         raise _unreadable(where, error) from None
 

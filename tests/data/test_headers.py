@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mrt.data.headers import IMAGE_SUFFIXES, MAX_PIXELS, ORIENTATION, Header, ImageProblem, pixels_allowed, read_header
+from mrt.data.images import read_picture
 from mrt.errors import MrtError
 
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -118,3 +119,11 @@ def test_suffixes_are_those_that_pillow_opens():
     stubs = {".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".pcd", ".ps", ".wmf"}  # named, but read by others
     opened = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     assert opened - {*IMAGE_SUFFIXES} == stubs and len({*IMAGE_SUFFIXES} - opened) <= 3
+
+
+def test_what_the_message_of_a_large_image_names_works(tmp_path, monkeypatch):
+    Image.new("1", (20000, 9000)).save(tmp_path / "a.png")
+    with pytest.raises(MrtError, match="MRT_MAX_PIXELS=180000000 in the environment"):
+        read_picture(tmp_path / "a.png")
+    monkeypatch.setenv("MRT_MAX_PIXELS", "180000000")
+    assert read_picture(tmp_path / "a.png").size == (20000, 9000)
