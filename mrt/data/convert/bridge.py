@@ -79,12 +79,6 @@ def read(format: str, files: Files) -> dict[str, dict[str, Sheet]]:
     return {inside: LISTED[format].read(files[inside], files) for inside in found}
 
 
-def files_of(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their path inside, for :func:`find` and :func:`read`; hidden ones are left out."""
-    paths = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {inside.as_posix(): path for inside, path in paths if not any(part.startswith(".") for part in inside.parts)}
-
-
 def _head(place: Path) -> bytes:
     """A file's first bytes, of a zip's member without unpacking the rest; nothing if it cannot be read."""
     member = inside_zip(place)
@@ -234,10 +228,8 @@ def _record(annotation: Any, labels: list[str]) -> Record | str:
     return Record(label, (x, y, x + width, y + height), ignored=annotation.attributes.get("is_crowd") is True)
 
 
-_DATUMARO = Listing(
-    "datumaro", (".json",), "Datumaro's JSON (annotations/train.json), and its images", read_datumaro, looks_datumaro, needs_library=True
-)
-_VOTT = Listing("vott", (".json",), "VoTT's JSON export (NAME-export.json), and its images", read_vott, looks_vott, needs_library=True)
+_DATUMARO = Listing("datumaro", (".json",), "Datumaro's JSON (annotations/train.json), and its images", read_datumaro, looks_datumaro)
+_VOTT = Listing("vott", (".json",), "VoTT's JSON export (NAME-export.json), and its images", read_vott, looks_vott)
 
 LISTED: dict[str, Listing] = {
     listing.name: listing for listing in (cvat.LISTING, tables.OPENIMAGES, tables.CSV, via.LISTING, createml.LISTING, _DATUMARO, _VOTT)

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,11 +130,17 @@ OWN = ["cvat", "openimages", "csv", "via", "createml"]
 BY_LIBRARY = ["datumaro", "vott"]
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files below a folder by their path inside, for :func:`find` and :func:`read`; hidden ones are left out."""
+    paths = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {inside.as_posix(): path for inside, path in paths if not any(part.startswith(".") for part in inside.parts)}
+
+
 def read(folder, name, content, file=None):
     """What one label file says, by image."""
     place = write_text(folder / (file or GOOD[name][0]), "")
     place.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (sheets,) = bridge.read(name, bridge.files_of(folder)).values()
+    (sheets,) = bridge.read(name, files_of(folder)).values()
     return sheets
 
 
@@ -319,9 +326,9 @@ def test_files_are_found_by_their_content(tmp_path):
     write_image(tmp_path / "images" / "a.jpg")
     write_text(tmp_path / "train" / "annotations.xml", CVAT)
     write_text(tmp_path / ".hidden" / "annotations.xml", CVAT)
-    found = bridge.find(bridge.files_of(tmp_path))
+    found = bridge.find(files_of(tmp_path))
     assert found == {name: [file] for name, (file, _) in GOOD.items()} | {"cvat": ["annotations.xml", "train/annotations.xml"]}
-    assert list(bridge.read("cvat", bridge.files_of(tmp_path))) == found["cvat"]
+    assert list(bridge.read("cvat", files_of(tmp_path))) == found["cvat"]
 
 
 def test_label_files_in_a_zip(tmp_path):
@@ -336,7 +343,7 @@ def test_what_is_not_there(tmp_path):
         bridge.read("dicom", {})
     write_text(tmp_path / "a.xml", "<annotation/>")
     with pytest.raises(MrtError, match="--format cvat: none of the 1 files is such a label file") as error:
-        bridge.read("cvat", bridge.files_of(tmp_path))
+        bridge.read("cvat", files_of(tmp_path))
     assert "CVAT for images 1.1" in error.value.hint
 
 

@@ -29,7 +29,6 @@ class Listing:
         read: (label file, which may be a zip's member; all raw files, for those it looks into beside it) -> each image's path as the file
             has it, and its sheet. MrtError: the file cannot be read as a whole, or something in it must not be passed over.
         looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file. Quick, and sure.
-        needs_library: whether :mod:`datumaro` reads it, which is an extra.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Listing:
     needs: str
     read: Callable[[Path, Files], dict[str, Sheet]]
     looks: Callable[[bytes, str], bool]
-    needs_library: bool = False
 
 
 def image_name(value: Any, place: Path, entry: str) -> str:
