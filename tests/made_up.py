@@ -16,15 +16,23 @@ CLASSES = ("person", "car", "bus", "train")  # there is no train
 WIDTH, HEIGHT = 256, 128
 
 
-def dataset_of(folder: Path, annotations: list[dict[str, Any]], images: int, classes: tuple[str, ...] = CLASSES) -> DetectionDataset:
+def dataset_of(
+    folder: Path, annotations: list[dict[str, Any]], images: int, classes: tuple[str, ...] = CLASSES
+) -> DetectionDataset:
     """A labelled split; its images are never opened."""
     coco = {
-        "images": [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in range(1, images + 1)],
-        "annotations": [{"id": n, "area": a["bbox"][2] * a["bbox"][3], **a} for n, a in enumerate(annotations, 1)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in range(1, images + 1)
+        ],
+        "annotations": [
+            {"id": n, "area": a["bbox"][2] * a["bbox"][3], **a} for n, a in enumerate(annotations, 1)
+        ],
         "categories": [{"id": n, "name": name} for n, name in enumerate(classes, 1)],
     }
     (folder / "val.json").write_text(json.dumps(coco))
-    return DetectionDataset(DatasetCard("set", "", classes, {"val": SplitCard("val.json", ".")}, folder=folder), "val")
+    return DetectionDataset(
+        DatasetCard("set", "", classes, {"val": SplitCard("val.json", ".")}, folder=folder), "val"
+    )
 
 
 def annotations_of(images: int, seed: int = 0, crowds: float = 0.0) -> list[dict[str, Any]]:
@@ -36,14 +44,16 @@ def annotations_of(images: int, seed: int = 0, crowds: float = 0.0) -> list[dict
             w, h = rng.uniform(10, 70, 2)
             x, y = rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h)
             crowd = int(rng.random() < crowds)
-            made.append({"image_id": image, "category_id": int(rng.integers(1, 4)), "bbox": [x, y, w, h], "iscrowd": crowd})
+            category = int(rng.integers(1, 4))
+            entry = {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "iscrowd": crowd}
+            made.append(entry)
     return made
 
 
 def detections_of(
     annotations: list[dict[str, Any]], images: int, seed: int = 1, skill: float = 1.0, number: int = 30
 ) -> list[ImageDetections]:
-    """Objects found well, badly, twice, under a wrong name or not at all, and things that are none; no two scores are equal.
+    """Objects found well, badly, twice, with a wrong name or not at all, and false ones; scores all differ.
 
     Args:
         skill: larger finds objects more precisely. number: at most so many detections an image.
@@ -55,7 +65,8 @@ def detections_of(
         for item in (item for item in annotations if item["image_id"] == image):
             x, y, w, h = item["bbox"]
             for _ in range(rng.choice([0, 1, 1, 2])):
-                x0, y0, x1, y1 = np.array([x, y, x + w, y + h]) + rng.normal(0, 0.15 / skill, 4) * [w, h, w, h]
+                off = rng.normal(0, 0.15 / skill, 4) * [w, h, w, h]
+                x0, y0, x1, y1 = np.array([x, y, x + w, y + h]) + off
                 label = item["category_id"] - 1 if rng.random() < 0.8 else rng.integers(0, len(CLASSES))
                 rows.append((rng.random() ** 0.5, label, min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
         for _ in range(rng.integers(0, 6)):

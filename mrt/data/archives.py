@@ -1,7 +1,8 @@
-"""Files on disk and files inside zip archives, by one kind of path. Needs no torch.
+"""Files on disk and inside zip archives, addressed by one kind of path. Needs no torch.
 
-A path may lead through a zip file: ``/raw/leftImg8bit_trainvaltest.zip/leftImg8bit/val/a.png`` is the member ``leftImg8bit/val/a.png``. Zip
-archives allow that at no cost, so the owners' downloads need not be unpacked; a tar archive must be (:func:`unpack_tar`).
+A path may lead through a zip file: ``/raw/leftImg8bit_trainvaltest.zip/leftImg8bit/val/a.png`` is the member
+``leftImg8bit/val/a.png``. Reading a member of a zip archive is cheap, so the owners' downloads need not be
+unpacked; a tar archive must be (:func:`unpack_tar`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from mrt.files import replacing, write_text
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz")
-_STARTED, _DONE = ".unpacking", ".unpacked"  # in a folder of unpacked files: which archive's they are, and what has been unpacked for
+# files in a folder of unpacked files: from which archive they are, and for which purposes it was unpacked
+_STARTED, _DONE = ".unpacking", ".unpacked"
+# what tarfile raises on broken archives; the last four on odd headers
+_BROKEN_TAR = (tarfile.TarError, EOFError, zlib.error, TypeError, ValueError, IndexError, struct.error)
 _ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][\w+.-]*://")  # a drive letter, or a URL
-_open_archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # by process: a forked worker must not share the parent's file position
+# key: (process id, path), because a forked worker must not share the parent's file position
+_open_archives: dict[tuple[int, str], zipfile.ZipFile] = {}
 
 
 def is_archive(path: Path) -> bool:
@@ -48,23 +53,27 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """The archive, opened once per process.
 
     Raises:
-        MrtError: it is missing, cut short or no zip file.
+        MrtError: it is missing, cut short or not a zip file.
     """
     key = (os.getpid(), str(path))
     if key not in _open_archives:
         try:
             archive = _open_archives[key] = zipfile.ZipFile(path)
-            for name, info in list(archive.NameToInfo.items()):  # some tools write ./a/b.png; a Path has no such parts
+            # some tools write ./a/b.png; a Path has no such parts
+            for name, info in list(archive.NameToInfo.items()):
                 archive.NameToInfo.setdefault(PurePosixPath(name).as_posix(), info)
         except FileNotFoundError:
             raise MrtError(f"{path}: no such file") from None
         except (OSError, zipfile.BadZipFile) as error:
-            raise MrtError(f"{path}: cannot be read as a zip archive ({error})", "The download may be cut short: get it again.") from None
+            raise MrtError(
+                f"{path}: cannot be read as a zip archive ({error})",
+                "The download may be cut short: get it again.",
+            ) from None
     return _open_archives[key]
 
 
 def open_file(path: Path | str) -> BinaryIO:
-    """The file's bytes, to read; of a zip member, all of them in memory.
+    """Open a file for reading its bytes; a zip member is read into memory as a whole.
 
     Raises:
         FileNotFoundError, OSError: as ``open`` does; OSError also for a damaged member.
@@ -117,7 +126,10 @@ def leads_elsewhere(name: str) -> bool:
 
 
 def unpacked_folder(archive: Path, root: Path) -> Path:
-    """Where a tar archive is unpacked to below ``root``: a folder of its name, or beside it if that holds another archive's files."""
+    """Where a tar archive is unpacked below ``root``.
+
+    A folder with the archive's name, or one beside it if that folder holds another archive's files.
+    """
     folder, mark = root / archive.name, _mark(archive)
     if not folder.exists() or _reads(folder / _STARTED, mark):
         return folder
@@ -133,12 +145,14 @@ def unpack_tar(
 ) -> None:
     """Unpack the wanted regular files of a tar archive into ``folder``, safely, and not twice.
 
-    Links, devices and names that lead out of the folder are refused. A file appears whole or not at all, so an interrupted call goes on
-    where it stopped; a folder that is complete for this archive (same size and time) and purpose is left as it is.
+    Links, devices and names that lead out of the folder are refused. Each file is written whole or not at
+    all, so a call after an interrupted one goes on where that stopped; a folder that is complete for this
+    archive (same size and time) and purpose is left as it is.
 
     Args:
         on_progress: called with (bytes of the archive read, its size).
-        purpose: one line that stands for ``wanted``: what was unpacked for one purpose may not do for the next.
+        purpose: one line that stands for ``wanted``: what was unpacked for one purpose may not be enough for
+            the next.
 
     Raises:
         MrtError: the archive is missing, cut short or unsafe, or the disk is full.
@@ -168,8 +182,10 @@ def unpack_tar(
                     continue
                 with replacing(target) as file:
                     shutil.copyfileobj(content, file, 1 << 20)
-    except (tarfile.TarError, EOFError, zlib.error, TypeError, ValueError, IndexError, struct.error) as error:  # the last: of odd headers
-        raise MrtError(f"{archive}: cannot be read to its end ({error})", "The download may be cut short: get it again.") from None
+    except _BROKEN_TAR as error:
+        raise MrtError(
+            f"{archive}: cannot be read to its end ({error})", "The download may be cut short: get it again."
+        ) from None
     except OSError as error:
         raise MrtError(f"{archive}: cannot be unpacked into {folder} ({error.strerror or error})") from None
     write_text(folder / _DONE, "\n".join([*done, purpose]))

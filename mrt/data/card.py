@@ -1,16 +1,22 @@
-"""The card of a prepared data set: ``<data root>/<name>/dataset.json``, beside its COCO annotation files. Needs no torch.
+"""The card of a prepared data set: ``<data root>/<name>/dataset.json``, beside its COCO annotation files.
+
+Needs no torch.
 
 A prepared set is a folder::
 
     foggy/
       dataset.json        this card: written last, so a folder without one is not a finished set
-      train.json          COCO: ids of images, annotations and categories start at 1; categories in the card's class order
-      images/train/...    or anywhere else: a split's "images" may be an absolute path, also into a zip archive; images are not copied
+      train.json          COCO: ids of images, annotations and categories start at 1;
+                          categories are in the card's class order
+      images/train/...    or anywhere else: a split's "images" may be an absolute path, also into a zip
+                          archive; images are not copied
 
 The card itself::
 
-    {"version": 1, "name": "foggy", "domain": "fog", "classes": ["person", "car"], "labelled": true, "source": "files it came from",
-     "splits": {"train": {"annotations": "train.json", "images": "images/train", "num_images": 400, "num_boxes": 3100,
+    {"version": 1, "name": "foggy", "domain": "fog", "classes": ["person", "car"], "labelled": true,
+     "source": "files it came from",
+     "splits": {"train": {"annotations": "train.json", "images": "images/train",
+                          "num_images": 400, "num_boxes": 3100,
                           "boxes_per_class": {"person": 900, "car": 2200}, "num_ignored": 12, "num_empty": 3,
                           "skipped": {}, "sha256": "..."}},
      "image_sizes": {"640x320": 400}, "details": {"beta": 0.02}}
@@ -35,13 +41,24 @@ CARD_NAME = "dataset.json"
 CARD_VERSION = 1
 UNPACKED = "unpacked"  # not a set: the folder of the data root that tar archives are unpacked to
 
-
 _CARD = {"name": str, "domain": str, "image_sizes": dict, "source": str, "labelled": bool, "details": dict}
 _SPLIT = {
-    **{"annotations": str, "images": str, "num_images": int, "num_boxes": int, "boxes_per_class": dict, "num_ignored": int},
-    **{"num_empty": int, "skipped": dict, "sha256": str},
+    "annotations": str,
+    "images": str,
+    "num_images": int,
+    "num_boxes": int,
+    "boxes_per_class": dict,
+    "num_ignored": int,
+    "num_empty": int,
+    "skipped": dict,
+    "sha256": str,
 }
 _COUNTED = ("image_sizes", "boxes_per_class", "skipped")  # whose values are whole numbers
+# what a file of unexpected content can raise where it is read
+_UNEXPECTED = (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError),
+    *(OverflowError, ArithmeticError),
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,8 @@ class SplitCard:
         images: root of the annotations' ``file_name`` entries, relative to the card's folder or absolute.
         num_images, num_boxes: images, and boxes that count (neither crowd nor ignored).
         boxes_per_class: the same boxes by class name.
-        num_ignored: annotations with ``iscrowd`` or ``ignore`` set: no target in training, no miss in evaluation.
+        num_ignored: annotations with ``iscrowd`` or ``ignore`` set: not a target in training, not counted as
+            missed in evaluation.
         num_empty: images without a box that counts; they stay in the split.
         skipped: what a conversion left out, reason -> how many.
         sha256: of the annotation file's bytes.
@@ -94,9 +112,12 @@ class DatasetCard:
     folder: Path = Path()
 
     def split(self, name: str) -> SplitCard:
-        """The split of that name; ``MrtError`` lists those there are."""
+        """The split of that name; if there is none, an ``MrtError`` lists the existing ones."""
         if name not in self.splits:
-            raise MrtError(f"{self.folder / CARD_NAME}: no split '{name}'", f"It has: {', '.join(self.splits) or 'none'}.")
+            raise MrtError(
+                f"{self.folder / CARD_NAME}: no split '{name}'",
+                f"It has: {', '.join(self.splits) or 'none'}.",
+            )
         return self.splits[name]
 
     def annotations_path(self, split: str) -> Path:
@@ -116,7 +137,11 @@ def write_card(card: DatasetCard, folder: Path | None = None) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a UTF-8 JSON file; ``MrtError`` says which file is missing, unreadable, cut short or of another encoding."""
+    """Parse a UTF-8 JSON file.
+
+    Raises:
+        MrtError: the file is missing, unreadable, cut short or in another encoding; the message names it.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -126,23 +151,39 @@ def read_json(path: Path) -> Any:
     return decode_json(content, path)
 
 
-def decode_json(content: bytes, path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Parse the JSON that was read from ``path``, UTF-8 or UTF-16; ``MrtError`` names it if it is cut short or of another encoding.
+def decode_json(
+    content: bytes, path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """Parse the JSON that was read from ``path``, UTF-8 or UTF-16.
 
-    ``object_hook``: what to keep of each object, as ``json.loads`` has it.
+    Args:
+        object_hook: returns what to keep of each object, as in ``json.loads``.
+
+    Raises:
+        MrtError: it is cut short or in another encoding; the message names ``path``.
     """
     try:
         return json.loads(decode_text(content), object_hook=object_hook)
     except UnicodeDecodeError as error:
-        raise MrtError(f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: bad syntax, or a number of thousands of digits
-        syntax, deep = isinstance(error, json.JSONDecodeError), isinstance(error, RecursionError)
-        where = f"line {error.lineno}, column {error.colno}: {error.msg}" if syntax else "nested too deeply" if deep else str(error)
-        raise MrtError(f"{path}: not valid JSON ({where})", "The file may be cut short: make or download it again.") from None
+        raise MrtError(
+            f"{path}: not UTF-8 (byte {error.start})", "Convert the file to UTF-8, or get it again."
+        ) from None
+    except (ValueError, RecursionError) as error:  # ValueError: bad syntax, or a number with too many digits
+        where = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        elif isinstance(error, RecursionError):
+            where = "nested too deeply"
+        raise MrtError(
+            f"{path}: not valid JSON ({where})", "The file may be cut short: make or download it again."
+        ) from None
 
 
 def read_card(path: Path | str) -> DatasetCard:
-    """Read a card, given ``dataset.json`` or its folder. ``MrtError`` names the file and the field that is wrong."""
+    """Read a card, given ``dataset.json`` or its folder.
+
+    ``MrtError`` names the file and the field that is wrong.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / CARD_NAME
@@ -154,7 +195,8 @@ def read_card(path: Path | str) -> DatasetCard:
     if version != CARD_VERSION:
         raise MrtError(f"{path}: version is {version!r}, this program reads {CARD_VERSION}", remake)
     classes, splits = content["classes"], content["splits"]
-    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)):
+    is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not is_names or len(set(classes)) != len(classes):
         raise MrtError(f"{path}: classes is {classes!r}, expected a list of different names", remake)
     if not isinstance(splits, dict):
         raise MrtError(f"{path}: splits is {splits!r}, expected an object", remake)
@@ -177,7 +219,9 @@ def _read_split(path: Path, name: str, value: Any) -> SplitCard:
         if not isinstance(value.get(key), str):
             raise MrtError(f"{where}.{key} is {value.get(key)!r}, expected a path")
     if Path(value["annotations"]).is_absolute() or ".." in Path(value["annotations"]).parts:
-        raise MrtError(f"{where}.annotations is {value['annotations']!r}: it must lie inside the card's folder")
+        raise MrtError(
+            f"{where}.annotations is {value['annotations']!r}: it must lie inside the card's folder"
+        )
     found = {key: value[key] for key in _SPLIT if key in value}
     _require_types(found, _SPLIT, where, "Make the set again with `mrt prepare-data`.")
     return SplitCard(**found)
@@ -192,7 +236,9 @@ def _require_types(found: Mapping[str, Any], kinds: Mapping[str, type], where: s
             fits = all(type(count) is int for count in value.values())
         if not fits:
             counts = " of whole numbers" if key in _COUNTED else ""
-            raise MrtError(f"{where}: {key} is {str(value)[:100]!r}, expected {names[kinds[key]]}{counts}", hint)
+            raise MrtError(
+                f"{where}: {key} is {str(value)[:100]!r}, expected {names[kinds[key]]}{counts}", hint
+            )
 
 
 def _can_be_written(text: str) -> bool:
@@ -205,10 +251,10 @@ def _can_be_written(text: str) -> bool:
 
 @contextmanager
 def prepared_annotations(path: Path) -> Iterator[None]:
-    """While a prepared set's annotation file is gone through: MrtError names it if something in it is not where it should be."""
+    """Turn errors of reading a prepared set's annotation file into an MrtError that names the file."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
+    except _UNEXPECTED as error:
         raise MrtError(
             f"{path}: not the annotations of a prepared set ({type(error).__name__}: {str(error)[:100]})",
             "Make the set again with `mrt prepare-data`.",
@@ -216,7 +262,7 @@ def prepared_annotations(path: Path) -> Iterator[None]:
 
 
 def is_ignored(annotation: Mapping[str, Any]) -> bool:
-    """Crowds and ignored objects: no target in training, neither hit nor miss in evaluation."""
+    """Crowds and ignored objects: not a target in training, neither hit nor miss in evaluation."""
     return bool(annotation.get("iscrowd", 0)) or bool(annotation.get("ignore", 0))
 
 
@@ -230,11 +276,18 @@ def file_sha256(path: Path) -> str:
 
 
 def describe_split(
-    folder: Path, annotations: str, images: str, skipped: Mapping[str, int] | None = None, coco: Mapping[str, Any] | None = None
+    folder: Path,
+    annotations: str,
+    images: str,
+    skipped: Mapping[str, int] | None = None,
+    coco: Mapping[str, Any] | None = None,
 ) -> tuple[SplitCard, Counter[str]]:
-    """Count what ``folder/annotations`` (COCO, already written) holds: the split's card and its image sizes ("WxH" -> images).
+    """Count what ``folder/annotations`` (COCO, already written) holds.
 
-    ``coco``: the file's content, for who has read it.
+    Returns the split's card and its image sizes ("WxH" -> number of images).
+
+    Args:
+        coco: the file's content, if it has been read already.
     """
     coco = read_json(Path(folder) / annotations) if coco is None else coco
     names = {category["id"]: category["name"] for category in coco["categories"]}

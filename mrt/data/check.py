@@ -1,4 +1,4 @@
-"""Does a prepared set still fit its card? Needs no torch."""
+"""Check that a prepared set still matches its card. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from mrt.data.staging import Progress, available_cores, counted, run_parallel
 from mrt.errors import MrtError
 
 
-def check_set(card: DatasetCard, *, workers: int | None = None, on_progress: Progress | None = None) -> list[str]:
-    """What no longer fits the card, one line each; empty when all is well.
+def check_set(
+    card: DatasetCard, *, workers: int | None = None, on_progress: Progress | None = None
+) -> list[str]:
+    """What no longer matches the card, one line each; empty if everything does.
 
-    Looks that each annotation file is there with the hash and the counts of the card, and that each image is there, whole (by its end mark)
-    and of the size that its annotations are for.
+    Checks that each annotation file exists, with the hash and the counts of the card, and that each image
+    exists, is whole (by its end mark) and has the size that its annotations are for.
 
     Args:
         on_progress: called with (images looked at, images in all).
@@ -37,7 +39,10 @@ def check_set(card: DatasetCard, *, workers: int | None = None, on_progress: Pro
                 said, counts = getattr(split, field), getattr(found, field)
                 if said != counts:
                     problems.append(f"{annotations}: {field} is {counts}, the card says {said}")
-            jobs += [(name, root / entry["file_name"], int(entry["width"]), int(entry["height"])) for entry in coco["images"]]
+            jobs += [
+                (name, root / entry["file_name"], int(entry["width"]), int(entry["height"]))
+                for entry in coco["images"]
+            ]
     answers = counted(run_parallel(_look, jobs, workers or available_cores()), len(jobs), on_progress)
     wrong: dict[tuple[str, str], list[str]] = {}
     for (name, path, *_), answer in zip(jobs, answers, strict=True):
@@ -45,7 +50,10 @@ def check_set(card: DatasetCard, *, workers: int | None = None, on_progress: Pro
             kind, text = answer
             wrong.setdefault((name, kind), []).append(text or str(path))
     total = {name: split.num_images for name, split in card.splits.items()}
-    problems += [f"{name}: {len(texts)} of {total[name]} images {kind}, the first: {texts[0]}" for (name, kind), texts in wrong.items()]
+    problems += [
+        f"{name}: {len(texts)} of {total[name]} images {kind}, the first: {texts[0]}"
+        for (name, kind), texts in wrong.items()
+    ]
     return problems
 
 
@@ -59,5 +67,8 @@ def _look(job: tuple[str, Path, int, int]) -> tuple[str, str] | None:
     except MrtError as error:
         return "cannot be read", error.message
     if (width, height) not in ((header.width, header.height), header.upright):
-        return "have another size than their annotations", f"{path} is {header.width}x{header.height}, not {width}x{height}"
+        return (
+            "have another size than their annotations",
+            f"{path} is {header.width}x{header.height}, not {width}x{height}",
+        )
     return None

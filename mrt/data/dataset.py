@@ -23,7 +23,7 @@ from mrt.errors import MrtError
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks a dataset for: an index, and the text that seeds its augmentation."""
+    """What a sampler asks a dataset for: an index, and the text that seeds the augmentation."""
 
     index: int
     seed: str
@@ -33,8 +33,9 @@ class SampleKey(NamedTuple):
 class ImageRecord:
     """One image of the annotation file.
 
-    ``boxes`` (n, 4) are xyxy pixels cut to the image, ``labels`` (n,) indices into the classes, ``areas`` (n,) what the file calls the
-    objects' areas (COCO: of the mask, by which it sorts small from large), else the boxes'.
+    ``boxes`` (n, 4) are xyxy pixels cut to the image, ``labels`` (n,) indices into the classes. ``areas``
+    (n,) are the objects' areas as the file states them (in COCO those of the masks, by which objects are
+    small or large), else those of the boxes.
     """
 
     image_id: int
@@ -50,23 +51,29 @@ class ImageRecord:
 class DetectionDataset(Dataset):
     """Images and targets of one split.
 
-    An item is a :class:`mrt.data.transforms.Sample`; without a transform its image is a ``tv_tensors.Image`` (3, H, W) uint8 and its boxes
-    ``tv_tensors.BoundingBoxes`` in xyxy pixels, ready for any torchvision v2 transform. A target holds ``boxes`` (n, 4) float32,
-    ``labels`` (n,) int64 from 0, ``image_id``, ``original_size`` (H, W) and, after a transform, ``size`` (h, w).
-    Images without boxes stay. Crowds, ignored objects and boxes without area inside the image are no targets.
+    An item is a :class:`mrt.data.transforms.Sample`; without a transform its image is a ``tv_tensors.Image``
+    (3, H, W) uint8 and its boxes ``tv_tensors.BoundingBoxes`` in xyxy pixels, ready for any torchvision v2
+    transform. A target holds ``boxes`` (n, 4) float32, ``labels`` (n,) int64 from 0, ``image_id``,
+    ``original_size`` (H, W) and, after a transform, ``size`` (h, w). Images without boxes stay. Crowds,
+    ignored objects and boxes without area inside the image are not targets.
 
     Args:
         card, split: which annotations.
-        classes: the detector's classes in order; default the card's. Objects of other classes are left out and counted in ``unmatched``.
+        classes: the detector's classes in order; default the card's. Objects of other classes are left out
+            and counted in ``unmatched``.
         transform: see :mod:`mrt.data.transforms`.
         class_map: this set's name -> the detector's name, for names that differ.
-        labelled: False never looks at the annotations' boxes: every target is empty, as training on a target domain demands.
-        keep_ignored: put crowds and ignored objects into the target as ``ignore_boxes`` and ``ignore_labels``.
-        cache: "ram" keeps decoded images in memory (worker processes share what ``preload`` decoded before they start).
+        labelled: False never reads the annotations' boxes: every target is empty, as training on a target
+            domain requires.
+        keep_ignored: put crowds and ignored objects into the target as ``ignore_boxes`` and
+            ``ignore_labels``.
+        cache: "ram" keeps decoded images in memory (worker processes share what ``preload`` decoded before
+            they start).
         limit: use the first so many images only.
 
     Raises:
-        MrtError: annotations missing, malformed or without images; a mapping to an unknown class; an unreadable image when it is needed.
+        MrtError: annotations missing, malformed or without images; a mapping to an unknown class; an
+            unreadable image when it is needed.
     """
 
     def __init__(
@@ -88,7 +95,8 @@ class DetectionDataset(Dataset):
         self.classes = tuple(card.classes if classes is None else classes)
         self.labelled = labelled and card.labelled
         self.keep_ignored = keep_ignored
-        self.unmatched: Counter[str] = Counter()  # objects of classes that the detector does not have, by name
+        # objects of classes that the detector does not have, by name
+        self.unmatched: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()  # annotations that cannot be used, by reason
         self.annotations_file = card.annotations_path(split)
         self._label_of_name = _match_classes(card, self.classes, class_map or {}) if self.labelled else {}
@@ -99,7 +107,11 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        """A plain index draws its augmentation from torch's generator; a :class:`SampleKey` always gives the same sample."""
+        """One sample.
+
+        A plain index draws its augmentation from torch's generator; a :class:`SampleKey` always gives the
+        same sample.
+        """
         index, seed = key if isinstance(key, tuple) else (key, None)
         record = self.records[index]
         target: Target = {
@@ -111,47 +123,62 @@ class DetectionDataset(Dataset):
         if self.keep_ignored:
             target |= {"ignore_boxes": record.ignore_boxes, "ignore_labels": record.ignore_labels}
         if self._cache is None and isinstance(self.transform, Transform):
-            image = read_picture(record.path, record.size)  # an array of it would have to become a picture again to be resized
+            # resizing works on pictures, so an array would have to be converted back
+            image = read_picture(record.path, record.size)
         else:
             image = self._pixels(index)
         if self.transform is None:
             for name in ("boxes", "ignore_boxes"):
                 if name in target:
-                    target[name] = tv_tensors.BoundingBoxes(target[name].clone(), format="XYXY", canvas_size=record.size)
+                    target[name] = tv_tensors.BoundingBoxes(
+                        target[name].clone(), format="XYXY", canvas_size=record.size
+                    )
             return Sample(tv_tensors.Image(image), target)
         rng = random.Random(seed if seed is not None else int(torch.randint(1 << 62, ())))
         return self.transform(image, target, rng)
 
     def largest_size(self) -> tuple[int, int]:
-        """(height, width) that every sample fits: what ``build_loader(pad_to=...)`` wants where all batches must have one shape."""
+        """(height, width) that every sample fits into.
+
+        For ``build_loader(pad_to=...)``, where all batches must have one shape.
+        """
         sizes = [record.size for record in self.records]
         if isinstance(self.transform, Transform):
             return self.transform.largest(sizes)
         return max(height for height, _ in sizes), max(width for _, width in sizes)
 
     def preload(self) -> None:
-        """Decode every image into the cache now; without a cache, none."""
+        """Decode every image into the cache now; does nothing without a cache."""
         if self._cache is not None:
             for index in range(len(self)):
                 self._pixels(index)
 
     def left_out(self) -> list[str]:
-        """What of the annotations is not used, one line each: classes without a partner, boxes that are none, classes nobody has."""
+        """Which annotations are not used, one line each.
+
+        Objects of classes that the detector lacks, unusable boxes, and the detector's classes that this set
+        lacks.
+        """
         lines = []
         if self.unmatched:
             names = ", ".join(f"{name} ({count})" for name, count in self.unmatched.most_common())
-            lines.append(f"{self.card.name} {self.split}: objects of classes that the detector does not have are left out: {names}")
+            lines.append(
+                f"{self.card.name} {self.split}: objects of classes that the detector "
+                f"does not have are left out: {names}"
+            )
         if self.dropped:
             names = ", ".join(f"{reason} ({count})" for reason, count in self.dropped.most_common())
             lines.append(f"{self.card.name} {self.split}: boxes that cannot be used are left out: {names}")
         partners = {self.classes[label] for label in self._label_of_name.values()}
         missing = [name for name in self.classes if name not in partners]
         if self.labelled and missing:
-            lines.append(f"{self.card.name} {self.split}: has no class for the detector's {', '.join(missing)}")
+            lines.append(
+                f"{self.card.name} {self.split}: has no class for the detector's {', '.join(missing)}"
+            )
         return lines
 
     def boxes_per_class(self) -> dict[str, int]:
-        """Boxes that count, by the detector's class; classes that this set has no class for are not listed."""
+        """Boxes that count, by the detector's class; classes that this set does not have are not listed."""
         labels = torch.cat([record.labels for record in self.records])
         counts = torch.bincount(labels, minlength=len(self.classes)).tolist()
         return {self.classes[label]: counts[label] for label in sorted(set(self._label_of_name.values()))}
@@ -166,7 +193,10 @@ class DetectionDataset(Dataset):
         return pixels
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """The annotations as pycocotools wants them: the detector's classes as categories 1.., ids from 1, ignored objects as crowds."""
+        """The annotations as pycocotools takes them.
+
+        The detector's classes are categories 1.., ids start at 1, ignored objects are crowds.
+        """
         annotations = []
         for record in self.records:
             ignored_areas = box_area(record.ignore_boxes)
@@ -174,19 +204,28 @@ class DetectionDataset(Dataset):
                 (record.boxes, record.labels, record.areas, 0),
                 (record.ignore_boxes, record.ignore_labels, ignored_areas, 1),
             ):
-                for (x0, y0, x1, y1), label, area in zip(boxes.tolist(), labels.tolist(), areas.tolist(), strict=True):
-                    annotations.append(
-                        {
-                            "id": len(annotations) + 1,
-                            "image_id": record.image_id,
-                            "category_id": label + 1,
-                            "bbox": [x0, y0, x1 - x0, y1 - y0],
-                            "area": area,
-                            "iscrowd": crowd,
-                        }
-                    )
-        images = [{"id": r.image_id, "file_name": r.path.name, "height": r.size[0], "width": r.size[1]} for r in self.records]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": coco_categories(self.classes)}
+                for (x0, y0, x1, y1), label, area in zip(
+                    boxes.tolist(), labels.tolist(), areas.tolist(), strict=True
+                ):
+                    annotation = {
+                        "id": len(annotations) + 1,
+                        "image_id": record.image_id,
+                        "category_id": label + 1,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": area,
+                        "iscrowd": crowd,
+                    }
+                    annotations.append(annotation)
+        images = [
+            {"id": r.image_id, "file_name": r.path.name, "height": r.size[0], "width": r.size[1]}
+            for r in self.records
+        ]
+        return {
+            "info": {},
+            "images": images,
+            "annotations": annotations,
+            "categories": coco_categories(self.classes),
+        }
 
     def _read_records(self, coco: dict[str, Any], limit: int | None) -> list[ImageRecord]:
         file, root = self.annotations_file, self.card.images_root(self.split)
@@ -195,15 +234,20 @@ class DetectionDataset(Dataset):
         sizes: dict[Any, tuple[int, int]] = {}
         for image in coco["images"]:
             if image["id"] in sizes:
-                raise MrtError(f"{file}: two images have the id {image['id']}", "Ids must differ: make the set again.")
+                raise MrtError(
+                    f"{file}: two images have the id {image['id']}", "Ids must differ: make the set again."
+                )
             sizes[image["id"]] = (image["height"], image["width"])
             objects[image["id"]] = []
         for annotation in coco["annotations"] if self.labelled else ():
             self._place(annotation, names, sizes, objects)
-        return [_record(image, root, file, sizes[image["id"]], objects[image["id"]]) for image in coco["images"][:limit]]
+        return [
+            _record(image, root, file, sizes[image["id"]], objects[image["id"]])
+            for image in coco["images"][:limit]
+        ]
 
     def _place(self, annotation: Any, names: Mapping, sizes: Mapping, objects: Mapping) -> None:
-        """Append one annotation's (box, label, ignored) to its image's list, or count why not."""
+        """Append one annotation's (box, label, area, ignored) to its image's list, or count why not."""
         try:
             image_id, name = annotation["image_id"], names[annotation["category_id"]]
             x, y, w, h = (float(value) for value in annotation["bbox"])
@@ -211,12 +255,15 @@ class DetectionDataset(Dataset):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             entry = annotation.get("id") if isinstance(annotation, dict) else annotation
             raise MrtError(
-                f"{self.annotations_file}: annotation {entry!r} has no usable image_id, category_id or bbox ({error!r})",
-                "Each needs the id of a listed image, of a listed category, and four numbers [x, y, width, height].",
+                f"{self.annotations_file}: annotation {entry!r} has no usable image_id, "
+                f"category_id or bbox ({error!r})",
+                "Each needs the id of a listed image, of a listed category, and four "
+                "numbers [x, y, width, height].",
             ) from None
         if not listed:
             raise MrtError(
-                f"{self.annotations_file}: annotation {annotation.get('id')!r} belongs to image {image_id!r}, which is not listed",
+                f"{self.annotations_file}: annotation {annotation.get('id')!r} belongs to image "
+                f"{image_id!r}, which is not listed",
                 "Make the set again, or mend the file.",
             )
         if name not in self._label_of_name:
@@ -226,7 +273,12 @@ class DetectionDataset(Dataset):
             self.dropped["not finite"] += 1
             return
         height, width = sizes[image_id]
-        box = (min(max(x, 0.0), width), min(max(y, 0.0), height), min(max(x + w, 0.0), width), min(max(y + h, 0.0), height))
+        box = (
+            min(max(x, 0.0), width),
+            min(max(y, 0.0), height),
+            min(max(x + w, 0.0), width),
+            min(max(y + h, 0.0), height),
+        )
         if box[2] <= box[0] or box[3] <= box[1]:
             self.dropped["no area inside the image"] += 1
             return
@@ -239,7 +291,10 @@ class DetectionDataset(Dataset):
 def _record(image: Mapping, root: Path, file: Path, size: tuple[int, int], objects: list) -> ImageRecord:
     relative = Path(image["file_name"])
     if ".." in relative.parts or relative.is_absolute():
-        raise MrtError(f"{file}: file_name {image['file_name']!r} leads out of the image folder {root}", "Make the set again.")
+        raise MrtError(
+            f"{file}: file_name {image['file_name']!r} leads out of the image folder {root}",
+            "Make the set again.",
+        )
     counted, ignored = [o for o in objects if not o[3]], [o for o in objects if o[3]]
     return ImageRecord(
         image["id"],
@@ -253,17 +308,25 @@ def _record(image: Mapping, root: Path, file: Path, size: tuple[int, int], objec
     )
 
 
-def _match_classes(card: DatasetCard, classes: tuple[str, ...], class_map: Mapping[str, str]) -> dict[str, int]:
+def _match_classes(
+    card: DatasetCard, classes: tuple[str, ...], class_map: Mapping[str, str]
+) -> dict[str, int]:
     """This set's class name -> the detector's label."""
     for name, mapped in class_map.items():
         if name not in card.classes:
-            raise MrtError(f"class map: '{name}' is no class of {card.name}", f"It has: {', '.join(card.classes)}.")
+            raise MrtError(
+                f"class map: '{name}' is no class of {card.name}", f"It has: {', '.join(card.classes)}."
+            )
         if mapped not in classes:
-            raise MrtError(f"class map: '{mapped}' is no class of the detector", f"It has: {', '.join(classes)}.")
-    matched = {name: classes.index(class_map.get(name, name)) for name in card.classes if class_map.get(name, name) in classes}
+            raise MrtError(
+                f"class map: '{mapped}' is no class of the detector", f"It has: {', '.join(classes)}."
+            )
+    ours = {name: class_map.get(name, name) for name in card.classes}
+    matched = {name: classes.index(mapped) for name, mapped in ours.items() if mapped in classes}
     if not matched:
         raise MrtError(
-            f"{card.name}: none of its classes ({', '.join(card.classes)}) is one of the detector's ({', '.join(classes)})",
+            f"{card.name}: none of its classes ({', '.join(card.classes)}) is "
+            f"one of the detector's ({', '.join(classes)})",
             "Say which name means which with --map-class THEIRS=OURS.",
         )
     return matched
@@ -271,14 +334,24 @@ def _match_classes(card: DatasetCard, classes: tuple[str, ...], class_map: Mappi
 
 def _read_coco(file: Path) -> dict[str, Any]:
     coco = read_json(file)
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(key), list) for key in ("images", "annotations", "categories")):
-        raise MrtError(f"{file}: not a COCO file (an object with the lists 'images', 'annotations', 'categories')")
+    if not isinstance(coco, dict) or not all(
+        isinstance(coco.get(key), list) for key in ("images", "annotations", "categories")
+    ):
+        raise MrtError(
+            f"{file}: not a COCO file (an object with the lists 'images', 'annotations', 'categories')"
+        )
     if not coco["images"]:
         raise MrtError(f"{file}: lists no images", "Make the set again, or choose another split.")
-    for kind, needed in (("images", {"id": int, "file_name": str, "height": int, "width": int}), ("categories", {"id": int, "name": str})):
+    for kind, needed in (
+        ("images", {"id": int, "file_name": str, "height": int, "width": int}),
+        ("categories", {"id": int, "name": str}),
+    ):
         for entry in coco[kind]:
             for key, expected in needed.items():
                 value = entry.get(key) if isinstance(entry, dict) else entry
                 if not isinstance(value, expected):
-                    raise MrtError(f"{file}: an entry of '{kind}' has {key} {value!r}, expected {expected.__name__}: {entry!r}")
+                    raise MrtError(
+                        f"{file}: an entry of '{kind}' has {key} {value!r}, expected "
+                        f"{expected.__name__}: {entry!r}"
+                    )
     return coco

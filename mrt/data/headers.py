@@ -1,4 +1,4 @@
-"""What a file says of its image before it is decoded: size, orientation, and whether the file is whole."""
+"""What an image file tells before it is decoded: size, orientation, and whether the file is whole."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from PIL import Image, UnidentifiedImageError
 from mrt.data.archives import open_file
 from mrt.errors import MrtError
 
-# Every kind of pixel image that Pillow reads by itself, by suffix; not those that it only knows by name or
-# leaves to other programs (.eps, .ps, .wmf, .emf, .grib, .bufr, .h5, .hdf, .mpg, .mpeg, .iim); nor .pcd, which is a
-# point cloud nearly everywhere.
+# Suffixes of all kinds of pixel image that Pillow reads by itself. Left out are those that it only knows by
+# name or leaves to other programs (.eps, .ps, .wmf, .emf, .grib, .bufr, .h5, .hdf, .mpg, .mpeg, .iim), and
+# .pcd, which is nearly always a point cloud.
 IMAGE_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".avifs"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".tga", ".icb", ".vda", ".vst", ".sgi"),
-    *(".rgb", ".rgba", ".bw", ".pcx", ".dcx", ".dds", ".ico", ".icns", ".psd", ".qoi", ".ras", ".xbm", ".xpm", ".im", ".msp", ".blp"),
-    *(".cur", ".fits", ".fit", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".pxr"),
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff"),
+    *(".gif", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf"),
+    *(".jpx", ".j2c", ".tga", ".icb", ".vda", ".vst", ".sgi", ".rgb", ".rgba", ".bw", ".pcx", ".dcx"),
+    *(".dds", ".ico", ".icns", ".psd", ".qoi", ".ras", ".xbm", ".xpm", ".im", ".msp", ".blp", ".cur"),
+    *(".fits", ".fit", ".fli", ".flc", ".ftc", ".ftu", ".gbr", ".pxr"),
 )
 UNREADABLE = "image cut short or unreadable"
 ORIENTATION = 0x0112  # the EXIF tag
-MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # Pillow's own limit, above which it takes an image for one made to fill the memory: 179 million
+# Pillow's own limit (179 million), above which it suspects an image that was made to fill the memory
+MAX_PIXELS = 2 * (1 << 30) // 4 // 3
 _TAIL = 1 << 16  # a JPEG's end marker lies in its last bytes; some cameras append a little
 MAX_PIXELS_VARIABLE = "MRT_MAX_PIXELS"  # how another limit reaches worker processes
 _pillows_limit = threading.Lock()
 # What Pillow's plugins raise on broken files, by design or not.
 BROKEN = (
-    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error, EOFError),
-    *(NotImplementedError, Image.DecompressionBombError),
+    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError),
+    *(struct.error, EOFError, NotImplementedError, Image.DecompressionBombError),
 )
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-# What the first bytes of a file that Pillow does not know tell: (where, bytes, what it is)
+# Files that Pillow does not know, told by their first bytes: (offset, bytes, what it is)
 _KINDS = (
     (4, b"ftyphei", "HEIC: convert it to JPEG"),
     (4, b"ftypmif1", "HEIF: convert it to JPEG"),
@@ -53,7 +55,10 @@ _NO_IMAGES = (
 
 
 class ImageProblem(MrtError):
-    """An image that cannot be used. ``reason``: in the words of the conversions' summaries; ``detail``: what else is known, or empty."""
+    """An image that cannot be used.
+
+    ``reason`` is worded as in the conversions' summaries; ``detail`` is what else is known, or empty.
+    """
 
     def __init__(self, message: str, reason: str, detail: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint)
@@ -75,7 +80,10 @@ class Header(NamedTuple):
 
 @contextmanager
 def pixels_allowed(most: int | None) -> Iterator[None]:
-    """Read images of up to ``most`` pixels in this block and in processes started in it, where large ones are known to be harmless."""
+    """Allow images of up to ``most`` pixels in this block and in processes started in it.
+
+    For sets whose large images are known to be harmless.
+    """
     before = os.environ.get(MAX_PIXELS_VARIABLE)
     if most is not None:
         os.environ[MAX_PIXELS_VARIABLE] = str(most)
@@ -97,10 +105,12 @@ def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Imag
     """Pillow's image of an open file, not decoded yet; closed when the block ends.
 
     Args:
-        most: pixels that it may have, if that is more than :data:`MAX_PIXELS` (or what :func:`pixels_allowed` says).
+        most: pixels that it may have, if that is more than :data:`MAX_PIXELS` (or what :func:`pixels_allowed`
+            says).
 
     Raises:
-        ImageProblem: it has more. OSError, SyntaxError, ValueError: as Pillow does.
+        ImageProblem: it has more.
+        OSError, SyntaxError, ValueError: as Pillow does.
     """
     try:
         picture = Image.open(file)
@@ -119,7 +129,7 @@ def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Imag
 
 
 def _open_large(file: BinaryIO) -> Image.Image:
-    """Open an image that Pillow takes for one made to fill the memory; nothing is decoded yet."""
+    """Open an image that Pillow suspects was made to fill the memory; nothing is decoded yet."""
     file.seek(0)
     with _pillows_limit:  # Pillow looks at its limit while it opens a file
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -130,7 +140,9 @@ def _open_large(file: BinaryIO) -> Image.Image:
 
 
 def read_header(path: Path, most: int | None = None) -> Header:
-    """The header of an image file, having looked that the file is not cut short (PNG and JPEG: by their end marks, else by decoding).
+    """The header of an image file, after checking that the file is not cut short.
+
+    PNG and JPEG are checked by their end marks, others by decoding.
 
     Args:
         most: pixels that it may have, as :func:`open_picture` takes it.
@@ -143,11 +155,17 @@ def read_header(path: Path, most: int | None = None) -> Header:
             warnings.simplefilter("ignore")  # odd EXIF blocks that decode all the same
             with open_file(path) as file, open_picture(file, most) as picture:
                 tail = _tail(file)
-                # asked for EXIF, Pillow decodes a PNG to look behind its pixels: fifty times the work, for what next to none has
+                # Asked for EXIF, Pillow decodes a whole PNG to look behind its pixels: fifty times the work
+                # for something that hardly any PNG has.
                 said = any(word in str(key) for key in picture.info for word in ("exif", "xmp"))
-                silent = picture.format == "PNG" and not said and b"eXIf" not in tail and b"adobe.xmp" not in tail
-                silent = silent or picture.format == "TIFF"  # which Pillow turns by itself: its size is the upright one
-                header = Header(*picture.size, not silent and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8))
+                silent = (
+                    picture.format == "PNG" and not said and b"eXIf" not in tail and b"adobe.xmp" not in tail
+                )
+                # Pillow turns TIFF by itself: its size is the upright one already
+                silent = silent or picture.format == "TIFF"
+                header = Header(
+                    *picture.size, not silent and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+                )
                 mark = _END_MARKS.get(picture.format or "")
                 if mark is None or mark not in tail:  # a phone may append a whole film to a photo
                     if picture.format == "PNG" and mark not in _all_of(file):
@@ -156,12 +174,16 @@ def read_header(path: Path, most: int | None = None) -> Header:
     except FileNotFoundError:
         raise ImageProblem(f"{path}: no such image", "image missing") from None
     except ImageProblem as problem:
-        raise ImageProblem(f"{path}: {problem.message}", problem.reason, problem.detail, problem.hint) from None
+        raise ImageProblem(
+            f"{path}: {problem.message}", problem.reason, problem.detail, problem.hint
+        ) from None
     except UnidentifiedImageError:
         reason, detail = _unknown(path)
         raise ImageProblem(f"{path}: {reason} ({detail})", reason, detail) from None
     except BROKEN as error:
-        raise ImageProblem(f"{path}: cannot be read as an image ({error})", UNREADABLE, _short(error)) from None
+        raise ImageProblem(
+            f"{path}: cannot be read as an image ({error})", UNREADABLE, _short(error)
+        ) from None
     return header
 
 

@@ -17,19 +17,23 @@ from mrt.errors import MrtError
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours. Otherwise as :func:`read_picture`."""
+    """Decode to (3, H, W) uint8 RGB; memory stays row by row with interleaved colours.
+
+    Otherwise as :func:`read_picture`.
+    """
     return torch.from_numpy(np.array(read_picture(path, size))).permute(2, 0, 1)
 
 
 def read_picture(path: Path | str, size: tuple[int, int] | None = None) -> Image.Image:
     """Decode to an RGB picture. The path may lead into a zip archive.
 
-    Grey, palette, transparent, CMYK and 16-bit files become 8-bit RGB (16-bit: the high byte). A photo that its EXIF entry says to turn or
-    mirror is made upright, unless ``size`` shows that the annotations were made on the pixels as stored.
+    Grey, palette, transparent, CMYK and 16-bit files become 8-bit RGB (16-bit: the high byte). A photo that
+    its EXIF entry says to turn or mirror is made upright, unless ``size`` shows that the annotations were
+    made on the pixels as stored.
 
     Args:
-        size: (height, width) that the annotations claim; ``None`` if unknown. A prepared set's image may have as many pixels as its
-            annotations say, others those of :data:`mrt.data.headers.MAX_PIXELS`.
+        size: (height, width) that the annotations state; ``None`` if unknown. A prepared set's image may have
+            as many pixels as its annotations say, others up to :data:`mrt.data.headers.MAX_PIXELS`.
 
     Raises:
         MrtError: missing, unreadable or cut short; or of another size than ``size``.
@@ -38,12 +42,15 @@ def read_picture(path: Path | str, size: tuple[int, int] | None = None) -> Image
         with open_file(path) as source:
             picture = decode_picture(source, str(path), size)
     except FileNotFoundError:
-        raise MrtError(f"{path}: no such image", "Has the folder moved? Make the set again with `mrt prepare-data`.") from None
+        raise MrtError(
+            f"{path}: no such image", "Has the folder moved? Make the set again with `mrt prepare-data`."
+        ) from None
     except OSError as error:
         raise _unreadable(str(path), error) from None
     if size is not None and (picture.height, picture.width) != tuple(size):
         raise MrtError(
-            f"{path}: the image is {picture.width}x{picture.height}, its annotations are for {size[1]}x{size[0]}",
+            f"{path}: the image is {picture.width}x{picture.height}, its "
+            f"annotations are for {size[1]}x{size[0]}",
             "Boxes would land in the wrong places: use the images that the annotations were made on.",
         )
     return picture
@@ -59,17 +66,23 @@ def decode_picture(source: BinaryIO, where: str, size: tuple[int, int] | None = 
                 picture.load()
                 return picture
     except ImageProblem as problem:
-        hint = problem.hint and problem.hint.replace("--max-pixels ", f"{MAX_PIXELS_VARIABLE}=") + " in the environment"
+        hint = problem.hint
+        if hint:
+            hint = hint.replace("--max-pixels ", f"{MAX_PIXELS_VARIABLE}=") + " in the environment"
         raise MrtError(f"{where}: {problem.message}", hint) from None
     except BROKEN as error:
         raise _unreadable(where, error) from None
 
 
 def _unreadable(where: str, error: Exception) -> MrtError:
-    reason = "in no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "in no image format that Pillow knows" if unknown else str(error)
     if where.lower().endswith((".heic", ".heif")):
         reason = "HEIC is not read: convert it to JPEG"
-    return MrtError(f"{where}: cannot be read as an image ({reason})", "Get the file again, or leave it out of the annotations.")
+    return MrtError(
+        f"{where}: cannot be read as an image ({reason})",
+        "Get the file again, or leave it out of the annotations.",
+    )
 
 
 def _on_its_side(picture: Image.Image) -> bool:
@@ -79,7 +92,9 @@ def _on_its_side(picture: Image.Image) -> bool:
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     if picture.getexif().get(ORIENTATION, 1) == 1:
         return picture
-    stored_as_annotated = size is not None and _on_its_side(picture) and (picture.height, picture.width) == tuple(size)
+    stored_as_annotated = (
+        size is not None and _on_its_side(picture) and (picture.height, picture.width) == tuple(size)
+    )
     if stored_as_annotated and picture.height != picture.width:
         return picture
     return ImageOps.exif_transpose(picture)
@@ -88,7 +103,8 @@ def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB":
         return picture
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit grey, sometimes handed over as 32-bit integers
+    # 16-bit grey, sometimes handed over as 32-bit integers
+    if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture)
         if values.dtype.kind == "f":
             values = values * 255 if values.max(initial=0) <= 1 else values

@@ -1,4 +1,7 @@
-"""Batches: padding, order, workers. Same seed, same batches, whatever the number of workers and wherever a run was interrupted."""
+"""Batches: padding, order, workers.
+
+Same seed, same batches, whatever the number of workers and wherever a run was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,10 @@ class Batch:
     Args:
         images: (B, 3, H, W) float32; for pairs the weak view.
         padding_mask: (B, H, W) bool, True = padding.
-        targets: one dict per image, see :class:`mrt.data.dataset.DetectionDataset`; boxes are cxcywh shares of the unpadded image.
+        targets: one dict per image, see :class:`mrt.data.dataset.DetectionDataset`; boxes are cxcywh shares
+            of the unpadded image.
         strong_images: (B, 3, H, W), the strong view of a pair, same geometry and padding.
-        padded: whether any image has padding, so that nobody must ask a mask that lies on a GPU.
+        padded: whether any image has padding. Reading that from a mask on a GPU would mean waiting for it.
     """
 
     images: Tensor
@@ -47,7 +51,7 @@ class Batch:
         return self.padding_mask if self.padded else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on a device; all boxes travel in one copy, all labels in another."""
+        """The batch on a device; all boxes are copied at once, and all labels."""
         if self.images.device == torch.device(device):
             return self
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -58,22 +62,34 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the batch and its targets."""
-        own = [tensor for tensor in (self.images, self.padding_mask, self.strong_images) if tensor is not None]
-        return own + [value for target in self.targets for value in target.values() if isinstance(value, Tensor)]
+        own = [
+            tensor for tensor in (self.images, self.padding_mask, self.strong_images) if tensor is not None
+        ]
+        return own + [
+            value for target in self.targets for value in target.values() if isinstance(value, Tensor)
+        ]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         plain, joined, counts = _join(self.targets)
         joined = {name: change(tensor) for name, tensor in joined.items()}
         strong = None if self.strong_images is None else change(self.strong_images)
-        return Batch(change(self.images), change(self.padding_mask), _part(plain, joined, counts), strong, self.padded)
+        return Batch(
+            change(self.images), change(self.padding_mask), _part(plain, joined, counts), strong, self.padded
+        )
 
     def __getstate__(self) -> tuple:
-        """Between processes: a tensor costs a file descriptor each, so the targets' tensors go joined."""
+        """Between processes each tensor costs a file descriptor, so the targets' tensors are sent joined."""
         return self.images, self.padding_mask, _join(self.targets), self.strong_images, self.padded
 
     def __setstate__(self, state: tuple) -> None:
         images, padding_mask, targets, strong, padded = state
-        self.__dict__.update(images=images, padding_mask=padding_mask, targets=_part(*targets), strong_images=strong, padded=padded)
+        self.__dict__.update(
+            images=images,
+            padding_mask=padding_mask,
+            targets=_part(*targets),
+            strong_images=strong,
+            padded=padded,
+        )
 
 
 def _join(targets: Sequence[Target]) -> tuple[list[Target], dict[str, Tensor], dict[str, list[int]]]:
@@ -120,15 +136,17 @@ def pad(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> tuple[
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for index, image in enumerate(images):
         mask[index, : image.shape[1], : image.shape[2]] = False
-    full = [
-        image if image.shape[1:] == (height, width) else functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
-        for image in images
-    ]
+    full = []
+    for image in images:
+        right, below = width - image.shape[2], height - image.shape[1]
+        full.append(functional.pad(image, (0, right, 0, below)) if right or below else image)
     return default_collate(full), mask  # in a worker process this stacks straight into shared memory
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """The order of one epoch: a permutation drawn from (seed, epoch), shared out over the ranks, able to start in the middle.
+    """The order of one epoch: a permutation drawn from (seed, epoch), divided among the ranks.
+
+    An epoch can start in the middle.
 
     Each key carries "seed/epoch/index", which seeds that sample's augmentation.
 
@@ -136,17 +154,30 @@ class EpochSampler(Sampler[SampleKey]):
         length: samples in the dataset.
         shuffle: else in order.
         rank, world_size: this process takes every ``world_size``-th sample.
-        drop_last: leave out what does not divide among the ranks; else the first samples are repeated so that all ranks have as many.
+        drop_last: leave out samples that do not divide evenly among the ranks; else the first samples are
+            repeated so that all ranks have equally many.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1, drop_last: bool = False) -> None:
-        self.length, self.seed, self.shuffle, self.rank, self.world_size = length, seed, shuffle, rank, world_size
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size = rank, world_size
         share = length // world_size if drop_last else -(-length // world_size)
         self.total = share * world_size
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch; ``start`` = samples of it that this rank has used already (batches done times batch size)."""
+        """Choose the epoch.
+
+        ``start``: samples of it that this rank has used already (finished batches times batch size).
+        """
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -164,15 +195,17 @@ class EpochSampler(Sampler[SampleKey]):
 
 
 class BatchLoader(DataLoader):
-    """A ``DataLoader`` of :class:`Batch` whose worker processes leave a user's mistake and the user's signals to the main process.
+    """A ``DataLoader`` of :class:`Batch` that passes user errors and signals on to the main process.
 
-    An exception of a worker would arrive as the text of its traceback, so an :class:`MrtError` travels in the place of its batch instead
-    and is raised here, message and hint intact.
+    An exception in a worker would arrive as the text of its traceback. So a worker returns an
+    :class:`MrtError` in place of the batch; it is raised here with its message and hint intact.
     """
 
     def __init__(self, dataset: Dataset, pad_to: tuple[int, int] | None = None, **options: Any) -> None:
         together = partial(_collate_answers, size=pad_to)
-        super().__init__(_Answers(dataset), collate_fn=together, worker_init_fn=_leave_signals_to_the_parent, **options)
+        super().__init__(
+            _Answers(dataset), collate_fn=together, worker_init_fn=_leave_signals_to_the_parent, **options
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches(super().__iter__())
@@ -181,13 +214,14 @@ class BatchLoader(DataLoader):
     def _batches(answers: Iterator[Batch | MrtError]) -> Iterator[Batch]:
         for answer in answers:
             if isinstance(answer, MrtError):
-                # A new one: raising what this frame holds would tie frame and workers into a cycle, and workers of a cycle end late.
+                # A new error: raising the one that this frame holds would make a reference cycle of frame
+                # and workers, and workers in a cycle end late.
                 raise MrtError(answer.message, answer.hint) from answer
             yield answer
 
 
 class _Answers(Dataset):
-    """A data set that answers with a sample, or with the error that it would raise."""
+    """A data set that returns a sample, or the error that it would raise."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -213,9 +247,12 @@ def _collate_answers(answers: Sequence[Sample | MrtError], size: tuple[int, int]
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes: workers must go on until the main process has saved its state and ends them.
+    """Ignore Ctrl-C and SIGTERM, except a SIGTERM that the main process sends.
 
-    A worker's death by signal would raise in the midst of the main process' step. A SIGTERM that the main process sends is obeyed.
+    These signals reach a whole group of processes. Workers must go on until the main process has saved its
+    state and ends them.
+
+    A worker killed by a signal would raise an error in the middle of the main process' step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -242,15 +279,19 @@ def build_loader(
     pin_memory: bool = False,
     pad_to: tuple[int, int] | None = None,
 ) -> BatchLoader:
-    """Batches of a data set; ``batch_size`` is per process. Call ``loader.sampler.set_epoch(epoch)`` before each epoch.
+    """Batches of a data set; ``batch_size`` is per process.
 
-    A data set that caches decodes all its images now if there are workers, so that they share them.
+    Call ``loader.sampler.set_epoch(epoch)`` before each epoch.
+
+    A data set with a cache decodes all its images now if there are workers, so that they share them.
 
     Args:
-        pin_memory: hand batches over in page-locked memory, from which they travel to a GPU beside its work (see :func:`on_device`).
-        pad_to: (height, width) of every batch. Without it, batches have the size of their largest image: with ``drop_last`` one and the
-            same shape where the images share a size and are neither cropped nor scaled at random. Where they are not alike and a compiled
-            step or CUDA graph needs one shape, give ``dataset.largest_size()``.
+        pin_memory: return batches in page-locked memory, from which they are copied to a GPU while it works
+            (see :func:`on_device`).
+        pad_to: (height, width) of every batch. Without it, batches have the size of their largest image. With
+            ``drop_last`` that is always the same shape if the images share a size and are neither cropped nor
+            scaled at random. If they differ and a compiled step or CUDA graph needs one shape, give
+            ``dataset.largest_size()``.
     """
     if drop_last and len(dataset) // world_size < batch_size:
         raise MrtError(
@@ -270,14 +311,18 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
-        generator=torch.Generator().manual_seed(seed),  # else each pass draws from the generator that dropout and masks use
+        # without it, each pass would draw from the generator that dropout and masks use
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a device, in order; to a GPU each one is copied on a stream of its own while the one before it is being used.
+    """The batches on a device, in order.
 
-    Pinned batches (``pin_memory``) are copied without waiting. On a CPU a batch is handed on as it is, when it is asked for.
+    To a GPU each batch is copied on a separate stream while the one before it is being used.
+
+    Pinned batches (``pin_memory``) are copied without waiting. On a CPU each batch is passed on unchanged
+    when it is asked for.
     """
     if device.type != "cuda":
         return (batch.to(device) for batch in batches)
@@ -291,13 +336,19 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         users = torch.cuda.current_stream(device)
         users.wait_stream(copies)
         for tensor in batch.tensors():
-            tensor.record_stream(users)  # it came from the other stream's memory, which must not be used anew before the users are done
+            # its memory belongs to the copying stream, which must not reuse it before the users are done
+            tensor.record_stream(users)
 
     return one_ahead(batches, start, finish)
 
 
-def one_ahead(batches: Iterable[Batch], start: Callable[[Batch], Batch], finish: Callable[[Batch], None]) -> Iterator[Batch]:
-    """Start the next batch before the current one, which is finished, is handed out. (An error of the next one therefore comes early.)"""
+def one_ahead(
+    batches: Iterable[Batch], start: Callable[[Batch], Batch], finish: Callable[[Batch], None]
+) -> Iterator[Batch]:
+    """Start the next batch before the current, finished one is handed out.
+
+    An error of the next one therefore comes early.
+    """
     coming: Batch | None = None
     for batch in batches:
         ready = coming

@@ -13,13 +13,29 @@ from mrt.data.card import DatasetCard, is_ignored, prepared_annotations, read_ca
 from mrt.data.headers import BROKEN, open_picture
 from mrt.errors import MrtError
 
-# Okabe and Ito's set for all kinds of colour vision; further classes start again (their names tell them apart).
-COLOURS = ((213, 94, 0), (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (255, 255, 255), (0, 114, 178), (240, 228, 66))
+# Okabe and Ito's palette for all kinds of colour vision. Further classes start again with the first colour;
+# their names tell them apart.
+COLOURS = (
+    (213, 94, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (204, 121, 167),
+    (0, 158, 115),
+    (255, 255, 255),
+    (0, 114, 178),
+    (240, 228, 66),
+)
 IGNORED, GROUND = (128, 128, 128), (20, 20, 20)
 
 
 def contact_sheet(
-    folder: Path | str, n: int = 16, *, split: str | None = None, columns: int = 4, width: int = 400, boxes: bool = True
+    folder: Path | str,
+    n: int = 16,
+    *,
+    split: str | None = None,
+    columns: int = 4,
+    width: int = 400,
+    boxes: bool = True,
 ) -> Image.Image:
     """``n`` images of a split side by side, spread evenly over it, each in a tile of ``width`` pixels.
 
@@ -42,8 +58,10 @@ def contact_sheet(
         return _sheet(coco, root, card, n, columns, width, boxes)
 
 
-def _sheet(coco: dict, root: Path, card: DatasetCard, n: int, columns: int, width: int, boxes: bool) -> Image.Image:
-    """The sheet, of a file that may hold anything."""
+def _sheet(
+    coco: dict, root: Path, card: DatasetCard, n: int, columns: int, width: int, boxes: bool
+) -> Image.Image:
+    """The sheet, from the content of an annotation file, which may hold anything."""
     every = coco["images"]
     if not every:
         raise MrtError(f"{root}: no images to show")
@@ -60,7 +78,8 @@ def _sheet(coco: dict, root: Path, card: DatasetCard, n: int, columns: int, widt
         tile = _tile(Path(os.path.normpath(root / entry["file_name"])), entry, (width, height))
         if boxes:
             _draw(tile, annotations[entry["id"]], card.classes, tile.width / entry["width"])
-        left, top = k % columns * width + (width - tile.width) // 2, k // columns * height + (height - tile.height) // 2
+        left = k % columns * width + (width - tile.width) // 2
+        top = k // columns * height + (height - tile.height) // 2
         sheet.paste(tile, (left, top))
     return sheet
 
@@ -79,7 +98,9 @@ def _tile(path: Path, entry: dict, room: tuple[int, int]) -> Image.Image:
                 size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
                 return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     except BROKEN as error:
-        raise MrtError(f"{path}: cannot be read as an image ({error})", "Look for more with --check.") from None
+        raise MrtError(
+            f"{path}: cannot be read as an image ({error})", "Look for more with --check."
+        ) from None
 
 
 def _draw(tile: Image.Image, annotations: list[dict], classes: tuple[str, ...], scale: float) -> None:

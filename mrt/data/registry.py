@@ -15,9 +15,15 @@ PREPARE_COMMANDS = {
     "sim10k": "mrt prepare-data sim10k --raw FOLDER_OR_TGZ",
     "bdd100k": "mrt prepare-data bdd100k --raw FOLDER_OR_ZIPS",
     "acdc": "mrt prepare-data acdc --raw FOLDER_OR_ZIPS",
-    **{f"acdc-{name}": f"mrt prepare-data acdc --condition {name} --raw FOLDER_OR_ZIPS" for name in ("fog", "night", "rain", "snow")},
+    **{
+        f"acdc-{name}": f"mrt prepare-data acdc --condition {name} --raw FOLDER_OR_ZIPS"
+        for name in ("fog", "night", "rain", "snow")
+    },
     "kitti": "mrt prepare-data kitti --raw FOLDER_OR_ZIPS",
-    **{f"cfc-{name}": f"mrt prepare-data cfc --location {name} --raw FOLDER_OR_FILES" for name in ("kenai", "channel")},
+    **{
+        f"cfc-{name}": f"mrt prepare-data cfc --location {name} --raw FOLDER_OR_FILES"
+        for name in ("kenai", "channel")
+    },
 }
 
 
@@ -25,7 +31,7 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     """The card of a prepared set, by its name under ``data_root`` or by the path of its folder or card.
 
     Raises:
-        MrtError: not there; says which ``mrt prepare-data`` makes it, the prepared form, and which sets there are.
+        MrtError: there is no such set. It says which ``mrt prepare-data`` makes it, and which sets there are.
     """
     data_root, asked = Path(data_root), Path(name_or_path)
     for candidate in (data_root / asked, asked):
@@ -37,10 +43,15 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
         hint = f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
     elif name.startswith("synthetic"):
         world = name.removeprefix("synthetic").strip("-_")
-        hint = f"Make it with: mrt prepare-data synthetic {f'--domain {world} ' if world else ''}--data-root {data_root}"
+        hint = (
+            f"Make it with: mrt prepare-data synthetic {f'--domain {world} ' if world else ''}--data-root "
+            f"{data_root}"
+        )
     else:
         raw, called = (asked, asked.resolve().name) if asked.is_dir() else ("FOLDER", name)
-        hint = f"A set of your own: mrt prepare-data custom --raw {raw} --name {called} --data-root {data_root}"
+        hint = (
+            f"A set of your own: mrt prepare-data custom --raw {raw} --name {called} --data-root {data_root}"
+        )
     close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS], n=1)
     if close and name not in PREPARE_COMMANDS:
         hint = f"Did you mean '{close[0]}'? {hint}"

@@ -1,4 +1,4 @@
-"""Making a prepared set: in parallel, and whole or not at all. Needs no torch."""
+"""Making a prepared set in parallel, and either completely or not at all. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,22 +31,26 @@ def available_cores() -> int:
 
 
 def check_name(name: str) -> None:
-    """MrtError unless the name can be a set's: a plain folder name that is not hidden."""
+    """MrtError unless a set can have this name: a plain folder name that is not hidden."""
     if not name or Path(name).name != name or name.startswith("."):
         raise MrtError(f"name is {name!r}, expected a plain folder name such as 'foggy'")
     if name == UNPACKED:
-        raise MrtError(f"name is {name!r}: that folder of the data root is for archives' files", "Give the set another name.")
+        raise MrtError(
+            f"name is {name!r}: that folder of the data root is for archives' files",
+            "Give the set another name.",
+        )
 
 
 @contextmanager
 def staged(root: Path, name: str, overwrite: bool = False) -> Iterator[Path]:
-    """A work folder beside ``root/name`` that takes its place when the block ends well; otherwise nothing is left of it.
+    """A work folder beside ``root/name`` that takes its place if the block succeeds, else is removed.
 
-    A process that is killed leaves a hidden ``.NAME.*.partial`` folder, which no command takes for a set; the next run for the same name
-    removes it.
+    A process that is killed leaves a hidden ``.NAME.*.partial`` folder, which no command takes for a set; the
+    next run for the same name removes it.
 
     Raises:
-        MrtError: the output exists (and ``overwrite`` is not set, or it is no set), or cannot be written; RunFailed: a worker died.
+        MrtError: the output exists (and ``overwrite`` is not set, or it is not a set), or cannot be written.
+        RunFailed: a worker died.
     """
     target = root / name
     check_output(root, name, overwrite)
@@ -65,10 +69,13 @@ def staged(root: Path, name: str, overwrite: bool = False) -> Iterator[Path]:
             raise
     except OSError as error:
         raise MrtError(
-            f"{target} cannot be written: {error.strerror or error}", "Choose another folder, or make room on the disk."
+            f"{target} cannot be written: {error.strerror or error}",
+            "Choose another folder, or make room on the disk.",
         ) from error
     except BrokenProcessPool:
-        raise RunFailed(f"{target}: a worker process ended, perhaps for want of memory; try fewer workers") from None
+        raise RunFailed(
+            f"{target}: a worker process ended, perhaps for want of memory; try fewer workers"
+        ) from None
 
 
 def check_output(root: Path, name: str, overwrite: bool) -> None:
@@ -76,13 +83,20 @@ def check_output(root: Path, name: str, overwrite: bool) -> None:
     check_name(name)
     target = root / name
     if target.exists() and not overwrite:
-        raise MrtError(f"{target} exists already", "Give another name, or overwrite it with --overwrite (overwrite=True).")
-    if target.exists() and not (target / CARD_NAME).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise MrtError(f"{target} is not a data set and will not be overwritten", "Give another name, or remove it yourself.")
+        raise MrtError(
+            f"{target} exists already",
+            "Give another name, or overwrite it with --overwrite (overwrite=True).",
+        )
+    is_set = (target / CARD_NAME).is_file()
+    if target.exists() and not is_set and not (target.is_dir() and not any(target.iterdir())):
+        raise MrtError(
+            f"{target} is not a data set and will not be overwritten",
+            "Give another name, or remove it yourself.",
+        )
 
 
 def _remove_abandoned(root: Path, name: str) -> None:
-    """Clear what killed processes left for this name; a set that one of them had moved aside comes back."""
+    """Remove what killed processes left for this name; put back a set that one of them had moved aside."""
     ours = re.compile(rf"\.{re.escape(name)}\.(\d+)\.[^.]+\.(?:partial|old)")
     for folder in sorted(root.iterdir()):
         left = ours.fullmatch(folder.name)
@@ -103,11 +117,15 @@ def _alive(process: int) -> bool:
 
 
 def run_parallel(function: Callable[[Any], Result], jobs: Sequence[Any], workers: int) -> Iterator[Result]:
-    """Results in the order of the jobs, whatever the number of processes. Function and jobs must be picklable."""
+    """Results in the order of the jobs, whatever the number of processes.
+
+    Function and jobs must be picklable.
+    """
     if workers == 1 or len(jobs) < 8:
         yield from map(function, jobs)
         return
-    # forking is quick and needs nothing of the caller's script, but is only safe while nothing else runs in this process
+    # Forking is quick and makes no demands on the caller's script, but it is only safe while nothing else
+    # runs in this process.
     alone = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
     context = multiprocessing.get_context("fork" if alone else "spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (os.getpid(),)) as pool:
@@ -119,7 +137,7 @@ def run_parallel(function: Callable[[Any], Result], jobs: Sequence[Any], workers
 
 
 def _start_worker(parent: int) -> None:
-    """Leave ctrl-c to the parent, and end with it even when it is killed."""
+    """Leave ctrl-c to the parent, and end when it ends, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The text of a file whose tool may have written any Unicode encoding. Needs no torch."""
+"""Decoding text files, which tools write in any Unicode encoding. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _MARKS = (
 
 
 def encoding_of(content: bytes) -> str:
-    """The Unicode encoding of a text by its byte order mark, or by the zero bytes that UTF-16 puts beside plain letters; else UTF-8."""
+    """The Unicode encoding of a text.
+
+    By its byte order mark, or by the zero bytes that UTF-16 puts beside plain letters; else UTF-8.
+    """
     for mark, name in _MARKS:
         if content.startswith(mark):
             return name
@@ -29,11 +32,14 @@ def decode_text(content: bytes) -> str:
     """The text of UTF-8 or UTF-16 bytes, without a byte order mark.
 
     Raises:
-        UnicodeDecodeError: of another encoding, or cut in a letter.
+        UnicodeDecodeError: it is in another encoding, or cut within a character.
     """
     return content.decode(encoding_of(content))
 
 
 def decode_head(content: bytes) -> str:
-    """As :func:`decode_text` of a file's first bytes, with a mark for what cannot be read: enough to tell what kind of file it is."""
+    """As :func:`decode_text`, of a file's first bytes, with a mark for what cannot be read.
+
+    Enough to tell what kind of file it is.
+    """
     return content.decode(encoding_of(content), "replace")

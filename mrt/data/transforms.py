@@ -1,9 +1,11 @@
 """What happens to an image and its boxes between the disk and the network.
 
-Geometry (crop, resize, flip) is drawn once per sample, so the two views of a pair share it. Only the strong view's colours change.
+Geometry (crop, resize, flip) is drawn once per sample, so the two views of a pair share it. Only the strong
+view's colours change.
 
-Pixels are uint8 until the last step. Resizing is Pillow's antialiased bilinear filter, exact to the grey level with the published pipeline;
-colour and blur are this module's own (:mod:`mrt.data.colour`), several times faster than torchvision's at the same distribution.
+Pixels are uint8 until the last step. Resizing is Pillow's antialiased bilinear filter, which gives the same
+grey levels as the published pipeline. Colour and blur are our own (:mod:`mrt.data.colour`): several times
+faster than torchvision's, with the same distribution.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ KINDS = ("weak", "strong", "eval", "pair")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The crop of DETR's training recipe (Carion et al. 2020, appendix A.4), which MRT's stage 1 uses with sides 480..672: resize to one of
-# CROP_SIDES, cut a region with sides in CROP_RANGE, resize. For other sides all numbers scale with the largest one.
+# The crop of DETR's training recipe (Carion et al. 2020, appendix A.4), which MRT's stage 1 uses with sides
+# 480..672: resize to one of CROP_SIDES, cut a region with sides in CROP_RANGE, resize. With other sides, all
+# numbers scale with the largest side.
 CROP_REFERENCE_SIDE = 672
 CROP_SIDES = (400, 500, 600)
 CROP_RANGE = (384, 600)
@@ -35,7 +38,10 @@ Target = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """One training example: ``image`` (3, h, w) float32, its target, and for pairs the strong view of the same size."""
+    """One training example: ``image`` (3, h, w) float32, its target, and for pairs the strong view.
+
+    The strong view has the same size.
+    """
 
     image: Tensor
     target: Target
@@ -52,7 +58,7 @@ class Region(NamedTuple):
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """(height, width) after scaling the short side to ``short_side``, or less where the long side would exceed ``max_size``.
+    """(height, width) after scaling the short side to ``short_side``, keeping the long side to ``max_size``.
 
     Rounds down, as torchvision's ``resize(size, max_size)`` does and as the published numbers need.
     """
@@ -64,15 +70,21 @@ def resized_size(height: int, width: int, short_side: int, max_size: int) -> tup
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def resize(image: Tensor | Image.Image, boxes: Tensor, size: tuple[int, int], region: Region | None = None) -> tuple[Tensor, Tensor]:
-    """Scale ``region`` of the image (default: all of it) to ``size`` (height, width); ``boxes`` (n, 4) are xyxy pixels of the region.
+def resize(
+    image: Tensor | Image.Image, boxes: Tensor, size: tuple[int, int], region: Region | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale ``region`` of the image (default: all of it) to ``size`` (height, width).
+
+    ``boxes`` (n, 4) are xyxy pixels of the region.
 
     image: (3, H, W) uint8, or an RGB picture. The cut and the scaling are one pass over the pixels.
     """
     region = region or Region(0, 0, *image_size(image))
     if (region.height, region.width) == size:
         return crop_pixels(image if isinstance(image, Tensor) else image_tensor(image), region), boxes
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy(force=True)) if isinstance(image, Tensor) else image
+    picture = image
+    if isinstance(image, Tensor):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy(force=True))
     corners = (region.left, region.top, region.left + region.width, region.top + region.height)
     scaled = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=corners)
     scale_x, scale_y = size[1] / region.width, size[0] / region.height
@@ -90,7 +102,7 @@ def crop_pixels(image: Tensor, region: Region) -> Tensor:
 
 
 def crop_boxes(boxes: Tensor, region: Region) -> tuple[Tensor, Tensor]:
-    """xyxy boxes cut to the region, in its coordinates, and which of the n still have an area: (n, 4), (n,) bool."""
+    """xyxy boxes cut to the region, in its coordinates (n, 4), and which still have an area (n,) bool."""
     limits = boxes.new_tensor((region.width, region.height, region.width, region.height))
     moved = boxes - boxes.new_tensor((region.left, region.top, region.left, region.top))
     moved = torch.minimum(moved.clamp(min=0), limits)
@@ -103,7 +115,10 @@ def flip_boxes(boxes: Tensor, width: int) -> Tensor:
 
 
 def normalise(image: Tensor) -> Tensor:
-    """(3, h, w) uint8 or float in 0..255 -> contiguous float32, ImageNet mean 0 and deviation 1. A float input may be overwritten."""
+    """(3, h, w) uint8 or float in 0..255 -> contiguous float32, normalised by ImageNet's mean and deviation.
+
+    A float input may be overwritten.
+    """
     image = image.to(torch.float32, memory_format=torch.contiguous_format)
     return image.sub_(_MEAN_255).mul_(_INVERSE_STD_255)
 
@@ -114,7 +129,8 @@ _INVERSE_STD_255 = 1 / (torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255)
 
 def denormalise(image: Tensor) -> Tensor:
     """(3, h, w) as the network sees it -> uint8, for drawing."""
-    return (image.detach().cpu().float() / _INVERSE_STD_255 + _MEAN_255).round_().clamp_(0, 255).to(torch.uint8)
+    pixels = image.detach().cpu().float() / _INVERSE_STD_255 + _MEAN_255
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def image_tensor(picture: Image.Image) -> Tensor:
@@ -123,12 +139,18 @@ def image_tensor(picture: Image.Image) -> Tensor:
 
 
 def planar(image: Tensor) -> Tensor:
-    """The image in memory colour by colour, as all arithmetic on it is fastest; a copy if it lies there in another order."""
-    return torch.from_numpy(np.ascontiguousarray(image.numpy(force=True)))  # numpy's copy takes a quarter of the time of torch's
+    """The image with one colour plane after the other in memory, where arithmetic is fastest.
+
+    A copy if it is stored in another order.
+    """
+    # numpy's copy takes a quarter of the time of torch's
+    return torch.from_numpy(np.ascontiguousarray(image.numpy(force=True)))
 
 
 def strong_view(image: Tensor, rng: random.Random) -> Tensor:
-    """Colour jitter 0.4/0.4/0.4/0.1 (p 0.8), grey (p 0.2), blur with sigma 0.1..2 (p 0.5): (3, h, w) uint8 -> float in 0..255.
+    """Colour jitter, grey and blur: (3, h, w) uint8 -> float in 0..255.
+
+    Jitter 0.4/0.4/0.4/0.1 (p 0.8), grey (p 0.2), blur with sigma 0.1..2 (p 0.5).
 
     Source: paper section 4.1 and the published code (the recipe of Unbiased Teacher without its cut-out).
     """
@@ -145,23 +167,28 @@ def strong_view(image: Tensor, rng: random.Random) -> Tensor:
 class Transform:
     """From a decoded image and its target to what the network takes.
 
-    Calling it: image, (3, H, W) uint8 or an RGB picture (saves copies), and a target with ``boxes`` (n, 4) xyxy pixels, ``labels`` (n,),
-    optionally ``ignore_boxes`` and ``ignore_labels`` -> :class:`Sample` whose target holds cxcywh shares of the new image and ``size``
-    (h, w).
+    Call it with an image, (3, H, W) uint8 or an RGB picture (saves copies), and a target with ``boxes`` (n,
+    4) xyxy pixels, ``labels`` (n,), optionally ``ignore_boxes`` and ``ignore_labels``. It returns a
+    :class:`Sample` whose target holds cxcywh shares of the new image and ``size`` (h, w).
 
     Args:
-        kind: "weak" crops, resizes, flips; "strong" also changes colours; "pair" gives both views; "eval" only resizes.
+        kind: "weak" crops, resizes, flips; "strong" also changes colours; "pair" gives both views; "eval"
+            only resizes.
         short_sides: the short side is one of these, drawn per sample ("eval": the last).
         max_size: limit of the long side.
-        crop: half of the samples are cut first, see ``CROP_SIDES``.
+        crop: half of the samples are cropped first, see ``CROP_SIDES``.
         flip: probability of mirroring.
     """
 
-    def __init__(self, kind: str, short_sides: Sequence[int], max_size: int, crop: bool = False, flip: float = 0.5) -> None:
+    def __init__(
+        self, kind: str, short_sides: Sequence[int], max_size: int, crop: bool = False, flip: float = 0.5
+    ) -> None:
         if kind not in KINDS:
             raise MrtError(f"transform kind is {kind!r}", f"Use one of: {', '.join(KINDS)}.")
         if not short_sides or min(short_sides) < 1 or max_size < 1:
-            raise MrtError(f"image sizes: short_sides {list(short_sides)!r}, max_size {max_size!r}: pixels, at least 1")
+            raise MrtError(
+                f"image sizes: short_sides {list(short_sides)!r}, max_size {max_size!r}: pixels, at least 1"
+            )
         self.kind, self.short_sides, self.max_size = kind, tuple(short_sides), max_size
         self.crop, self.flip = (crop, flip) if kind != "eval" else (False, 0.0)
 
@@ -169,7 +196,9 @@ class Transform:
         target = dict(target)
         groups = [name for name in ("boxes", "ignore_boxes") if name in target]
         height, width = image_size(image)
-        region = self._draw_region(height, width, rng) if self.crop and rng.random() < 0.5 else Region(0, 0, height, width)
+        region = Region(0, 0, height, width)
+        if self.crop and rng.random() < 0.5:
+            region = self._draw_region(height, width, rng)
         short_side = self.short_sides[-1] if self.kind == "eval" else rng.choice(self.short_sides)
         size = resized_size(region.height, region.width, short_side, self.max_size)
         flipped = rng.random() < self.flip
@@ -185,7 +214,8 @@ class Transform:
             target[name] = xyxy_to_cxcywh(flip_boxes(boxes, size[1]) if flipped else boxes) * shares
         target["size"] = size
 
-        pixels, _ = resize(image.as_subclass(Tensor) if isinstance(image, Tensor) else image, torch.empty(0, 4), size, region)
+        source = image.as_subclass(Tensor) if isinstance(image, Tensor) else image
+        pixels, _ = resize(source, torch.empty(0, 4), size, region)
         pixels = planar(pixels)
         if flipped:
             pixels = pixels.flip(-1)
@@ -195,19 +225,22 @@ class Transform:
         return Sample(normalise(pixels), target, strong)
 
     def largest(self, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
-        """The (height, width) that holds whatever becomes of images of these sizes (height, width).
+        """The (height, width) into which images of these sizes (height, width) always fit afterwards.
 
         Raises:
-            MrtError: the transform crops, so that there is no such size short of a square of ``max_size``.
+            MrtError: the transform crops, so only a square of ``max_size`` would be sure to fit.
         """
         if self.crop:
-            raise MrtError("random crops have no common size", "Use --set data.source_crop=false, or do not ask for one shape.")
+            raise MrtError(
+                "random crops have no common size",
+                "Use --set data.source_crop=false, or do not ask for one shape.",
+            )
         sides = self.short_sides[-1:] if self.kind == "eval" else self.short_sides
         results = [resized_size(*size, side, self.max_size) for size in set(sizes) for side in sides]
         return max(height for height, _ in results), max(width for _, width in results)
 
     def _draw_region(self, height: int, width: int, rng: random.Random) -> Region:
-        """DETR's crop, mapped back to the pixels of the original so that they are resampled once."""
+        """DETR's crop, mapped back to the original's pixels so that they are resampled only once."""
         unit = max(self.short_sides) / CROP_REFERENCE_SIDE
         side, lowest, highest = (max(round(n * unit), 1) for n in (rng.choice(CROP_SIDES), *CROP_RANGE))
         scaled_height, scaled_width = resized_size(height, width, side, max(self.max_size, side))
@@ -217,10 +250,15 @@ class Transform:
         to_y, to_x = height / scaled_height, width / scaled_width
         region_height, region_width = max(round(cut_height * to_y), 1), max(round(cut_width * to_x), 1)
         return Region(
-            min(round(top * to_y), height - region_height), min(round(left * to_x), width - region_width), region_height, region_width
+            min(round(top * to_y), height - region_height),
+            min(round(left * to_x), width - region_width),
+            region_height,
+            region_width,
         )
 
 
-def build_transform(kind: str, short_sides: Sequence[int], max_size: int, crop: bool = False, flip: float = 0.5) -> Transform:
+def build_transform(
+    kind: str, short_sides: Sequence[int], max_size: int, crop: bool = False, flip: float = 0.5
+) -> Transform:
     """The transform of that kind; see :class:`Transform`."""
     return Transform(kind, short_sides, max_size, crop, flip)

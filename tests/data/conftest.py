@@ -9,7 +9,10 @@ from tiny_set import write_set
 
 @pytest.fixture
 def make_set(tmp_path):
-    """make_set(name, {image_id: (H, W, 3) uint8}, annotations without ids, classes) -> DatasetCard with one split "train"."""
+    """make_set(name, {image_id: (H, W, 3) uint8}, annotations without ids, classes) -> DatasetCard.
+
+    It has one split, "train".
+    """
     return lambda name, *content, **card_fields: write_set(tmp_path / name, *content, **card_fields)
 
 
@@ -19,6 +22,8 @@ def small_set(make_set):
     rng = np.random.default_rng(0)
     images = {i: rng.integers(0, 256, (24 + 4 * (i % 3), 40, 3), dtype=np.uint8) for i in range(1, 8)}
     annotations = [
-        {"image_id": i, "category_id": 1 + n, "bbox": [2 + i, 3, 10, 8 + n], "area": 80, "iscrowd": 0} for i in images for n in range(i % 3)
+        {"image_id": i, "category_id": 1 + n, "bbox": [2 + i, 3, 10, 8 + n], "area": 80, "iscrowd": 0}
+        for i in images
+        for n in range(i % 3)
     ]
     return make_set("small", images, annotations, ["car", "person"])

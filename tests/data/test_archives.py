@@ -1,4 +1,4 @@
-"""Archives: members are read in place, tars are unpacked once and safely."""
+"""Archives: zip members are read in place, tars are unpacked once and safely."""
 
 from __future__ import annotations
 

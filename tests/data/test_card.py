@@ -1,4 +1,4 @@
-"""Cards: what is written is what is read, and a broken one says where."""
+"""Cards: reading returns what was written, and a broken card is reported with the place of the error."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def test_unknown_split_lists_those_there(small_set):
         (b"[]", "not a data set card"),
         (b'{"classes": ["a", "a"], "splits": {}}', "classes"),
         (b'{"classes": [], "splits": []}', "splits"),
-        (b'{"classes": [], "splits": {"train": {"annotations": 3, "images": "i"}}}', "splits.train.annotations"),
+        (
+            b'{"classes": [], "splits": {"train": {"annotations": 3, "images": "i"}}}',
+            "splits.train.annotations",
+        ),
         (b'{"classes": [], "splits": {"train": {"annotations": "../x.json", "images": "i"}}}', "inside"),
         (b'{"version": 9, "classes": [], "splits": {}}', "version"),
     ],
@@ -95,5 +98,14 @@ def test_a_missing_set_says_what_to_run(small_set, tmp_path, name, words):
 
 def test_cards_are_plain_json(small_set):
     content = json.loads((small_set.folder / CARD_NAME).read_text())
-    assert set(content) >= {"version", "name", "domain", "classes", "splits", "image_sizes", "source", "labelled"}
+    assert set(content) >= {
+        "version",
+        "name",
+        "domain",
+        "classes",
+        "splits",
+        "image_sizes",
+        "source",
+        "labelled",
+    }
     assert "folder" not in content

@@ -49,6 +49,8 @@ def test_images_in_a_zip_archive(small_set, tmp_path):
         for path in sorted(root.iterdir()):
             if path.name != "0002.png":
                 file.write(path, f"inside/{path.name}")
-    card = replace(small_set, splits={"train": replace(small_set.split("train"), images=str(archive / "inside"))})
+    card = replace(
+        small_set, splits={"train": replace(small_set.split("train"), images=str(archive / "inside"))}
+    )
     problems = check_set(card)
     assert len(problems) == 1 and "missing" in problems[0] and "0002.png" in problems[0]

@@ -33,8 +33,13 @@ def test_an_item_without_transform_is_made_of_tv_tensors(small_set):
     image, target, strong = dataset[1]
     assert len(dataset) == 7 and strong is None
     assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8 and image.shape == (3, 32, 40)
-    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes) and target["boxes"].tolist() == [[4, 3, 14, 11], [4, 3, 14, 12]]
-    assert target["labels"].tolist() == [0, 1] and target["image_id"] == 2 and target["original_size"] == (32, 40)
+    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+    assert target["boxes"].tolist() == [
+        [4, 3, 14, 11],
+        [4, 3, 14, 12],
+    ]
+    assert target["labels"].tolist() == [0, 1] and target["image_id"] == 2
+    assert target["original_size"] == (32, 40)
 
 
 def test_images_without_boxes_stay(small_set):
@@ -44,10 +49,13 @@ def test_images_without_boxes_stay(small_set):
 
 
 def test_unlabelled_never_reads_boxes(make_set):
-    card = make_set("target", {1: PIXELS}, [BOX, {"image_id": 9, "category_id": 77, "bbox": "nonsense"}], ["car"])
+    card = make_set(
+        "target", {1: PIXELS}, [BOX, {"image_id": 9, "category_id": 77, "bbox": "nonsense"}], ["car"]
+    )
     dataset = DetectionDataset(card, "train", labelled=False)
     assert len(dataset[0].target["boxes"]) == 0
-    assert DetectionDataset(make_set("bare", {1: PIXELS}, [], [], labelled=False), "train", classes=["car"]).labelled is False
+    bare = make_set("bare", {1: PIXELS}, [], [], labelled=False)
+    assert DetectionDataset(bare, "train", classes=["car"]).labelled is False
 
 
 def test_crowds_and_ignored_objects_are_no_targets_unless_asked_for(make_set):
@@ -55,7 +63,11 @@ def test_crowds_and_ignored_objects_are_no_targets_unless_asked_for(make_set):
     card = make_set("crowd", {1: PIXELS}, annotations, ["car", "person"])
     assert DetectionDataset(card, "train")[0].target["labels"].tolist() == [0]
     target = DetectionDataset(card, "train", keep_ignored=True)[0].target
-    assert target["ignore_boxes"].tolist() == [[2, 3, 12, 11]] * 2 and target["ignore_labels"].tolist() == [0, 1]
+    assert target["ignore_boxes"].tolist() == [[2, 3, 12, 11]] * 2
+    assert target["ignore_labels"].tolist() == [
+        0,
+        1,
+    ]
     assert card.splits["train"].num_ignored == 2
     crowds = [a["iscrowd"] for a in DetectionDataset(card, "train").coco_ground_truth()["annotations"]]
     assert crowds == [0, 1, 1]
@@ -63,7 +75,9 @@ def test_crowds_and_ignored_objects_are_no_targets_unless_asked_for(make_set):
 
 def test_boxes_without_area_or_number_are_counted(make_set):
     boxes = [[2, 3, 10, 8], [50, 3, 10, 8], [2, 3, 0, 8], [2, 3, 10, -1], [2, float("nan"), 10, 8]]
-    dataset = DetectionDataset(make_set("bad", {1: PIXELS}, [{**BOX, "bbox": box} for box in boxes], ["car"]), "train")
+    dataset = DetectionDataset(
+        make_set("bad", {1: PIXELS}, [{**BOX, "bbox": box} for box in boxes], ["car"]), "train"
+    )
     assert len(dataset[0].target["boxes"]) == 1
     assert dataset.dropped == {"no area inside the image": 3, "not finite": 1}
 
@@ -71,11 +85,15 @@ def test_boxes_without_area_or_number_are_counted(make_set):
 def test_classes_are_matched_by_name(make_set):
     annotations = [{**BOX, "category_id": category} for category in (1, 2, 3, 3)]
     card = make_set("names", {1: PIXELS}, annotations, ["motor", "car", "dog"])
-    dataset = DetectionDataset(card, "train", classes=["car", "motorcycle", "bus"], class_map={"motor": "motorcycle"})
+    dataset = DetectionDataset(
+        card, "train", classes=["car", "motorcycle", "bus"], class_map={"motor": "motorcycle"}
+    )
     assert dataset[0].target["labels"].tolist() == [1, 0]
     assert dataset.unmatched == {"dog": 2}
     assert [c["name"] for c in dataset.coco_ground_truth()["categories"]] == ["car", "motorcycle", "bus"]
-    with pytest.raises(MrtError, match=r"none of its classes \(motor, car, dog\)(.|\n)*--map-class THEIRS=OURS"):
+    with pytest.raises(
+        MrtError, match=r"none of its classes \(motor, car, dog\)(.|\n)*--map-class THEIRS=OURS"
+    ):
         DetectionDataset(card, "train", classes=["tree"])
     for class_map, name in (({"motr": "car"}, "motr"), ({"motor": "boat"}, "boat")):
         with pytest.raises(MrtError, match=name):
@@ -83,19 +101,25 @@ def test_classes_are_matched_by_name(make_set):
 
 
 def test_the_order_of_ids_and_categories_does_not_matter(make_set):
-    card = make_set("order", {7: PIXELS, 3: PIXELS}, [{**BOX, "image_id": 3, "category_id": 2}], ["car", "person"])
+    card = make_set(
+        "order", {7: PIXELS, 3: PIXELS}, [{**BOX, "image_id": 3, "category_id": 2}], ["car", "person"]
+    )
     rewrite(card, lambda coco: coco["categories"].reverse())
     dataset = DetectionDataset(card, "train")
     assert [dataset[i].target["image_id"] for i in range(2)] == [7, 3]
     assert dataset[1].target["labels"].tolist() == [1]
 
 
+def annotation(**other):
+    return {"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], **other}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda coco: coco["annotations"].append({"id": 5, "image_id": 99, "category_id": 1, "bbox": [1, 1, 2, 2]}), "annotation 5 .*99"),
-        (lambda coco: coco["annotations"].append({"id": 5, "image_id": 1, "category_id": 9, "bbox": [1, 1, 2, 2]}), "annotation 5 .*9"),
-        (lambda coco: coco["annotations"].append({"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 1]}), "annotation 5"),
+        (lambda coco: coco["annotations"].append(annotation(image_id=99)), "annotation 5 .*99"),
+        (lambda coco: coco["annotations"].append(annotation(category_id=9)), "annotation 5 .*9"),
+        (lambda coco: coco["annotations"].append(annotation(bbox=[1, 1])), "annotation 5"),
         (lambda coco: coco["annotations"].append("text"), "text"),
         (lambda coco: coco["images"].append(dict(coco["images"][0])), "two images have the id 1"),
         (lambda coco: coco["images"][0].pop("height"), "height"),
@@ -121,7 +145,11 @@ def test_missing_cut_and_mismatched_images_are_named(make_set):
     (folder / "0002.png").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(PIXELS[:10]).save(folder / "0003.png")
     dataset = DetectionDataset(card, "train")
-    for index, words in ((0, "no such image"), (1, "cannot be read"), (2, "30x10, its annotations are for 30x20")):
+    for index, words in (
+        (0, "no such image"),
+        (1, "cannot be read"),
+        (2, "30x10, its annotations are for 30x20"),
+    ):
         with pytest.raises(MrtError, match=words) as error:
             dataset[index]
         assert f"000{index + 1}.png" in str(error.value)
@@ -176,8 +204,14 @@ def test_exif_rotation(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.fromarray(PIXELS).save(tmp_path / "photo.png", exif=exif)
     upright = (20, 30) if orientation < 5 else (30, 20)
-    assert tuple(read_image(tmp_path / "photo.png").shape[1:]) == read_header(tmp_path / "photo.png").upright[::-1] == upright
+    assert (
+        tuple(read_image(tmp_path / "photo.png").shape[1:])
+        == read_header(tmp_path / "photo.png").upright[::-1]
+        == upright
+    )
     assert tuple(read_image(tmp_path / "photo.png", upright).shape[1:]) == upright
     if orientation >= 5:
         stored = read_image(tmp_path / "photo.png", (20, 30))
-        assert torch.equal(stored.permute(1, 2, 0), torch.from_numpy(PIXELS)), "annotated as stored: not turned"
+        assert torch.equal(stored.permute(1, 2, 0), torch.from_numpy(PIXELS)), (
+            "annotated as stored: not turned"
+        )

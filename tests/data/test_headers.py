@@ -1,4 +1,4 @@
-"""What an image file's header says, without decoding the pixels where that can be."""
+"""What an image file's header tells, without decoding the pixels if possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from mrt.data.headers import IMAGE_SUFFIXES, MAX_PIXELS, ORIENTATION, Header, ImageProblem, pixels_allowed, read_header
+from mrt.data.headers import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    ORIENTATION,
+    Header,
+    ImageProblem,
+    pixels_allowed,
+    read_header,
+)
 from mrt.data.images import read_picture
 from mrt.errors import MrtError
 
@@ -17,7 +25,7 @@ XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"
 
 
 def noise():
-    # large enough that what stands before the pixels is not in the part of the file that is read from its end
+    # large enough that the part of the file read from its end holds nothing from before the pixels
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
 
 
@@ -41,7 +49,8 @@ def test_size_and_orientation(tmp_path, suffix, orientation):
 def test_a_png_that_says_it_behind_its_pixels(tmp_path):
     noise().save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[:-12] + chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0")) + whole[-12:])
+    turned = chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "a.png").write_bytes(whole[:-12] + turned + whole[-12:])
     assert read_header(tmp_path / "a.png").turned
 
 
@@ -75,7 +84,11 @@ def test_cut_short_or_missing(tmp_path, suffix):
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "kind of image not read", "HEIC"),
         (b"\xff\x0a" + b"x" * 20, "kind of image not read", "JPEG XL"),
         (b"%PDF-1.7 ...", "kind of image not read", "PDF"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "image cut short or unreadable", "git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "image cut short or unreadable",
+            "git lfs pull",
+        ),
         (b"\n<!DOCTYPE html><html>", "image cut short or unreadable", "web page"),
         (b"", "image cut short or unreadable", "empty file"),
         (b"\0" * 500, "image cut short or unreadable", "empty file"),
@@ -105,7 +118,8 @@ def test_more_pixels_than_pillow_takes(tmp_path):
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ImageProblem, match="180 million pixels") as error:
         read_header(tmp_path / "a.png")
-    assert error.value.reason == "image with more pixels than are read" and "--max-pixels 180000000" in error.value.hint
+    assert error.value.reason == "image with more pixels than are read"
+    assert "--max-pixels 180000000" in error.value.hint
     assert read_header(tmp_path / "a.png", 180_000_000) == Header(20000, 9000, False)
     with pixels_allowed(180_000_000):
         assert read_header(tmp_path / "a.png").width == 20000
@@ -116,7 +130,8 @@ def test_more_pixels_than_pillow_takes(tmp_path):
 
 def test_suffixes_are_those_that_pillow_opens():
     Image.init()
-    stubs = {".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".pcd", ".ps", ".wmf"}  # named, but read by others
+    # named, but read by others
+    stubs = {".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".pcd", ".ps", ".wmf"}
     opened = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     assert opened - {*IMAGE_SUFFIXES} == stubs and len({*IMAGE_SUFFIXES} - opened) <= 3
 

@@ -47,13 +47,17 @@ def test_one_shape_for_every_batch_when_asked(small_set):
     dataset = DetectionDataset(small_set, "train", transform=build_transform("pair", [20, 24], 40))
     assert {record.size for record in dataset.records} == {(24, 40), (28, 40), (32, 40)}
     assert dataset.largest_size() == (24, 40)  # 24x40 stays, 28x40 and 32x40 become 24x34 and 24x30
-    free, fixed = (list(build_loader(dataset, batch_size=1, pad_to=size)) for size in (None, dataset.largest_size()))
+    free, fixed = (
+        list(build_loader(dataset, batch_size=1, pad_to=size)) for size in (None, dataset.largest_size())
+    )
     assert len({batch.images.shape for batch in free}) > 1
     for loose, batch in zip(free, fixed, strict=True):
         height, width = loose.images.shape[-2:]
         assert batch.images.shape == batch.strong_images.shape == (1, 3, 24, 40)
-        assert torch.equal(batch.images[..., :height, :width], loose.images) and not batch.images[..., batch.padding_mask[0]].any()
-        assert batch.padding_mask.sum() == 24 * 40 - height * width and not batch.padding_mask[0, :height, :width].any()
+        assert torch.equal(batch.images[..., :height, :width], loose.images)
+        assert not batch.images[..., batch.padding_mask[0]].any()
+        assert batch.padding_mask.sum() == 24 * 40 - height * width
+        assert not batch.padding_mask[0, :height, :width].any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -135,8 +139,18 @@ def test_the_next_batch_is_on_its_way_before_the_current_one_is_used():
     ahead = one_ahead(range(3), lambda n: log.append(f"start {n}") or n, lambda n: log.append(f"finish {n}"))
     for n in ahead:
         log.append(f"use {n}")
-    # "finish 0" comes before "start 1": it waits for what the stream of copies has been given until then
-    assert log == ["start 0", "finish 0", "start 1", "use 0", "finish 1", "start 2", "use 1", "finish 2", "use 2"]
+    # "finish 0" comes before "start 1": it waits for all copies that the stream has been given so far
+    assert log == [
+        "start 0",
+        "finish 0",
+        "start 1",
+        "use 0",
+        "finish 1",
+        "start 2",
+        "use 1",
+        "finish 2",
+        "use 2",
+    ]
     assert list(one_ahead([], int, int)) == []
 
 
@@ -152,7 +166,7 @@ def test_an_error_of_the_next_batch_is_not_lost():
 
 
 def test_batches_on_their_way_do_not_count_as_taken(small_set, monkeypatch):
-    """A run that is interrupted goes on with the batch after the last one that it used, over the end of an epoch, too."""
+    """An interrupted run continues after the last batch that it used, also across the end of an epoch."""
     expected, plain = [], loop.Stream(pair_loader(small_set, drop_last=True))
     for _ in range(8):  # an epoch is three batches
         expected.append(next(plain))
@@ -175,7 +189,8 @@ def test_batches_on_their_way_do_not_count_as_taken(small_set, monkeypatch):
 def test_on_the_cpu_batches_are_handed_on_as_they_are(small_set):
     batches = list(pair_loader(small_set))
     assert all(a is b for a, b in zip(on_device(iter(batches), torch.device("cpu")), batches, strict=True))
-    asked = on_device((1 / 0 for _ in range(2)), torch.device("cpu"))  # nothing is fetched before it is asked for
+    # nothing is fetched before it is asked for
+    asked = on_device((1 / 0 for _ in range(2)), torch.device("cpu"))
     with pytest.raises(ZeroDivisionError):
         next(asked)
 
@@ -216,16 +231,21 @@ def test_a_set_smaller_than_a_batch_is_an_error(small_set):
 def test_an_unreadable_image_is_the_same_error_from_a_worker(small_set, num_workers, training):
     path = small_set.images_root("train") / "0003.png"
     path.write_bytes(b"no picture")
-    loader = pair_loader(small_set, shuffle=training, drop_last=training, batch_size=1, num_workers=num_workers)
+    loader = pair_loader(
+        small_set, shuffle=training, drop_last=training, batch_size=1, num_workers=num_workers
+    )
     with pytest.raises(MrtError) as error:
         list(loader)
-    assert error.value.message.startswith(f"{path}: cannot be read as an image") and "Traceback" not in str(error.value)
+    assert error.value.message.startswith(f"{path}: cannot be read as an image")
+    assert "Traceback" not in str(error.value)
     assert error.value.hint == "Get the file again, or leave it out of the annotations."
 
 
 def test_workers_share_a_cache_that_is_filled_before_they_start(small_set):
     plain = [batch.images for batch in pair_loader(small_set)]
-    dataset = DetectionDataset(small_set, "train", transform=build_transform("pair", [20, 24], 40, crop=True), cache="ram")
+    dataset = DetectionDataset(
+        small_set, "train", transform=build_transform("pair", [20, 24], 40, crop=True), cache="ram"
+    )
     loader = build_loader(dataset, batch_size=2, seed=5, shuffle=True, num_workers=1)
     for path in small_set.images_root("train").iterdir():
         path.unlink()
@@ -233,7 +253,7 @@ def test_workers_share_a_cache_that_is_filled_before_they_start(small_set):
 
 
 class SignalProbe(torch.utils.data.Dataset):
-    """Samples that take a while and say in which process and with how many threads they were made."""
+    """Samples that take a while, and tell in which process and with how many threads they were made."""
 
     def __len__(self):
         return 12
@@ -245,14 +265,17 @@ class SignalProbe(torch.utils.data.Dataset):
 
 def test_signals_to_the_group_do_not_reach_workers_but_the_parent_ends_them():
     asked = []
-    previous = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, lambda number, _: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         loader = build_loader(SignalProbe(), batch_size=1, num_workers=1)
         batches = iter(loader)
         worker, threads = next(batches).targets[0]["image_id"]
         assert worker != os.getpid() and threads == 1
         sender = os.fork()
-        if sender == 0:  # anybody but the worker's parent
+        if sender == 0:  # a process other than the worker's parent
             os.kill(worker, signal.SIGINT)
             os.kill(worker, signal.SIGTERM)
             os._exit(0)
@@ -270,7 +293,7 @@ def test_signals_to_the_group_do_not_reach_workers_but_the_parent_ends_them():
 
 
 def alive(pid):
-    """Running, that is neither gone nor a zombie."""
+    """Running: neither gone nor a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

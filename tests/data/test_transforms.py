@@ -1,4 +1,4 @@
-"""Transforms against the recorded numbers, and the properties that training rests on."""
+"""Transforms against the recorded numbers, and the properties that training relies on."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_crop(recorded, converted):
     assert recorded["convert/out/labels"][keep.numpy()].tolist() == recorded["crop/out/labels"].tolist()
 
 
-@pytest.mark.parametrize(("case", "short_side", "max_size", "flip"), [("base", 40, 50, 0.0), ("flip_resize_base", 32, 39, 1.0)])
+@pytest.mark.parametrize(
+    ("case", "short_side", "max_size", "flip"), [("base", 40, 50, 0.0), ("flip_resize_base", 32, 39, 1.0)]
+)
 def test_whole_weak_transform(recorded, converted, case, short_side, max_size, flip):
     image, boxes = converted
     labels = torch.from_numpy(recorded["convert/out/labels"])
@@ -82,15 +84,12 @@ def test_whole_weak_transform(recorded, converted, case, short_side, max_size, f
 
 
 def test_conversion_of_annotations(recorded, make_set):
-    annotations = [
-        {"image_id": 77, "category_id": int(category), "bbox": box, **({} if crowd < 0 else {"iscrowd": int(crowd)})}
-        for box, category, crowd in zip(
-            recorded["convert/in/bbox_xywh"].tolist(),
-            recorded["convert/in/category_id"],
-            recorded["convert/in/iscrowd"],
-            strict=True,
-        )
-    ]
+    boxes = recorded["convert/in/bbox_xywh"].tolist()
+    categories, crowds = recorded["convert/in/category_id"], recorded["convert/in/iscrowd"]
+    annotations = []
+    for box, category, crowd in zip(boxes, categories, crowds, strict=True):
+        annotation = {"image_id": 77, "category_id": int(category), "bbox": box}
+        annotations.append(annotation if crowd < 0 else {**annotation, "iscrowd": int(crowd)})
     classes = [f"class {index}" for index in range(1, 9)]
     card = make_set("convert", {77: recorded["in/image_hwc_uint8"]}, annotations, classes)
     dataset = DetectionDataset(card, "train")
@@ -123,7 +122,9 @@ def test_crop_keeps_boxes_on_their_pixels():
     for seed in range(60):
         sample = transform(image, target, random.Random(seed))
         height, width = sample.target["size"]
-        assert (sample.image.shape == (3, height, width) and min(height, width) in (96, 128)) or max(height, width) == 256
+        assert (sample.image.shape == (3, height, width) and min(height, width) in (96, 128)) or max(
+            height, width
+        ) == 256
         bright = denormalise(sample.image)[0] > 127
         cropped += bright.float().mean() != 40 * 80 / (128 * 256)
         if len(sample.target["boxes"]) == 0:
@@ -139,11 +140,17 @@ def test_crop_keeps_boxes_on_their_pixels():
 
 def test_labels_follow_their_boxes_when_a_crop_drops_some():
     boxes = torch.tensor([[0.0, 0, 4, 4], [60, 30, 70, 40]])
-    target = {"boxes": boxes, "labels": torch.tensor([3, 5]), "ignore_boxes": boxes.flip(0), "ignore_labels": torch.tensor([5, 3])}
+    target = {
+        "boxes": boxes,
+        "labels": torch.tensor([3, 5]),
+        "ignore_boxes": boxes.flip(0),
+        "ignore_labels": torch.tensor([5, 3]),
+    }
     transform = build_transform("weak", [50], 100, crop=True)
     for seed in range(40):
         out = transform(torch.zeros(3, 50, 100, dtype=torch.uint8), target, random.Random(seed)).target
-        assert len(out["boxes"]) == len(out["labels"]) == len(out["ignore_boxes"]) == len(out["ignore_labels"])
+        lengths = {len(out[name]) for name in ("boxes", "labels", "ignore_boxes", "ignore_labels")}
+        assert len(lengths) == 1
         assert out["labels"].tolist() == out["ignore_labels"].tolist()[::-1]
 
 
@@ -160,15 +167,28 @@ def test_colour_agrees_with_torchvision(shape):
     image = torch.rand(3, *shape) * 255
     image[:, :5, :5] = 100.0  # grey has no hue
     cases = {
-        "brightness": (colour.adjust_brightness(image.clone(), 1.3), functional.adjust_brightness(image / 255, 1.3)),
-        "contrast": (colour.adjust_contrast(image.clone(), 0.7), functional.adjust_contrast(image / 255, 0.7)),
-        "saturation": (colour.adjust_saturation(image.clone(), 1.4), functional.adjust_saturation(image / 255, 1.4)),
+        "brightness": (
+            colour.adjust_brightness(image.clone(), 1.3),
+            functional.adjust_brightness(image / 255, 1.3),
+        ),
+        "contrast": (
+            colour.adjust_contrast(image.clone(), 0.7),
+            functional.adjust_contrast(image / 255, 0.7),
+        ),
+        "saturation": (
+            colour.adjust_saturation(image.clone(), 1.4),
+            functional.adjust_saturation(image / 255, 1.4),
+        ),
         "hue": (colour.adjust_hue(image.clone(), -0.08), functional.adjust_hue(image / 255, -0.08)),
         "grey": (colour.grey_plane(image)[None], functional.rgb_to_grayscale(image / 255, 1)),
-        "blur": (colour.gaussian_blur(image.clone(), 1.7), functional.gaussian_blur(image / 255, [13, 13], [1.7, 1.7])),
+        "blur": (
+            colour.gaussian_blur(image.clone(), 1.7),
+            functional.gaussian_blur(image / 255, [13, 13], [1.7, 1.7]),
+        ),
     }
     for name, (actual, expected) in cases.items():
-        assert_close(actual / 255, expected, rel=2e-4, what=name)  # torchvision's grey weights add up to 0.9999
+        # torchvision's grey weights add up to 0.9999
+        assert_close(actual / 255, expected, rel=2e-4, what=name)
 
 
 def test_blur_of_an_image_smaller_than_the_kernel():
@@ -192,15 +212,21 @@ def test_normalise_and_back():
 
 @pytest.mark.parametrize("turn", [-0.9, -0.5, -0.3, -1 / 6, 0.0, 0.1, 0.4, 1.0])
 def test_hue_turns_by_any_amount_and_keeps_primary_colours_exact(turn):
-    """torchvision takes -0.5..0.5; a whole turn more changes nothing."""
+    """torchvision accepts -0.5..0.5; one more full turn changes nothing."""
     image = torch.rand(3, 31, 47) * 255
-    image[:, 0, :8] = torch.tensor([[255, 255, 0, 0, 0, 255, 255, 0], [0, 255, 255, 255, 0, 0, 255, 0], [0, 0, 0, 255, 255, 255, 255, 0]])
+    image[:, 0, :8] = torch.tensor(
+        [[255, 255, 0, 0, 0, 255, 255, 0], [0, 255, 255, 255, 0, 0, 255, 0], [0, 0, 0, 255, 255, 255, 255, 0]]
+    )
     expected = functional.adjust_hue(image / 255, (turn + 0.5) % 1 - 0.5)
-    assert_close(colour.adjust_hue(image.clone(), turn) / 255, expected, rel=2e-4, what=f"turn {turn}")  # float32, hue to a millionth
+    # float32, hue to a millionth
+    assert_close(colour.adjust_hue(image.clone(), turn) / 255, expected, rel=2e-4, what=f"turn {turn}")
 
 
 def test_jitter_is_its_four_steps_in_the_drawn_order():
-    """Bands, and the contrast folded into them, change nothing: more rows than a band has, and a contrast at every place of the order."""
+    """Working in bands, with the contrast computed inside them, changes nothing.
+
+    Tried with more rows than a band has, and with contrast at every position of the order.
+    """
     image = torch.rand(3, 2100, 70) * 255
     assert image[0].numel() > colour._BAND_PIXELS
     changes = [colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue]
@@ -214,7 +240,9 @@ def test_jitter_is_its_four_steps_in_the_drawn_order():
         expected = image.clone()
         for change, amount in steps:
             change(expected, amount)
-        actual = colour.jitter(image.clone(), random.Random(seed), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+        actual = colour.jitter(
+            image.clone(), random.Random(seed), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+        )
         assert torch.equal(actual, expected)
     assert places == {0, 1, 2, 3}
 
@@ -222,7 +250,11 @@ def test_jitter_is_its_four_steps_in_the_drawn_order():
 def test_blur_in_bands_is_the_blur_of_the_whole():
     image = torch.rand(1, 2100, 70) * 255
     assert image[0].numel() > colour._BAND_PIXELS
-    assert_close(colour.gaussian_blur(image, 2.0) / 255, functional.gaussian_blur(image / 255, [13, 13], [2.0, 2.0]), rel=2e-4)
+    assert_close(
+        colour.gaussian_blur(image, 2.0) / 255,
+        functional.gaussian_blur(image / 255, [13, 13], [2.0, 2.0]),
+        rel=2e-4,
+    )
 
 
 def test_a_grey_strong_view_has_three_equal_planes():
@@ -230,7 +262,8 @@ def test_a_grey_strong_view_has_three_equal_planes():
     views = [strong_view(image, random.Random(seed)) for seed in range(60)]
     assert all(view.shape == (3, 20, 30) for view in views)
     grey = [view for view in views if torch.equal(view[0], view[1])]
-    assert 4 <= len(grey) <= 24 and all(torch.equal(view[0], view[2]) for view in grey)  # 12 expected; four deviations
+    # 12 expected; four deviations
+    assert 4 <= len(grey) <= 24 and all(torch.equal(view[0], view[2]) for view in grey)
 
 
 def test_largest_holds_every_result():

@@ -26,7 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +38,16 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     seen = []
     card = generate(
-        root, name="foggy", domain="foggy", splits={"train": 6, "val": 2}, size=SIZE, seed=1, beta=[0.05, 0.1], workers=1,
+        root,
+        name="foggy",
+        domain="foggy",
+        splits={"train": 6, "val": 2},
+        size=SIZE,
+        seed=1,
+        beta=[0.05, 0.1],
+        workers=1,
         on_progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    )
     return root, card, seen
 
 
@@ -79,8 +90,20 @@ def test_images_are_the_rendered_scenes_hardly_compressed(made):
 
 def test_workers_and_other_splits_change_nothing(made, tmp_path):
     root, _, _ = made
-    generate(tmp_path, name="again", domain="foggy", splits={"train": 8}, size=SIZE, seed=1, beta=(0.05, 0.1), workers=2)
-    mine, theirs = digest(tmp_path / "again" / "images" / "train"), digest(root / "foggy" / "images" / "train")
+    generate(
+        tmp_path,
+        name="again",
+        domain="foggy",
+        splits={"train": 8},
+        size=SIZE,
+        seed=1,
+        beta=(0.05, 0.1),
+        workers=2,
+    )
+    mine, theirs = (
+        digest(tmp_path / "again" / "images" / "train"),
+        digest(root / "foggy" / "images" / "train"),
+    )
     assert len(theirs) == 6 and all(mine[name] == value for name, value in theirs.items())
 
 
@@ -100,7 +123,9 @@ def test_a_folder_that_is_no_set_is_never_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     with pytest.raises(MrtError, match="not a data set"):
-        generate(tmp_path, name="thesis", domain="clear", splits={"train": 1}, size=SIZE, workers=1, overwrite=True)
+        generate(
+            tmp_path, name="thesis", domain="clear", splits={"train": 1}, size=SIZE, workers=1, overwrite=True
+        )
     assert (tmp_path / "thesis" / "chapter1.txt").exists()
 
 
@@ -127,7 +152,9 @@ def test_a_killed_run_leaves_no_finished_set_and_no_workers(tmp_path):
         "generate(sys.argv[1], name='a', domain='clear', splits={'train': 5000}, size=(96, 64), workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=environment, start_new_session=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, start_new_session=True
+    )
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob(".a.*/images/train/*.jpg")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -171,7 +198,10 @@ def test_a_killed_run_leaves_no_finished_set_and_no_workers(tmp_path):
 )
 def test_bad_arguments_are_named_and_nothing_is_written(tmp_path, change, words):
     with pytest.raises(MrtError) as caught:
-        generate(tmp_path / "data", **{"name": "a", "domain": "foggy", "splits": {"train": 1}, "size": SIZE, "workers": 1, **change})
+        generate(
+            tmp_path / "data",
+            **{"name": "a", "domain": "foggy", "splits": {"train": 1}, "size": SIZE, "workers": 1, **change},
+        )
     assert words in str(caught.value)
     assert not (tmp_path / "data").exists()
 

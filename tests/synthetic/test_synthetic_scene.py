@@ -1,4 +1,4 @@
-"""The world of the synthetic scenes: camera, shapes, occlusion, and the labels read off the instance picture."""
+"""The world of the synthetic scenes: camera, shapes, occlusion, and labels from the instance picture."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ def paint_one(cam: Camera, thing: Thing, canvas: Canvas, identity: int) -> int:
 
 def blank(cam: Camera) -> Canvas:
     shape_ = (cam.height, cam.width)
-    return Canvas(np.zeros((*shape_, 3), np.float32), np.full(shape_, FAR, np.float32), np.zeros(shape_, np.int16), noise_textures()[0])
+    return Canvas(
+        np.zeros((*shape_, 3), np.float32),
+        np.full(shape_, FAR, np.float32),
+        np.zeros(shape_, np.int16),
+        noise_textures()[0],
+    )
 
 
 def test_a_pixels_ray_leads_back_to_the_point_it_shows(cam):
@@ -49,7 +54,9 @@ def test_a_pixels_ray_leads_back_to_the_point_it_shows(cam):
     dx, dz = cam.column_rays(columns)
     np.testing.assert_allclose(cam.x + seen[:, 2] * dx, points[:, 0], atol=1e-9)
     np.testing.assert_allclose(seen[:, 2] * dz, points[:, 2], atol=1e-9)
-    np.testing.assert_allclose(cam.height_m - seen[:, 2] * (rows - cam.horizon) / cam.focal, points[:, 1], atol=1e-9)
+    np.testing.assert_allclose(
+        cam.height_m - seen[:, 2] * (rows - cam.horizon) / cam.focal, points[:, 1], atol=1e-9
+    )
 
 
 def test_twice_as_far_is_half_as_large(cam):
@@ -85,7 +92,15 @@ def test_things_behind_or_beside_the_camera_are_skipped(cam):
 def test_a_thing_that_reaches_behind_the_camera_is_cut_at_the_near_plane(cam):
     canvas = blank(cam)
     paint_one(
-        cam, Thing(shape("train", 0), {**FIXED, "glass": (50, 60, 70), "paint": (200, 0, 0), "paint2": (0, 0, 200)}, -1.5, 4.0), canvas, 1
+        cam,
+        Thing(
+            shape("train", 0),
+            {**FIXED, "glass": (50, 60, 70), "paint": (200, 0, 0), "paint2": (0, 0, 200)},
+            -1.5,
+            4.0,
+        ),
+        canvas,
+        1,
     )
     assert np.isfinite(canvas.image).all()
     assert (canvas.instance == 1).sum() > 100
@@ -134,13 +149,19 @@ def test_what_is_hidden_or_tiny_is_ignored():
     instance[60, 60:63] = 4
     instance[70:90, 100:130] = 5
     instance[70:90, 150:180] = 6
-    found = annotate(visible_pixels(instance), 100, {1: 2, 2: 0, 3: 0, 4: 0, 5: 4}, {1: 900, 2: 1200, 3: 9, 4: 3, 5: 600, 6: 600}, {5})
+    found = annotate(
+        visible_pixels(instance),
+        100,
+        {1: 2, 2: 0, 3: 0, 4: 0, 5: 4},
+        {1: 900, 2: 1200, 3: 9, 4: 3, 5: 600, 6: 600},
+        {5},
+    )
     assert [(a.label, a.box, a.area, a.ignored) for a in found] == [
         (2, (10, 10, 30, 30), 900, False),
         (0, (60, 10, 10, 30), 300, True),  # 25 % visible
         (0, (10, 50, 3, 3), 9, True),  # too small
         (4, (100, 70, 30, 20), 600, True),  # hidden by the weather
-    ]  # 4 has too few pixels to be there for anybody, 6 is no labelled thing
+    ]  # 4 has too few pixels for an annotation, 6 is not a labelled thing
 
 
 def test_fog_hides_what_stands_beyond_three_over_beta():
@@ -154,7 +175,8 @@ def test_fog_hides_what_stands_beyond_three_over_beta():
 def test_a_quick_remainder_is_numpys_to_the_last_bit():
     rng = np.random.default_rng(8)
     for period in (0.75, 9, 1.0, 0.3, rng.uniform(2.9, 3.5, 700).astype(np.float32)):
-        x = np.concatenate([rng.uniform(-20, 900, (300, 700)), np.arange(700)[None] * period * 1.0]).astype(np.float32)
+        multiples = np.arange(700)[None] * period * 1.0
+        x = np.concatenate([rng.uniform(-20, 900, (300, 700)), multiples]).astype(np.float32)
         np.testing.assert_array_equal(wrapped(x, period), x % period)
 
 

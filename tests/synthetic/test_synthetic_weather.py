@@ -1,4 +1,4 @@
-"""Fog, night, rain and the sensor: the physics each claims, and who counts as seen."""
+"""Fog, night, rain and the sensor: the physics that each claims, and which things count as seen."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_the_order_of_colours_in_memory_changes_nothing():
     np.testing.assert_array_equal(to_srgb(planes), to_srgb(triples))
     np.testing.assert_array_equal(to_linear(planes[10:30]), to_linear(triples[10:30]))
     for metering in (None, 0.44):
-        first, second = (sensor(image, np.random.default_rng(2), metering=metering) for image in (triples, planes))
+        first, second = (
+            sensor(image, np.random.default_rng(2), metering=metering) for image in (triples, planes)
+        )
         np.testing.assert_array_equal(first, second)
 
 
@@ -46,7 +48,8 @@ def test_exposure_saturates_as_film_does():
     light = np.concatenate([np.geomspace(1e-5, 60, 4000), [0.0, 1e4]]).astype(np.float32)
     scaled = 1 - np.exp(-1.7 * light.astype(float))
     exact = np.where(scaled <= 0.0031308, 12.92 * scaled, 1.055 * scaled ** (1 / 2.4) - 0.055)
-    # half a step of the table where the curve is steepest is 2e-4 of the range; white comes 4e-4 of linear light early
+    # Where the curve is steepest, half a step of the table is 2e-4 of the range; white is reached 4e-4 of
+    # linear light too early.
     np.testing.assert_allclose(exposed(light.copy(), 1.7), exact, atol=3e-4)
 
 
@@ -132,16 +135,18 @@ def test_glow_keeps_the_light_and_spreads_it():
     assert spread[0].sum() == pytest.approx(16.0, rel=0.15)
 
 
-# sigma is 8, 24 and 48 pixels: worked out at a quarter, an eighth and a sixteenth of the size. Lines between the middles of
-# 4 by 4 pixels flatten the narrow one by 1 in 20; one shifted by half a pixel of its small picture would miss by 1 in 10 or more.
+# Sigma is 8, 24 and 48 pixels: computed at a quarter, an eighth and a sixteenth of the size. Interpolating
+# between the centres of 4 by 4 pixels flattens the narrow one by 1 in 20; a shift by half a pixel of its
+# small picture would be off by 1 in 10 or more.
 @pytest.mark.parametrize(("share", "tolerance"), [(0.01, 0.06), (0.03, 0.02), (0.06, 0.02)])
 def test_glow_is_a_gaussian_of_the_given_width_wherever_the_lamp_is(share, tolerance):
     y, x = np.arange(400)[:, None] + 0.5, np.arange(800)[None, :] + 0.5
     for row, column in ((201, 401), (186, 420)):
         light = np.zeros((3, 400, 800), np.float32)
         light[:, row, column] = 1000.0
-        # light is gathered in blocks of 4 by 4, so it comes from the middle of one
-        exact = np.exp(-((y - (row // 4 * 4 + 2)) ** 2 + (x - (column // 4 * 4 + 2)) ** 2) / (2 * (share * 800) ** 2))
+        # light is averaged over blocks of 4 by 4 pixels, so it comes from a block's centre
+        squared = (y - (row // 4 * 4 + 2)) ** 2 + (x - (column // 4 * 4 + 2)) ** 2
+        exact = np.exp(-squared / (2 * (share * 800) ** 2))
         exact *= 1000 / exact.sum()
         np.testing.assert_allclose(glow(light, ((share, 1.0),))[1], exact, atol=tolerance * exact.max())
 
@@ -150,9 +155,9 @@ def test_at_night_contrast_decides():
     display = np.full((100, 200, 3), 0.10, np.float32)
     instance = np.zeros((100, 200), np.int16)
     instance[20:60, 20:40], instance[20:60, 80:100], instance[20:60, 140:160] = 1, 2, 3
-    display[instance == 1] = 0.12  # a dark coat before a dark wall
+    display[instance == 1] = 0.12  # a dark coat in front of a dark wall
     display[instance == 2] = 0.20
-    display[30:34, 145:150] = 0.9  # dark but for one lamp
+    display[30:34, 145:150] = 0.9  # dark except for one lamp
     assert unseen_at_night(display, visible_pixels(instance), {1: 0, 2: 0, 3: 2, 9: 0}, noise=0.02) == {1}
     assert unseen_at_night(display, visible_pixels(instance), {2: 0}, noise=0.2) == {2}
 
@@ -167,7 +172,9 @@ def test_a_wet_road_mirrors_what_stands_on_it(cam):
     depth[20:42, 60:100] = 40.0
     lit = image.copy()
     lit[20:42, 60:100] = (1.0, 0.1, 0.1)
-    dim, red = (add_rain(picture, depth, instance, cam, [], np.random.default_rng(4))[0] for picture in (image, lit))
+    dim, red = (
+        add_rain(picture, depth, instance, cam, [], np.random.default_rng(4))[0] for picture in (image, lit)
+    )
     below, beside = (slice(43, 55), slice(65, 95)), (slice(43, 55), slice(5, 40))
     assert (red - dim)[below][..., 0].mean() > 0.05
     assert abs((red - dim)[beside]).mean() < 0.02

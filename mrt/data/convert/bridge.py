@@ -1,8 +1,9 @@
-"""Label files that list many images: which formats there are, whose a file is, and what it says.
+"""Label files that list many images: which formats there are, which one a file has, and what it says.
 
-Most are read by modules of :mod:`mrt.data.convert.formats`. ``datumaro`` and ``vott`` are read by the library datumaro, an extra
-(``pip install 'mrt-detection[formats]'``), which leaves out without a word what it does not know; so every file is also counted here, and
-one of which the library gives less (or more) than there is gets refused.
+Most are read by modules of :mod:`mrt.data.convert.formats`. ``datumaro`` and ``vott`` are read by the library
+datumaro, an extra (``pip install 'mrt-detection[formats]'``). It silently leaves out what it does not know.
+So the annotations of every file are also counted here, and a file is refused if the library gives less (or
+more) than it holds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from mrt.errors import MrtError
 
 LIBRARY = "pip install 'mrt-detection[formats]'"
 OTHER_EXPORT = "Export the labels once more in another format, such as COCO."
-_AREAS = ("bbox", "rotated_bbox", "polygon", "mask", "ellipse", "cuboid_2d")  # annotations that a box can be drawn around
+# what reading a damaged or encrypted zip member raises
+_BROKEN_MEMBER = (OSError, KeyError, BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
+# annotations that have a box around them
+_AREAS = ("bbox", "rotated_bbox", "polygon", "mask", "ellipse", "cuboid_2d")
 _COUNTED = {
     "label": "tag of the whole image",
     "caption": "tag of the whole image",
@@ -37,7 +41,7 @@ _COUNTED = {
 
 
 class _Item(NamedTuple):
-    """What a file says of an image, without the library: its path, its size, and how many annotations of which kind."""
+    """What a file says of an image, read without the library: path, size, and annotations of each kind."""
 
     name: str
     size: tuple[int, int] | None
@@ -48,7 +52,7 @@ def find(files: Files, only: str | None = None) -> dict[str, list[str]]:
     """The label files among raw files: format -> their paths inside, sorted.
 
     Args:
-        files: path inside -> where to read it (:class:`mrt.data.convert.raw.RawFiles`).files.
+        files: path inside -> where to read it, as in :class:`mrt.data.convert.raw.RawFiles`.
         only: look for this format alone.
     """
     wanted = [listing for name, listing in LISTED.items() if only in (None, name)]
@@ -66,7 +70,8 @@ def find(files: Files, only: str | None = None) -> dict[str, list[str]]:
 def read(format: str, files: Files) -> dict[str, dict[str, Sheet]]:
     """All label files of a format: path inside -> the image's path as the file has it -> its sheet.
 
-    The paths are as their makers wrote them (also absolute, or without any folder): find images by their ends only.
+    The paths are as in the file (also absolute, or without any folder): find images by the ends of their
+    paths only.
 
     Raises:
         MrtError: an unknown format, no file of it, the library is missing, or a file that cannot be used.
@@ -75,17 +80,20 @@ def read(format: str, files: Files) -> dict[str, dict[str, Sheet]]:
         raise MrtError(f"--format {format}: unknown", f"It is one of {', '.join(LISTED)}.")
     found = find(files, format).get(format, [])
     if not found:
-        raise MrtError(f"--format {format}: none of the {len(files)} files is such a label file", f"It needs {LISTED[format].needs}.")
+        raise MrtError(
+            f"--format {format}: none of the {len(files)} files is such a label file",
+            f"It needs {LISTED[format].needs}.",
+        )
     return {inside: LISTED[format].read(files[inside], files) for inside in found}
 
 
 def _head(place: Path) -> bytes:
-    """A file's first bytes, of a zip's member without unpacking the rest; nothing if it cannot be read."""
+    """A file's first bytes (nothing if it cannot be read), without unpacking the rest of a zip's member."""
     member = inside_zip(place)
     try:
         with open(place, "rb") if member is None else open_zip(member[0]).open(member[1]) as file:
             return file.read(reading.HEAD)
-    except (OSError, KeyError, BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError):  # a damaged or encrypted member
+    except _BROKEN_MEMBER:
         return b""
 
 
@@ -93,8 +101,8 @@ def read_datumaro(place: Path, files: Files) -> dict[str, Sheet]:
     """Datumaro's own JSON (CVAT's export "Datumaro 1.0"): ``annotations/SPLIT.json``.
 
     Raises:
-        MrtError: the library is missing or refuses the file, or gives other annotations than the file has; an image without a name or
-            listed twice.
+        MrtError: the library is missing or refuses the file, or gives other annotations than the file has; an
+            image without a name or listed twice.
     """
     content = _object(place, "Datumaro's JSON, with 'items' and 'categories'", "items", list)
     items = [_datumaro_item(item, place, number) for number, item in enumerate(content["items"])]
@@ -110,13 +118,17 @@ def read_vott(place: Path, files: Files) -> dict[str, Sheet]:
     """
     content = _object(place, "VoTT's JSON export, with 'assets'", "assets", dict)
     items = [_vott_item(asset, place, key) for key, asset in content["assets"].items()]
-    return _checked(place, list(content["assets"]), items, _imported(place, content, "vott_json", "labels-export.json"))
+    return _checked(
+        place, list(content["assets"]), items, _imported(place, content, "vott_json", "labels-export.json")
+    )
 
 
 def looks_datumaro(head: bytes, path: str) -> bool:
     """Whether it is a JSON object with Datumaro's categories."""
     text = reading.head_object(head)
-    return reading.has_key(text, "categories", "label", before="{") and reading.has_key(text, "labels", before="[")
+    return reading.has_key(text, "categories", "label", before="{") and reading.has_key(
+        text, "labels", before="["
+    )
 
 
 def looks_vott(head: bytes, path: str) -> bool:
@@ -171,11 +183,16 @@ class _Found(NamedTuple):
 
 
 def _imported(place: Path, content: Any, format: str, file: str) -> _Found:
-    """A file as the library reads a copy of it, which lies alone in a folder: it needs no images, and meets nothing else."""
+    """A file as the library reads it.
+
+    It reads a copy alone in a folder, so it needs no images and finds no other files.
+    """
     try:
         from datumaro import AnnotationType, Dataset
     except ImportError:
-        raise MrtError(f"{place}: is read by the library datumaro, which is not installed", f"Install it: {LIBRARY}") from None
+        raise MrtError(
+            f"{place}: is read by the library datumaro, which is not installed", f"Install it: {LIBRARY}"
+        ) from None
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / file
         copy.parent.mkdir(exist_ok=True)
@@ -183,24 +200,35 @@ def _imported(place: Path, content: Any, format: str, file: str) -> _Found:
             copy.write_text(json.dumps(content), encoding="utf-8")
             found = Dataset.import_from(folder, format)
             labels = [label.name for label in found.categories().get(AnnotationType.label, [])]
-            keys = [(item.attributes.get("id") if format == "vott_json" else item.id, list(item.annotations)) for item in found]
-        except Exception as error:  # whatever the file makes it raise: it promises nothing
+            keys = [
+                (item.attributes.get("id") if format == "vott_json" else item.id, list(item.annotations))
+                for item in found
+            ]
+        except Exception as error:  # the library does not say what it raises on a broken file
             reason = str(error.__cause__ or error).replace(folder, "").strip() or type(error).__name__
             raise MrtError(f"{place}: datumaro cannot read it ({reason[:300]})", OTHER_EXPORT) from None
     return _Found(labels, dict(keys))
 
 
 def _checked(place: Path, keys: list[str], items: list[_Item], found: _Found) -> dict[str, Sheet]:
-    """The sheets; MrtError if the library has not all of what the file holds, or more."""
+    """The sheets; MrtError if the library reads less than the file holds, or more."""
     refuse_twins([item.name for item in items], place, "Export each folder for itself.")
     if len(set(keys)) < len(keys) or set(keys) != found.annotations.keys():
-        raise MrtError(f"{place}: has {len(items)} images, of which datumaro reads {len(found.annotations)}", OTHER_EXPORT)
+        raise MrtError(
+            f"{place}: has {len(items)} images, of which datumaro reads {len(found.annotations)}",
+            OTHER_EXPORT,
+        )
     sheets = {}
     for key, item in zip(keys, items, strict=True):
         kinds = Counter(one.type.name for one in found.annotations[key])
-        if kinds != item.kinds:  # a Counter's 0 is as good as nothing
-            raise MrtError(f"{place}: {item.name!r} has {_listed(item.kinds)}, of which datumaro reads {_listed(kinds)}", OTHER_EXPORT)
-        sheets[item.name] = reading.collect((_record(one, found.labels) for one in found.annotations[key]), item.size)
+        if kinds != item.kinds:  # for a Counter, 0 is the same as nothing
+            raise MrtError(
+                f"{place}: {item.name!r} has {_listed(item.kinds)}, of which datumaro reads {_listed(kinds)}",
+                OTHER_EXPORT,
+            )
+        sheets[item.name] = reading.collect(
+            (_record(one, found.labels) for one in found.annotations[key]), item.size
+        )
     return sheets
 
 
@@ -228,9 +256,16 @@ def _record(annotation: Any, labels: list[str]) -> Record | str:
     return Record(label, (x, y, x + width, y + height), ignored=annotation.attributes.get("is_crowd") is True)
 
 
-_DATUMARO = Listing("datumaro", (".json",), "Datumaro's JSON (annotations/train.json), and its images", read_datumaro, looks_datumaro)
-_VOTT = Listing("vott", (".json",), "VoTT's JSON export (NAME-export.json), and its images", read_vott, looks_vott)
+_DATUMARO = Listing(
+    "datumaro",
+    (".json",),
+    "Datumaro's JSON (annotations/train.json), and its images",
+    read_datumaro,
+    looks_datumaro,
+)
+_VOTT = Listing(
+    "vott", (".json",), "VoTT's JSON export (NAME-export.json), and its images", read_vott, looks_vott
+)
 
-LISTED: dict[str, Listing] = {
-    listing.name: listing for listing in (cvat.LISTING, tables.OPENIMAGES, tables.CSV, via.LISTING, createml.LISTING, _DATUMARO, _VOTT)
-}
+_OURS = (cvat.LISTING, tables.OPENIMAGES, tables.CSV, via.LISTING, createml.LISTING)
+LISTED: dict[str, Listing] = {listing.name: listing for listing in (*_OURS, _DATUMARO, _VOTT)}

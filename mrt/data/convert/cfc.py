@@ -1,13 +1,18 @@
-"""CFC-DAOD: fish in sonar, the Caltech Fish Counting data set for domain adaptation (Kay et al., "Align and Distill", arXiv 2403.12029).
+"""CFC-DAOD: fish in sonar images, the Caltech Fish Counting data set for domain adaptation.
 
-The owners' downloads (data.caltech.edu/records/bseww-80110; github.com/visipedia/caltech-fish-counting, CFC-DAOD/README.md)::
+Kay et al., "Align and Distill", arXiv 2403.12029.
 
-    cfc_train.zip, cfc_val.zip                      Kenai, the left bank: the source       76,619 and 30,454 images
-    cfc_channel_train.zip, cfc_channel_test.zip     Kenai Channel: the target              29,089 and 13,091 images
+The owners' downloads (data.caltech.edu/records/bseww-80110; github.com/visipedia/caltech-fish-counting,
+CFC-DAOD/README.md)::
+
+    cfc_train.zip, cfc_val.zip                      Kenai, the left bank: the source
+                                                    76,619 and 30,454 images
+    cfc_channel_train.zip, cfc_channel_test.zip     Kenai Channel: the target
+                                                    29,089 and 13,091 images
     cfc_train.json, cfc_val.json, ...               COCO files, one for each archive, of the same name
 
-Each location is a set of its own. Images have three channels ("Baseline++"), of a frame and its neighbours. Training on the target is to
-leave its labels alone; the benchmark's figure is AP50 on the target's test images.
+Each location is a set of its own. Images have three channels ("Baseline++"), of a frame and its neighbours.
+Training on the target must not use its labels; the benchmark reports AP50 on the target's test images.
 """
 
 from __future__ import annotations
@@ -34,25 +39,34 @@ SITE = "data.caltech.edu/records/bseww-80110"
 _WANTED = r"(?i)^(?!__macosx/).*?(cfc_(channel_)?(train|val|test)\.json|(^|/)[^/.][^/]*\.(jpe?g|png))$"
 
 
-def recipe(raw: Sequence[Path], data_root: Path, *, location: str, on_unpack: Unpacking | None = None) -> Recipe:
+def recipe(
+    raw: Sequence[Path], data_root: Path, *, location: str, on_unpack: Unpacking | None = None
+) -> Recipe:
     """One location: "kenai" has the splits train and val, "channel" train and test.
 
-    Boxes are the files' own. The class is "fish", whatever a file calls its one category. Images are found by the end of their path, or by
-    their name alone if none fits with its folders; of several that fit it is the one in the folder or archive of the label file's name.
-    A split without images or labels is left out (the card's ``missing_splits``).
+    Boxes are the files' own. The class is "fish", whatever a file calls its one category. Images are found by
+    the end of their path, or by their name alone if no image fits with its folders; if several fit, the one
+    in the folder or archive with the label file's name is taken. A split without images or labels is left out
+    (the card's ``missing_splits``).
 
     Args:
-        raw: the zip archives (read in place) and JSON files; the folder they are in; or folders unpacked by hand.
+        raw: the zip archives (read in place) and JSON files; the folder they are in; or folders unpacked by
+            hand.
 
     Raises:
-        MrtError: an unknown location, no labels or images of it, a label file that cannot be used or has several classes, a file name that
-            may mean several images.
+        MrtError: an unknown location, no labels or images of it, a label file that cannot be used or has
+            several classes, a file name that may mean several images.
     """
     if location not in FILES:
-        raise MrtError(f"location is {location!r}, expected {' or '.join(FILES)}", "Kenai is the source, the channel the target.")
+        raise MrtError(
+            f"location is {location!r}, expected {' or '.join(FILES)}",
+            "Kenai is the source, the channel the target.",
+        )
     files = RawFiles([path for path in raw if not _is_label_file(path)], _WANTED, data_root, on_unpack)
     names = FILES[location]
-    labels = {split: place for split, name in names.items() if (place := _label_place(files, raw, name)) is not None}
+    labels = {
+        split: place for split, name in names.items() if (place := _label_place(files, raw, name)) is not None
+    }
     _require(labels, raw, [f"{name}.json" for name in names.values()])
     images = _by_name(files)
     found = {split: _split(labels[split], images) if split in labels else None for split in names}
@@ -71,20 +85,24 @@ def recipe(raw: Sequence[Path], data_root: Path, *, location: str, on_unpack: Un
 def _require(found: Any, raw: Sequence[Path], files: Sequence[str], what: str = "") -> None:
     if not found:
         given = " ".join(str(path) for path in raw)
-        raise MrtError(f"--raw {given}: holds no {what}{' or '.join(files)}", f"Give {' and '.join(files)}, too: they are on {SITE}.")
+        raise MrtError(
+            f"--raw {given}: holds no {what}{' or '.join(files)}",
+            f"Give {' and '.join(files)}, too: they are on {SITE}.",
+        )
 
 
 def _is_label_file(path: Path | str) -> bool:
-    """Whether ``--raw`` names a label file itself: they come unpacked."""
+    """Whether ``--raw`` names a label file itself (they are published unpacked)."""
     return Path(path).suffix.lower() == ".json" and Path(path).expanduser().is_file()
 
 
 def _label_place(files: RawFiles, raw: Sequence[Path], name: str) -> Path | None:
-    """Where the label file of that name is, those that ``--raw`` names first."""
+    """Where the label file of that name is; files that ``--raw`` names come first."""
     for path in raw:
         if _is_label_file(path) and Path(path).stem == name:
             return Path(path).expanduser().absolute()
-    return next((files.files[inside] for inside in sorted(files.files) if PurePosixPath(inside).name == f"{name}.json"), None)
+    named = (inside for inside in sorted(files.files) if PurePosixPath(inside).name == f"{name}.json")
+    return next((files.files[inside] for inside in named), None)
 
 
 def _by_name(files: RawFiles) -> dict[str, list[tuple[str, Path]]]:
@@ -106,10 +124,10 @@ def _split(labels: Path, images: Mapping[str, list[tuple[str, Path]]]) -> Split 
     if not places:
         return None
     root = common_root(list(places.values()))
-    jobs = [
-        Job(places.get(entry.name), relative(places[entry.name], root) if entry.name in places else entry.name, entry)
-        for entry in content.images
-    ]
+    jobs = []
+    for entry in content.images:
+        place = places.get(entry.name)
+        jobs.append(Job(place, entry.name if place is None else relative(place, root), entry))
     return Split(root, jobs, partial(convert, classes=CLASSES), dict(content.skipped))
 
 
@@ -118,14 +136,19 @@ def _read(labels: Path) -> Content:
     content = read(labels, f"Get it again from {SITE}.")
     if len(content.classes) != 1:
         raise MrtError(
-            f"{labels}: its classes are {', '.join(content.classes) or 'none'}, expected one, fish", f"Get it again from {SITE}."
+            f"{labels}: its classes are {', '.join(content.classes) or 'none'}, expected one, fish",
+            f"Get it again from {SITE}.",
         )
-    named = [entry._replace(objects=tuple(item._replace(label=CLASSES[0]) for item in entry.objects)) for entry in content.images]
+    named = [
+        entry._replace(objects=tuple(item._replace(label=CLASSES[0]) for item in entry.objects))
+        for entry in content.images
+    ]
     return content._replace(images=named)
 
 
 def _ending(name: str, images: Mapping[str, list[tuple[str, Path]]]) -> list[tuple[str, Path]]:
-    return [item for item in images.get(PurePosixPath(name).name, ()) if item[0] == name or item[0].endswith(f"/{name}")]
+    same = images.get(PurePosixPath(name).name, ())
+    return [item for item in same if item[0] == name or item[0].endswith(f"/{name}")]
 
 
 def _one_of(several: Sequence[tuple[str, Path]], name: str, labels: Path) -> Path:
@@ -134,6 +157,7 @@ def _one_of(several: Sequence[tuple[str, Path]], name: str, labels: Path) -> Pat
     own = [place for place in places if labels.stem in {part.removesuffix(".zip") for part in place.parts}]
     if len(own or places) > 1:
         raise MrtError(
-            f"{labels}: the image {name!r} may be any of {', '.join(map(str, (own or places)[:4]))}", "Give only the right folder as --raw."
+            f"{labels}: the image {name!r} may be any of {', '.join(map(str, (own or places)[:4]))}",
+            "Give only the right folder as --raw.",
         )
     return (own or places)[0]

@@ -1,4 +1,4 @@
-"""Cityscapes: boxes of the visible pixels, from the instance images or, without them, by painting the polygons."""
+"""Cityscapes: boxes of the visible pixels, from the instance images or else from painted polygons."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from mrt.errors import MrtError
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 IMAGES = {"train": 2975, "val": 500}  # frames with labels, by the owners; the labels of "test" are dummies
-# The owners' label ids (helpers/labels.py of their tools): the place in this list; a license plate has -1 and is not painted.
+# The owners' label ids (helpers/labels.py of their tools) are the positions in this list; a license plate has
+# -1 and is not painted.
 _LABELS = (
-    *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk", "parking"),
-    *("rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup", "traffic light", "traffic sign"),
-    *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
+    *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground"),
+    *("road", "sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge"),
+    *("tunnel", "pole", "polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky"),
+    *("person", "rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
 )
 LABEL_IDS = {name: number for number, name in enumerate(_LABELS)} | {"license plate": -1}
 SKY = LABEL_IDS["sky"]
-FIRST_THING, LAST_THING = LABEL_IDS["person"], LABEL_IDS["bicycle"]  # all from the one to the other have instances
+# these labels and all between them have instances
+FIRST_THING, LAST_THING = LABEL_IDS["person"], LABEL_IDS["bicycle"]
 PER_LABEL = 1000  # the n-th car, from 0, is 26 * 1000 + n; 26 alone is a group of cars
 LABELS_WANTED = r"_gtFine_(instanceIds\.png|polygons\.json)$"
 SITE = "cityscapes-dataset.com"
-FRAME = r"(?:^|/)(train|val)/([^/]+)/([^/.][^/]*)"  # a name with a dot in front is a file manager's, no frame
+FRAME = r"(?:^|/)(train|val)/([^/]+)/([^/.][^/]*)"  # a leading dot marks file managers' files
 _IMAGE = FRAME + r"_leftImg8bit\.png$"
 _MOST_PIXELS = 1 << 28  # of a label file's image; Cityscapes' have 1 << 21
 _FARTHEST = 1e9  # a coordinate beyond does not fit the painter's integers
@@ -46,7 +49,7 @@ class Frame(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One picture: its entry in the annotations, where its image and its labels are (None: missing), the classes to keep."""
+    """One picture: its name in the annotations, its image and labels (None: missing), the classes to keep."""
 
     file: str
     image: Path | None
@@ -59,7 +62,8 @@ class Labels(NamedTuple):
     """The instance image of a frame.
 
     Args:
-        ids: (H, W) integers: ``label id * 1000 + n`` for the n-th object of a class, else the label id; groups have that of their class.
+        ids: (H, W) integers: ``label id * 1000 + n`` for the n-th object of a class, else the label id;
+            groups have the id of their class.
         painted: id of each object -> whether all of it lies outside the image; None if unknown.
         skipped: what could not be painted, reason -> how many.
     """
@@ -77,20 +81,23 @@ def recipe(
     splits: Sequence[str] = tuple(IMAGES),
     on_unpack: Unpacking | None = None,
 ) -> Recipe:
-    """``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip``, unpacked or as they came, also one so and one so.
+    """``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip``, each as a zip or unpacked.
 
-    Expects ``{split}/{city}/{name}_leftImg8bit.png`` and ``{split}/{city}/{name}_gtFine_instanceIds.png`` (taken where it is there) or
-    ``..._gtFine_polygons.json``, below any folder. A box holds the visible pixels of an object: from its first column and row, width and
-    height such that the last are inside; the area counts its pixels. All groups of a class in a frame (``cargroup``) are one ignored box,
-    because the instance image has one number for them.
+    Expects ``{split}/{city}/{name}_leftImg8bit.png`` and ``{split}/{city}/{name}_gtFine_instanceIds.png``
+    (which is preferred) or ``..._gtFine_polygons.json``, below any folder. A box holds the visible pixels of
+    an object, from its first column and row to the last ones inclusive; the area counts its pixels. All
+    groups of a class in a frame (``cargroup``) are one ignored box, because the instance image has one number
+    for them.
 
-    Counted as skipped: "image missing", "labels missing"; objects with other labels ("class not asked for": also caravans and trailers),
-    without a visible pixel ("object fully hidden": from the instance image only those are known whose number lies below a visible one's),
-    and from the polygons "box outside the image" and "unknown label '...'".
+    Counted as skipped: "image missing", "labels missing"; objects with other labels ("class not asked for":
+    also caravans and trailers); objects without a visible pixel ("object fully hidden": from an instance
+    image they are only known if their number lies below a visible one's); and from polygons "box outside the
+    image" and "unknown label '...'".
 
     Args:
-        classes: which of the owners' ten classes with instances to keep, in this order; the default are the benchmark's eight.
-        splits: which of train and val. One of which there is no image is left out (the card's ``missing_splits``).
+        classes: which of the owners' ten classes with instances to keep, in this order; default: the
+            benchmark's eight.
+        splits: which of train and val. A split without images is left out (the card's ``missing_splits``).
         on_unpack: called with (archive, bytes done, bytes in all).
 
     Raises:
@@ -100,14 +107,18 @@ def recipe(
     files = RawFiles(raw, rf"_leftImg8bit\.png$|{LABELS_WANTED}", data_root, on_unpack)
     images, labels = find_frames(files, _IMAGE), find_labels(files)
     require(
-        images, "Cityscapes images ({split}/{city}/*_leftImg8bit.png)", files, f"Give leftImg8bit_trainvaltest.zip, too: it is on {SITE}."
+        images,
+        "Cityscapes images ({split}/{city}/*_leftImg8bit.png)",
+        files,
+        f"Give leftImg8bit_trainvaltest.zip, too: it is on {SITE}.",
     )
     found = {}
     for split in splits:
         frames = sorted(frame for frame in {*images, *labels} if frame.split == split)
-        found[split] = labelled_split(
-            [(frame, images.get(frame), f"{frame.city}/{frame.name}_leftImg8bit.png", {}) for frame in frames], labels, tuple(classes)
-        )
+        entries = [
+            (frame, images.get(frame), f"{frame.city}/{frame.name}_leftImg8bit.png", {}) for frame in frames
+        ]
+        found[split] = labelled_split(entries, labels, tuple(classes))
     return Recipe(
         domain="clear",
         classes=tuple(classes),
@@ -119,11 +130,13 @@ def recipe(
 
 
 def check_options(classes: Sequence[str], splits: Sequence[str]) -> None:
-    """MrtError unless the classes are Cityscapes' ones with instances, and the splits train and val."""
+    """MrtError unless the classes are Cityscapes classes with instances, and the splits train and val."""
     things = _LABELS[FIRST_THING : LAST_THING + 1]
     for name in classes:
         if name not in things:
-            raise MrtError(f"classes: Cityscapes has no objects of class {name!r}", f"It has: {', '.join(things)}.")
+            raise MrtError(
+                f"classes: Cityscapes has no objects of class {name!r}", f"It has: {', '.join(things)}."
+            )
     if not classes or len(set(classes)) != len(classes):
         raise MrtError(f"classes: expected one or more different names, not {list(classes)}")
     for split in splits:
@@ -141,18 +154,26 @@ def find_frames(files: RawFiles, pattern: str) -> dict[Frame, Path]:
 
 def find_labels(files: RawFiles) -> dict[Frame, Path]:
     """Each frame's instance image or else its polygons; MrtError if there are none at all."""
-    found = find_frames(files, FRAME + r"_gtFine_polygons\.json$") | find_frames(files, FRAME + r"_gtFine_instanceIds\.png$")
+    polygons = find_frames(files, FRAME + r"_gtFine_polygons\.json$")
+    found = polygons | find_frames(files, FRAME + r"_gtFine_instanceIds\.png$")
     require(
-        found, "Cityscapes labels ({split}/{city}/*_gtFine_instanceIds.png or *_gtFine_polygons.json)", files,
+        found,
+        "Cityscapes labels ({split}/{city}/*_gtFine_instanceIds.png or *_gtFine_polygons.json)",
+        files,
         f"Give gtFine_trainvaltest.zip, too: it is on {SITE}.",
-    )  # fmt: skip
+    )
     return found
 
 
 def labelled_split(
-    entries: Iterable[tuple[Frame, Path | None, str, Mapping[str, Any]]], labels: Mapping[Frame, Path], classes: tuple[str, ...]
+    entries: Iterable[tuple[Frame, Path | None, str, Mapping[str, Any]]],
+    labels: Mapping[Frame, Path],
+    classes: tuple[str, ...],
 ) -> Split | None:
-    """The split of (frame, image, name to report a missing one by, extra) entries; None without a single image."""
+    """The split of (frame, image, name to report it by if it is missing, extra) entries.
+
+    None if there is not a single image.
+    """
     entries = list(entries)
     places = [image.parent for _, image, _, _ in entries if image is not None]
     if not places:
@@ -189,27 +210,36 @@ def convert(job: Job) -> Picture | Skipped:
 
 
 def read_labels(place: Path) -> Labels:
-    """The instance image: read, if the file is one, else painted from polygons; MrtError if the file cannot be used."""
+    """Read the instance image, or paint it from polygons; MrtError if the file cannot be used."""
     if place.suffix == ".json":
         return paint(parse_json(place), place)
     try:
         with warnings.catch_warnings(), open_file(place) as file, open_picture(file) as picture:
             warnings.simplefilter("ignore")  # odd blocks that decode all the same
             if picture.mode not in ("I;16", "I;16B", "I", "L"):
-                raise MrtError(f"{place}: mode is {picture.mode}, expected a grey image of 16 bits", "It may be the *_color.png, renamed.")
+                raise MrtError(
+                    f"{place}: mode is {picture.mode}, expected a grey image of 16 bits",
+                    "It may be the *_color.png, renamed.",
+                )
             return Labels(np.array(picture))
     except (*BROKEN, ImageProblem) as error:
-        raise MrtError(f"{place}: cannot be read as an image ({error})", f"Get gtFine_trainvaltest.zip again from {SITE}.") from None
+        raise MrtError(
+            f"{place}: cannot be read as an image ({error})",
+            f"Get gtFine_trainvaltest.zip again from {SITE}.",
+        ) from None
 
 
 def paint(annotation: Any, place: Path) -> Labels:
-    """The instance image of a ``gtFine_polygons.json``: objects in the file's order, so that later ones hide earlier ones.
+    """The instance image of a ``gtFine_polygons.json``.
 
-    By the owners' rules: deleted objects are left out, ``NAMEgroup`` is painted with the number of NAME unless it is a label itself, and
-    every other object of a class with instances takes that class's next number, whether it will be visible or not.
+    Objects are painted in the file's order, so later ones hide earlier ones.
+
+    By the owners' rules deleted objects are left out, ``NAMEgroup`` is painted with the number of NAME unless
+    it is a label itself, and every other object of a class with instances takes that class's next number,
+    whether it will be visible or not.
 
     Raises:
-        MrtError: the content is not that of a label file; names ``place`` and the entry.
+        MrtError: the content is not that of a label file; the message names ``place`` and the entry.
     """
     width, height, objects = _content(annotation, place)
     canvas = Image.new("I", (width, height), LABEL_IDS["unlabeled"])
@@ -228,7 +258,10 @@ def paint(annotation: Any, place: Path) -> Labels:
         single = FIRST_THING <= number <= LAST_THING and not group
         if single:
             if numbers[name] == PER_LABEL:
-                raise MrtError(f"{place}: objects[{index}] is {name} number {PER_LABEL + 1}, their numbers end at {PER_LABEL}")
+                raise MrtError(
+                    f"{place}: objects[{index}] is {name} number {PER_LABEL + 1}, "
+                    f"their numbers end at {PER_LABEL}"
+                )
             number = number * PER_LABEL + numbers[name]
             numbers[name] += 1
         if number < 0:
@@ -263,17 +296,19 @@ def _content(annotation: Any, place: Path) -> tuple[int, int, list[Any]]:
     if size[0] * size[1] > _MOST_PIXELS:
         raise MrtError(f"{place}: imgWidth x imgHeight is {size[0]}x{size[1]}, too large to be painted", hint)
     if not isinstance(annotation.get("objects"), list):
-        raise MrtError(f"{place}: objects is {type(annotation.get('objects')).__name__}, expected a list", hint)
+        raise MrtError(
+            f"{place}: objects is {type(annotation.get('objects')).__name__}, expected a list", hint
+        )
     return size[0], size[1], annotation["objects"]
 
 
 def _object(entry: Any, where: str) -> tuple[str, list[tuple[float, float]], bool]:
-    """Label, polygon and whether it was deleted, of an object that is to be painted; MrtError names what is wrong."""
+    """Label and polygon of an object to paint, and whether it was deleted; MrtError names what is wrong."""
     if not isinstance(entry, dict) or not isinstance(entry.get("label"), str):
         raise MrtError(f"{where}.label is missing or not a text")
     polygon = entry.get("polygon")
     try:
-        points = [(point[0] + 0, point[1] + 0) for point in polygon]  # + 0: a text is no number
+        points = [(point[0] + 0, point[1] + 0) for point in polygon]  # + 0 fails for a text
     except (TypeError, IndexError, KeyError):
         raise MrtError(f"{where}.polygon is not a list of [x, y] in pixels") from None
     return entry["label"], points, bool(entry.get("deleted", 0))
@@ -303,15 +338,22 @@ def _label_of(number: int) -> int:
 
 
 def _gaps(found: Iterable[int]) -> dict[int, bool]:
-    """Numbers below a visible one of their class: objects there must have been, of whose place nothing is known."""
-    last = {number // PER_LABEL: number for number in found if number >= PER_LABEL}  # sorted: the highest stays
-    return {number: False for highest in last.values() for number in range(highest // PER_LABEL * PER_LABEL, highest)}
+    """Numbers missing below a visible one of their class.
+
+    There must have been such objects, but nothing is known of where they were.
+    """
+    # the numbers are sorted, so the highest of each class stays
+    last = {number // PER_LABEL: number for number in found if number >= PER_LABEL}
+    below = [range(highest // PER_LABEL * PER_LABEL, highest) for highest in last.values()]
+    return {number: False for numbers in below for number in numbers}
 
 
 def extents(ids: np.ndarray) -> dict[int, tuple[tuple[int, int, int, int], int]]:
-    """Number of each thing or group in an instance image (H, W) -> its box (x, y, width, height) and its pixels, sorted by number.
+    """Number of each thing or group in an instance image -> its box (x, y, width, height) and pixel count.
 
-    Works on runs of equal numbers in the rows, of which there are some thousands, instead of on pixels.
+    The image is (H, W); the result is sorted by number.
+
+    It works on runs of equal numbers in the rows (some thousands), not on single pixels.
     """
     width = ids.shape[1]
     flat = np.ascontiguousarray(ids).reshape(-1)

@@ -20,7 +20,8 @@ from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split
 from mrt.data.text import encoding_of
 from mrt.errors import MrtError
 
-_SPEAKING = re.compile(r"(?i)instances|annotations|labels")  # words in names of files that want to be taken for annotations
+# words in the names of files that claim to be annotations
+_SPEAKING = re.compile(r"(?i)instances|annotations|labels")
 _LISTS = ("images", "annotations", "categories")
 _LIST = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _OTHER_TASKS = ("captions", "panoptic", "image_info")
@@ -29,8 +30,11 @@ _ORDER = {"train": 0, "trainval": 1, "val": 2, "test": 3}
 
 
 class Job(NamedTuple):
-    """An image, with what the annotations say of it; ``size`` (width, height) is None where they do not say it. ``source``: their file;
-    ``reading``: what their numbers are (:mod:`mrt.data.convert.units`)."""
+    """An image, with what the annotations say of it.
+
+    ``size`` is (width, height), None where they do not say it; ``source`` is their file; ``reading`` says
+    what their numbers mean (:mod:`mrt.data.convert.units`).
+    """
 
     file: str
     place: str
@@ -54,34 +58,40 @@ def recipe(
 ) -> Recipe:
     """COCO files and their images, in any folders below ``raw`` or in archives.
 
-    A file's split is the word train, val, valid, validation, test or trainval in its name (``instances_val2017.json``), else in the name of
-    the nearest folder that has one (``valid/_annotations.coco.json``); of the only file without any, images are
-    divided as their entries ("split": "test") or their folders say, else all are "train". Several files of a split are taken together if
-    they are about different images. The images are found by the end of their path:
+    A file's split is the word train, val, valid, validation, test or trainval in its name
+    (``instances_val2017.json``), else in the name of the nearest folder that has one
+    (``valid/_annotations.coco.json``). If there is only one file and it states no split, its images are
+    divided as their entries ("split": "test") or their folders say, else all are "train". Several files of a
+    split are joined if they are about different images. The images are found by the end of their path:
     :class:`mrt.data.convert.places.ImageFinder`.
 
-    COCO's boxes are x, y, width, height in pixels from 0; they stay as they are, cut to the image. ``area`` stays where it is a positive
-    number, else it is the box's. ``iscrowd`` and ``ignore`` make an object ignored. An annotation without a box, or with one of no size,
-    has that of its outline: polygons, points or a run-length mask. All ids are given anew, so their values do not matter, but for what they
-    connect; 1, 1.0 and "1" are one id where that is no contradiction. The classes are the categories of all files in the order of their
-    ids.
+    COCO's boxes are x, y, width, height in pixels from 0; they stay as they are, cut to the image. ``area``
+    stays if it is a positive number, else it is the box's. ``iscrowd`` and ``ignore`` make an object ignored.
+    An annotation without a box, or with a box of no size, gets the box around its outline: polygons, points
+    or a run-length mask. New ids are given, so the values of the old ones only matter for what they connect;
+    1, 1.0 and "1" are one id unless that contradicts something. The classes are the categories of all files
+    in the order of their ids.
 
-    docs/data.md has the table of what is wrong in real files and what comes of it.
+    docs/data.md has a table of what is wrong in real files and how it is handled.
 
     Args:
-        annotations: split -> COCO file, where names do not tell; paths as they are or inside ``raw``.
+        annotations: split -> COCO file, where names do not tell; paths on disk or inside ``raw``.
         images: where to look for images instead of ``raw``: a folder or an archive.
-        boxes: what the numbers of a box are, of :data:`mrt.data.convert.units.READINGS`; "auto": told from each file as a whole.
+        boxes: what the numbers of a box are, one of :data:`mrt.data.convert.units.READINGS`; "auto": decided
+            from each file as a whole.
 
     Raises:
-        MrtError: no COCO file or none of its images below ``raw``; two files about the same images for a split; a file that is cut short,
-            of no Unicode encoding, not COCO or lists an image or category id twice for different things; a file name that leads out of the
-            folder or may mean several files; boxes whose unit leaves doubts.
+        MrtError: no COCO file or none of its images below ``raw``; two files about the same images for a
+            split; a file that is cut short, in no Unicode encoding, not COCO, or with an image or category id
+            for two different things; a file name that leads out of the folder or may mean several files;
+            boxes whose unit is in doubt.
     """
     files = own_files(raw, data_root, on_unpack)
     pictures = files if images is None else own_files([images], data_root, on_unpack)
     finder = ImageFinder(pictures.files)
-    given: dict[str | None, list[tuple[str, Path]]] = {split: [_given(Path(path), files)] for split, path in (annotations or {}).items()}
+    given: dict[str | None, list[tuple[str, Path]]] = {
+        split: [_given(Path(path), files)] for split, path in (annotations or {}).items()
+    }
     chosen = given or _by_split(files)
     require(chosen, "COCO annotations (.json)", files, HINT + " Name it with --annotations SPLIT=FILE.")
     labels: dict[Any, str] = {}
@@ -102,26 +112,40 @@ def recipe(
     if alone:
         notes.append(f"{len(alone)} images are in no annotation file and left out: {examples(alone)}")
     reading = "pixels" if boxes == "auto" else boxes
-    splits = {split: _split(parts[split], finder, reading, files) for split in sorted(parts, key=lambda name: _ORDER.get(name, 9))}
+    splits = {
+        split: _split(parts[split], finder, reading, files)
+        for split in sorted(parts, key=lambda name: _ORDER.get(name, 9))
+    }
     twice = {split: again for split, found in parts.items() if (again := sum(part.again for part in found))}
     source = files.source if images is None else f"{files.source}, {Path(images).name}"
     told = {split: ", ".join(part.place.name for part in found) for split, found in parts.items()}
-    details = {"format": "coco", "annotations": told} | ({"annotation_ids_given_twice": twice} if twice else {})
+    details: dict[str, Any] = {"format": "coco", "annotations": told}
+    if twice:
+        details["annotation_ids_given_twice"] = twice
     read = [inside for named in chosen.values() for inside, _ in named]
     done = Recipe(domain, tuple(labels), splits, source, details, notes=notes, read=read)
     return replace(done, review=partial(_review, made=done)) if boxes == "auto" else done
 
 
 def _review(results: Results, made: Recipe) -> Recipe | None:
-    """Another reading of the numbers of those files of which it is sure: see :func:`mrt.data.convert.units.of_coco`."""
+    """The recipe with the numbers of some files read another way, where :func:`units.of_coco` is sure.
+
+    None if nothing changes and there is nothing to say.
+    """
     sizes = {
-        (split, found.file): (found.width, found.height) for split, part in results.items() for found in part if isinstance(found, Picture)
+        (split, found.file): (found.width, found.height)
+        for split, part in results.items()
+        for found in part
+        if isinstance(found, Picture)
     }
     anywhere = {file: size for (_, file), size in sizes.items()}  # a validation part may have been split off
     seen: dict[str, list[units.Seen]] = defaultdict(list)
     for name, split in made.splits.items():
         for job in split.jobs:
-            if isinstance(job, Job) and (size := sizes.get((name, job.file), anywhere.get(job.file))) is not None:
+            if not isinstance(job, Job):
+                continue
+            size = sizes.get((name, job.file), anywhere.get(job.file))
+            if size is not None:
                 seen[job.source] += [units.Seen(box, size) for box in job.objects]
     readings, said = {}, []
     for source, boxes in seen.items():
@@ -129,17 +153,21 @@ def _review(results: Results, made: Recipe) -> Recipe | None:
         said += notes
     if not said:
         return None
-    splits = {
-        name: replace(
-            split, jobs=[job._replace(reading=readings.get(job.source, "pixels")) if isinstance(job, Job) else job for job in split.jobs]
-        )
-        for name, split in made.splits.items()
-    }
+    splits = {}
+    for name, split in made.splits.items():
+        jobs = [
+            job._replace(reading=readings.get(job.source, "pixels")) if isinstance(job, Job) else job
+            for job in split.jobs
+        ]
+        splits[name] = replace(split, jobs=jobs)
     return replace(made, splits=splits, notes=[*made.notes, *said], review=None)
 
 
 def candidates(files: RawFiles) -> tuple[list[str], list[str]]:
-    """Paths inside of the JSON files that hold COCO's three lists, and of those that only speak of it: a word in the name, or one list."""
+    """Paths of JSON files that look like COCO, as (certain, possible).
+
+    Certain: all three lists of COCO. Possible: only one or two of them, or a telling word in the name.
+    """
     whole, partly = [], []
     for inside in sorted(files.files):
         name = PurePosixPath(inside).name
@@ -155,7 +183,7 @@ def candidates(files: RawFiles) -> tuple[list[str], list[str]]:
 
 
 def convert(job: Job | Skipped) -> Picture | Skipped:
-    """Cut the boxes to the image, which must be whole and of the size that they are for."""
+    """Cut the boxes to the image, which must be whole and have the size that they were made for."""
     if isinstance(job, Skipped):
         return job
     size = measured(Path(job.place), job.file, job.size)
@@ -168,7 +196,7 @@ def convert(job: Job | Skipped) -> Picture | Skipped:
 
 
 def _lists_in(place: Path) -> set[str]:
-    """Which of COCO's three lists a JSON file has, by its text; large files are looked through in blocks."""
+    """Which of COCO's three lists a JSON file has, judged by its text; large files are read in blocks."""
     found: set[str] = set()
     kept = b""
     try:
@@ -196,7 +224,7 @@ def _given(path: Path, files: RawFiles) -> tuple[str, Path]:
 
 
 def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
-    """Split -> (path inside, where to read it) of its files; None: of the only ones that state none."""
+    """Split -> (path inside, where to read it) of its files; split None: files that state no split."""
     whole, partly = candidates(files)
     by_split: dict[str | None, list[str]] = defaultdict(list)
     for inside in whole or partly:
@@ -208,17 +236,23 @@ def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
     if None in by_split and len(by_split) > 1:
         every = [inside for group in by_split.values() for inside in group]
         raise MrtError(
-            f"--raw {files.source}: several annotation files for no split in particular: {examples(every, 6)}",
+            f"--raw {files.source}: several annotation files for no split in particular: "
+            f"{examples(every, 6)}",
             "Say which is which: --annotations train=FILE val=FILE",
         )
     if "trainval" in by_split and "train" not in by_split:
         by_split["train"] = by_split.pop("trainval")
-    return {split: [(inside, files.files[inside]) for inside in insides] for split, insides in by_split.items()}
+    return {
+        split: [(inside, files.files[inside]) for inside in insides] for split, insides in by_split.items()
+    }
 
 
 @dataclass
 class _Part:
-    """What one COCO file adds to a split: entries by name, where their images are (paths inside the raw files), what is left out."""
+    """What one COCO file adds to a split.
+
+    Entries by name, where their images are (paths inside the raw files), and what is left out.
+    """
 
     entries: dict[str, Entry]
     insides: dict[str, str]
@@ -229,7 +263,14 @@ class _Part:
     notes: list[str]
 
 
-def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, finder: ImageFinder, split: str | None, near: str) -> _Part:
+def _part(
+    coco: dict[str, Any],
+    categories: Mapping[Any, str],
+    place: Path,
+    finder: ImageFinder,
+    split: str | None,
+    near: str,
+) -> _Part:
     skipped: Counter[str] = Counter()
     by_id, by_name = images_of(coco["images"], place, skipped)
     insides = finder.find(list(by_name), place, split=split, near=near)
@@ -237,7 +278,8 @@ def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, find
         first = next(iter(by_name))
         there = finder.near_miss(first)
         raise MrtError(
-            f"{place}: none of its {len(by_name)} images is there, the first is {first!r}" + (f" (there is {there})" if there else ""),
+            f"{place}: none of its {len(by_name)} images is there, the first is {first!r}"
+            + (f" (there is {there})" if there else ""),
             "Give the images' folder or archive too: in --raw, or with --images FOLDER.",
         )
     gathered = gather(coco["annotations"], by_id, categories, skipped)
@@ -245,8 +287,14 @@ def _part(coco: dict[str, Any], categories: Mapping[Any, str], place: Path, find
     return _Part(by_name, insides, place, skipped, gathered.examples, gathered.again, gathered.notes(place))
 
 
-def _join_entries(by_name: dict[str, Entry], insides: dict[str, str], place: Path, skipped: Counter[str]) -> None:
-    """Make one entry of those whose names, written differently, mean one image; MrtError if they differ in its size."""
+def _join_entries(
+    by_name: dict[str, Entry], insides: dict[str, str], place: Path, skipped: Counter[str]
+) -> None:
+    """Join entries whose names are written differently but mean one image.
+
+    Raises:
+        MrtError: the entries state different sizes of the image.
+    """
     first: dict[str, str] = {}
     for name, inside in list(insides.items()):
         kept = first.setdefault(inside, name)
@@ -255,7 +303,8 @@ def _join_entries(by_name: dict[str, Entry], insides: dict[str, str], place: Pat
         entry, other = by_name[kept], by_name.pop(name)
         if None not in (entry.size, other.size) and entry.size != other.size:
             raise MrtError(
-                f"{place}: {kept!r} and {name!r} are one image, of the sizes {entry.size} and {other.size}", "Leave one of them out."
+                f"{place}: {kept!r} and {name!r} are one image, of the sizes {entry.size} and {other.size}",
+                "Leave one of them out.",
             )
         entry.size = entry.size or other.size
         entry.objects += other.objects
@@ -266,7 +315,10 @@ def _join_entries(by_name: dict[str, Entry], insides: dict[str, str], place: Pat
 
 
 def _divided(part: _Part) -> dict[str, _Part]:
-    """A file that states no split, by the splits that its entries state, else by those of its images' folders, if there are several."""
+    """Divide a file that states no split.
+
+    By the splits that its entries state, else by its images' folders if those name several splits.
+    """
     stated = {name: entry.split for name, entry in part.entries.items()}
     if not any(stated.values()):
         stated = {name: split_of_folder(part.insides.get(name, name)) for name in part.entries}
@@ -281,7 +333,12 @@ def _divided(part: _Part) -> dict[str, _Part]:
         names = {name for name, word in words.items() if word == split}
         entries = {name: entry for name, entry in part.entries.items() if name in names}
         insides = {name: inside for name, inside in part.insides.items() if name in names}
-        first = {"skipped": part.skipped, "examples": part.examples, "again": part.again, "notes": [*part.notes, said]}
+        first = {
+            "skipped": part.skipped,
+            "examples": part.examples,
+            "again": part.again,
+            "notes": [*part.notes, said],
+        }
         rest: dict[str, Any] = {"skipped": Counter(), "examples": {}, "again": 0, "notes": []}
         parts[split] = _Part(entries, insides, part.place, **(rest if number else first))
     return parts
@@ -313,8 +370,17 @@ def _split(parts: Sequence[_Part], finder: ImageFinder, reading: str, files: Raw
                 jobs.append(_missing(name, finder))
                 continue
             where = finder.files[part.insides[name]]
-            left, noted = dict(entry.skipped), entry.notes
-            jobs.append(Job(relative(where, root), str(where), entry.size, tuple(entry.objects), left, noted, str(part.place), reading))
+            job = Job(
+                file=relative(where, root),
+                place=str(where),
+                size=entry.size,
+                objects=tuple(entry.objects),
+                skipped=dict(entry.skipped),
+                notes=entry.notes,
+                source=str(part.place),
+                reading=reading,
+            )
+            jobs.append(job)
     return Split(root, jobs, convert, dict(+skipped), notes=dict(shown))
 
 

@@ -42,11 +42,13 @@ def read_file(place: Path) -> dict[str, Any]:
     if not isinstance(coco, dict):
         raise MrtError(
             f"{place}: holds {_kind(coco)}, expected an object",
-            HINT + " From a tool's own JSON, export COCO or YOLO. Bare images, whatever lies beside them: --format images.",
+            HINT + " From a tool's own JSON, export COCO or YOLO. Bare images, "
+            "whatever lies beside them: --format images.",
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco.get(key), list):
-            found = f"has {_kind(coco[key])} as {key!r}, expected a list" if key in coco else f"has no list {key!r}"
+            wrong = f"has {_kind(coco[key])} as {key!r}, expected a list" if key in coco else ""
+            found = wrong or f"has no list {key!r}"
             raise MrtError(f"{place}: {found}", HINT + " Images without labels: --format images.")
     if not coco["images"]:
         raise MrtError(f"{place}: lists no images", "Leave the file out, or get it again.")
@@ -57,28 +59,40 @@ def categories_of(coco: dict[str, Any], place: Path) -> dict[Any, str]:
     """Category id -> class name, in the order of the ids."""
     names: dict[Any, str] = {}
     for entry in coco["categories"]:
-        number, name = (_id(entry.get("id")), class_name(entry.get("name"))) if isinstance(entry, dict) else (None, None)
+        number = name = None
+        if isinstance(entry, dict):
+            number, name = _id(entry.get("id")), class_name(entry.get("name"))
         if number is None or not name:
             raise MrtError(f"{place}: the category {_shown(entry)} has no usable id and name", HINT)
         if names.get(number, name) != name:
             raise MrtError(
-                f"{place}: category id {number!r} is both {names[number]!r} and {name!r}", "Give each category an id of its own."
+                f"{place}: category id {number!r} is both {names[number]!r} and {name!r}",
+                "Give each category an id of its own.",
             )
         names[number] = name
     if not names:
         raise MrtError(f"{place}: lists no categories", HINT)
-    above = {class_name(entry.get("supercategory")) for entry in coco["categories"] if entry.get("name") != entry.get("supercategory")}
+    above = {
+        class_name(entry.get("supercategory"))
+        for entry in coco["categories"]
+        if entry.get("name") != entry.get("supercategory")
+    }
     used = {_known(a.get("category_id"), names) for a in coco["annotations"] if isinstance(a, dict)}
-    real = {number: name for number, name in names.items() if number in used or name not in above}  # some tools list the group too
+    # some tools also list the group (supercategory) as a category
+    real = {number: name for number, name in names.items() if number in used or name not in above}
     return dict(sorted((real or names).items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def images_of(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[dict[Any, Entry], dict[str, Entry]]:
-    """The images by their id and by their name; an image that is listed twice is one."""
+def images_of(
+    entries: list[Any], place: Path, skipped: Counter[str]
+) -> tuple[dict[Any, Entry], dict[str, Entry]]:
+    """The images by id and by name; an image that is listed twice counts once."""
     by_id: dict[Any, Entry] = {}
     by_name: dict[str, Entry] = {}
     for item in entries:
-        number, text = (_id(item.get("id")), item.get("file_name")) if isinstance(item, dict) else (None, None)
+        number = text = None
+        if isinstance(item, dict):
+            number, text = _id(item.get("id")), item.get("file_name")
         if number is None or not isinstance(text, str):
             raise MrtError(f"{place}: the image {_shown(item)} has no usable id and file_name", HINT)
         name, size = entry_name(text, place, f"file_name of image {number!r}"), _size(item)
@@ -90,7 +104,10 @@ def images_of(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[d
         listed = name in by_name
         entry = by_name.setdefault(name, Entry(name, size, _stated_split(item)))
         if entry.size != size:
-            raise MrtError(f"{place}: {name!r} is listed twice, with the sizes {entry.size} and {size}", "Leave one of them out.")
+            raise MrtError(
+                f"{place}: {name!r} is listed twice, with the sizes {entry.size} and {size}",
+                "Leave one of them out.",
+            )
         skipped["image listed twice"] += listed
         by_id[number] = entry
     return by_id, by_name
@@ -98,7 +115,7 @@ def images_of(entries: list[Any], place: Path, skipped: Counter[str]) -> tuple[d
 
 @dataclass
 class Gathered:
-    """What was found while annotations were given to their images."""
+    """What was noticed while annotations were matched with their images."""
 
     again: int = 0
     retyped: int = 0
@@ -116,13 +133,21 @@ class Gathered:
         """What to say of them."""
         said = []
         if self.retyped:
-            said.append(f'{place.name}: {self.retyped} annotations name their image or category by an id of another type (1, "1", 1.0)')
+            said.append(
+                f"{place.name}: {self.retyped} annotations name their image or category "
+                'by an id of another type (1, "1", 1.0)'
+            )
         if self.outlined:
-            said.append(f"{place.name}: {self.outlined} annotations without a box of any size have that of their outline")
+            said.append(
+                f"{place.name}: {self.outlined} annotations without a box of any "
+                "size have that of their outline"
+            )
         return said
 
 
-def gather(annotations: list[Any], images: Mapping[Any, Entry], categories: Mapping[Any, str], skipped: Counter[str]) -> Gathered:
+def gather(
+    annotations: list[Any], images: Mapping[Any, Entry], categories: Mapping[Any, str], skipped: Counter[str]
+) -> Gathered:
     """Give each image its objects."""
     seen: dict[Any, tuple[Any, Any, str]] = {}
     found = Gathered()
@@ -130,7 +155,8 @@ def gather(annotations: list[Any], images: Mapping[Any, Entry], categories: Mapp
         if not isinstance(item, dict):
             skipped[found.leave("annotation that is not an object", item)] += 1
             continue
-        number, image, category = _id(item.get("id")), _known(item.get("image_id"), images), _known(item.get("category_id"), categories)
+        number, image = _id(item.get("id")), _known(item.get("image_id"), images)
+        category = _known(item.get("category_id"), categories)
         if image is None:
             skipped[found.leave("annotation of an unknown image", item)] += 1
             continue
@@ -138,7 +164,8 @@ def gather(annotations: list[Any], images: Mapping[Any, Entry], categories: Mapp
         if category is None:
             entry.leave("annotation of an unknown category", item)
             continue
-        found.retyped += type(image) is not type(item["image_id"]) or type(category) is not type(item["category_id"])
+        same_types = type(image) is type(item["image_id"]) and type(category) is type(item["category_id"])
+        found.retyped += not same_types
         if number is not None:
             same = (image, category, repr(item.get("bbox") or item.get("segmentation")))
             if seen.setdefault(number, same) != same:
@@ -159,8 +186,13 @@ def gather(annotations: list[Any], images: Mapping[Any, Entry], categories: Mapp
     return found
 
 
-def _box(annotation: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[tuple[float, float, float, float] | str, bool]:
-    """x, y, width, height as they are, or those around its outline if they have no size (and True); else what is wrong."""
+def _box(
+    annotation: Mapping[str, Any], size: tuple[int, int] | None
+) -> tuple[tuple[float, float, float, float] | str, bool]:
+    """(x, y, width, height, or why there is none; whether it was taken from the outline).
+
+    The outline counts where the annotation's own box is missing or has no size.
+    """
     box = annotation.get("bbox")
     values = [number_of(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
     written = tuple(values) if None not in values else None
@@ -179,9 +211,10 @@ def _stated_split(image: Mapping[str, Any]) -> str | None:
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(width, height) that an image entry claims; None where it does not."""
+    """(width, height) that an image entry states; None if it states none."""
     values = [number_of(image.get(key)) for key in ("width", "height")]
-    return (int(values[0]), int(values[1])) if all(value and 0 < value < math.inf for value in values) else None
+    usable = all(value and 0 < value < math.inf for value in values)
+    return (int(values[0]), int(values[1])) if usable else None
 
 
 def _is_set(value: Any) -> bool:
@@ -190,7 +223,7 @@ def _is_set(value: Any) -> bool:
 
 def number_of(value: Any) -> float | None:
     """A number as a float, infinite where it is too large for one; None for anything else."""
-    if type(value) is float:  # quick for what is the rule
+    if type(value) is float:  # a quick way for the usual case
         return value
     if isinstance(value, bool):
         return float(value)
@@ -201,15 +234,15 @@ def number_of(value: Any) -> float | None:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as a whole number or a text; 1.0 is 1, as some table programs write it; None for what is none."""
+    """An id as a whole number or a text, else None; 1.0 is 1, as some table programs write it."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
 
 
 def _known(value: Any, among: Container[Any]) -> int | str | None:
-    """The id that is meant among those there are: the same, or the same number in another type (1 and "1")."""
-    if type(value) is int and value in among:  # quick for what is the rule
+    """The existing id that is meant: the same, or the same number in another type (1 and "1")."""
+    if type(value) is int and value in among:  # a quick way for the usual case
         return value
     number = _id(value)
     if number is None or number in among:

@@ -1,4 +1,4 @@
-"""A user's own data, of whatever kind: finds the kind out, converts, renames and chooses classes, splits a validation part off."""
+"""A user's own data of any kind: detect the kind, convert, rename and choose classes, split off "val"."""
 
 from __future__ import annotations
 
@@ -37,20 +37,23 @@ def recipe(
 
     Args:
         raw: folders or archives (zip, tar, tgz).
-        format: one of :data:`mrt.data.convert.kinds.KINDS` ("images": a bare folder, no labels), or "auto": see
-            :func:`mrt.data.convert.kinds.detect`.
+        format: one of :data:`mrt.data.convert.kinds.KINDS` ("images": a bare folder, no labels), or "auto",
+            see :func:`mrt.data.convert.kinds.detect`.
         annotations: COCO only: split -> file, where the files' names do not tell.
         images: COCO only: where the images are, if not below ``raw``.
-        classes: those to take, in this order, by their names after ``class_map``; default: all. Objects of others are counted as skipped.
+        classes: those to take, in this order, by their names after ``class_map``; default: all. Objects of
+            others are counted as skipped.
         class_map: the set's name for a class -> ours.
-        val_share: share of the images that becomes "val" where there is one split only: those whose names have the smallest hash, so a
-            second conversion chooses the same ones, and few others if images are added. At least one image stays on each side.
+        val_share: share of the images that becomes "val" if there is only one split: those whose names have
+            the smallest hashes, so a second conversion chooses the same ones, and mostly the same if images
+            are added. At least one image stays on each side.
         domain: a word for tables.
-        boxes: COCO and YOLO: what their numbers are, of :data:`mrt.data.convert.units.READINGS`, where the files leave a doubt.
+        boxes: COCO and YOLO only: what the numbers of a box are, where the files leave a doubt; one of
+            :data:`mrt.data.convert.units.READINGS`.
 
     Raises:
-        MrtError: nothing fits, or more than one kind does; an option that does not fit the kind; a class that the set does not have;
-            and what the converter of that kind raises.
+        MrtError: nothing fits, or more than one kind does; an option that does not fit the kind; a class that
+            the set does not have; and what the converter of that kind raises.
     """
     if format not in ("auto", *KINDS):
         raise MrtError(f"--format {format}: unknown", f"It is one of auto, {', '.join(KINDS)}.")
@@ -61,29 +64,48 @@ def recipe(
     files = own_files(raw, data_root, on_unpack)
     kind = format if format != "auto" else "coco" if annotations else detect(files, data_root)
     if kind != "coco" and (annotations or images):
-        raise MrtError(f"--annotations and --images are for COCO sets, this one is {kind}", "Leave them out, or give --format coco.")
+        raise MrtError(
+            f"--annotations and --images are for COCO sets, this one is {kind}",
+            "Leave them out, or give --format coco.",
+        )
     if kind not in ("coco", "yolo") and boxes not in ("auto", "pixels"):
         raise MrtError(f"--boxes {boxes}: is for COCO and YOLO sets, this one is {kind}", "Leave it out.")
     if kind == "images" and class_map:
         raise MrtError("--map-class: images without labels have no classes to rename", "Leave it out.")
     found = _read(kind, files, data_root, annotations, images, boxes, domain, on_unpack)
     finish = partial(
-        _finished, beside=left_beside(files, kind, found.read), classes=classes, class_map=class_map or {}, val_share=val_share
+        _finished,
+        beside=left_beside(files, kind, found.read),
+        classes=classes,
+        class_map=class_map or {},
+        val_share=val_share,
     )
     done = finish(found)
-    return done if found.review is None else replace(done, review=partial(_reviewed, review=found.review, finish=finish))
+    if found.review is None:
+        return done
+    return replace(done, review=partial(_reviewed, review=found.review, finish=finish))
 
 
 def _finished(
-    found: Recipe, *, beside: Sequence[str], classes: Sequence[str] | None, class_map: Mapping[str, str], val_share: float
+    found: Recipe,
+    *,
+    beside: Sequence[str],
+    classes: Sequence[str] | None,
+    class_map: Mapping[str, str],
+    val_share: float,
 ) -> Recipe:
-    """The recipe with the classes and the validation part that were asked for, and with what is to be said of other files."""
+    """The recipe with the classes and validation part asked for, and with notes on unused files."""
     found = replace(found, notes=[*found.notes, *beside])
-    found = choose_classes(found, classes, class_map) if found.labelled else replace(found, classes=tuple(classes or ()))
+    if found.labelled:
+        found = choose_classes(found, classes, class_map)
+    else:
+        found = replace(found, classes=tuple(classes or ()))
     return split_off(found, val_share) if val_share else found
 
 
-def _reviewed(results: Results, *, review: Callable[[Results], Recipe | None], finish: Callable[[Recipe], Recipe]) -> Recipe | None:
+def _reviewed(
+    results: Results, *, review: Callable[[Results], Recipe | None], finish: Callable[[Recipe], Recipe]
+) -> Recipe | None:
     again = review(results)
     return None if again is None else finish(again)
 
@@ -117,7 +139,9 @@ def choose_classes(found: Recipe, classes: Sequence[str] | None, class_map: Mapp
     theirs = ", ".join(found.classes)
     for name in class_map:
         if name not in found.classes:
-            raise MrtError(f"--map-class {name}={class_map[name]}: the set has no class {name!r}", f"It has: {theirs}.")
+            raise MrtError(
+                f"--map-class {name}={class_map[name]}: the set has no class {name!r}", f"It has: {theirs}."
+            )
     ours = tuple(dict.fromkeys(class_map.get(name, name) for name in found.classes))
     for name in classes or ():
         if name not in ours:
@@ -126,33 +150,44 @@ def choose_classes(found: Recipe, classes: Sequence[str] | None, class_map: Mapp
     if wanted == found.classes and not class_map:
         return found
     names = {name: class_map.get(name, name) for name in found.classes if class_map.get(name, name) in wanted}
-    splits = {key: replace(split, convert=partial(_renamed, convert=split.convert, names=names)) for key, split in found.splits.items()}
+    splits = {
+        key: replace(split, convert=partial(_renamed, convert=split.convert, names=names))
+        for key, split in found.splits.items()
+    }
     details = {**found.details, **({"class_map": dict(class_map)} if class_map else {})}
     return replace(found, classes=wanted, splits=splits, details=details)
 
 
-def _renamed(job: Any, *, convert: Callable[[Any], Picture | Skipped], names: Mapping[str, str]) -> Picture | Skipped:
+def _renamed(
+    job: Any, *, convert: Callable[[Any], Picture | Skipped], names: Mapping[str, str]
+) -> Picture | Skipped:
     picture = convert(job)
     return picture if isinstance(picture, Skipped) else _with_names(picture, names)
 
 
 def _with_names(picture: Picture, names: Mapping[str, str]) -> Picture:
     if picture.turned is not None:
-        picture = picture._replace(turned=picture.turned._replace(picture=_with_names(picture.turned.picture, names)))
+        other = _with_names(picture.turned.picture, names)
+        picture = picture._replace(turned=picture.turned._replace(picture=other))
     things = [thing._replace(label=names[thing.label]) for thing in picture.things if thing.label in names]
     others = len(picture.things) - len(things)
-    return picture._replace(things=things, skipped=Counter(picture.skipped) + Counter({"class not asked for": others}))
+    skipped = Counter(picture.skipped) + Counter({"class not asked for": others})
+    return picture._replace(things=things, skipped=skipped)
 
 
 def split_off(found: Recipe, val_share: float) -> Recipe:
     """The only split of a recipe as "train" and "val"."""
     if len(found.splits) > 1:
         there = ", ".join(found.splits)
-        raise MrtError(f"--val-share {val_share}: the set has the splits {there} already", "Leave --val-share out.")
+        raise MrtError(
+            f"--val-share {val_share}: the set has the splits {there} already", "Leave --val-share out."
+        )
     (split,) = found.splits.values()
     images = [job for job in split.jobs if not isinstance(job, Skipped)]
     if len(images) < 2:
-        raise MrtError(f"--val-share {val_share}: {len(images)} image cannot be split in two", "Leave --val-share out.")
+        raise MrtError(
+            f"--val-share {val_share}: {len(images)} image cannot be split in two", "Leave --val-share out."
+        )
     count = min(max(round(val_share * len(images)), 1), len(images) - 1)
     chosen = sorted((job.file for job in images), key=_hash)[:count]
     names = set(chosen)

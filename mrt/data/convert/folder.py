@@ -31,11 +31,12 @@ def recipe(
 ) -> Recipe:
     """All images below folders, or in zip or tar archives, as a set without labels.
 
-    Where folders are named after different splits (train, val, test), each is its own; else all images are "train".
+    Where folders are named after different splits (train, val, test), each is its own; else all images are
+    "train".
 
-    Files that are no images by their suffix (:data:`mrt.data.headers.IMAGE_SUFFIXES`, upper or lower case) and hidden ones are passed
-    over, and so are annotation files: nothing is read but images. Unreadable images are counted as skipped. Sizes are those of the upright
-    pictures (EXIF).
+    Only images are read: hidden files are ignored, and so are files without an image suffix
+    (:data:`mrt.data.headers.IMAGE_SUFFIXES`, upper or lower case), such as annotations. Unreadable images are
+    counted as skipped. Sizes are those of the upright pictures (EXIF).
 
     Args:
         classes: written into the card; training takes its classes from the source, so none are needed.
@@ -45,7 +46,12 @@ def recipe(
     """
     files = own_files(raw, data_root, on_unpack)
     found = ImageFinder(files.files).files
-    require(found, "images (.png, .jpg, .tif and all others that Pillow reads)", files, "Name the folder or archive that they are in.")
+    require(
+        found,
+        "images (.png, .jpg, .tif and all others that Pillow reads)",
+        files,
+        "Name the folder or archive that they are in.",
+    )
     splits = {inside: split_of_folder(inside) for inside in found}
     several = len({split for split in splits.values() if split}) > 1
     parts: dict[str, list[Path]] = {}
@@ -53,7 +59,9 @@ def recipe(
         split = splits[inside] if several and splits[inside] in _SPLITS else "train"
         parts.setdefault(split, []).append(place)
     made = {split: _split(parts[split]) for split in _SPLITS if split in parts}
-    return Recipe(domain, tuple(classes), made, files.source, {"format": "images"}, labelled=False, notes=files.notes)
+    return Recipe(
+        domain, tuple(classes), made, files.source, {"format": "images"}, labelled=False, notes=files.notes
+    )
 
 
 def _split(places: Sequence[Path]) -> Split:

@@ -1,4 +1,4 @@
-"""Which kind of set some files are, and what of them looks like labels and is not read."""
+"""Which kind of set some files are, and which of them look like labels but are not read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ from mrt.errors import MrtError
 
 # What each kind needs, for messages.
 KINDS = {
-    "coco": "JSON files with 'images', 'annotations' and 'categories' (instances_train2017.json, train.json, ...), and their images",
-    "voc": "an XML file for each image (Annotations/*.xml, JPEGImages/*.jpg, perhaps ImageSets/Main/{train,val}.txt)",
-    "yolo": "a data.yaml or classes.txt with the class names, images/*/*.jpg, and labels/*/*.txt with lines 'class cx cy w h'",
+    "coco": (
+        "JSON files with 'images', 'annotations' and 'categories' "
+        "(instances_train2017.json, train.json, ...), and their images"
+    ),
+    "voc": (
+        "an XML file for each image (Annotations/*.xml, JPEGImages/*.jpg, perhaps "
+        "ImageSets/Main/{train,val}.txt)"
+    ),
+    "yolo": (
+        "a data.yaml or classes.txt with the class names, images/*/*.jpg, and "
+        "labels/*/*.txt with lines 'class cx cy w h'"
+    ),
     **{name: found.needs for name, found in PAIRED.items()},
     **{name: found.needs for name, found in bridge.LISTED.items()},
     "images": "any folder of images; no labels",
@@ -30,7 +39,8 @@ _HEAD = 1 << 16
 _LABELS = frozenset((*TEXTS, *TABLES))
 _SAMPLED = 64  # label files of a kind that are looked into
 _SAYS = re.compile(
-    r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation|regions|detections)\"\s*:"
+    r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation"
+    r"|regions|detections)\"\s*:"
     r"|<(object|box|bndbox|polygon)\b"
 )
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -41,8 +51,9 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
     """The kind of a set by its files: a key of :data:`KINDS`.
 
     Raises:
-        MrtError: none fits (says what each needs), or more than one; or there are images and beside them labels that this kind of question
-            leaves open: of a format that must be named, or of none that is known.
+        MrtError: no kind fits (the message says what each needs), or more than one; or there are images and
+            labels beside them that cannot be decided on here: in a format that must be named, or in an
+            unknown one.
     """
     files = own_files(raw, data_root, on_unpack)
     images = ImageFinder(files.files).files
@@ -57,10 +68,15 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
     if len(kinds) == 1:
         return kinds[0]
     if kinds:
-        raise MrtError(f"--raw {given}: may be of more than one kind: {', '.join(kinds)}", f"Say which with --format {' or '.join(kinds)}.")
+        raise MrtError(
+            f"--raw {given}: may be of more than one kind: {', '.join(kinds)}",
+            f"Say which with --format {' or '.join(kinds)}.",
+        )
     named = named_formats(files.files)
     if named and images:
-        looks = "; ".join(f"{len(insides)} look like {name} labels ({examples(insides)})" for name, insides in named.items())
+        looks = "; ".join(
+            f"{len(insides)} look like {name} labels ({examples(insides)})" for name, insides in named.items()
+        )
         commands = ", ".join(f"--format {name}" for name in named)
         raise MrtError(
             f"--raw {given}: {len(images)} images, and beside them files that are not read unasked: {looks}",
@@ -71,34 +87,46 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
     unknown = unread(files.files, ()) if images else []
     if unknown:
         raise MrtError(
-            f"--raw {given}: {len(images)} images, and beside them {len(unknown)} files that may be labels, of no kind that mrt knows: "
+            f"--raw {given}: {len(images)} images, and beside them {len(unknown)} files that may be labels, "
+            "of no kind that mrt knows: "
             f"{examples(unknown)}",
-            "If bare images without labels are meant: --format images. Else say which they are, or convert them to one of these:\n"
+            "If bare images without labels are meant: --format images. Else say which "
+            "they are, or convert them to one of these:\n"
             f"--format {' | '.join(KINDS)}",
         )
     if images:
         return "images"
     if others := foreign(files.files):
         raise MrtError(
-            f"--raw {given}: no images that are read, but {len(others)} files of kinds that Pillow does not open: {examples(others)}",
-            "Convert pictures to JPEG or PNG, and take pictures out of films first (ffmpeg -i film.mp4 film_%06d.jpg).",
+            f"--raw {given}: no images that are read, but {len(others)} files of kinds "
+            f"that Pillow does not open: {examples(others)}",
+            "Convert pictures to JPEG or PNG, and take pictures out of films first "
+            "(ffmpeg -i film.mp4 film_%06d.jpg).",
         )
     needs = "\n".join(f"  --format {kind}: {need}" for kind, need in KINDS.items())
-    raise MrtError(f"--raw {given}: no kind of data set that mrt knows ({len(files.files)} files looked at)", f"Each needs:\n{needs}")
+    raise MrtError(
+        f"--raw {given}: no kind of data set that mrt knows ({len(files.files)} files looked at)",
+        f"Each needs:\n{needs}",
+    )
 
 
 def named_formats(files: Mapping[str, Path], but: Collection[str] = ()) -> dict[str, list[str]]:
-    """Label files in formats that are read when they are named: format -> paths inside. ``but``: paths that are not looked at."""
+    """Label files in formats that are only read if they are named: format -> paths inside.
+
+    Args:
+        but: paths to leave out.
+    """
     found: dict[str, list[str]] = {}
     rest = {inside: place for inside, place in files.items() if inside not in but and not is_about(inside)}
     by_suffix: dict[tuple[str, str], list[str]] = {}
     for inside in sorted(rest):
         path = PurePosixPath(inside)
         by_suffix.setdefault((path.parent.as_posix(), path.suffix.lower()), []).append(inside)
-    for (_, suffix), insides in by_suffix.items():  # files of one folder are of one format: a few of them tell
+    # the files of one folder have one format, so a few of them are enough to tell it
+    for (_, suffix), insides in by_suffix.items():
         for name, kind in PAIRED.items():
-            heads = ((inside, _head(rest[inside])) for inside in insides[:_SAMPLED]) if suffix in kind.suffixes else ()
-            if any(kind.looks(head, inside) for inside, head in heads):
+            sample = insides[:_SAMPLED] if suffix in kind.suffixes else ()
+            if any(kind.looks(_head(rest[inside]), inside) for inside in sample):
                 found.setdefault(name, []).extend(insides)
                 break
     taken = {inside for insides in found.values() for inside in insides}
@@ -109,10 +137,12 @@ def named_formats(files: Mapping[str, Path], but: Collection[str] = ()) -> dict[
 def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     """Files that look like labels and were not read.
 
-    That is: a text of an image's name; a table (CSV and the like) with columns of boxes or with an image's name in it; a list of images;
-    a text of rows of numbers; a JSON or XML file that speaks of objects; a file of a program's own kind, such as .mat or .tfrecord.
+    That is: a text file with an image's name; a table (such as CSV) with columns for boxes or with an image's
+    name in it; a list of images; a text of rows of numbers; a JSON or XML file with words for objects; a
+    binary table such as .mat or .tfrecord.
     """
-    others = [inside for inside in sorted(files) if inside not in read and _suffix(inside) in _LABELS and not is_about(inside)]
+    others = [inside for inside in sorted(files) if inside not in read and _suffix(inside) in _LABELS]
+    others = [inside for inside in others if not is_about(inside)]
     if not others:
         return []
     images = [inside for inside in files if IMAGES.search(inside)]
@@ -121,7 +151,8 @@ def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     found = []
     for inside in others:
         suffix, stem = _suffix(inside), _stem(plain(inside))
-        if suffix in TABLES or stem in stems or _stem(stem) in stems or _speaks_of(suffix, files[inside], names, stems):
+        named = suffix in TABLES or stem in stems or _stem(stem) in stems
+        if named or _speaks_of(suffix, files[inside], names, stems):
             found.append(inside)
     return found
 
@@ -135,32 +166,39 @@ def _stem(inside: str) -> str:
 
 
 def foreign(files: Mapping[str, Path]) -> list[str]:
-    """Pictures and films among the files that Pillow does not read."""
+    """The pictures and films among the files that Pillow does not read."""
     return sorted(inside for inside in files if _suffix(inside) in FOREIGN)
 
 
 def left_beside(files: RawFiles, kind: str, read: Collection[str]) -> list[str]:
-    """What to say of files that lie beside a set and were not read."""
+    """Notes on files that lie beside a set and were not read."""
     said = []
     others = [] if kind == "images" else unread(files.files, read)
     if others:
-        said.append(f"not read: {len(others)} files that may be labels or lists of another kind: {examples(others)}")
+        said.append(
+            f"not read: {len(others)} files that may be labels or lists of another kind: {examples(others)}"
+        )
     pictures = foreign(files.files)
     if pictures:
         said.append(
-            f"not read: {len(pictures)} files of kinds that Pillow does not open: {examples(pictures)} (convert them to JPEG or PNG)"
+            f"not read: {len(pictures)} files of kinds that Pillow does not open: {examples(pictures)} "
+            "(convert them to JPEG or PNG)"
         )
     return said
 
 
 def _is_yolo(files: RawFiles, images: Iterable[str]) -> bool:
-    """Whether images have YOLO's label files, or there are class names as YOLO has them; not if their files are in another format."""
+    """Whether there are YOLO label files, or class names as YOLO has them.
+
+    Not if the label files are in another format.
+    """
     labels = yolo.label_files(files, images)
     sample = labels[:: max(1, len(labels) // _SAMPLED)]
     heads = [(inside, _head(files.files[inside])) for inside in sample]
     if any(yolo.looks(head, inside) for inside, head in heads):
         return True
-    if any(kind.looks(head, inside) for kind in PAIRED.values() if ".txt" in kind.suffixes for inside, head in heads):
+    other_kinds = [kind for kind in PAIRED.values() if ".txt" in kind.suffixes]
+    if any(kind.looks(head, inside) for kind in other_kinds for inside, head in heads):
         return False
     return bool(settings_and_names(files)) or (bool(heads) and all(not head.strip() for _, head in heads))
 
@@ -175,18 +213,21 @@ def _speaks_of(suffix: str, place: Path, names: Collection[str], stems: Collecti
 
 
 def _is_list(text: str, names: Collection[str], stems: Collection[str]) -> bool:
-    """Whether most of a text's first lines begin or end with the name of an image, with or without its suffix."""
+    """Whether most of a text's first lines begin or end with an image's name, with or without suffix."""
     lines = [line.strip().replace("\\", "/") for line in text.splitlines()[:_SAMPLED] if line.strip()]
-    hits = sum(line.rpartition("/")[2] in names or line.split()[0] in stems or line.split()[0] in names for line in lines)
+    hits = sum(
+        line.rpartition("/")[2] in names or line.split()[0] in stems or line.split()[0] in names
+        for line in lines
+    )
     return hits * 2 > len(lines)
 
 
 def _is_table(text: str) -> bool:
-    """Whether a text's lines are rows of numbers, at least five each, as many trackers and detectors write them."""
-    lines = [re.split(r"[\s,;]+", line.strip().strip(",;")) for line in text.splitlines()[:_SAMPLED] if line.strip()]
-    return bool(lines) and all(
-        len(words) >= 5 and sum(bool(_NUMBER.fullmatch(word)) for word in words) >= 5 for words in lines[:-1] or lines
-    )
+    """Whether a text's lines are rows of at least five numbers, as many trackers and detectors write them."""
+    lines = [line.strip() for line in text.splitlines()[:_SAMPLED] if line.strip()]
+    rows = [re.split(r"[\s,;]+", line.strip(",;")) for line in lines]
+    numbers = [sum(bool(_NUMBER.fullmatch(word)) for word in row) for row in rows[:-1] or rows]
+    return bool(rows) and all(count >= 5 for count in numbers)
 
 
 def _head(place: Path) -> bytes:

@@ -1,12 +1,17 @@
-"""KITTI's object detection benchmark (Geiger et al., CVPR 2012): frames of a car's camera around Karlsruhe, about 1242x375.
+"""KITTI's object detection benchmark (Geiger et al., CVPR 2012).
+
+Frames of a car's camera around Karlsruhe, about 1242x375.
 
 The owners' downloads (cvlibs.net/datasets/kitti/eval_object.php)::
 
-    data_object_image_2.zip    training/image_2/000000.png     7481 with labels; testing/image_2: 7518 without, not used
-    data_object_label_2.zip    training/label_2/000000.txt     Car, Van, Truck, Pedestrian, Person_sitting, Cyclist, Tram, Misc, DontCare
+    data_object_image_2.zip    training/image_2/000000.png     7481 with labels;
+                                                               testing/image_2: 7518 without, not used
+    data_object_label_2.zip    training/label_2/000000.txt     Car, Van, Truck, Pedestrian, Person_sitting,
+                                                               Cyclist, Tram, Misc, DontCare
 
-As the source of "KITTI to Cityscapes", the benchmark of Domain Adaptive Faster R-CNN (Chen et al., CVPR 2018) and those after it, it gives
-its cars only. Vans are no cars there (KITTI's own evaluation counts a van that is taken for a car neither way).
+As the source of "KITTI to Cityscapes", a benchmark of Domain Adaptive Faster R-CNN (Chen et al., CVPR 2018)
+and later methods, only its cars are used. Vans are not cars there (KITTI's own evaluation counts a van that
+is detected as a car neither as right nor as wrong).
 """
 
 from __future__ import annotations
@@ -27,31 +32,42 @@ from mrt.errors import MrtError
 CLASSES = ("car", "van", "truck", "person", "person_sitting", "cyclist", "tram", "misc")
 BENCHMARK = ("car",)
 NUM_IMAGES = 7_481
-_RENAMED = {"pedestrian": "person"}  # all others are theirs in small letters
+_RENAMED = {"pedestrian": "person"}  # the other names are KITTI's in lower case
 _WANTED = r"(?i)(?:^|/)\d+\.(?:png|jpe?g|txt)$"
 _FILE = re.compile(r"(?i)(?<!/testing)/(image_2|label_2)/(\d+)\.(png|jpe?g|txt)$")
-_HINT = "KITTI comes as data_object_image_2.zip and data_object_label_2.zip: give --raw both of them, or the folder they are in."
+_HINT = (
+    "KITTI comes as data_object_image_2.zip and data_object_label_2.zip: give --raw "
+    "both of them, or the folder they are in."
+)
 
 
 class Frame(NamedTuple):
-    """A job: an image (None: missing), its label file (None: missing), its file name relative to the split's root of images."""
+    """A job: image and label file (None: missing), and the file name relative to the images' root."""
 
     image: Path | None
     labels: Path | None
     file: str
 
 
-def recipe(raw: Sequence[Path], data_root: Path, *, classes: Sequence[str] = BENCHMARK, on_unpack: Unpacking | None = None) -> Recipe:
+def recipe(
+    raw: Sequence[Path],
+    data_root: Path,
+    *,
+    classes: Sequence[str] = BENCHMARK,
+    on_unpack: Unpacking | None = None,
+) -> Recipe:
     """All images of ``training`` as the split "train", also those without an object of the classes asked for.
 
-    Some published methods leave the images without a car out (their list is called ``train_caronly``).
+    Some published methods leave out the images without a car (their list is called ``train_caronly``).
 
-    Boxes, lines that cannot be used and ``DontCare`` regions (counted, left out) are those of :mod:`mrt.data.convert.formats.kitti`. So a
-    detector that is measured here gets a few false detections more than KITTI's own evaluation would count, as in those methods.
+    Boxes, unusable lines and ``DontCare`` regions (counted, left out) are treated as in
+    :mod:`mrt.data.convert.formats.kitti`. So a detector evaluated here gets a few more false detections than
+    KITTI's own evaluation would count, as in those methods.
 
     Args:
         raw: the two zip archives, read in place; the folder they are in; or folders unpacked by hand.
-        classes: of ``CLASSES``, in this order; KITTI's own spelling will do, too. The benchmark is car only.
+        classes: some of ``CLASSES``, in this order; KITTI's own spelling works too. The benchmark is car
+            only.
 
     Raises:
         MrtError: no images or labels; a class that KITTI does not have.
@@ -59,19 +75,24 @@ def recipe(raw: Sequence[Path], data_root: Path, *, classes: Sequence[str] = BEN
     wanted = tuple(dict.fromkeys(_ours(name) for name in classes))
     unknown = [name for name in wanted if name not in CLASSES]
     if unknown or not wanted:
-        raise MrtError(f"classes is {', '.join(classes) or 'empty'}: KITTI has {', '.join(CLASSES)}", "The benchmark is car only.")
+        raise MrtError(
+            f"classes is {', '.join(classes) or 'empty'}: KITTI has {', '.join(CLASSES)}",
+            "The benchmark is car only.",
+        )
     files = RawFiles(raw, _WANTED, data_root, on_unpack)
     images, labels = _look_up(files)
     require(images, "training/image_2/*.png", files, _HINT)
     require(labels, "training/label_2/*.txt", files, _HINT)
     root = common_root(list(images.values()))
-    jobs = [
-        Frame(images.get(name), labels.get(name), relative(images[name], root) if name in images else f"{name}.png")
-        for name in sorted({*images, *labels})
-    ]
+    jobs = []
+    for name in sorted({*images, *labels}):
+        file = relative(images[name], root) if name in images else f"{name}.png"
+        jobs.append(Frame(images.get(name), labels.get(name), file))
     split = Split(root, jobs, partial(convert, classes=wanted))
     details = {"benchmark": wanted == BENCHMARK, "coordinates": "distances from the upper left corner"}
-    return Recipe("kitti", wanted, {"train": split}, files.source, details, expected={"train": {"images": NUM_IMAGES}})
+    return Recipe(
+        "kitti", wanted, {"train": split}, files.source, details, expected={"train": {"images": NUM_IMAGES}}
+    )
 
 
 def _ours(name: str) -> str:
@@ -79,7 +100,10 @@ def _ours(name: str) -> str:
 
 
 def _look_up(files: RawFiles) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and label files by their number. The whole path counts: the folder itself may be what ``--raw`` names."""
+    """Images and label files by their number.
+
+    The whole path counts: the folder itself may be what ``--raw`` names.
+    """
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     for place in files.files.values():

@@ -1,4 +1,4 @@
-"""Sets whose label files stand for many images each, in the formats of :mod:`mrt.data.convert.bridge`."""
+"""Sets whose label files list many images each, in the formats of :mod:`mrt.data.convert.bridge`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrt.data.convert.sheets import Sheet
 from mrt.errors import MrtError
 
 _SPLITS = ("train", "val", "test")
-_ROOT = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?/*(?:\.\.?/+)*")  # of other machines' paths and addresses
+_ROOT = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?/*(?:\.\.?/+)*")  # of absolute paths and URLs
 
 
 class Job(NamedTuple):
@@ -30,16 +30,22 @@ class Job(NamedTuple):
 
 
 def recipe(
-    format: str, raw: Sequence[Path] | RawFiles, data_root: Path, *, domain: str = "custom", on_unpack: Unpacking | None = None
+    format: str,
+    raw: Sequence[Path] | RawFiles,
+    data_root: Path,
+    *,
+    domain: str = "custom",
+    on_unpack: Unpacking | None = None,
 ) -> Recipe:
-    """A user's own set in a format whose files stand for many images.
+    """A user's own set in a format whose files list many images.
 
-    Images are found by the end of the paths that the label files have. A split is the word train, val, test or the like in the label file's
-    name, else in its folder's, else in the image's folder; else it is "train". Images that no label file lists are left out,
-    and said.
+    Images are found by the ends of the paths in the label files. A split is the word train, val, test or
+    similar in the label file's name, else in its folder's, else in the image's folder; else it is "train".
+    Images that no label file lists are left out, with a note.
 
     Raises:
-        MrtError: no such label files, no images, an image that two label files list, and what :func:`mrt.data.convert.bridge.read` raises.
+        MrtError: no such label files, no images, an image that two label files list, and what
+            :func:`mrt.data.convert.bridge.read` raises.
     """
     files = own_files(raw, data_root, on_unpack)
     finder = ImageFinder(files.files)
@@ -49,10 +55,13 @@ def recipe(
     owners: dict[str, str] = {}
     for inside, by_name in sheets.items():
         ends = {name: _ROOT.sub("", name) for name in by_name}
-        found = finder.find(list(ends.values()), files.files[inside], split=_stated_split(inside), near=inside)
+        found = finder.find(
+            list(ends.values()), files.files[inside], split=_stated_split(inside), near=inside
+        )
         if by_name and not found:
             raise MrtError(
-                f"{files.files[inside]}: none of its {len(by_name)} images is there, the first is {next(iter(by_name))!r}",
+                f"{files.files[inside]}: none of its {len(by_name)} images is "
+                f"there, the first is {next(iter(by_name))!r}",
                 "Give the images' folder or archive too, in --raw.",
             )
         stated = _stated_split(inside)
@@ -63,7 +72,8 @@ def recipe(
                 parts[split].append(Skipped("image missing", name))
             elif image in owners and owners[image] == inside:
                 raise MrtError(
-                    f"{files.files[inside]}: lists the image {image} twice, once as {name!r}", "Mend the file, or export it again."
+                    f"{files.files[inside]}: lists the image {image} twice, once as {name!r}",
+                    "Mend the file, or export it again.",
                 )
             elif owners.setdefault(image, inside) != inside:
                 raise MrtError(
@@ -72,20 +82,27 @@ def recipe(
                 )
             else:
                 parts[split].append((image, sheet))
-    classes = sorted(
-        {record.label for by_name in sheets.values() for sheet in by_name.values() for record in sheet.records if record.label}
-    )
+    every = [sheet for by_name in sheets.values() for sheet in by_name.values()]
+    classes = sorted({record.label for sheet in every for record in sheet.records if record.label})
     splits = {split: _split(found, finder, classes) for split, found in sorted(parts.items(), key=_order)}
     alone = sorted(finder.files.keys() - owners.keys())
     notes = [f"{len(alone)} images are in no label file and left out: {examples(alone)}"] if alone else []
     return Recipe(
-        domain, tuple(classes), splits, files.source, {"format": format}, notes=[*files.notes, *finder.notes, *notes], read=list(sheets)
+        domain,
+        tuple(classes),
+        splits,
+        files.source,
+        {"format": format},
+        notes=[*files.notes, *finder.notes, *notes],
+        read=list(sheets),
     )
 
 
 def convert(job: Job | Skipped, classes: Sequence[str]) -> Picture | Skipped:
     """One image with its objects."""
-    return job if isinstance(job, Skipped) else paired.picture_of(Path(job.place), job.file, job.sheet, classes)
+    if isinstance(job, Skipped):
+        return job
+    return paired.picture_of(Path(job.place), job.file, job.sheet, classes)
 
 
 def _order(item: tuple[str, object]) -> int:
@@ -93,7 +110,7 @@ def _order(item: tuple[str, object]) -> int:
 
 
 def _stated_split(inside: str) -> str | None:
-    """The split that a label file's name or folder speaks of."""
+    """The split that a label file's name or folder names."""
     said = split_in(PurePosixPath(inside).stem) or split_of_folder(inside)
     return None if said is None else _basic(said)
 
@@ -102,7 +119,9 @@ def _basic(split: str | None) -> str:
     return split if split in _SPLITS else "train"
 
 
-def _split(found: Sequence[tuple[str, Sheet] | Skipped], finder: ImageFinder, classes: Sequence[str]) -> Split:
+def _split(
+    found: Sequence[tuple[str, Sheet] | Skipped], finder: ImageFinder, classes: Sequence[str]
+) -> Split:
     places = [finder.files[one[0]] for one in found if not isinstance(one, Skipped)]
     root = common_root(places) if places else Path()
     jobs: list[Job | Skipped] = []

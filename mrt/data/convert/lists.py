@@ -14,15 +14,16 @@ from mrt.data.text import decode_text
 from mrt.errors import MrtError
 
 _OFFICIAL = re.compile(r"(?i)^(?P<above>.*?)ImageSets/(?:Main/)?(?P<name>train|val|test|trainval)\.txt$")
-_INSIDE = re.compile(r"(?i)(^|/)(ImageSets|labels?|annotations?|label_2)/")  # other lists than ours, and labels
-_FLAG = re.compile(r"\s+-?[01]$")  # VOC's lists of a class: does the image hold one?
-ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # of another machine's absolute paths
+# folders of other lists and of labels
+_INSIDE = re.compile(r"(?i)(^|/)(ImageSets|labels?|annotations?|label_2)/")
+_FLAG = re.compile(r"\s+-?[01]$")  # in VOC's lists of a class: whether the image holds one
+ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # the root of absolute paths
 _UP = re.compile(r"^(?:\.{1,2}/+)+")
 _ORDER = ("train", "val", "test")
 
 
 class Listed(NamedTuple):
-    """A list of images: its split, its path inside the raw files, the folder that its entries are below, and the entries as written."""
+    """A list of images: split, its path inside the raw files, the folder above its entries, the entries."""
 
     split: str
     inside: str
@@ -31,11 +32,13 @@ class Listed(NamedTuple):
 
 
 def read_lines(place: Path) -> list[str]:
-    """The lines of a text file in any Unicode encoding; MrtError if it is none."""
+    """The lines of a text file in any Unicode encoding; MrtError if it is in another one."""
     try:
         return decode_text(read_bytes(place)).splitlines()
     except UnicodeDecodeError as error:
-        raise MrtError(f"{place}: not UTF-8 text (byte {error.start})", "Write it anew as UTF-8, or leave it out.") from None
+        raise MrtError(
+            f"{place}: not UTF-8 text (byte {error.start})", "Write it anew as UTF-8, or leave it out."
+        ) from None
 
 
 def find_lists(
@@ -43,17 +46,23 @@ def find_lists(
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Split -> the names of its images, and split -> its list files.
 
-    VOC's ``ImageSets/{train,val,test,trainval}.txt`` if there are some, else text files that speak of a split (``train.txt``,
-    ``2007_test.txt``), if most of their lines are names of the set.
+    VOC's ``ImageSets/{train,val,test,trainval}.txt`` if there are some, else text files named after a split
+    (``train.txt``, ``2007_test.txt``), if most of their lines are names of the set's images.
 
     Args:
-        known: a list's entries as names of the set. there: the names that the set has.
+        known: a list -> its entries as names of the set.
+        there: the names that the set has.
     """
     texts = [inside for inside in sorted(files) if inside.lower().endswith(".txt")]
-    official = [(match["name"].lower(), match["above"], inside) for inside in texts if (match := _OFFICIAL.match(inside))]
-    bare = [(split, "", inside) for inside in texts if (split := split_in(PurePosixPath(inside).stem)) and not _INSIDE.search(inside)]
-    images = {stem_of(inside).rpartition("/")[2] for inside in files if IMAGES.search(inside)} if bare else set()
-    bare = [found for found in bare if stem_of(found[2]).rpartition("/")[2] not in images]  # else it is that image's own text
+    matches = [match for inside in texts if (match := _OFFICIAL.match(inside))]
+    official = [(match["name"].lower(), match["above"], match.string) for match in matches]
+    named = [(split_in(PurePosixPath(inside).stem), inside) for inside in texts]
+    bare = [(split, "", inside) for split, inside in named if split and not _INSIDE.search(inside)]
+    images: set[str] = set()
+    if bare:
+        images = {stem_of(inside).rpartition("/")[2] for inside in files if IMAGES.search(inside)}
+    # a text with an image's name is that image's labels, not a list
+    bare = [found for found in bare if stem_of(found[2]).rpartition("/")[2] not in images]
     names: dict[str, list[str]] = {}
     used: dict[str, list[str]] = {}
     by_folder: dict[str, dict[str, list[str]]] = {}
@@ -61,7 +70,8 @@ def find_lists(
         listed = Listed(split, inside, above, _entries(files[inside], bool(official)))
         found = known(listed)
         hits = sum(name in there for name in found)
-        if official or (hits and (2 * hits >= len(found) or 2 * sum(map(_is_image, listed.entries)) >= len(found))):
+        most_known = 2 * hits >= len(found) or 2 * sum(map(_is_image, listed.entries)) >= len(found)
+        if official or (hits and most_known):
             by_folder.setdefault(above, {}).setdefault(split, []).extend(found)
             used.setdefault(split, []).append(inside)
     for lists in by_folder.values():  # a year's trainval is its own train, whatever another year has
@@ -75,7 +85,10 @@ def _is_image(entry: str) -> bool:
 
 
 def without_trainval(names: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The splits train, val and test; "trainval" is train, without what val and test hold, where there is no list of train."""
+    """The splits train, val and test.
+
+    Where there is no list of train, "trainval" without what val and test hold becomes train.
+    """
     splits = dict(names)
     if "train" not in splits and "trainval" in splits:
         held_out = {name for split in ("val", "test") for name in splits.get(split, ())}
@@ -84,7 +97,7 @@ def without_trainval(names: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def with_the_rest(names: dict[str, list[str]], every: Collection[str]) -> dict[str, list[str]]:
-    """Splits of lists; where none is for training, what the others do not hold is."""
+    """The splits of lists; if none of them is for training, images in no list are."""
     if not names or "train" in names:
         return names
     held_out = {name for split in names.values() for name in split}
@@ -93,32 +106,37 @@ def with_the_rest(names: dict[str, list[str]], every: Collection[str]) -> dict[s
 
 
 def said_of(used: dict[str, list[str]], left: list[str]) -> list[str]:
-    """What to tell people of lists that were followed, and of images that are in none."""
+    """Notes on the lists that were followed, and on images that are in none of them."""
     if not used:
         return []
-    said = ["splits are those of " + ", ".join(f"{examples(insides)} ({split})" for split, insides in used.items())]
+    said = [
+        "splits are those of "
+        + ", ".join(f"{examples(insides)} ({split})" for split, insides in used.items())
+    ]
     if left:
         said.append(f"{len(left)} images are in no list and left out: {examples(left)}")
     return said
 
 
 def entries_of(place: Path) -> list[str]:
-    """The paths of a list, one a line, to be looked up by their end: without a drive or leading slash, as other machines write them.
+    """The paths of a list, one a line, to be looked up by their end.
+
+    A drive or a leading slash, as other machines write it, is taken off.
 
     Raises:
-        MrtError: the file is no text, or an entry climbs up ("..").
+        MrtError: the file is not text, or an entry leads upwards ("..").
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(place), start=1) if line.strip()]
     return [entry_name(ROOT.sub("", line), place, f"line {number}") for number, line in lines]
 
 
 def _entries(place: Path, official: bool) -> list[str]:
-    """The names of a list: of each line all, or of an official one, where a number may follow, the first word."""
+    """The names of a list, one a line; in an official list a flag (1, 0 or -1) may follow, and is removed."""
     if not official:
         try:
-            found = [_UP.sub("", ROOT.sub("", line.strip().replace("\\", "/"))) for line in read_lines(place) if line.strip()]
-            return [entry_name(line, place, "a line") for line in found]
+            lines = [line.strip().replace("\\", "/") for line in read_lines(place) if line.strip()]
+            return [entry_name(_UP.sub("", ROOT.sub("", line)), place, "a line") for line in lines]
         except MrtError:
-            return []  # some text that speaks of a split by its name only
-    lines = [(number, _FLAG.sub("", line.strip())) for number, line in enumerate(read_lines(place), start=1) if line.strip()]
-    return [entry_name(line, place, f"line {number}") for number, line in lines]
+            return []  # some other text that only has a split's name
+    numbered = [(number, line.strip()) for number, line in enumerate(read_lines(place), start=1)]
+    return [entry_name(_FLAG.sub("", line), place, f"line {number}") for number, line in numbered if line]

@@ -1,4 +1,4 @@
-"""Names of files: which kinds there are, what split a name speaks of, and finding a file whose name is written a little differently."""
+"""Names of files: their kinds, the splits they name, and names that are written in different ways."""
 
 from __future__ import annotations
 
@@ -13,63 +13,54 @@ from urllib.parse import unquote
 
 from mrt.data.headers import IMAGE_SUFFIXES
 
-_VISIBLE = r"(?i)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})$"  # not in a hidden folder, nor what macOS adds to zip files
+# files that are neither in a hidden folder nor added by macOS to zip files
+_VISIBLE = r"(?i)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})$"
 _IMAGE = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 IMAGES = re.compile(_VISIBLE.format(_IMAGE))
-# Pictures and recordings that Pillow alone does not read: only told of.
+# Pictures and recordings that Pillow alone does not read: only mentioned to the user.
 FOREIGN = (
-    "heic",
-    "heif",
-    "jxl",
-    "dng",
-    "cr2",
-    "cr3",
-    "nef",
-    "arw",
-    "raf",
-    "rw2",
-    "svg",
-    "pdf",
-    "exr",
-    "hdr",
-    "dcm",
-    "npy",
-    "mp4",
-    "avi",
-    "mov",
+    *("heic", "heif", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "svg", "pdf", "exr", "hdr"),
+    *("dcm", "npy", "mp4", "avi", "mov"),
 )
-# Annotations, settings and lists, read or told of.
-TEXTS = ("json", "xml", "txt", "yaml", "yml", "names", "data", "csv", "tsv", "jsonl", "ndjson", "geojson", "lst")
+# Annotations, settings and lists, which are read or mentioned to the user.
+TEXTS = (
+    *("json", "xml", "txt", "yaml", "yml", "names", "data"),
+    *("csv", "tsv", "jsonl", "ndjson", "geojson", "lst"),
+)
 TABLES = ("mat", "pkl", "pickle", "parquet", "tfrecord", "tfrecords", "record", "h5", "hdf5", "xlsx", "xls")
-# All that any kind of set is made of. One pattern for all: what a tar archive is unpacked for once will do for every kind.
+# All files that any kind of set is made of. One pattern for all kinds, so that a tar archive has to be
+# unpacked only once.
 WANTED = _VISIBLE.format("|".join([_IMAGE, *TEXTS, *TABLES, *FOREIGN]))
-_ABOUT = re.compile(r"(?i)(^|/)(read[-_ ]?me|licen[cs]e|notice|changelog|changes|authors|citation|requirements|version)([.-][a-z]+)*$")
+_ABOUT = re.compile(
+    r"(?i)(^|/)(read[-_ ]?me|licen[cs]e|notice|changelog|changes|authors|citation|requirements|version)"
+    r"([.-][a-z]+)*$"
+)
 
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 _SPLIT = re.compile(r"(?<![a-z])(trainval|training|train|validation|valid|val|testing|test)(?![a-z])")
 
 
 def split_in(word: str) -> str | None:
-    """The split that a name speaks of: "instances_train2017" -> "train", "valid" -> "val", "labels" -> None."""
+    """The split that a word names: "instances_train2017" -> "train", "valid" -> "val", "labels" -> None."""
     found = _SPLIT.search(word.lower())
     return _SPLITS.get(found[1], found[1]) if found else None
 
 
 def split_of_folder(inside: str) -> str | None:
-    """The split that the nearest of a file's folders speaks of."""
+    """The split named by the innermost of a file's folders that names one."""
     return next((split for parent in PurePosixPath(inside).parents if (split := split_in(parent.name))), None)
 
 
 def is_about(inside: str) -> bool:
-    """Whether a file tells people of a set (README, LICENSE, ...): it is no part of it."""
+    """Whether a file is about a set (README, LICENSE, ...) and not a part of it."""
     return _ABOUT.search(inside) is not None and not IMAGES.search(inside)
 
 
 def plain(name: str) -> str:
-    """A path in one form of the many in which tools and systems write the same one.
+    """One standard form for the many ways in which tools and systems write the same path.
 
-    That is Unicode's composed form (NFC; a Mac stores the decomposed one), ``%20`` and the like decoded (URLs), forward slashes, no blanks
-    around it, and the suffix in lower case.
+    That is Unicode's composed form (NFC; a Mac stores the decomposed one), with URL escapes such as ``%20``
+    decoded, forward slashes, no blanks around it, and the suffix in lower case.
     """
     text = name.strip().replace("\\", "/")
     if "%" in text:
@@ -87,23 +78,30 @@ def stem_of(inside: str) -> str:
 
 
 class Ends:
-    """Paths, found by their end: "b/c.jpg" finds "a/b/c.jpg"; written exactly so, else as :func:`plain` has it, else in any case."""
+    """Paths, found by their end: "b/c.jpg" finds "a/b/c.jpg".
+
+    First by the exact text, else in the form of :func:`plain`, else also ignoring case.
+    """
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = sorted(paths)
         self._indices: list[dict[str, list[tuple[str, str]]] | None] = [None] * len(_FORMS)
 
     def find(self, end: str, exactly: bool = False) -> list[str]:
-        """All paths that end so, in the first of the ways of writing in which there is one."""
+        """All paths with this end, in the first way of writing (``_FORMS``) that finds any."""
         for number, form in enumerate(_FORMS[:1] if exactly else _FORMS):
             wanted = form(end)
-            found = [path for path, text in self._index(number).get(_last_two(wanted), ()) if text == wanted or text.endswith("/" + wanted)]
+            found = [
+                path
+                for path, text in self._index(number).get(_last_two(wanted), ())
+                if text == wanted or text.endswith("/" + wanted)
+            ]
             if found:
                 return found
         return []
 
     def _index(self, number: int) -> dict[str, list[tuple[str, str]]]:
-        """The last name, and the last two, of each path as a way of writing has it -> (path, so written)."""
+        """The last part and the last two parts of each path, in one way of writing -> (path, path in it)."""
         index = self._indices[number]
         if index is None:
             index = self._indices[number] = defaultdict(list)
@@ -157,5 +155,5 @@ def examples(names: Iterable[str], most: int = 3) -> str:
 
 
 def counted_reasons(reasons: Counter[str]) -> str:
-    """Reasons with their numbers, the most frequent first: "3 x no box, 1 x box outside the image"."""
+    """Reasons with their counts, the most frequent first: "3 x no box, 1 x box outside the image"."""
     return ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())

@@ -17,14 +17,16 @@ Box = tuple[float, float, float, float]
 def box_around(segmentation: Any, size: tuple[int, int] | None = None) -> Box | str:
     """x, y, width, height in pixels around a COCO ``segmentation``, or why there is none.
 
-    Understood are lists of polygons (``[[x1, y1, x2, y2, ...], ...]``), one polygon, lists of points (``[[x, y], ...]``, also in another
-    list, or ``{"x": x, "y": y}``), and masks (``{"size": [h, w], "counts": ...}``) as a list of run lengths or as the text of COCO's tools.
+    It reads lists of polygons (``[[x1, y1, x2, y2, ...], ...]``), one polygon, lists of points
+    (``[[x, y], ...]``, also within another list, or ``{"x": x, "y": y}``), and masks
+    (``{"size": [h, w], "counts": ...}``) as a list of run lengths or as the text of COCO's tools.
 
     Args:
-        size: (width, height) of the image, where it is known: a mask of another size is of another image.
+        size: (width, height) of the image, if it is known: a mask of another size is not this image's.
     """
-    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict) and "counts" in segmentation[0]:
-        segmentation = segmentation[0]
+    only = segmentation[0] if isinstance(segmentation, list) and len(segmentation) == 1 else None
+    if isinstance(only, dict) and "counts" in only:
+        segmentation = only
     if isinstance(segmentation, dict):
         return _of_mask(segmentation, size) or NONE
     points = list(_points(segmentation, 0)) if isinstance(segmentation, list) else []
@@ -58,15 +60,19 @@ def _number(value: Any) -> float | None:
 
 
 def _of_mask(mask: dict[str, Any], image: tuple[int, int] | None) -> Box | None:
-    """The box around a run-length mask: columns from top to bottom, runs of nothing and of the object in turn."""
+    """The box around a run-length mask: columns from top to bottom, runs of background and object in turn."""
     size, counts = mask.get("size"), mask.get("counts")
-    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 1 << 20 for side in size)):
+    if not isinstance(size, list) or len(size) != 2:
+        return None
+    if not all(type(side) is int and 0 < side < 1 << 20 for side in size):
         return None
     height, width = size
     if image is not None and image != (width, height):
         return None
     runs = _runs(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or len(runs) > _MOST_RUNS or not all(type(run) is int and run >= 0 for run in runs):
+    if not isinstance(runs, list) or len(runs) > _MOST_RUNS:
+        return None
+    if not all(type(run) is int and run >= 0 for run in runs):
         return None
     if sum(runs) != height * width:
         return None
@@ -75,18 +81,21 @@ def _of_mask(mask: dict[str, Any], image: tuple[int, int] | None) -> Box | None:
     if not spans:
         return None
     columns = [(first // height, last // height) for first, last in spans]
-    # a run that goes on in the next column has the last row of one and the first of the other
-    tops = [first % height if left == right else 0 for (first, _), (left, right) in zip(spans, columns, strict=True)]
-    bottoms = [last % height if left == right else height - 1 for (_, last), (left, right) in zip(spans, columns, strict=True)]
+    tops, bottoms = [], []
+    for (first, last), (left, right) in zip(spans, columns, strict=True):
+        # a run that continues in the next column holds the last row of one and the first row of the other
+        tops.append(first % height if left == right else 0)
+        bottoms.append(last % height if left == right else height - 1)
     x, y = columns[0][0], min(tops)
     return float(x), float(y), float(columns[-1][1] + 1 - x), float(max(bottoms) + 1 - y)
 
 
 def _runs(text: str) -> list[int] | None:
-    """The run lengths of COCO's text form, None if it is none.
+    """The run lengths of COCO's text form, None if it is not valid.
 
-    Five bits a letter from "0" on and a sixth that says that more follow, the highest of the last five being the sign; from the fourth run
-    on it is the difference to the run two before (pycocotools, common/maskApi.c).
+    Each letter, counted from "0", holds five bits and a sixth that says whether more follow; the highest of
+    the last five is the sign. From the fourth run on, the number is the difference to the run two before
+    (pycocotools, common/maskApi.c).
     """
     runs: list[int] = []
     position = 0

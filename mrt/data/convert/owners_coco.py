@@ -1,6 +1,6 @@
-"""Benchmarks whose owners give COCO files of their own: read strictly, for what a file should hold is known.
+"""COCO files of benchmarks' owners: read strictly, because it is known what they should hold.
 
-(:mod:`mrt.data.convert.coco` is for anybody's COCO set, of which nothing is known.)
+(:mod:`mrt.data.convert.coco` is for any other COCO set.)
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from mrt.errors import MrtError
 
 
 class Object(NamedTuple):
-    """An annotation: class name; x, y, width, height in pixels (NaN where no number stands), None without a box; its area, None where it
-    has none; whether it is a crowd."""
+    """An annotation.
+
+    Class name; x, y, width, height in pixels (NaN for what is not a number), None without a box; its area,
+    None where none is given; whether it is a crowd.
+    """
 
     label: str
     box: tuple[float, ...] | None
@@ -28,7 +31,11 @@ class Object(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An image as a file lists it; ``size`` (width, height), None where it does not say it; ``skipped``: reason -> its annotations."""
+    """An image as a file lists it.
+
+    ``size`` is (width, height), None where the file does not state it; ``skipped``: reason -> number of
+    annotations.
+    """
 
     name: str
     size: tuple[int, int] | None
@@ -37,7 +44,7 @@ class Listed(NamedTuple):
 
 
 class Job(NamedTuple):
-    """An image (None: missing), its file name relative to the split's root of images, and what is known of it."""
+    """An image (None: missing), its file name relative to the split's root of images, and its entry."""
 
     image: Path | None
     file: str
@@ -45,7 +52,7 @@ class Job(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A file's images in its order, its class names by their ids, and what belongs to no image: reason -> annotations."""
+    """A file's images in its order, its class names, and annotations of no image: reason -> how many."""
 
     images: list[Listed]
     classes: tuple[str, ...]
@@ -53,11 +60,12 @@ class Content(NamedTuple):
 
 
 def read(place: Path, hint: str) -> Content:
-    """A COCO file; an image that is listed twice (one id, one name) is one image.
+    """A COCO file; an image that is listed twice (same id and name) counts once.
 
     Raises:
-        MrtError: no JSON object with images, annotations and categories; an image or category without id and name; an id for two images; a
-            file name that leads out of the folder. Ends with ``hint``: where to get the file.
+        MrtError: not a JSON object with images, annotations and categories; an image or category without id
+            and name; an id for two images; a file name that leads out of the folder. ``hint`` goes into the
+            error: where to get the file.
     """
     content = parse_json(place)
     for key in ("images", "annotations", "categories"):
@@ -68,7 +76,11 @@ def read(place: Path, hint: str) -> Content:
     for entry in content["images"]:
         number, name = _named(entry, "file_name", place, hint)
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise MrtError(f"{place}: file_name of image {number!r} is {name[:200]!r}, not a path below the image folder", hint)
+            raise MrtError(
+                f"{place}: file_name of image {number!r} is {name[:200]!r}, "
+                "not a path below the image folder",
+                hint,
+            )
         if number in images and images[number].name != name:
             raise MrtError(f"{place}: image id {number!r} is both {images[number].name!r} and {name!r}", hint)
         images[number] = Listed(name, _size(entry), ())
@@ -76,14 +88,19 @@ def read(place: Path, hint: str) -> Content:
     skipped: dict[Any, Counter[str]] = {number: Counter() for number in images}
     lost = Counter[str]()
     for entry in content["annotations"]:
-        image, category = (entry.get("image_id"), entry.get("category_id")) if isinstance(entry, dict) else (None, None)
+        image = category = None
+        if isinstance(entry, dict):
+            image, category = entry.get("image_id"), entry.get("category_id")
         if not _is_id(image) or image not in images:
             lost["annotation of an unknown image"] += 1
         elif not _is_id(category) or category not in categories:
             skipped[image]["annotation of an unknown category"] += 1
         else:
             objects[image].append(_object(entry, categories[category]))
-    found = [entry._replace(objects=tuple(objects[number]), skipped=dict(skipped[number])) for number, entry in images.items()]
+    found = [
+        entry._replace(objects=tuple(objects[number]), skipped=dict(skipped[number]))
+        for number, entry in images.items()
+    ]
     return Content(found, tuple(dict.fromkeys(categories.values())), lost)
 
 
@@ -113,12 +130,12 @@ def _object(entry: Mapping[str, Any], label: str) -> Object:
 def _number(value: Any) -> float:
     try:
         return float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:  # JSON's whole numbers have no limit
+    except OverflowError:  # whole numbers in JSON have no limit
         return math.inf
 
 
 def convert(job: Job, classes: Sequence[str]) -> Picture | Skipped:
-    """One image with its objects of the classes asked for; boxes are cut to the image, areas stay the owners'."""
+    """One image with the objects of the classes asked for; boxes are cut to the image, areas are kept."""
     if job.image is None:
         return Skipped("image missing", job.file)
     try:
@@ -132,7 +149,10 @@ def convert(job: Job, classes: Sequence[str]) -> Picture | Skipped:
         if label not in classes:
             skipped["class not asked for"] += 1
             continue
-        cut, problem = (None, "no box") if box is None else clip_box((box[0], box[1], box[0] + box[2], box[1] + box[3]), *size)
+        cut, problem = None, "no box"
+        if box is not None:
+            x, y, w, h = box
+            cut, problem = clip_box((x, y, x + w, y + h), *size)
         if cut is None:
             skipped[problem] += 1
         else:

@@ -1,4 +1,4 @@
-"""Sets with a label file for each image, whatever its format: finding the pairs, the splits, the classes, and the boxes.
+"""Sets with one label file for each image: finding pairs, splits and classes, and reading the boxes.
 
 Shared by VOC (:mod:`mrt.data.convert.voc`), Sim10k and the formats of :mod:`mrt.data.convert.formats`.
 """
@@ -22,9 +22,13 @@ from mrt.data.headers import IMAGE_SUFFIXES
 from mrt.data.staging import available_cores, run_parallel
 
 SPLITS = ("train", "val", "test")
-# Folders that hold one kind of file: no part of a file's name.
-_FOLDERS = {"annotations", "annotation", "ann", "anns", "xml", "xmls", "labels", "label", "jpegimages", "images", "image", "imgs", "img"}
-_MASKS = ("segmentationclass", "segmentationobject")  # VOC's folders of images of the same names that are no photos
+# Folders that hold one kind of file: not part of a file's name.
+_FOLDERS = {
+    *("annotations", "annotation", "ann", "anns", "xml", "xmls", "labels", "label"),
+    *("jpegimages", "images", "image", "imgs", "img"),
+}
+# VOC's folders of segmentation masks, which have the photos' names
+_MASKS = ("segmentationclass", "segmentationobject")
 
 
 class Pair(NamedTuple):
@@ -36,16 +40,21 @@ class Pair(NamedTuple):
 
 
 class Catalogue:
-    """The images and label files of a set by name: their path without suffix and without folders such as JPEGImages and Annotations.
+    """The images and label files of a set by name.
 
-    So ``VOC2012/JPEGImages/a.JPG`` and ``VOC2012/Annotations/a.xml`` are both ``VOC2012/a``, and files side by side fit as well, also
-    ``a.jpg.xml``. Names are compared as :func:`mrt.data.convert.names.plain` writes them, and in any case where that is clear. Only where
-    no label file finds its image like that, the first folder does not count (photos/2012/a.jpg, boxes/2012/a.xml), or else none.
+    A name is the path without suffix and without folders such as JPEGImages and Annotations.
+    ``VOC2012/JPEGImages/a.JPG`` and ``VOC2012/Annotations/a.xml`` are both ``VOC2012/a``. So files side by
+    side fit too, and so does ``a.jpg.xml``. Names are compared in the form of
+    :func:`mrt.data.convert.names.plain`, and regardless of case where that is unambiguous. If no label file
+    finds its image that way, the first folder does not count (photos/2012/a.jpg, boxes/2012/a.xml), and if
+    that does not help, no folder counts.
 
     Args:
-        suffixes: of label files. folders: more of the kind that is no part of a name.
-        what: of label files, for messages; needs: where they are looked for.
-        stated: label file -> the image's name that it states, asked where the names of the files leave a doubt.
+        suffixes: of label files.
+        folders: more names of folders that are not part of a file's name.
+        what: what label files are called in messages.
+        needs: hint for the message if there are none.
+        stated: label file -> the image's name that it states; used if the names of the files leave a doubt.
 
     Raises:
         MrtError: no images, or no annotations.
@@ -62,13 +71,17 @@ class Catalogue:
     ) -> None:
         self._stated = stated or (lambda _: None)
         self._folders = _FOLDERS | {*folders}
-        self.files = {inside: place for inside, place in raw.files.items() if not {*inside.lower().split("/")} & {*_MASKS}}
+        photos = (inside for inside in raw.files if not {*inside.lower().split("/")} & {*_MASKS})
+        self.files = {inside: raw.files[inside] for inside in photos}
         kinds = {inside: splitext(inside)[1].lower() for inside in self.files}
         labels = [inside for inside in self.files if kinds[inside] in suffixes]
         images = [inside for inside in self.files if kinds[inside] in IMAGE_SUFFIXES]
         require(labels, f"{what} (*{', *'.join(suffixes)})", raw, needs)
         require(
-            images, "images (.jpg, .png, .tif and all others that Pillow reads)", raw, "Give the folder or archive with the images too."
+            images,
+            "images (.jpg, .png, .tif and all others that Pillow reads)",
+            raw,
+            "Give the folder or archive with the images too.",
         )
         for folders_less in (0, 1, 999):
             self._folders_less = folders_less
@@ -89,16 +102,19 @@ class Catalogue:
 
     @property
     def names(self) -> list[str]:
-        """Of all images and label files."""
+        """The names of all images and label files."""
         return sorted(self.labels.keys() | self.images.keys())
 
     def split(self, name: str) -> str | None:
-        """The split that the folders of the file speak of."""
+        """The split that the file's folders name."""
         split = split_of_folder((self.labels.get(name) or self.images[name])[0])
         return "train" if split == "trainval" else split
 
     def pair(self, name: str) -> Pair | Skipped:
-        """Image and label file of that name, or what is missing. ``file`` is empty: :func:`jobs_and_root` fills it in."""
+        """Image and label file of that name, or what is missing.
+
+        ``file`` is empty: :func:`jobs_and_root` fills it in.
+        """
         images, labels = self.images.get(name, []), self.labels.get(name, [])
         if not images:
             return Skipped("image missing", labels[0] if labels else name)
@@ -106,7 +122,8 @@ class Catalogue:
             return Skipped("labels missing", images[0])
         if len(images) > 1 and len(labels) == 1:
             named = self._name_in(labels[0])
-            images = [image for image in images if named is not None and plain(image).rpartition("/")[2] == named] or images
+            fits = [image for image in images if plain(image).rpartition("/")[2] == named]
+            images = fits or images
         if len(images) > 1 or len(labels) > 1:
             return Skipped("several files fit", " and ".join([*images, *labels][:4]))
         return Pair(self.files[images[0]], self.files[labels[0]], "")
@@ -123,8 +140,14 @@ class Catalogue:
         return plain(stated).rpartition("/")[2] if stated else None
 
     def _as_stated(self) -> list[str]:
-        """Give label files of other names to the images that they name, where one fits one; what to say of it."""
-        alone = {name: files[0] for name, files in self.labels.items() if name not in self.images and len(files) == 1}
+        """Match label files with the images that they name, where file names differ; returns notes on that.
+
+        Only where exactly one label file and one image fit each other.
+        """
+        unmatched = self.labels.keys() - self.images.keys()
+        alone = {
+            name: files[0] for name, files in self.labels.items() if name in unmatched and len(files) == 1
+        }
         free: dict[str, list[str]] = {}
         for name in self.images.keys() - self.labels.keys():
             for image in self.images[name]:
@@ -137,10 +160,17 @@ class Catalogue:
             if len(fits) == 1 and claims[image] == 1:
                 self.labels[fits[0]] = self.labels.pop(name)
                 moved.append(f"{alone[name]} for {self.images[fits[0]][0]}")
-        return [f"{len(moved)} label files have other names than the images that they state: {examples(moved)}"] if moved else []
+        if not moved:
+            return []
+        return [
+            f"{len(moved)} label files have other names than the images that they state: {examples(moved)}"
+        ]
 
     def _in_any_case(self) -> list[str]:
-        """Call label files after images that differ only in upper and lower case, where one fits one; what to say of inexact names."""
+        """Match label files with images whose names differ only in upper and lower case.
+
+        Only where one fits one. Returns notes on inexact names.
+        """
         images = _folded(self.images.keys() - self.labels.keys())
         moved = []
         for name, theirs in _folded(self.labels.keys() - self.images.keys()).items():
@@ -148,23 +178,30 @@ class Catalogue:
             if len(theirs) == len(ours) == 1:
                 self.labels[ours[0]] = self.labels.pop(theirs[0])
                 moved.append(ours[0])
-        odd = [
-            name
-            for name in self.labels.keys() & self.images.keys()
-            if _stem(self.labels[name][0]) not in (_stem(self.images[name][0]), self.images[name][0].rpartition("/")[2])
-        ]
-        shown = examples(f"{self.labels[name][0]} for {self.images[name][0]}" for name in sorted({*odd, *moved}))
-        return [f"{len(odd)} label files are named a little differently from their images: {shown}"] if odd else []
+        odd = []
+        for name in self.labels.keys() & self.images.keys():
+            image = self.images[name][0]
+            if _stem(self.labels[name][0]) not in (_stem(image), image.rpartition("/")[2]):
+                odd.append(name)
+        if not odd:
+            return []
+        shown = examples(
+            f"{self.labels[name][0]} for {self.images[name][0]}" for name in sorted({*odd, *moved})
+        )
+        return [f"{len(odd)} label files are named a little differently from their images: {shown}"]
 
 
 def jobs_and_root(pairs: Iterable[Pair | Skipped]) -> tuple[list[Pair | Skipped], Path] | None:
-    """The pairs with their file names filled in, and the root of their images; None if there is no pair among them."""
+    """The pairs with their file names filled in, and their images' root folder; None if there is no pair."""
     found = list(pairs)
     places = [pair.image for pair in found if isinstance(pair, Pair)]
     if not places:
         return None
     root = common_root(places)
-    return [pair._replace(file=relative(pair.image, root)) if isinstance(pair, Pair) else pair for pair in found], root
+    named = [
+        pair._replace(file=relative(pair.image, root)) if isinstance(pair, Pair) else pair for pair in found
+    ]
+    return named, root
 
 
 def convert(
@@ -177,8 +214,9 @@ def convert(
     """One image with the objects of the classes asked for.
 
     Args:
-        read: of :class:`mrt.data.convert.sheets.Format`.
-        class_map: the file's name for a class -> ours; known: names that the set has beside those asked for, None if it may have any.
+        read: as in :class:`mrt.data.convert.sheets.Format`.
+        class_map: the file's name for a class -> ours.
+        known: names that the set has beside those asked for; None if it may have any.
     """
     if isinstance(job, Skipped):
         return job
@@ -196,7 +234,7 @@ def picture_of(
     class_map: Mapping[str, str] | None = None,
     known: Collection[str] | None = None,
 ) -> Picture | Skipped:
-    """An image with what its label file says of it; arguments as :func:`convert` has them."""
+    """An image with what its label file says of it; arguments as in :func:`convert`."""
     size = measured(image, file, sheet.size)
     if isinstance(size, Skipped):
         return size
@@ -204,7 +242,8 @@ def picture_of(
     for label, corners, ignored in sheet.records:
         name = (class_map or {}).get(label, label)
         if name not in classes:
-            skipped["class not asked for" if name and (known is None or name in known) else f"unknown label {label!r}"] += 1
+            is_known = name and (known is None or name in known)
+            skipped["class not asked for" if is_known else f"unknown label {label!r}"] += 1
         elif corners is None:
             skipped["no box"] += 1
         else:
@@ -221,22 +260,33 @@ def recipe(
     domain: str = "custom",
     on_unpack: Unpacking | None = None,
 ) -> Recipe:
-    """A user's own set with a label file for each image; :mod:`mrt.data.convert.custom` renames classes and splits a validation part off.
+    """A user's own set with one label file for each image.
 
-    Splits are those of lists: ``ImageSets/Main/{train,val,test}.txt`` or ``train.txt`` and the like anywhere (trainval.txt as train where
-    there is no train.txt; of each line the whole, else the first word); without lists, those of folders such as train, valid and test if
-    all label files are in such; else all images are "train". What no list names is left out, and said.
+    :mod:`mrt.data.convert.custom` renames classes and splits a validation part off.
+
+    Splits are those of lists: ``ImageSets/Main/{train,val,test}.txt`` or ``train.txt`` and similar anywhere
+    (trainval.txt as train if there is no train.txt; a flag after a name is ignored). Without lists, splits
+    are those of folders such as train, valid and test; images elsewhere are "train". Images that no list
+    names are left out, with a note.
 
     Args:
         raw: folders or archives, as the user names them.
-        classes: those to take, in this order; default: all of the files' names, in the format's order or sorted (for which all label files
-            are read).
+        classes: those to take, in this order; default: all of the files' names, in the format's order or
+            sorted (for which all label files are read).
 
     Raises:
-        MrtError: no images or annotations; a list that names a path outside the set; a label file that is refused.
+        MrtError: no images or annotations; a list that names a path outside the set; a label file that is
+            refused.
     """
     files = own_files(raw, data_root, on_unpack)
-    catalogue = Catalogue(files, format.suffixes, format.folders, f"{format.name.upper()} annotations", format.needs, format.stated)
+    catalogue = Catalogue(
+        files,
+        format.suffixes,
+        format.folders,
+        f"{format.name.upper()} annotations",
+        format.needs,
+        format.stated,
+    )
     names, notes, lists = _names_by_split(files, catalogue)
     found: dict[str, tuple[list[Pair | Skipped], Path]] = {}
     for split, entries in names.items():
@@ -246,34 +296,61 @@ def recipe(
     details: dict[str, object] = {"format": format.name}
     if names.keys() - {*found}:
         details["splits without files"] = sorted(names.keys() - {*found})
-    require(found, "image with its annotation", files, "Images and label files must have the same name, but for the suffix.")
+    require(
+        found,
+        "image with its annotation",
+        files,
+        "Images and label files must have the same name, but for the suffix.",
+    )
     if classes is None:
-        used = _labels([job.labels for jobs, _ in found.values() for job in jobs if isinstance(job, Pair)], format.read)
+        pairs = [job for jobs, _ in found.values() for job in jobs if isinstance(job, Pair)]
+        used = _labels([pair.labels for pair in pairs], format.read)
         known = format.classes or ()
         classes = [*(name for name in known if name in used), *(name for name in used if name not in known)]
     run = partial(convert, read=format.read, classes=tuple(classes))
     splits = {split: Split(root, jobs, run) for split, (jobs, root) in found.items()}
     read = [*(inside for found in catalogue.labels.values() for inside in found), *lists]
-    return Recipe(domain, tuple(classes), splits, files.source, details, notes=[*files.notes, *catalogue.notes, *notes], read=read)
+    return Recipe(
+        domain,
+        tuple(classes),
+        splits,
+        files.source,
+        details,
+        notes=[*files.notes, *catalogue.notes, *notes],
+        read=read,
+    )
 
 
-def _names_by_split(files: RawFiles, catalogue: Catalogue) -> tuple[dict[str, list[str]], list[str], list[str]]:
+def _names_by_split(
+    files: RawFiles, catalogue: Catalogue
+) -> tuple[dict[str, list[str]], list[str], list[str]]:
     """The catalogue's names of each split, what to say of the lists, and which they are."""
-    lists, used = find_lists(files.files, partial(_known, catalogue=catalogue), catalogue.labels.keys() | catalogue.images.keys())
+    lists, used = find_lists(
+        files.files, partial(_known, catalogue=catalogue), catalogue.labels.keys() | catalogue.images.keys()
+    )
     if lists:
         lists = with_the_rest(without_trainval(lists), catalogue.images)
         named = {name for names in lists.values() for name in names}
         left = [catalogue.images[name][0] for name in sorted(catalogue.images.keys() - named)]
         return lists, said_of(used, left), [inside for insides in used.values() for inside in insides]
     folders = {name: catalogue.split(name) for name in catalogue.names}
-    by_split = {split: [name for name, folder in folders.items() if (folder or "train") == split] for split in SPLITS}
+    by_split = {
+        split: [name for name, folder in folders.items() if (folder or "train") == split] for split in SPLITS
+    }
     return {split: names for split, names in by_split.items() if names}, [], []
 
 
 def _known(listed: Listed, catalogue: Catalogue) -> list[str]:
-    """The catalogue's names of a list's entries. They are those of the list's own set, or if that holds none of them, of any."""
-    suffixes = (*catalogue_suffixes(catalogue), *IMAGE_SUFFIXES)  # some tools add one; a name's own dot is none
-    files = [entry if PurePosixPath(entry).suffix.lower() in suffixes else f"{entry}.xml" for entry in listed.entries]
+    """The catalogue's names of a list's entries.
+
+    They are those of the list's own set, or if that holds none of them, of any.
+    """
+    # some tools add a suffix; any other dot belongs to the name
+    suffixes = (*catalogue_suffixes(catalogue), *IMAGE_SUFFIXES)
+    files = [
+        entry if PurePosixPath(entry).suffix.lower() in suffixes else f"{entry}.xml"
+        for entry in listed.entries
+    ]
     names = [catalogue.name(listed.above + file) for file in files]
     if any(name in catalogue.labels or name in catalogue.images for name in names):
         return names
@@ -292,7 +369,10 @@ def catalogue_suffixes(catalogue: Catalogue) -> tuple[str, ...]:
 def _labels(places: Sequence[Path], read: Callable[[Path], Sheet | Skipped]) -> list[str]:
     """All names that the files give their objects, sorted."""
     workers = available_cores() if len(places) > 2000 else 1
-    return sorted({label for labels in run_parallel(partial(_labels_of, read=read), places, workers) for label in labels if label})
+    found: set[str] = set()
+    for labels in run_parallel(partial(_labels_of, read=read), places, workers):
+        found |= labels
+    return sorted(label for label in found if label)
 
 
 def _labels_of(place: Path, read: Callable[[Path], Sheet | Skipped]) -> set[str]:

@@ -10,7 +10,9 @@ _LEAST = 0.001  # pixels of a side: boxes are written to a thousandth
 
 
 class Thing(NamedTuple):
-    """An annotated object: class name, box (x, y, width, height) in pixels from the image's upper left corner, area in pixels.
+    """An annotated object: class name, box, area in pixels.
+
+    The box is x, y, width, height in pixels from the image's upper left corner.
 
     ``ignored``: a crowd, or an object that neither counts as found nor as missed; COCO's ``iscrowd``.
     """
@@ -22,10 +24,13 @@ class Thing(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One image with its objects; ``file`` is relative to the split's image root, ``extra`` goes into its COCO entry.
+    """One image with its objects.
 
-    ``skipped`` counts what was left out of it: reason -> objects; ``notes``: reason -> one of them in words. ``turned``: of a photo that
-    EXIF turns, how its boxes fit either way. ``cut``: boxes that stuck out of it by more than a pixel.
+    ``file`` is relative to the split's image root; ``extra`` goes into its COCO entry.
+
+    ``skipped`` counts what was left out of it: reason -> objects; ``notes``: reason -> one of them in words.
+    ``turned``: of a photo that EXIF turns, how its boxes fit either way. ``cut``: boxes that stuck out of it
+    by more than a pixel.
     """
 
     file: str
@@ -40,8 +45,11 @@ class Picture(NamedTuple):
 
 
 class Turned(NamedTuple):
-    """The other reading of a photo that EXIF turns: ``picture``; how many boxes stick out of the image in the first reading and in the
-    ``other`` one; whether the annotations' size chose the first."""
+    """The other reading of a photo that EXIF turns.
+
+    ``picture``; how many boxes stick out of the image in the first reading and in the ``other`` one; whether
+    the annotations' size chose the first.
+    """
 
     picture: Picture
     out: int
@@ -56,7 +64,9 @@ class Skipped(NamedTuple):
     example: str = ""
 
 
-def clip_box(box: Sequence[float], width: int, height: int) -> tuple[tuple[float, float, float, float], None] | tuple[None, str]:
+def clip_box(
+    box: Sequence[float], width: int, height: int
+) -> tuple[tuple[float, float, float, float], None] | tuple[None, str]:
     """(x0, y0, x1, y1) cut to the image as (x, y, width, height), or the reason why nothing is left of it."""
     if not all(math.isfinite(value) for value in box):
         return None, "box with a number that is not finite"

@@ -1,4 +1,4 @@
-"""Finding the images of a user's own set: whose split they are, which one an annotation's entry means, and what its boxes are for."""
+"""Finding the images of a user's own set: which split they are in, and which image an annotation means."""
 
 from __future__ import annotations
 
@@ -8,17 +8,32 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mrt.data.archives import file_exists, leads_elsewhere
-from mrt.data.convert.names import IMAGES, TABLES, TEXTS, Ends, examples, plain, shared_ends, shared_folders, split_of_folder, stem_of
+from mrt.data.convert.names import (
+    IMAGES,
+    TABLES,
+    TEXTS,
+    Ends,
+    examples,
+    plain,
+    shared_ends,
+    shared_folders,
+    split_of_folder,
+    stem_of,
+)
 from mrt.data.convert.recipe import Picture, Skipped, Thing, Turned, clip_box
 from mrt.data.headers import ImageProblem, read_header
 from mrt.errors import MrtError
 
 _BASIC = ("train", "val", "test")
-_ROUNDING = 1.0  # pixels by which a box may stick out of its picture and still be said to lie in it
+_ROUNDING = 1.0  # pixels by which a box may stick out of its picture and still count as inside
 
 
 def entry_name(text: str, source: Path, entry: str) -> str:
-    """A path out of a user's file with forward slashes; MrtError names ``source`` and ``entry`` if it is absolute or climbs up."""
+    """A path from a user's file, with forward slashes.
+
+    Raises:
+        MrtError: it is absolute or leads upwards; the message names ``source`` and ``entry``.
+    """
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.name or leads_elsewhere(text.strip()):
         raise MrtError(
@@ -31,12 +46,16 @@ def entry_name(text: str, source: Path, entry: str) -> str:
 def class_name(value: Any) -> str | None:
     """A class name without blanks around it, or None for what cannot be one."""
     name = value.strip() if isinstance(value, str) else ""
-    return name if name and not any("\ud800" <= letter <= "\udfff" for letter in name) else None  # half a character cannot be written
+    # half a surrogate pair cannot be written
+    return name if name and not any("\ud800" <= letter <= "\udfff" for letter in name) else None
 
 
 class Size(NamedTuple):
-    """Pixels of the picture that boxes are for. ``other``: (width, height) of the other way to see a photo that its EXIF entry turns;
-    ``claimed``: the annotations say the size."""
+    """Width and height in pixels of the picture that boxes are for.
+
+    ``other``: (width, height) if a photo that its EXIF entry turns is read the other way; ``claimed``:
+    whether the annotations state the size.
+    """
 
     width: int
     height: int
@@ -45,7 +64,10 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """An object before it is cut to its image: corners x0, y0, x1, y1 in pixels, its area in square pixels (None: the cut box's)."""
+    """An object before it is cut to its image: corners x0, y0, x1, y1 in pixels, its area in square pixels.
+
+    An area of None means that of the cut box.
+    """
 
     label: str
     corners: tuple[float, float, float, float]
@@ -56,11 +78,13 @@ class Box(NamedTuple):
 def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> Size | Skipped:
     """The size that the boxes of an image file are for, or why the image cannot be used.
 
-    A picture that its EXIF entry turns has two sizes. The claimed one decides, as in :func:`mrt.data.images.read_image`; without one it is
-    the upright one. The boxes may show that the other is meant: :func:`pictured`.
+    A picture that its EXIF entry turns has two sizes. The one that the annotations state decides, as in
+    :func:`mrt.data.images.read_image`; without one it is the upright one. The boxes may show that the other
+    size is meant: :func:`pictured`.
 
     Args:
-        file: its name in the set. claimed: (width, height) by the annotations, or None.
+        file: its name in the set.
+        claimed: (width, height) that the annotations state, or None.
     """
     try:
         file.encode("utf-8")
@@ -82,11 +106,18 @@ def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> 
     return Skipped("image size differs from the annotation's", f"{file} ({said})")
 
 
-def pictured(file: str, size: Size, boxes: Iterable[Box], skipped: Mapping[str, int], noted: Mapping[str, str] | None = None) -> Picture:
-    """The picture with its boxes cut to it; of a photo that EXIF turns, also as it would be the other way round.
+def pictured(
+    file: str,
+    size: Size,
+    boxes: Iterable[Box],
+    skipped: Mapping[str, int],
+    noted: Mapping[str, str] | None = None,
+) -> Picture:
+    """The picture with its boxes cut to it; of a photo that EXIF turns, also the other reading.
 
     Args:
-        skipped: objects that are left out already, reason -> how many. noted: reason -> an example of it.
+        skipped: objects that are left out already, reason -> how many.
+        noted: reason -> an example of it.
     """
     boxes = list(boxes)
     picture = _cut(file, (size.width, size.height), boxes, skipped, noted)
@@ -101,7 +132,13 @@ def pictured(file: str, size: Size, boxes: Iterable[Box], skipped: Mapping[str, 
     return picture._replace(turned=turned)
 
 
-def _cut(file: str, size: tuple[int, int], boxes: Sequence[Box], skipped: Mapping[str, int], noted: Mapping[str, str] | None) -> Picture:
+def _cut(
+    file: str,
+    size: tuple[int, int],
+    boxes: Sequence[Box],
+    skipped: Mapping[str, int],
+    noted: Mapping[str, str] | None,
+) -> Picture:
     things, left, out = [], Counter(skipped), 0
     notes = dict(noted or {})
     width, height = size
@@ -118,13 +155,14 @@ def _cut(file: str, size: tuple[int, int], boxes: Sequence[Box], skipped: Mappin
 
 
 def _sticking_out(boxes: Sequence[Box], width: int, height: int) -> int:
-    return sum(not (x1 <= width + _ROUNDING and y1 <= height + _ROUNDING) for _, (_, _, x1, y1), _, _ in boxes)
+    right, bottom = width + _ROUNDING, height + _ROUNDING
+    return sum(not (x1 <= right and y1 <= bottom) for _, (_, _, x1, y1), _, _ in boxes)
 
 
 class ImageFinder:
     """Image files by their path inside the raw files, looked up by the end of that path.
 
-    ``notes`` says which of the names were found though they are written differently.
+    ``notes`` tells which names were found although they are written differently.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
@@ -134,17 +172,22 @@ class ImageFinder:
         self._ends = Ends(self.files)
         self._by_stem: dict[str, list[str]] | None = None
 
-    def find(self, names: Sequence[str], source: Path, *, split: str | None = None, near: str = "") -> dict[str, str]:
-        """Name -> path inside the raw files, for those names of ``source`` (see :func:`entry_name`) that are there.
+    def find(
+        self, names: Sequence[str], source: Path, *, split: str | None = None, near: str = ""
+    ) -> dict[str, str]:
+        """Name -> path inside the raw files, for those names of ``source`` that are found.
 
-        A name means the file whose path ends with it: written exactly so, else in another Unicode form, with another suffix case or with
-        ``%20`` for a blank, where that is one file only. Only where that is true of none of the names, first folders of the names are left
-        out, as few as will do (they are then those of another machine). If there are several such files, it is the one in the folder where
-        most of the names are, a folder of this split before one of another, one near the file that lists them before one further away; a
-        file in another split's folder is never taken for one that is missing.
+        A name means the file whose path ends with it: written exactly so, else in another Unicode form, with
+        another suffix case or with ``%20`` for a blank, if that is a single file. Only if this finds none of
+        the names, their first folders are left out (they are then those of another machine), as few as
+        possible. Among several files the one in the folder with most of the names is taken; a folder of this
+        split is preferred to one of another, and one close to the file that lists the names to one further
+        away. A file in another split's folder never stands in for a missing one.
 
         Args:
-            split: whose images they are. near: path inside the raw files of what lists them.
+            names: in the form of :func:`entry_name`.
+            split: the split of the images.
+            near: path inside the raw files of the file that lists them.
 
         Raises:
             MrtError: a name that may mean several files; it lists them.
@@ -164,18 +207,24 @@ class ImageFinder:
             elif places:
                 raise MrtError(
                     f"{source}: the image {name!r} may be any of {examples(places, 4)}",
-                    "Say which folder is meant with --images FOLDER (COCO), or give only that folder in --raw.",
+                    "Say which folder is meant with --images FOLDER (COCO), or give "
+                    "only that folder in --raw.",
                 )
         return self._without_doubles(answer, ends, source)
 
     def near_miss(self, name: str) -> str | None:
-        """A file that is no image by its suffix, or has another one, but the name of a missing image; for messages."""
+        """A file with a missing image's name but another suffix, or one that is no image's; for messages."""
         if self._by_stem is None:
             self._by_stem = defaultdict(list)
             for inside in sorted([*self.files, *self.others]):
                 self._by_stem[PurePosixPath(plain(inside)).stem].append(inside)
-        same = [inside for inside in self._by_stem.get(PurePosixPath(plain(name)).stem, ()) if not _is_text(inside)]
-        return max(same, key=lambda inside: (shared_ends(inside, name), shared_ends(stem_of(inside), stem_of(name))), default=None)
+        stem = PurePosixPath(plain(name)).stem
+        same = [inside for inside in self._by_stem.get(stem, ()) if not _is_text(inside)]
+
+        def likeness(inside: str) -> tuple[int, int]:
+            return shared_ends(inside, name), shared_ends(stem_of(inside), stem_of(name))
+
+        return max(same, key=likeness, default=None)
 
     def _ends_found(self, names: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         """The part of each name that is looked for, and the paths that end with it."""
@@ -190,7 +239,10 @@ class ImageFinder:
         return {name: name for name in names}, {}
 
     def _find_others(self, ends: dict[str, str], found: dict[str, list[str]]) -> None:
-        """Where some names are found, look for the others without their first folders: right below a place, where nothing contradicts."""
+        """Where some names are found, look for the others without their first folders.
+
+        Right below one of the raw places, and where nothing contradicts it.
+        """
         missing = [name for name, places in found.items() if not places and "/" in ends[name]]
         taken = {inside for places in found.values() for inside in places} if missing else set()
         for name in missing:
@@ -202,8 +254,10 @@ class ImageFinder:
                     taken.add(end)
                     break
 
-    def _without_doubles(self, answer: dict[str, str], ends: Mapping[str, str], source: Path) -> dict[str, str]:
-        """Leave out a file that is found for one name exactly and for another one only nearly; note what was found nearly."""
+    def _without_doubles(
+        self, answer: dict[str, str], ends: Mapping[str, str], source: Path
+    ) -> dict[str, str]:
+        """Leave out files found for one name exactly and another only nearly; note what was found nearly."""
         exact = {inside for name, inside in answer.items() if inside.endswith(ends[name])}
         nearly = {name: inside for name, inside in answer.items() if not inside.endswith(ends[name])}
         taken = Counter(nearly.values())
@@ -212,12 +266,16 @@ class ImageFinder:
                 del answer[name]
         kept = [f"{name!r} is {inside}" for name, inside in nearly.items() if name in answer]
         if kept:
-            self.notes.append(f"{source.name}: {len(kept)} image names are written differently from their files', the first: {kept[0]}")
+            self.notes.append(
+                f"{source.name}: {len(kept)} image names are written differently "
+                f"from their files', the first: {kept[0]}"
+            )
         shorter = [name for name in answer if ends[name] != name]
         if shorter:
             first = shorter[0].removesuffix(ends[shorter[0]])
             self.notes.append(
-                f"{source.name}: {len(shorter)} images were found without the first folders of their names, such as {first!r}"
+                f"{source.name}: {len(shorter)} images were found without the first "
+                f"folders of their names, such as {first!r}"
             )
         return answer
 
@@ -234,20 +292,25 @@ def _above(inside: str, end: str) -> str:
 
 
 def of_another_split(inside: str, split: str | None) -> bool:
-    """Whether a file is in the folder of another split than ``split``."""
+    """Whether a file is in a folder that is named after another split than ``split``."""
     theirs = split_of_folder(inside)
     return split in _BASIC and theirs in _BASIC and theirs != split
 
 
 def _best_folder(votes: Counter[str], split: str | None, near: str) -> str | None:
-    """The folder with most of the names among those of the right split, then the one near ``near``; None if two are as good."""
+    """The folder with most of the names among those of the right split, then the one closest to ``near``.
+
+    None if two are equally good.
+    """
     if not votes:
         return None
     enough = max(votes.values()) / 2
 
     def rank(folder: str) -> tuple[int, int, int]:
-        own = folder == near.rpartition("/")[0] + "/" or (split is not None and split_of_folder(folder + "x") == split)
-        return (2 if own else 0 if of_another_split(folder + "x", split) else 1), votes[folder], shared_folders(folder + "x", near)
+        of_split = split is not None and split_of_folder(folder + "x") == split
+        own = folder == near.rpartition("/")[0] + "/" or of_split
+        fit = 2 if own else 0 if of_another_split(folder + "x", split) else 1
+        return fit, votes[folder], shared_folders(folder + "x", near)
 
     best = sorted((folder for folder in votes if votes[folder] >= enough), key=rank, reverse=True)
     return None if len(best) > 1 and rank(best[0]) == rank(best[1]) else best[0]

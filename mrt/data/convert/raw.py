@@ -27,30 +27,41 @@ Unpacking = Callable[[Path, int, int], None]  # called with (archive, bytes done
 
 
 class RawFiles:
-    """Files below one or more raw folders and archives, by their path inside: ``files["gtFine/val/a/b.json"]`` is where to read it.
+    """Files below one or more raw folders and archives, by their path inside.
 
-    A folder's own archives (``*.zip``, ``*.tgz``, ``*.tar.gz``, ``*.tar`` right in it) are looked into too: the folder of the downloads as
-    they came will do. Zip archives are read in place; the wanted files of tar archives are unpacked once, to
-    ``data_root/unpacked/ARCHIVE``. If a folder holds the data root, what was made there (sets, unpacked archives) is no raw file.
+    ``files["gtFine/val/a/b.json"]`` is where to read that file.
 
-    What has the same path and the same content in two places is one file, also where an archive lies beside the folder it was unpacked to.
-    The same path with different content is two files: with ``apart`` the places that differ are put into folders of their names, as if the
-    folder above them had been given; without it, that is an error. Places that are named after different splits ("train", "valid") are
-    kept apart likewise. ``notes`` says what was done.
+    Archives directly in a folder (``*.zip``, ``*.tgz``, ``*.tar.gz``, ``*.tar``) are searched too, so the
+    folder with the downloads as they came is enough. Zip archives are read in place; the wanted files of tar
+    archives are unpacked once, to ``data_root/unpacked/ARCHIVE``. If a folder holds the data root, what was
+    made there (sets, unpacked archives) does not count as raw files.
+
+    The same path with the same content in two places is one file, also if an archive lies beside the folder
+    to which it was unpacked. The same path with different content is two files: with ``apart``, the places
+    that differ are put into folders with their names, as if the folder above them had been given; without it,
+    that is an error. Places that are named after different splits ("train", "valid") are kept apart in the
+    same way. ``notes`` says what was done.
 
     Args:
         paths: what ``--raw`` names.
         wanted: regular expression; only files whose path inside matches it (``re.search``) are listed.
-        data_root: where tar archives are unpacked to.
-        apart: what to do about different files of one path.
+        data_root: tar archives are unpacked below it.
+        apart: keep different files with the same path apart, instead of raising an error.
 
     Raises:
-        MrtError: a path that does not exist, is neither folder nor archive, or a folder or archive that cannot be read; two places that
-            hold different files of one path, or different labels for the same image.
+        MrtError: a path that does not exist or is neither folder nor archive; a folder or archive that cannot
+            be read; two places that hold different files with the same path, or different labels for the same
+            image.
     """
 
     def __init__(
-        self, paths: Sequence[Path | str], wanted: str, data_root: Path, on_unpack: Unpacking | None = None, *, apart: bool = False
+        self,
+        paths: Sequence[Path | str],
+        wanted: str,
+        data_root: Path,
+        on_unpack: Unpacking | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         self.paths = [Path(path).expanduser().absolute() for path in paths]
         self.notes: list[str] = []
@@ -64,20 +75,28 @@ class RawFiles:
             elif path.is_file() and is_archive(path):
                 archives = [path]
             elif path.exists():
-                raise MrtError(f"--raw {path}: neither a folder nor a {', '.join(ZIP_SUFFIXES + TAR_SUFFIXES)} archive")
+                raise MrtError(
+                    f"--raw {path}: neither a folder nor a {', '.join(ZIP_SUFFIXES + TAR_SUFFIXES)} archive"
+                )
             else:
-                raise MrtError(f"--raw {path}: no such file or folder", "Name the folder with the downloads, or the archives themselves.")
-            places += [Place(archive, _stem(archive), self._in_archive(archive, on_unpack), True) for archive in archives]
+                raise MrtError(
+                    f"--raw {path}: no such file or folder",
+                    "Name the folder with the downloads, or the archives themselves.",
+                )
+            places += [
+                Place(archive, _stem(archive), self._in_archive(archive, on_unpack), True)
+                for archive in archives
+            ]
         self.files, said = one_tree(places, apart)
         self.notes += said
 
     @property
     def source(self) -> str:
-        """For the card: what was given, without the folders of this machine."""
+        """What was given, without this machine's folders, for the card."""
         return ", ".join(path.name for path in self.paths)
 
     def matching(self, pattern: str) -> Iterator[tuple[re.Match[str], Path]]:
-        """(match, where to read it) of every file whose path inside matches (``re.search``), sorted by path."""
+        """(match, where to read it) of files whose path inside matches (``re.search``), sorted by path."""
         compiled = re.compile(pattern)
         for inside in sorted(self.files):
             match = compiled.search(inside)
@@ -87,9 +106,9 @@ class RawFiles:
     def _in_folder(self, folder: Path) -> dict[str, Path]:
         found, unopened = {}, []
         for where, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-            folders[:] = sorted(
-                name for name in folders if not name.startswith(".") and not self._is_made(where, name) and not _leads_back(where, name)
-            )
+            visible = sorted(name for name in folders if not name.startswith("."))
+            raw = [name for name in visible if not self._is_made(where, name)]
+            folders[:] = [name for name in raw if not _leads_back(where, name)]
             inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
             for name in names:
                 path = (inside / name).as_posix()
@@ -98,11 +117,14 @@ class RawFiles:
                 elif is_archive(Path(name)) and where != str(folder) and not name.startswith("."):
                     unopened.append(path)
         if unopened:
-            self.notes.append(f"archives in inner folders are not opened: {examples(sorted(unopened))} (name them in --raw to take them)")
+            self.notes.append(
+                f"archives in inner folders are not opened: {examples(sorted(unopened))} "
+                "(name them in --raw to take them)"
+            )
         return found
 
     def _is_made(self, where: str, name: str) -> bool:
-        """Whether a folder is one of the data root's sets, or that of unpacked archives."""
+        """Whether a folder is one of the data root's sets, or its folder of unpacked archives."""
         made = name == UNPACKED or os.path.isfile(os.path.join(where, name, CARD_NAME))
         return made and os.path.realpath(where) == os.path.realpath(self._data_root)
 
@@ -115,26 +137,38 @@ class RawFiles:
             }
         folder = unpacked_folder(archive, self._data_root / UNPACKED)
         tell = None if on_unpack is None else (lambda done, total: on_unpack(archive, done, total))
-        unpack_tar(archive, folder, lambda name: self._wanted.search(name) is not None, tell, purpose=self._wanted.pattern)
+        unpack_tar(
+            archive,
+            folder,
+            lambda name: self._wanted.search(name) is not None,
+            tell,
+            purpose=self._wanted.pattern,
+        )
         return self._in_folder(folder)
 
 
-def own_files(raw: Sequence[Path | str] | RawFiles, data_root: Path, on_unpack: Unpacking | None = None) -> RawFiles:
-    """The raw files of a user's own set: all that any kind of set is made of, each place kept apart."""
+def own_files(
+    raw: Sequence[Path | str] | RawFiles, data_root: Path, on_unpack: Unpacking | None = None
+) -> RawFiles:
+    """The raw files of a user's own set: all files that any kind of set may need, each place kept apart."""
     return raw if isinstance(raw, RawFiles) else RawFiles(raw, WANTED, data_root, on_unpack, apart=True)
 
 
 def _stem(archive: Path) -> str:
     name = archive.name
-    return next((name[: -len(suffix)] for suffix in ZIP_SUFFIXES + TAR_SUFFIXES if name.lower().endswith(suffix)), name)
+    suffixes = (suffix for suffix in ZIP_SUFFIXES + TAR_SUFFIXES if name.lower().endswith(suffix))
+    return name[: len(name) - len(next(suffixes, ""))]
 
 
 def _unreadable(error: OSError) -> None:
-    raise MrtError(f"{error.filename}: cannot be read ({error.strerror})", "Files in it would be missing: mend its permissions.") from None
+    raise MrtError(
+        f"{error.filename}: cannot be read ({error.strerror})",
+        "Files in it would be missing: mend its permissions.",
+    ) from None
 
 
 def _leads_back(where: str, name: str) -> bool:
-    """Whether a folder is a link to one that it is in."""
+    """Whether a folder is a link to a folder that contains it."""
     path = os.path.join(where, name)
     return os.path.islink(path) and Path(os.path.realpath(where)).is_relative_to(os.path.realpath(path))
 
@@ -151,9 +185,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_json(place: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a UTF-8 JSON file, which may be a zip's member, holds; MrtError if it cannot be read, is cut short or of another encoding.
+    """Content of a UTF-8 JSON file, which may be a zip's member.
 
-    ``object_hook``: what to keep of each object, for files that would fill the memory.
+    Args:
+        object_hook: returns what to keep of each object, for files that would fill the memory.
+
+    Raises:
+        MrtError: it cannot be read, is cut short or in another encoding.
     """
     return decode_json(read_bytes(place), place, object_hook)
 
@@ -169,6 +207,6 @@ def relative(place: Path, root: Path) -> str:
 
 
 def require(found: Any, what: str, raw: RawFiles, hint: str) -> None:
-    """MrtError that names what was looked for unless ``found`` is something."""
+    """Raise an MrtError that names what was looked for, unless ``found`` is something."""
     if not found:
         raise MrtError(f"--raw {' '.join(str(path) for path in raw.paths)}: holds no {what}", hint)

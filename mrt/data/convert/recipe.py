@@ -1,8 +1,9 @@
 """What every conversion has in common: raw files in, a prepared set out.
 
-A converter looks through the raw files and answers with a :class:`Recipe`: per split a list of jobs, one an image, and a function that
-turns a job into a :class:`Picture`, or into a :class:`Skipped`. :func:`prepare` does the rest: all cores, progress, ids, COCO files, card,
-and all of it whole or not at all.
+A converter looks through the raw files and returns a :class:`Recipe`: for each split a list of jobs, one for
+each image, and a function that turns a job into a :class:`Picture` or a :class:`Skipped`. :func:`prepare`
+does the rest: it uses all cores, reports progress, gives ids and writes COCO files and the card, either
+completely or not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ from mrt.data.headers import pixels_allowed
 from mrt.data.staging import Progress, available_cores, counted, run_parallel, staged
 from mrt.errors import MrtError
 
-__all__ = ["Picture", "Recipe", "Results", "Skipped", "Split", "Thing", "Turned", "clip_box", "prepare", "rehearse"]
+__all__ = [
+    "Picture",
+    "Recipe",
+    "Results",
+    "Skipped",
+    "Split",
+    "Thing",
+    "Turned",
+    "clip_box",
+    "prepare",
+    "rehearse",
+]
 
 _WARNING = "warning: "
 
@@ -35,12 +47,13 @@ class Split:
     """One split of a recipe.
 
     Args:
-        images: root of the pictures' ``file`` entries: a folder, or a path into a zip archive (:mod:`mrt.data.archives`); with ``makes``
-            a folder below the set's own.
-        jobs: one an image, sorted as the images shall be; picklable.
-        convert: job -> Picture or Skipped; a function of a module (it runs in other processes).
-        skipped: left out before any job was made, reason -> how many.
-        makes: the conversion makes the images: ``convert(job, folder=...)`` writes them into ``folder``, which is ``images`` in the set.
+        images: root of the pictures' ``file`` entries: a folder, or a path into a zip archive
+            (:mod:`mrt.data.archives`); with ``makes`` a folder below the set's own.
+        jobs: one for each image, in the order in which the images are listed; picklable.
+        convert: job -> Picture or Skipped; a module-level function (it runs in other processes).
+        skipped: what was left out before any job was made, reason -> how many.
+        makes: the conversion makes the images: ``convert(job, folder=...)`` writes them into ``folder``,
+            which is ``images`` in the set.
         notes: reason of ``skipped`` -> examples of what was left out.
     """
 
@@ -58,10 +71,11 @@ class Recipe:
 
     Args:
         expected: split -> the official number of images ("images"), boxes ("boxes") or boxes by class name.
-        notes: what was decided on the way, for people: one line each; those that begin with "warning: " go to the warnings.
-        read: paths inside the raw files of the annotations, lists and settings that it was made of.
-        review: is shown the results of all splits before anything is written; what it answers with, if anything, is made instead.
-            Decisions that only the whole set allows, such as its units, are taken there.
+        notes: decisions to tell the user about, one line each; those that begin with "warning: " go to the
+            warnings.
+        read: paths inside the raw files of the annotations, lists and settings that it was made from.
+        review: is given the results of all splits before anything is written. If it returns a recipe, that is
+            made instead. It takes decisions for which the whole set is needed, such as its units.
     """
 
     domain: str
@@ -91,17 +105,23 @@ def prepare(
 
     Args:
         allow_empty: make a labelled set even if it has no box at all.
-        max_pixels: take images of up to so many pixels, if that is more than :data:`mrt.data.headers.MAX_PIXELS`.
+        max_pixels: accept images of up to this many pixels, if it is more than
+            :data:`mrt.data.headers.MAX_PIXELS`.
 
     Returns:
-        The card, and warnings: what differs from the official counts, and the first of the images that were left out. The card's details
-        have them too, and in words what annotations gave no box ("losses") and what was decided on the way ("notes").
+        The card, and warnings: what differs from the official counts, and the first of the images that were
+        left out. The card's details hold them too, and in words which annotations gave no box ("losses") and
+        what was decided ("notes").
 
     Raises:
-        MrtError: no image at all, a labelled set without a box, a raw file that cannot be used, an output that exists or cannot be written.
+        MrtError: no image at all, a labelled set without a box, a raw file that cannot be used, an output
+            that exists or cannot be written.
     """
     if not sum(len(split.jobs) for split in recipe.splits.values()):
-        raise MrtError(f"{recipe.source}: no images to convert", "Is it the right folder or archive? See `mrt prepare-data --help`.")
+        raise MrtError(
+            f"{recipe.source}: no images to convert",
+            "Is it the right folder or archive? See `mrt prepare-data --help`.",
+        )
     with staged(Path(root), name, overwrite) as work, pixels_allowed(max_pixels):
         recipe, results, said = _results(recipe, work, workers or available_cores(), on_progress)
         warnings: list[str] = []
@@ -111,12 +131,15 @@ def prepare(
         cards, sizes, lost = {}, Counter[str](), {}
         for split_name, split in recipe.splits.items():
             pictures, skipped, left_out = _sort_out(results[split_name], split)
-            (work / f"{split_name}.json").write_text(json.dumps(_coco(pictures, recipe), ensure_ascii=False), encoding="utf-8")
+            (work / f"{split_name}.json").write_text(
+                json.dumps(_coco(pictures, recipe), ensure_ascii=False), encoding="utf-8"
+            )
             images = split.images.as_posix() if split.makes else _reference(split.images, Path(root), name)
             cards[split_name], found = describe_split(work, f"{split_name}.json", images, skipped)
             sizes.update(found)
             warnings += [f"{split_name}: {line}" for line in left_out]
-            warnings += _compare(split_name, cards[split_name].boxes_per_class, len(pictures), recipe.expected.get(split_name, {}))
+            expected = recipe.expected.get(split_name, {})
+            warnings += _compare(split_name, cards[split_name].boxes_per_class, len(pictures), expected)
             if recipe.labelled:
                 lost[split_name] = losses(split_name, results[split_name], split.skipped, split.notes)
         warnings += [
@@ -126,34 +149,60 @@ def prepare(
         ]
         if not sizes:
             total = sum(len(split.jobs) for split in recipe.splits.values())
-            raise MrtError(f"{recipe.source}: none of the {total} images could be used", "\n".join([*warnings, *notes][:6]) or None)
+            raise MrtError(
+                f"{recipe.source}: none of the {total} images could be used",
+                "\n".join([*warnings, *notes][:6]) or None,
+            )
         if recipe.labelled and not allow_empty:
-            _require_boxes(recipe, {split: card.num_boxes for split, card in cards.items()}, lost, [*warnings, *notes])
+            boxes = {split: card.num_boxes for split, card in cards.items()}
+            _require_boxes(recipe, boxes, lost, [*warnings, *notes])
         notes += [line for found in lost.values() for line in found.empty]
-        told = {"warnings": warnings, "losses": [line for found in lost.values() for line in found.lines], "notes": notes}
+        told = {
+            "warnings": warnings,
+            "losses": [line for found in lost.values() for line in found.lines],
+            "notes": notes,
+        }
         details = {**recipe.details, **{key: lines for key, lines in told.items() if lines}}
         card = DatasetCard(
-            name=name, domain=recipe.domain, classes=recipe.classes, splits=cards, image_sizes=dict(sizes), source=recipe.source,
-            labelled=recipe.labelled, details=details, folder=work,
-        )  # fmt: skip
+            name=name,
+            domain=recipe.domain,
+            classes=recipe.classes,
+            splits=cards,
+            image_sizes=dict(sizes),
+            source=recipe.source,
+            labelled=recipe.labelled,
+            details=details,
+            folder=work,
+        )
         write_card(card)
     return replace(card, folder=Path(root) / name), warnings
 
 
 def rehearse(
-    recipe: Recipe, name: str, *, workers: int | None = None, on_progress: Progress | None = None, max_pixels: int | None = None
+    recipe: Recipe,
+    name: str,
+    *,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[DatasetCard, list[str]]:
-    """The card and warnings that :func:`prepare` would give, without anything being left on the disk."""
+    """The card and warnings that :func:`prepare` would return, without leaving anything on the disk."""
     with tempfile.TemporaryDirectory() as folder:
         return prepare(
-            recipe, Path(folder), name, workers=workers, on_progress=on_progress, allow_empty=True, max_pixels=max_pixels
-        )  # fmt: skip
+            recipe,
+            Path(folder),
+            name,
+            workers=workers,
+            on_progress=on_progress,
+            allow_empty=True,
+            max_pixels=max_pixels,
+        )
 
 
 def _results(
     recipe: Recipe, work: Path, workers: int, on_progress: Progress | None
 ) -> tuple[Recipe, dict[str, list[Picture | Skipped]], list[str]]:
-    """What becomes of all images, as the whole set shows that they are meant; the recipe that was followed; and what to say of it."""
+    """Results of all images, after a review by the whole set; the recipe that was followed; notes."""
     results: Results = _progress_over_splits(recipe, work, workers, on_progress)
     again = recipe.review(results) if recipe.review is not None else None
     if again is not None:
@@ -163,41 +212,61 @@ def _results(
     return recipe, results, [*turned, *shared]
 
 
-def _require_boxes(recipe: Recipe, boxes: Mapping[str, int], lost: Mapping[str, Losses], said: Sequence[str]) -> None:
+def _require_boxes(
+    recipe: Recipe, boxes: Mapping[str, int], lost: Mapping[str, Losses], said: Sequence[str]
+) -> None:
     """MrtError if no split of a labelled set has a box that counts."""
     if any(boxes.values()):
         return
     records = sum(found.records for found in lost.values())
     why = [f"{split}: {counted_reasons(found.meant)}" for split, found in lost.items() if found.meant]
     why += [line for found in lost.values() for line in (*found.lines, *found.empty)][:8]
+    hint = "Mend the annotations; or say what is meant: --allow-empty, or --format images for bare images."
     raise MrtError(
-        f"{recipe.source}: a labelled set without a single box that counts ({records} annotation records read)",
-        "\n".join([*said[:6], *why, "Mend the annotations; or say what is meant: --allow-empty, or --format images for bare images."]),
+        f"{recipe.source}: a labelled set without a single box that counts "
+        f"({records} annotation records read)",
+        "\n".join([*said[:6], *why, hint]),
     )
 
 
 def _reference(images: Path, root: Path, name: str) -> str:
-    """How the card names the image root: relative below the data root, so that it may be moved as a whole, else absolute."""
+    """How the card names the image root.
+
+    Relative if it is below the data root, so that the data root may be moved as a whole, else absolute.
+    """
     images, root = images.absolute(), root.absolute()
-    return Path(os.path.relpath(images, root / name)).as_posix() if images.is_relative_to(root) else images.as_posix()
+    if not images.is_relative_to(root):
+        return images.as_posix()
+    return Path(os.path.relpath(images, root / name)).as_posix()
 
 
-def _progress_over_splits(recipe: Recipe, work: Path, workers: int, on_progress: Progress | None) -> dict[str, list[Picture | Skipped]]:
+def _progress_over_splits(
+    recipe: Recipe, work: Path, workers: int, on_progress: Progress | None
+) -> dict[str, list[Picture | Skipped]]:
     results: dict[str, list[Picture | Skipped]] = {}
     before, total = 0, sum(len(split.jobs) for split in recipe.splits.values())
     for name, split in recipe.splits.items():
         shift = before
-        tell = None if on_progress is None else (lambda done, _, shift=shift: on_progress(shift + done, total))
+        tell = (
+            None if on_progress is None else (lambda done, _, shift=shift: on_progress(shift + done, total))
+        )
         convert = partial(split.convert, folder=work / split.images) if split.makes else split.convert
         results[name] = list(counted(run_parallel(convert, split.jobs, workers), len(split.jobs), tell))
         before += len(split.jobs)
     return results
 
 
-def _sort_out(results: Sequence[Picture | Skipped], split: Split) -> tuple[list[Picture], dict[str, int], list[str]]:
-    """Pictures that stay, what was skipped (reason -> how many), and for each reason to leave an image out a line with the first few."""
+def _sort_out(
+    results: Sequence[Picture | Skipped], split: Split
+) -> tuple[list[Picture], dict[str, int], list[str]]:
+    """Pictures that stay, what was skipped (reason -> how many), and notes.
+
+    Each reason to leave an image out gets a line with the first few images.
+    """
     pictures, skipped = [], Counter(split.skipped)
-    shown: dict[str, list[str]] = {reason: list(texts) for reason, texts in split.notes.items() if reason.startswith(OF_IMAGES)}
+    shown: dict[str, list[str]] = {
+        reason: list(texts) for reason, texts in split.notes.items() if reason.startswith(OF_IMAGES)
+    }
     seen: set[str] = set()
     for result in results:
         if isinstance(result, Picture) and result.file in seen:
@@ -218,7 +287,8 @@ def _sort_out(results: Sequence[Picture | Skipped], split: Split) -> tuple[list[
 
 
 def _first_of(names: Sequence[str], most: int = 3) -> str:
-    first, *others = (name.encode("utf-8", "backslashreplace").decode() for name in names[:most])  # any file name at all
+    # file names may hold characters that cannot be written
+    first, *others = (name.encode("utf-8", "backslashreplace").decode() for name in names[:most])
     return first + (f", then {', '.join(others)}" if others else "")
 
 
@@ -226,7 +296,8 @@ def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
     images, annotations = [], []
     ids = {label: number for number, label in enumerate(recipe.classes, start=1)}
     for number, picture in enumerate(pictures, start=1):
-        images.append({"id": number, "file_name": picture.file, "width": picture.width, "height": picture.height, **picture.extra})
+        entry = {"id": number, "file_name": picture.file, "width": picture.width, "height": picture.height}
+        images.append({**entry, **picture.extra})
         for thing in picture.things:
             annotations.append(
                 {
@@ -239,11 +310,16 @@ def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
                 }
             )
     info = {"description": recipe.source, "domain": recipe.domain}
-    return {"info": info, "images": images, "annotations": annotations, "categories": coco_categories(recipe.classes)}
+    return {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": coco_categories(recipe.classes),
+    }
 
 
 def _short(value: float) -> float:
-    """Whole numbers as such, others to a thousandth of a pixel."""
+    """Whole numbers as integers, others rounded to a thousandth of a pixel."""
     rounded = round(float(value), 3)
     return int(rounded) if rounded == int(rounded) else rounded
 
@@ -251,7 +327,8 @@ def _short(value: float) -> float:
 def _compare(split: str, boxes: Mapping[str, int], images: int, expected: Mapping[str, int]) -> list[str]:
     found = {"images": images, "boxes": sum(boxes.values()), **boxes}
     return [
-        f"{split}: {found.get(what, 0)} {what if what in ('images', 'boxes') else f'boxes of {what}'} instead of the official {number}"
+        f"{split}: {found.get(what, 0)} {what if what in ('images', 'boxes') else f'boxes of {what}'} "
+        f"instead of the official {number}"
         for what, number in expected.items()
         if found.get(what, 0) != number
     ]

@@ -1,7 +1,8 @@
-"""Label files that come one for each image: what a reader of such a format answers with, and what it says of itself.
+"""Label files that come one for each image: what a reader of such a format returns, and how it is described.
 
-A format is a module of :mod:`mrt.data.convert.formats` with a :class:`Format` called ``FORMAT``. Finding files, pairing them with their
-images, splits, classes, EXIF, clipping and counting are the same for all of them: :mod:`mrt.data.convert.paired`.
+A format is a module of :mod:`mrt.data.convert.formats` with a :class:`Format` called ``FORMAT``. Finding
+files, pairing them with their images, splits, classes, EXIF, clipping and counting are the same for all of
+them: :mod:`mrt.data.convert.paired`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from mrt.data.convert.recipe import Skipped
 class Record(NamedTuple):
     """An annotated object as its file has it.
 
-    ``box``: x0, y0, x1, y1 in pixels, distances from the upper left corner of the image to the box's edges (so width = x1 - x0), NaN where
-    no number stands; None if the object has no box. ``ignored``: neither found nor missed, as COCO's ``iscrowd``.
+    ``box``: x0, y0, x1, y1 in pixels, distances from the upper left corner of the image to the box's edges
+    (so width = x1 - x0), NaN for what is not a number; None if the object has no box. ``ignored``: counts
+    neither as found nor as missed, as with COCO's ``iscrowd``.
     """
 
     label: str
@@ -27,8 +29,11 @@ class Record(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """What a label file says of its image; ``size`` (width, height) in pixels, None where it does not say it; ``skipped``: reason -> how
-    many of its entries are no objects."""
+    """What a label file says of its image.
+
+    ``size`` is (width, height) in pixels, None where the file does not state it; ``skipped``: reason -> how
+    many of its entries are no objects.
+    """
 
     size: tuple[int, int] | None
     records: tuple[Record, ...]
@@ -43,11 +48,14 @@ class Format:
         name: what ``--format`` calls it.
         suffixes: of its label files, in lower case.
         needs: one line for messages: which files, where.
-        read: (label file, which may be a zip's member) -> its content, or why it cannot be used. MrtError: nobody should go on.
-        looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file. Quick, and sure.
+        read: (label file, which may be a zip's member) -> its content, or why it cannot be used. MrtError:
+            the conversion must stop.
+        looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file.
+            Must be quick and reliable.
         classes: the format's own class names in order; None: those that the files use, sorted.
-        stated: label file -> the image's name that it states, None if none.
-        folders: names of folders that hold labels or images, in lower case, beside the usual ones (labels, annotations, images, ...).
+        stated: label file -> the image's name that it states, or None.
+        folders: names of folders that hold labels or images, in lower case, beside the usual ones (labels,
+            annotations, images, ...).
     """
 
     name: str

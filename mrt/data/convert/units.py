@@ -1,6 +1,7 @@
-"""Pixels, shares of the image, or corners: what four numbers of a box are, told from the whole set.
+"""What the four numbers of a box are: pixels, shares of the image, or corners. The whole set decides.
 
-Never from one box: a box of 0.3 x 0.4 may be a share or a speck. Where the set leaves a doubt, nothing is guessed: the user says it.
+Never a single box: one of 0.3 x 0.4 may be in shares, or just tiny. If the set leaves a doubt, nothing is
+guessed: the user has to say it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from mrt.errors import MrtError
 
 READINGS = ("auto", "pixels", "shares", "corners", "corner-shares")
 TOLERANCE = 0.01  # by which a share may lie outside 0 to 1: rounding, and labels drawn to the very edge
-_ENOUGH = 3  # boxes that must speak for a reading before it is believed
-_SOME = 0.1  # share of a file's boxes that is more than a slip
-HINT = "Say what they are: --boxes pixels, shares (both as the format has them), corners (x0 y0 x1 y1 in pixels) or corner-shares."
+_ENOUGH = 3  # a reading needs at least this many boxes that speak for it
+_SOME = 0.1  # a larger share of a file's boxes than this is no accident
+HINT = (
+    "Say what they are: --boxes pixels, shares (both as the format has them), corners (x0 y0 x1 y1 in "
+    "pixels) or corner-shares."
+)
 
 
 class Seen(NamedTuple):
@@ -29,38 +33,54 @@ class Seen(NamedTuple):
 
 
 def of_coco(boxes: Sequence[Seen], source: str) -> tuple[str, list[str]]:
-    """How the boxes of a COCO file are meant, and what to say of it if that is not as the format has them: x, y, width, height in pixels.
+    """How to read the boxes of a COCO file, and what to say of it.
 
-    - "shares", if all four numbers of every box lie within 0 to 1, and x, y, width, height is the only way to read them: as corners one of
-      the boxes would have no area, or the file's areas are width times height.
-    - "corners", if all fit their images so, and the file's areas are those of corners.
+    The format has x, y, width, height in pixels; files differ.
+
+    - "shares" if all four numbers of every box lie within 0 to 1, and x, y, width, height is the only way to
+      read them: as corners one of the boxes would have no area, or the file's areas are width times height.
+    - "corners" if all boxes fit their images that way, and the file's areas are those of corners.
 
     Raises:
-        MrtError: the numbers are not what the format says, and what they are leaves a doubt: they may be shares or corners, or some of the
-            boxes are shares.
+        MrtError: the numbers are not what the format says, and it is in doubt what they are: they may be
+            shares or corners, or some of the boxes are shares.
     """
-    numbers = [(*_written(one.box), one.box.area, *one.size) for one in boxes if all(map(math.isfinite, one.box.corners))]
+    finite = [one for one in boxes if all(map(math.isfinite, one.box.corners))]
+    numbers = [(*_written(one.box), one.box.area, *one.size) for one in finite]
     numbers = [row for row in numbers if row[2] > 0 and row[3] > 0]
     small = [row for row in numbers if min(row[:4]) >= -TOLERANCE and max(row[:4]) <= 1 + TOLERANCE]
     if numbers and len(small) == len(numbers):
         return _shares(numbers, source)
     if len(small) >= max(_ENOUGH, _SOME * len(numbers)):
         raise MrtError(
-            f"{source}: {len(small)} of {len(numbers)} boxes lie within 0 to 1, such as {_shown(small[0])}: no pixels of an image", HINT
+            f"{source}: {len(small)} of {len(numbers)} boxes lie within 0 to 1, such as "
+            f"{_shown(small[0])}: no pixels of an image",
+            HINT,
         )
-    said = [f"warning: {source}: {len(small)} of {len(numbers)} boxes lie within 0 to 1, such as {_shown(small[0])}"] if small else []
+    said = []
+    if small:
+        said.append(
+            f"warning: {source}: {len(small)} of {len(numbers)} boxes lie "
+            f"within 0 to 1, such as {_shown(small[0])}"
+        )
     out = sum(x + w > width + 1 or y + h > height + 1 for x, y, w, h, _, width, height in numbers)
-    as_corners = all(w > x and h > y and w <= width + 1 and h <= height + 1 for x, y, w, h, _, width, height in numbers)
+    as_corners = all(
+        w > x and h > y and w <= width + 1 and h <= height + 1 for x, y, w, h, _, width, height in numbers
+    )
     if not as_corners or len(numbers) < _ENOUGH:
         return "pixels", said
     with_area = [row for row in numbers if row[4] is not None]
-    if len(with_area) >= _ENOUGH and all(_close(a, (w - x) * (h - y)) and not _close(a, w * h) for x, y, w, h, a, _, _ in with_area):
+    if len(with_area) >= _ENOUGH and all(
+        _close(a, (w - x) * (h - y)) and not _close(a, w * h) for x, y, w, h, a, _, _ in with_area
+    ):
         return "corners", [
-            f"{source}: all {len(numbers)} boxes fit as corners x0, y0, x1, y1, and their areas are those of corners: read so"
+            f"{source}: all {len(numbers)} boxes fit as corners x0, y0, x1, y1, and "
+            "their areas are those of corners: read so"
         ]
     if out:
         raise MrtError(
-            f"{source}: {out} of {len(numbers)} boxes stick out of their images as x, y, width, height, and all fit as corners, "
+            f"{source}: {out} of {len(numbers)} boxes stick out of their images as x, "
+            "y, width, height, and all fit as corners, "
             f"such as {_shown(numbers[0])}",
             HINT,
         )
@@ -74,25 +94,34 @@ def _shares(numbers: Sequence[tuple], source: str) -> tuple[str, list[str]]:
     no_corners = any(w <= x or h <= y for x, y, w, h, *_ in numbers)
     fractions = any(value != int(value) for row in numbers for value in row[:4])
     if fit and fractions and (by_area or no_corners):
-        return "shares", [f"{source}: all {len(numbers)} boxes lie within 0 to 1: read as shares of the image's width and height"]
-    raise MrtError(f"{source}: all {len(numbers)} boxes lie within 0 to 1, such as {_shown(numbers[0])}: no pixels of an image", HINT)
+        return "shares", [
+            f"{source}: all {len(numbers)} boxes lie within 0 to 1: read as shares of "
+            "the image's width and height"
+        ]
+    raise MrtError(
+        f"{source}: all {len(numbers)} boxes lie within 0 to 1, such as "
+        f"{_shown(numbers[0])}: no pixels of an image",
+        HINT,
+    )
 
 
 def require_pixels(results: Results) -> None:
-    """Of a format in pixels: MrtError if all boxes of the set lie within the first pixel of their images: they are shares, then.
+    """For formats in pixels: MrtError if all boxes of the set lie within the first pixel of their images.
 
-    May be a recipe's ``review``; it never asks for another one.
+    Such boxes are shares of the image. This can be a recipe's ``review``; it never returns another recipe.
     """
-    things = [thing for part in results.values() for found in part if isinstance(found, Picture) for thing in found.things]
+    pictures = [found for part in results.values() for found in part if isinstance(found, Picture)]
+    things = [thing for picture in pictures for thing in picture.things]
     if things and all(x + w <= 1 + TOLERANCE and y + h <= 1 + TOLERANCE for _, (x, y, w, h), *_ in things):
         raise MrtError(
-            f"all {len(things)} boxes lie within the first pixel of their images: they look like shares of the image's size",
+            f"all {len(things)} boxes lie within the first pixel of their images: they "
+            "look like shares of the image's size",
             "This format's numbers are pixels: write them so. If they are meant as they are: --boxes pixels.",
         )
 
 
 def as_pixels(box: Box, reading: str, width: int, height: int) -> Box:
-    """A COCO box, whose corners were made of x, y, width, height, in pixels of its image."""
+    """A COCO box in pixels of its image; its corners were computed from x, y, width, height."""
     x, y, w, h = _written(box)
     if reading == "shares":
         return box._replace(corners=(x * width, y * height, (x + w) * width, (y + h) * height), area=None)

@@ -1,10 +1,11 @@
-"""Pascal VOC folders: one XML file an image, lists of names for the splits.
+"""Pascal VOC folders: one XML file for each image, lists of names for the splits.
 
-Shared by Sim10k and by users' own sets. What is taken for granted, with the devkit's documents as its source:
+Used for Sim10k and for users' own sets. Assumptions, from the devkit's documents:
 
-- Coordinates count pixels from 1, and xmax, ymax belong to the box: x = xmin - 1, y = ymin - 1, width = xmax - xmin + 1.
+- Coordinates count pixels from 1, and xmax, ymax belong to the box: x = xmin - 1, y = ymin - 1,
+  width = xmax - xmin + 1.
 - ``difficult`` objects are neither hits nor misses in VOC's evaluation: they become ignored objects.
-- ``<part>`` boxes (heads, hands) are no objects.
+- ``<part>`` boxes (heads, hands) are not objects.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _DECLARED = re.compile(rb"^\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._:-]
 
 
 class VocObject(NamedTuple):
-    """One ``<object>``: its box as written (xmin, ymin, xmax, ymax; NaN where no number stands), or None if it has none."""
+    """One ``<object>``: its box as written, None if it has none.
+
+    xmin, ymin, xmax, ymax; NaN for what is not a number.
+    """
 
     label: str
     box: tuple[float, float, float, float] | None
@@ -45,7 +49,7 @@ class VocAnnotation(NamedTuple):
 
 
 def read(place: Path) -> Sheet | Skipped:
-    """An XML file as :mod:`mrt.data.convert.paired` wants it. Raises as :func:`read_annotation`."""
+    """An XML file in the form that :mod:`mrt.data.convert.paired` uses. Raises as :func:`read_annotation`."""
     annotation = read_annotation(place)
     if isinstance(annotation, Skipped):
         return annotation
@@ -58,18 +62,25 @@ def looks(head: bytes, inside: str) -> bool:
 
 
 def read_annotation(place: Path) -> VocAnnotation | Skipped:
-    """An XML file's size and objects, or why it cannot be used: cut short, not a VOC annotation, or in an encoding nobody knows.
+    """An XML file's size and objects, or why it cannot be used.
 
-    Encodings that Python knows are read (gb2312, shift_jis, windows-1251, ...), not only the few that XML parsers must know.
+    It may be cut short, not be a VOC annotation, or be in an unknown encoding.
+
+    All encodings that Python knows are read (gb2312, shift_jis, windows-1251, ...), not only the few that XML
+    parsers must know.
 
     Raises:
-        MrtError: missing; larger than ``MAX_XML_BYTES``; or with a document type, by which XML defines entities: a few lines of them can
-            fill the memory or read other files, and no VOC file needs one.
+        MrtError: the file is missing, larger than ``MAX_XML_BYTES``, or has a document type. That is where
+            XML defines entities, a few lines of which can fill the memory or read other files; no VOC file
+            needs one.
     """
     member = inside_zip(place)
     size = open_zip(member[0]).getinfo(member[1]).file_size if member else place.stat().st_size
     if size > MAX_XML_BYTES:
-        raise MrtError(f"{place}: {size >> 20} MB are too large for a VOC annotation", "Is it one XML file for each image?")
+        raise MrtError(
+            f"{place}: {size >> 20} MB are too large for a VOC annotation",
+            "Is it one XML file for each image?",
+        )
     content = read_bytes(place)
     try:
         text = _text(content)
@@ -82,7 +93,9 @@ def read_annotation(place: Path) -> VocAnnotation | Skipped:
     except (expat.ExpatError, ParseError, ValueError, AssertionError) as error:  # AssertionError: no root
         return Skipped("annotation cut short or unreadable", f"{place} ({error})")
     if root.tag != "annotation":
-        return Skipped("annotation cut short or unreadable", f"{place} (its root is <{root.tag[:40]}>, not <annotation>)")
+        return Skipped(
+            "annotation cut short or unreadable", f"{place} (its root is <{root.tag[:40]}>, not <annotation>)"
+        )
     return VocAnnotation(_size(root), tuple(_object(element) for element in root.iterfind("object")))
 
 
@@ -90,22 +103,25 @@ def _text(content: bytes) -> str:
     """An XML file's text by its byte order mark, else by the encoding that it declares, else as UTF-8.
 
     Raises:
-        LookupError: an encoding that does not exist. UnicodeError: the bytes are not in it.
+        LookupError: an encoding that does not exist.
+        UnicodeError: the bytes are not in the declared encoding.
     """
     encoding = encoding_of(content)
     declared = _DECLARED.match(content) if encoding == "utf-8" else None
     if declared is None:
         return content.decode(encoding)
     name = declared[1].decode("ascii")
-    return content.decode("utf-8" if name.lower().startswith(("utf-16", "utf_16", "ucs")) else name)  # those would have had zero bytes
+    # a file that really was in UTF-16 would have had zero bytes
+    return content.decode("utf-8" if name.lower().startswith(("utf-16", "utf_16", "ucs")) else name)
 
 
 def _parse_xml(text: str, place: Path) -> Element:
-    """The tree, built on expat itself because only there a document type can be refused before anything in it has an effect."""
+    """The tree, built on expat itself: only there can a document type be refused before it has an effect."""
 
     def refuse(*_: object) -> None:
         raise MrtError(
-            f"{place}: has a document type (<!DOCTYPE ...>), which an annotation does not need and which can do harm",
+            f"{place}: has a document type (<!DOCTYPE ...>), which an annotation does "
+            "not need and which can do harm",
             "Remove it from the file if you trust its origin.",
         )
 
@@ -127,7 +143,9 @@ def _size(root: Element) -> tuple[int, int] | None:
 
 def _object(element: Element) -> VocObject:
     box = element.find("bndbox")
-    numbers = None if box is None else tuple(_number(box.findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax"))
+    numbers = None
+    if box is not None:
+        numbers = tuple(_number(box.findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax"))
     if numbers is None or not (numbers[2] > numbers[0] and numbers[3] > numbers[1]):
         numbers = _outline(element) or numbers
     difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
@@ -135,7 +153,10 @@ def _object(element: Element) -> VocObject:
 
 
 def _outline(element: Element) -> tuple[float, float, float, float] | None:
-    """The corners around an object's ``<polygon>``, which some tools write as x1, y1, x2, ... and some as ``<pt>`` or ``<point>``."""
+    """The corners around an object's ``<polygon>``.
+
+    Some tools write it as x1, y1, x2, ... and some as ``<pt>`` or ``<point>``.
+    """
     polygon = element.find("polygon")
     if polygon is None:
         return None
@@ -160,7 +181,7 @@ def _number(text: str | None) -> float:
     except ValueError:
         pass
     try:
-        return float(text.replace(",", "."))  # in many countries 1,5 is a number
+        return float(text.replace(",", "."))  # many countries write 1,5 for 1.5
     except ValueError:
         return math.nan
 

@@ -22,18 +22,22 @@ from mrt.data.text import decode_head
 from mrt.errors import MrtError
 
 HINT_BOXES = (
-    "Say what they are: --boxes pixels (cx cy w h), corners (x0 y0 x1 y1 in pixels), corner-shares, or shares to take each as it is, "
+    "Say what they are: --boxes pixels (cx cy w h), corners (x0 y0 x1 y1 in pixels), corner-shares, or "
+    "shares to take each as it is, "
     "without those outside 0 to 1."
 )
 _SHARES = ("shares", "corner-shares")
 OUTSIDE, NO_LINE = "box with shares outside 0 to 1", "line that is not class cx cy w h"
-_HEAD = 1 << 12  # bytes of a file by which it is told from a label file
-_ENOUGH = 3  # boxes that must speak for a reading before it is believed
+_HEAD = 1 << 12  # number of first bytes of a file that tell whether it is a label file
+_ENOUGH = 3  # a reading needs at least this many boxes that speak for it
 _ORDER = ("train", "val", "test")
 
 
 class Job(NamedTuple):
-    """An image and its labels (None: it has no text file). ``names``: class number -> name; ``pose``: key points follow each box."""
+    """An image and its labels (None: it has no text file).
+
+    ``names``: class number -> name; ``pose``: key points follow each box.
+    """
 
     file: str
     place: str
@@ -45,12 +49,13 @@ class Job(NamedTuple):
 class _Labels:
     """Which text file among the raw files has the labels of which image.
 
-    First those in an image's place exactly; then, of the files that are left, those in its place but written a little differently, and
-    those below another folder than the images; each only where one file fits one image.
+    First the files in exactly an image's place; then, among the rest, those in its place but written a little
+    differently, and those below another folder than the images; each only if one file fits one image.
 
     Attributes:
-        texts: paths inside the raw files. of: image -> its label file. nearly, shared: in words, those that were not found exactly, and
-            those of several images.
+        texts: paths inside the raw files.
+        of: image -> its label file.
+        nearly, shared: in words, the files that were not found exactly, and those of several images.
     """
 
     def __init__(self, files: Mapping[str, Path], images: Iterable[str]) -> None:
@@ -71,22 +76,26 @@ class _Labels:
             self._find_nearly([image for image in left if image not in self.of], _below_another_folder)
 
     def _of_one_name(self, files: Mapping[str, Path]) -> None:
-        """Of images that differ in their suffix only (a.jpg, a.png), those that have an a.jpg.txt of their own take it."""
+        """Of images that differ only in suffix (a.jpg, a.png), each with its own a.jpg.txt takes that."""
         claims = Counter(self.of.values())
         for image, label in self.of.items():
             if claims[label] > 1:
-                full = [place for place in label_places(image) if place.endswith(f"{image.rpartition('/')[2]}.txt")]
-                own = next((place for place in full if place in files), None)
-                self.of[image] = own or label
+                full = f"{image.rpartition('/')[2]}.txt"
+                places = [place for place in label_places(image) if place.endswith(full)]
+                self.of[image] = next((place for place in places if place in files), label)
         claims = Counter(self.of.values())
         self.shared = [f"{label} for {image}" for image, label in self.of.items() if claims[label] > 1]
 
     @property
     def used(self) -> set[str]:
-        """The label files that are some image's."""
+        """The label files that belong to an image."""
         return set(self.of.values())
 
-    def _find_nearly(self, images: Sequence[str], candidates: Callable[[Sequence[str], Sequence[str]], dict[str, list[str]]]) -> None:
+    def _find_nearly(
+        self,
+        images: Sequence[str],
+        candidates: Callable[[Sequence[str], Sequence[str]], dict[str, list[str]]],
+    ) -> None:
         used = self.used
         found = candidates(images, [text for text in self.texts if text not in used])
         claims = Counter(text for texts in found.values() for text in texts)
@@ -97,18 +106,22 @@ class _Labels:
 
 
 def _written_differently(images: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
-    """Image -> the text files that are its labels but for Unicode form, case, %20 and the like."""
+    """Image -> the text files that are its labels except for Unicode form, case, %20 and similar."""
     folded: dict[str, list[str]] = {}
     for text in texts:
         folded.setdefault(plain(text).casefold(), []).append(text)
-    return {
-        image: list(dict.fromkeys(text for place in label_places(image) for text in folded.get(plain(place).casefold(), ())))
-        for image in images
-    }
+    found: dict[str, list[str]] = {}
+    for image in images:
+        keys = [plain(place).casefold() for place in label_places(image)]
+        found[image] = list(dict.fromkeys(text for key in keys for text in folded.get(key, ())))
+    return found
 
 
 def _below_another_folder(images: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
-    """Image -> the text files that end as its label file should, where images and labels lie below different folders."""
+    """Image -> the text files with the ending of its label file.
+
+    For sets whose images and labels lie below different folders.
+    """
     ends = Ends(texts)
     with_labels = {f"/{text}".rpartition("/labels/")[0] for text in texts if "/labels/" in f"/{text}"}
     found: dict[str, list[str]] = {}
@@ -117,36 +130,43 @@ def _below_another_folder(images: Sequence[str], texts: Sequence[str]) -> dict[s
         top, labels, rest = f"/{label_places(image)[0]}".rpartition("/labels/")
         if labels and top not in with_labels:
             near = ends.find("labels/" + rest)
-            found[image] = [
-                text
-                for text in near
-                if f"/{text}".rpartition("/labels/")[0] not in with_images and not of_another_split(text, split_of_folder(image))
-            ]
+            near = [text for text in near if f"/{text}".rpartition("/labels/")[0] not in with_images]
+            split = split_of_folder(image)
+            found[image] = [text for text in near if not of_another_split(text, split)]
     return found
 
 
 def recipe(
-    raw: Sequence[Path] | RawFiles, data_root: Path, *, domain: str = "custom", boxes: str = "auto", on_unpack: Unpacking | None = None
+    raw: Sequence[Path] | RawFiles,
+    data_root: Path,
+    *,
+    domain: str = "custom",
+    boxes: str = "auto",
+    on_unpack: Unpacking | None = None,
 ) -> Recipe:
     """One or more YOLO sets in folders or archives.
 
-    ``data.yaml`` (any ``*.yaml`` with ``names``) or darknet's ``*.data`` gives the class names and, by ``train``, ``val`` and ``test``,
-    folders of images or text files that list them; they are looked for below ``raw`` only, by the end of their path, so a ``path`` of
-    another machine or a leading ``../`` does no harm. Without it, names come from ``classes.txt`` or ``*.names``, one a line, and images'
-    splits from lists such as ``train.txt`` and ``test.txt``, else from its folder's name. Several sets, each below a folder of its own, are
-    taken together, classes by name. The labels of ``.../images/train/a.jpg`` are ``.../labels/train/a.txt``, else the ``a.txt`` beside it;
-    ``a.TXT`` and ``a.jpg.txt`` will do.
+    ``data.yaml`` (any ``*.yaml`` with ``names``) or darknet's ``*.data`` gives the class names and, under
+    ``train``, ``val`` and ``test``, folders of images or text files that list them. These are only looked for
+    below ``raw``, by the end of their path, so a ``path`` of another machine or a leading ``../`` does no
+    harm. Without such a file, names come from ``classes.txt`` or ``*.names``, one in each line, and images'
+    splits from lists such as ``train.txt`` and ``test.txt``, else from the folders' names. Several sets in
+    separate folders are joined, classes by name. The labels of ``.../images/train/a.jpg`` are
+    ``.../labels/train/a.txt``, else the ``a.txt`` beside it; ``a.TXT`` and ``a.jpg.txt`` work too.
 
-    Lines are ``class cx cy w h`` in shares of the upright picture's (EXIF) width and height, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon,
-    whose box is taken. An empty or missing text file is an image without objects; label files of no image are told of.
+    Lines are ``class cx cy w h`` in shares of the upright picture's (EXIF) width and height, or ``class x1 y1
+    x2 y2 x3 y3 ...``, a polygon, around which a box is taken. An empty or missing text file means an image
+    without objects; label files without an image are reported.
 
     Args:
-        boxes: "shares", "pixels" (cx cy w h), "corners" (x0 y0 x1 y1 in pixels), "corner-shares", or "auto": see :func:`_review`.
+        boxes: "shares", "pixels" (cx cy w h), "corners" (x0 y0 x1 y1 in pixels), "corner-shares", or "auto":
+            see :func:`_review`.
 
     Raises:
-        MrtError: no images or class names; ``data.yaml`` cannot be read, names a folder that is not there, or its ``nc`` is not the number
-            of names; two sets in one folder; label files of which none belongs to an image; while converting, a label file with
-            confidences (predictions) or that is no text.
+        MrtError: no images or class names; ``data.yaml`` cannot be read, names a folder that does not exist,
+            or its ``nc`` is not the number of names; two sets in one folder; label files of which none
+            belongs to an image; while converting, a label file with confidences (predictions) or that is not
+            text.
     """
     files = own_files(raw, data_root, on_unpack)
     finder = ImageFinder(files.files)
@@ -163,24 +183,42 @@ def recipe(
         for split, insides in division.images.items():
             parts.setdefault(split, []).append((insides, settings))
     reading = "shares" if boxes == "auto" else boxes
-    splits = {split: _split(parts[split], files, finder, labels, reading) for split in sorted(parts, key=_ORDER.index)}
+    splits = {
+        split: _split(parts[split], files, finder, labels, reading)
+        for split in sorted(parts, key=_ORDER.index)
+    }
     splits = _with_labels_alone(splits, labels, files, finder)
     names = [settings.names for settings, _ in sets]
     classes = tuple(dict.fromkeys(found[number] for found in names for number in sorted(found)))
-    unlabelled = [job.file for split in splits.values() for job in split.jobs if isinstance(job, Job) and job.labels is None]
+    jobs = [job for split in splits.values() for job in split.jobs if isinstance(job, Job)]
+    unlabelled = [job.file for job in jobs if job.labels is None]
     if unlabelled:
-        notes.append(f"{len(unlabelled)} images have no label file and are taken as images without objects: {examples(unlabelled)}")
+        notes.append(
+            f"{len(unlabelled)} images have no label file and are taken as "
+            f"images without objects: {examples(unlabelled)}"
+        )
     if labels.shared:
-        notes.append(f"warning: images that differ only in their suffix share a label file: {examples(labels.shared)}")
+        notes.append(
+            f"warning: images that differ only in their suffix share a label file: {examples(labels.shared)}"
+        )
     if labels.nearly:
-        notes.append(f"{len(labels.nearly)} label files are named a little differently from their images: {examples(labels.nearly)}")
+        notes.append(
+            f"{len(labels.nearly)} label files are named a little differently from their images: "
+            f"{examples(labels.nearly)}"
+        )
     read = {*labels.used, *lists, *settings_and_names(files)}
-    done = Recipe(domain, classes, splits, files.source, {"format": "yolo"}, notes=[*notes, *finder.notes], read=read)
+    done = Recipe(
+        domain, classes, splits, files.source, {"format": "yolo"}, notes=[*notes, *finder.notes], read=read
+    )
     return replace(done, review=partial(_review, made=done)) if boxes == "auto" else done
 
 
 def convert(job: Job | Skipped, reading: str = "shares") -> Picture | Skipped:
-    """Read the label lines and turn shares into pixels. ``reading``: what the numbers are, as ``recipe(boxes=...)`` has it."""
+    """Read the label lines and turn shares into pixels.
+
+    Args:
+        reading: what the numbers are, as ``boxes`` of :func:`recipe`.
+    """
     if isinstance(job, Skipped):
         return job
     size = measured(Path(job.place), job.file)
@@ -207,17 +245,18 @@ def convert(job: Job | Skipped, reading: str = "shares") -> Picture | Skipped:
     if reading != "shares" or size.other is None:
         return pictured(job.file, size, found, skipped, notes)
     picture = pictured(job.file, size._replace(other=None), found, skipped, notes)
-    return picture._replace(turned=Turned(picture, 0, 0, False))  # shares fit a photo either way
+    return picture._replace(turned=Turned(picture, 0, 0, False))  # shares fit a photo turned or not
 
 
 def _review(results: Results, made: Recipe) -> Recipe | None:
-    """Another reading of the numbers, if the whole set shows that they are no shares.
+    """Another reading of the numbers, if the whole set shows that they are not shares.
 
-    Lines with a number outside 0 to 1 are left out one by one while they are few. If they are the rule, the numbers are in pixels: centre
-    and size, or corners. They are read so if all boxes of the set lie inside their images in one of the two readings only.
+    While lines with a number outside 0 to 1 are few, each of them is left out. If they are the rule, the
+    numbers are in pixels: centre and size, or corners. They are read that way if all boxes of the set lie
+    inside their images in exactly one of these two readings.
 
     Raises:
-        MrtError: they are the rule, and how they are meant is in doubt.
+        MrtError: they are the rule, and it is in doubt how they are meant.
     """
     pictures = [found for part in results.values() for found in part if isinstance(found, Picture)]
     outside = sum(found.skipped.get(OUTSIDE, 0) for found in pictures)
@@ -225,7 +264,8 @@ def _review(results: Results, made: Recipe) -> Recipe | None:
     cut = sum(found.cut for found in pictures)
     if inside >= _ENOUGH and not outside and cut * 2 > inside and _all_fit(made, "corner-shares"):
         raise MrtError(
-            f"{made.source}: {cut} of {inside} boxes stick out of their images as centre and size, and all fit as corners x0 y0 x1 y1",
+            f"{made.source}: {cut} of {inside} boxes stick out of their images as centre and size, and all "
+            "fit as corners x0 y0 x1 y1",
             HINT_BOXES,
         )
     if not outside or outside <= inside:
@@ -237,19 +277,21 @@ def _review(results: Results, made: Recipe) -> Recipe | None:
         return replace(made, splits=_read_as(made, fits[0]), notes=[*made.notes, note], review=None)
     first = next(found for found in pictures if OUTSIDE in found.skipped)
     raise MrtError(
-        f"{made.source}: {outside} of {outside + inside} boxes have numbers outside 0 to 1: {first.notes.get(OUTSIDE, first.file)}",
+        f"{made.source}: {outside} of {outside + inside} boxes have numbers outside 0 to 1: "
+        f"{first.notes.get(OUTSIDE, first.file)}",
         "YOLO's numbers are shares of the image's size. " + HINT_BOXES,
     )
 
 
 def _all_polygons(made: Recipe) -> bool:
     """Whether no line is a box of four numbers."""
-    places = {job.labels for split in made.splits.values() for job in split.jobs if isinstance(job, Job) and job.labels}
+    jobs = [job for split in made.splits.values() for job in split.jobs if isinstance(job, Job)]
+    places = {job.labels for job in jobs if job.labels}
     return all(len(line.split()) != 5 for place in places for line in read_lines(Path(place)))
 
 
 def _all_fit(made: Recipe, reading: str) -> bool:
-    """Whether all boxes have an area and lie inside their images if the numbers are read so."""
+    """Whether with this reading all boxes have an area and lie inside their images."""
     for split in made.splits.values():
         for job in split.jobs:
             size = measured(Path(job.place), job.file) if isinstance(job, Job) and job.labels else None
@@ -268,11 +310,13 @@ def _inside(corners: Sequence[float], size: Size) -> bool:
 
 
 def _read_as(made: Recipe, reading: str) -> dict[str, Split]:
-    return {name: replace(split, convert=partial(convert, reading=reading)) for name, split in made.splits.items()}
+    return {
+        name: replace(split, convert=partial(convert, reading=reading)) for name, split in made.splits.items()
+    }
 
 
 def looks(head: bytes, inside: str) -> bool:
-    """Whether a file is a YOLO label file by its first line: a class number and four shares, or the points of a polygon."""
+    """Whether a file's first line is YOLO's: a class number and four shares, or the points of a polygon."""
     if not inside.lower().endswith(".txt"):
         return False
     line = next((line for line in decode_head(head).splitlines() if line.strip()), "")
@@ -284,12 +328,15 @@ def looks(head: bytes, inside: str) -> bool:
 
 
 def label_files(files: RawFiles, images: Iterable[str]) -> list[str]:
-    """Paths inside of the label files that images have."""
+    """Paths inside the raw files of the images' label files."""
     return list(_Labels(files.files, images).of.values())
 
 
 def label_places(inside: str) -> list[str]:
-    """Where the label file of an image may be: below ``labels`` in place of ``images``, or beside it; as a.txt or a.jpg.txt."""
+    """Where the label file of an image may be.
+
+    Below ``labels`` in place of ``images``, or beside it; as a.txt or a.jpg.txt.
+    """
     parts = inside.split("/")
     bases = [inside]
     for number in range(len(parts) - 2, -1, -1):
@@ -334,17 +381,23 @@ def _box(words: Sequence[str], job: Job, size: tuple[int, int], where: str, read
 
 
 def _words(line: str) -> tuple[str, ...]:
-    """The numbers of a line with blanks between them, or with commas alone."""
+    """The numbers of a line, separated by blanks or only by commas."""
     words = tuple(line.split())
     return tuple(line.strip().split(",")) if len(words) == 1 and line.count(",") >= 4 else words
 
 
 def _float(word: str) -> float:
-    """A number; a comma may end it, or stand for its point."""
+    """A number; a comma may follow it, or be its decimal point."""
     return float(word.removesuffix(",").replace(",", ".", 1))
 
 
-def _split(parts: Sequence[tuple[Sequence[str], Settings]], files: RawFiles, finder: ImageFinder, labels: _Labels, reading: str) -> Split:
+def _split(
+    parts: Sequence[tuple[Sequence[str], Settings]],
+    files: RawFiles,
+    finder: ImageFinder,
+    labels: _Labels,
+    reading: str,
+) -> Split:
     """The images of a split, of one or more sets, with their label files."""
     every = [(inside, settings) for insides, settings in parts for inside in insides]
     there = [(inside, settings) for inside, settings in every if inside in finder.files]
@@ -352,18 +405,22 @@ def _split(parts: Sequence[tuple[Sequence[str], Settings]], files: RawFiles, fin
     jobs: list[Job] = []
     for inside, settings in there:
         place, label = finder.files[inside], labels.of.get(inside)
-        jobs.append(Job(relative(place, root), str(place), str(files.files[label]) if label else None, settings.names, settings.pose))
+        text = str(files.files[label]) if label else None
+        jobs.append(Job(relative(place, root), str(place), text, settings.names, settings.pose))
     missing = [Skipped("image missing", inside) for inside, _ in every if inside not in finder.files]
     return Split(root, [*sorted(jobs, key=lambda job: job.file), *missing], partial(convert, reading=reading))
 
 
-def _with_labels_alone(splits: dict[str, Split], labels: _Labels, files: RawFiles, finder: ImageFinder) -> dict[str, Split]:
-    """The splits, the first of which counts the label files that belong to no image.
+def _with_labels_alone(
+    splits: dict[str, Split], labels: _Labels, files: RawFiles, finder: ImageFinder
+) -> dict[str, Split]:
+    """The splits; the first one counts the label files that belong to no image.
 
     Raises:
-        MrtError: there are such, and no image has a label file.
+        MrtError: there are such files, and no image has a label file.
     """
-    folders = {folder for folder in {label.rpartition("/")[0] for label in labels.used} if "labels" in folder.split("/")}
+    folders = {label.rpartition("/")[0] for label in labels.used}
+    folders = {folder for folder in folders if "labels" in folder.split("/")}
     alone = [
         inside
         for inside in sorted(set(labels.texts) - labels.used)
@@ -374,11 +431,14 @@ def _with_labels_alone(splits: dict[str, Split], labels: _Labels, files: RawFile
     if alone and not labels.used:
         first = next(iter(finder.files))
         raise MrtError(
-            f"--raw {files.source}: none of the {images} images has a label file, and {len(alone)} files that look like labels belong to "
+            f"--raw {files.source}: none of the {images} images has a label file, and {len(alone)} files "
+            "that look like labels belong to "
             f"no image: {examples(alone)}",
-            f"The labels of {first} are looked for in {label_places(first)[0]}: move or rename them. Bare images: --format images.",
+            f"The labels of {first} are looked for in {label_places(first)[0]}: move "
+            "or rename them. Bare images: --format images.",
         )
     if not alone or not splits:
         return splits
     name = next(iter(splits))
-    return {**splits, name: replace(splits[name], skipped={"image missing": len(alone)}, notes={"image missing": alone[:3]})}
+    skipped, notes = {"image missing": len(alone)}, {"image missing": alone[:3]}
+    return {**splits, name: replace(splits[name], skipped=skipped, notes=notes)}

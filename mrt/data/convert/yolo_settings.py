@@ -1,4 +1,7 @@
-"""What a YOLO set says of itself: class names and splits, in ``data.yaml``, darknet's ``*.data``, name files, lists and folders."""
+"""What a YOLO set states about itself: class names and splits.
+
+In ``data.yaml``, darknet's ``*.data``, name files, lists and folders.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mrt.data.convert.lists import ROOT, Listed, entries_of, find_lists, read_lines, said_of, with_the_rest, without_trainval
+from mrt.data.convert.lists import (
+    ROOT,
+    Listed,
+    entries_of,
+    find_lists,
+    read_lines,
+    said_of,
+    with_the_rest,
+    without_trainval,
+)
 from mrt.data.convert.names import Ends, examples, plain, shared_folders, split_in, split_of_folder, stem_of
 from mrt.data.convert.places import ImageFinder, class_name, of_another_split
 from mrt.data.convert.raw import RawFiles, read_bytes, require
@@ -19,12 +31,20 @@ from mrt.data.text import decode_head, decode_text
 from mrt.errors import MrtError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml -> ours
-HINT = "A YOLO set is a data.yaml with 'names', 'train' and 'val', images/*/*.jpg, and for each image labels/*/*.txt."
+HINT = (
+    "A YOLO set is a data.yaml with 'names', 'train' and 'val', "
+    "images/*/*.jpg, and for each image labels/*/*.txt."
+)
 _MAX_YAML = 1 << 20
+# what reading broken YAML raises; a TypeError comes from a list as a key
+_BROKEN_YAML = (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError)
 
 
 class Settings(NamedTuple):
-    """What ``data.yaml`` or its like says. ``splits``: ours -> its paths as written; ``inside``: its own path inside the raw files."""
+    """What ``data.yaml`` or a similar file says.
+
+    ``splits``: our split -> its paths as written; ``inside``: the file's own path inside the raw files.
+    """
 
     names: dict[int, str]
     splits: dict[str, list[str]]
@@ -34,12 +54,12 @@ class Settings(NamedTuple):
 
 
 def settings_and_names(files: RawFiles) -> list[str]:
-    """Paths inside of the files that say what a YOLO set's classes are."""
+    """Paths inside the raw files of the files that name a YOLO set's classes."""
     return [*_settings_files(files.files), *_darknet_files(files.files), *_names_files(files.files)]
 
 
 def find_sets(files: RawFiles, finder: ImageFinder) -> list[tuple[Settings, ImageFinder]]:
-    """The sets below the raw files, each with its images: one, or several below folders of their own."""
+    """The sets in the raw files, each with its images: one, or several in separate folders."""
     there = files.files
     yamls = _settings_files(there)
     named = [inside for inside in yamls if PurePosixPath(inside).stem in ("data", "dataset")]
@@ -51,23 +71,39 @@ def find_sets(files: RawFiles, finder: ImageFinder) -> list[tuple[Settings, Imag
         folders = [_folder(inside) for inside in yamls] if yamls else [_folder(inside) for inside in darknet]
         if len(folders) > 1 and _nested(folders):
             every = ", ".join([*yamls, *darknet][:6])
-            raise MrtError(f"--raw {files.source}: several YOLO files with class names: {every}", "Give the folder of one set.")
-        read = [_read_settings(there[inside], inside) for inside in yamls] or [_read_darknet(inside, files) for inside in darknet]
+            raise MrtError(
+                f"--raw {files.source}: several YOLO files with class names: {every}",
+                "Give the folder of one set.",
+            )
+        read = [_read_settings(there[inside], inside) for inside in yamls] or [
+            _read_darknet(inside, files) for inside in darknet
+        ]
         return _parted(read, folders, finder)
     names = _names_files(there)
-    require(names, "class names (data.yaml, classes.txt or *.names)", files, HINT + " Or write a classes.txt, one name a line.")
+    require(
+        names,
+        "class names (data.yaml, classes.txt or *.names)",
+        files,
+        HINT + " Or write a classes.txt, one name a line.",
+    )
     lists = {inside: [line.strip() for line in read_lines(there[inside])] for inside in names}
     if all(found == lists[names[0]] for found in lists.values()):
         lists = {names[0]: lists[names[0]]}
     folders = [_folder(inside) for inside in lists]
     if len(lists) > 1 and _nested(folders):
-        raise MrtError(f"--raw {files.source}: different class names in {', '.join(names[:6])}", "Give the folder of one set.")
-    read = [Settings({number: name for number, name in enumerate(found) if name}, {}, "", False, inside) for inside, found in lists.items()]
+        raise MrtError(
+            f"--raw {files.source}: different class names in {', '.join(names[:6])}",
+            "Give the folder of one set.",
+        )
+    read = [
+        Settings({number: name for number, name in enumerate(found) if name}, {}, "", False, inside)
+        for inside, found in lists.items()
+    ]
     return _parted(read, folders, finder)
 
 
 def _folder(inside: str) -> str:
-    """The folder of the set that a settings or names file is of; such a file may lie among the labels."""
+    """The folder of the set to which a settings or names file belongs; it may lie among the labels."""
     parts = PurePosixPath(inside).parent.parts
     while parts and parts[-1].lower() in ("labels", "images", "cfg", "data", "yolo"):
         parts = parts[:-1]
@@ -79,46 +115,59 @@ def _nested(folders: Sequence[str]) -> bool:
     return any(second.startswith(first) for first, second in pairwise(ordered))
 
 
-def _parted(read: Sequence[Settings], folders: Sequence[str], finder: ImageFinder) -> list[tuple[Settings, ImageFinder]]:
+def _parted(
+    read: Sequence[Settings], folders: Sequence[str], finder: ImageFinder
+) -> list[tuple[Settings, ImageFinder]]:
     if len(read) == 1:
         return [(read[0], finder)]
     parts = []
     for settings, folder in zip(read, folders, strict=True):
-        below = {inside: place for inside, place in {**finder.files, **finder.others}.items() if inside.startswith(folder)}
-        part = ImageFinder(below)
+        every = {**finder.files, **finder.others}
+        part = ImageFinder({inside: every[inside] for inside in every if inside.startswith(folder)})
         if not part.files:
-            raise MrtError(f"{settings.inside}: no images in its folder, which holds class names of its own", "Give the folder of one set.")
+            raise MrtError(
+                f"{settings.inside}: no images in its folder, which holds class names of its own",
+                "Give the folder of one set.",
+            )
         parts.append((settings, part))
     return parts
 
 
 def _settings_files(files: Mapping[str, Path]) -> list[str]:
-    """Paths inside of the files that are a set's ``data.yaml``."""
-    return [
-        inside
-        for inside in sorted(files)
-        if re.search(r"(?i)\.ya?ml$", inside)
-        and re.search(r"(?m)^[\"']?names[\"']?\s*:", decode_head(read_bytes(files[inside])[:_MAX_YAML]))
-    ]
+    """Paths inside the raw files of the files that are a set's ``data.yaml``."""
+    found = [inside for inside in sorted(files) if re.search(r"(?i)\.ya?ml$", inside)]
+    heads = {inside: decode_head(read_bytes(files[inside])[:_MAX_YAML]) for inside in found}
+    return [inside for inside in found if re.search(r"(?m)^[\"']?names[\"']?\s*:", heads[inside])]
 
 
 def _darknet_files(files: Mapping[str, Path]) -> list[str]:
-    """Paths inside of darknet's ``*.data`` files."""
+    """Paths inside the raw files of darknet's ``*.data`` files."""
     found = [inside for inside in sorted(files) if inside.lower().endswith(".data")]
-    return [inside for inside in found if re.search(r"(?m)^\s*names\s*=", decode_head(read_bytes(files[inside])[:_MAX_YAML]))]
+    heads = {inside: decode_head(read_bytes(files[inside])[:_MAX_YAML]) for inside in found}
+    return [inside for inside in found if re.search(r"(?m)^\s*names\s*=", heads[inside])]
 
 
 def _read_darknet(inside: str, files: RawFiles) -> Settings:
-    """What darknet's ``KEY = VALUE`` file says: ``names`` is a file of class names, ``train``, ``valid`` and ``test`` are lists."""
+    """What darknet's ``KEY = VALUE`` file says.
+
+    ``names`` is a file of class names; ``train``, ``valid`` and ``test`` are lists.
+    """
     place = files.files[inside]
     pairs = [line.partition("#")[0].partition("=") for line in read_lines(place)]
     said = {key.strip().lower(): value.strip() for key, equals, value in pairs if equals and value.strip()}
     there = Ends(path for path in files.files)
     end = ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
-    found = next((hits for start in range(end.count("/") + 1) if (hits := there.find("/".join(end.split("/")[start:])))), []) if end else []
+    found: list[str] = []
+    parts = end.split("/") if end else []
+    while parts and not found:  # the longest end that finds a file
+        found = there.find("/".join(parts))
+        parts = parts[1:]
     found = _nearest(found, inside)
     if len(found) != 1:
-        raise MrtError(f"{place}: names is {said.get('names', '')!r}, and there is no such file", "Give the folder that holds it in --raw.")
+        raise MrtError(
+            f"{place}: names is {said.get('names', '')!r}, and there is no such file",
+            "Give the folder that holds it in --raw.",
+        )
     lines = [line.strip() for line in read_lines(files.files[found[0]])]
     splits = {SPLITS[key]: [said[key]] for key in SPLITS if key in said}
     return Settings({number: name for number, name in enumerate(lines) if name}, splits, "", False, inside)
@@ -129,11 +178,12 @@ def _read_settings(place: Path, inside: str) -> Settings:
     if len(content) > _MAX_YAML:
         raise MrtError(f"{place}: {len(content)} bytes are too much for a YOLO settings file", HINT)
     try:
-        # every scalar stays a text: YAML would make a class called "no" a truth value
+        # every scalar stays a text: YAML would make a class called "no" a boolean
         found = yaml.load(decode_text(content), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:  # the last: a list as a key
+    except _BROKEN_YAML as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
+        problem = getattr(error, "problem", "")
+        where = f"line {mark.line + 1}: {problem}" if mark else str(error).splitlines()[0]
         raise MrtError(f"{place}: not valid YAML ({where})", HINT) from None
     if not isinstance(found, dict):
         raise MrtError(f"{place}: holds {type(found).__name__}, expected keys such as names and train", HINT)
@@ -141,7 +191,8 @@ def _read_settings(place: Path, inside: str) -> Settings:
     count = found.get("nc")
     if isinstance(count, str) and _is_number(count) and int(count) != len(names):
         raise MrtError(
-            f"{place}: nc is {count}, but there are {len(names)} names", "Mend the one that is wrong: class numbers depend on it."
+            f"{place}: nc is {count}, but there are {len(names)} names",
+            "Mend the one that is wrong: class numbers depend on it.",
         )
     splits: dict[str, list[str]] = {}
     for key, split in SPLITS.items():
@@ -153,7 +204,13 @@ def _read_settings(place: Path, inside: str) -> Settings:
     base = found.get("path")
     folder = PurePosixPath(inside).parent.as_posix()
     parts = [folder, base if isinstance(base, str) and not PurePosixPath(base).is_absolute() else ""]
-    return Settings(names, {split: paths for split, paths in splits.items() if paths}, "/".join(parts), "kpt_shape" in found, inside)
+    return Settings(
+        names,
+        {split: paths for split, paths in splits.items() if paths},
+        "/".join(parts),
+        "kpt_shape" in found,
+        inside,
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -179,7 +236,7 @@ def _names_files(files: Mapping[str, Path]) -> list[str]:
 
 
 class Division(NamedTuple):
-    """The images of each split (paths inside the raw files), what to say of it, and the lists that it comes from."""
+    """The images of each split (paths inside the raw files), notes, and the lists that were used."""
 
     images: dict[str, list[str]]
     notes: list[str]
@@ -225,7 +282,9 @@ def _by_folder(finder: ImageFinder) -> dict[str, list[str]]:
     return splits
 
 
-def _listed(settings: Settings, files: RawFiles, finder: ImageFinder) -> tuple[dict[str, list[str]], list[str]]:
+def _listed(
+    settings: Settings, files: RawFiles, finder: ImageFinder
+) -> tuple[dict[str, list[str]], list[str]]:
     """The images of each split as ``data.yaml`` names them, and the lists that it names."""
     place = files.files[settings.inside]
     answer, lists = {}, []
@@ -242,27 +301,38 @@ def _listed(settings: Settings, files: RawFiles, finder: ImageFinder) -> tuple[d
 
 
 def _said_of_others(by_split: Mapping[str, Sequence[str]]) -> list[str]:
-    """A warning where "train" takes in folders that are named after other splits."""
+    """A warning if "train" includes folders that are named after other splits."""
     inside = [inside for inside in by_split.get("train", ()) if of_another_split(inside, "train")]
     words = sorted({str(split_of_folder(image)) for image in inside})
-    return (
-        [f"warning: {len(inside)} images of folders named {' and '.join(words)} are in train, as the settings say: {examples(inside)}"]
-        if inside
-        else []
-    )
+    if not inside:
+        return []
+    return [
+        f"warning: {len(inside)} images of folders named {' and '.join(words)} are in train, as the "
+        f"settings say: {examples(inside)}"
+    ]
 
 
 def _ends(path: str, settings: Settings) -> list[str]:
-    """A path of ``data.yaml`` without what leads up or to another machine, then shorter ends of it that still say enough; best first."""
+    """A path of ``data.yaml`` and shorter ends of it that are still specific enough, best first.
+
+    Parts that lead upwards or to another machine are taken off.
+    """
     own = [part for part in path.replace("\\", "/").split("/") if part.strip() not in ("", ".", "..")]
-    base = [] if PurePosixPath(path).is_absolute() else [part for part in settings.base.split("/") if part not in ("", ".", "..")]
+    base: list[str] = []
+    if not PurePosixPath(path).is_absolute():
+        base = [part for part in settings.base.split("/") if part not in ("", ".", "..")]
     parts = base + own
     ends = [parts[start:] for start in range(len(parts))]
     return ["/".join(end) for end in ends if len(end) >= min(len(own), 2) or split_in("/".join(end))]
 
 
-def _matches(path: str, settings: Settings, there: Iterable[str], place: Path, split: str, is_list: bool = False) -> str | None:
-    """Which of the paths inside the raw files is meant by a path of ``data.yaml``; another split's only if it is spelt out, or a list."""
+def _matches(
+    path: str, settings: Settings, there: Iterable[str], place: Path, split: str, is_list: bool = False
+) -> str | None:
+    """The path inside the raw files that a path of ``data.yaml`` means, or None.
+
+    A path of another split is only taken if ``path`` spells it out, or if it is a list.
+    """
     there = list(there)
     ends = _ends(path, settings)
     for end in ends:
@@ -272,14 +342,17 @@ def _matches(path: str, settings: Settings, there: Iterable[str], place: Path, s
             found = [inside for inside in found if not of_another_split(inside + "/x", split)]
         found = _nearest(found, settings.inside)
         if len(found) > 1:
-            raise MrtError(f"{place}: {split} is {path!r}, which may be any of {', '.join(found[:6])}", "Give the folder of one set.")
+            raise MrtError(
+                f"{place}: {split} is {path!r}, which may be any of {', '.join(found[:6])}",
+                "Give the folder of one set.",
+            )
         if found:
             return found[0]
     return "." if not ends and "." in there else None
 
 
 def _nearest(paths: Sequence[str], near: str) -> list[str]:
-    """Those of some paths that share the most folders with another one."""
+    """The paths that share the most folders with ``near``."""
     best = max((shared_folders(path + "/x", near) for path in paths), default=0)
     return [path for path in paths if shared_folders(path + "/x", near) == best]
 
@@ -299,11 +372,14 @@ def _in_folder(path: str, settings: Settings, finder: ImageFinder, place: Path, 
 
 
 def _find_list(path: str, settings: Settings, files: RawFiles, place: Path, split: str) -> str:
-    """Path inside of a list that ``data.yaml`` names."""
+    """Path inside the raw files of a list that ``data.yaml`` names."""
     texts = (inside for inside in files.files if inside.lower().endswith(".txt"))
     inside = _matches(path, settings, texts, place, split, is_list=True)
     if inside is None:
-        raise MrtError(f"{place}: {split} is {path!r}, and there is no such file", "Give the folder or archive that holds it in --raw.")
+        raise MrtError(
+            f"{place}: {split} is {path!r}, and there is no such file",
+            "Give the folder or archive that holds it in --raw.",
+        )
     return inside
 
 
@@ -312,5 +388,8 @@ def _in_list(inside: str, files: RawFiles, finder: ImageFinder, split: str) -> l
     names = entries_of(listing)
     found = finder.find(names, listing, split=split, near=inside)
     if not found:
-        raise MrtError(f"{listing}: none of its {len(names)} images is there", "Give the images' folder or archive too, in --raw.")
+        raise MrtError(
+            f"{listing}: none of its {len(names)} images is there",
+            "Give the images' folder or archive too, in --raw.",
+        )
     return [found.get(name, name) for name in names]

@@ -1,4 +1,6 @@
-"""Procedurally rendered street scenes with exact labels: a source domain ("clear") and targets by physics ("foggy", "night", "rain").
+"""Rendered street scenes with exact labels.
+
+A source domain ("clear") and targets made by physics ("foggy", "night", "rain").
 
 Needs only the standard library, numpy and Pillow. ``generate`` writes a data set.
 """

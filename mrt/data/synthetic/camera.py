@@ -1,8 +1,9 @@
 """The pinhole camera: metres in the world, pixels on the sensor.
 
-World axes: X to the right across the street, Y up from the ground plane, Z along the street. The camera stands at
-``(x, height_m, 0)`` and looks along Z turned by ``yaw``; it has neither pitch nor roll, so the horizon is one row
-(``horizon``) and the ground plane has one depth per row. Depth is the distance along the optical axis, in metres.
+World axes: X to the right across the street, Y up from the ground plane, Z along the street. The camera
+stands at ``(x, height_m, 0)`` and looks along Z turned by ``yaw``; it has neither pitch nor roll, so the
+horizon is one row (``horizon``) and the ground plane has one depth per row. Depth is the distance along the
+optical axis, in metres.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Camera:
     def to_camera(self, points: np.ndarray) -> np.ndarray:
         """World points (n, 3) -> (n, 3) of right, up (from the camera's own height) and depth, in metres."""
         dx, dz = points[:, 0] - self.x, points[:, 2]
-        return np.stack([dx * self.cos - dz * self.sin, points[:, 1] - self.height_m, dx * self.sin + dz * self.cos], 1)
+        return np.stack(
+            [dx * self.cos - dz * self.sin, points[:, 1] - self.height_m, dx * self.sin + dz * self.cos], 1
+        )
 
     def project(self, camera_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Camera points (n, 3) -> columns and rows in pixels (n,); depth must be positive."""
@@ -57,7 +60,10 @@ class Camera:
         return self.centre + scale * camera_points[:, 0], self.horizon - scale * camera_points[:, 1]
 
     def column_rays(self, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """World direction (X, Z) per unit of depth of every pixel column (w,), or of the given fractional columns."""
+        """World direction (X, Z) per unit of depth of every pixel column (w,), or of the given columns.
+
+        The columns may be fractional.
+        """
         if columns is None:
             columns = np.arange(self.width) + 0.5
         u = (columns - self.centre) / self.focal

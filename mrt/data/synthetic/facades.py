@@ -1,4 +1,7 @@
-"""Rows of houses, ray-cast per pixel: a vertical plane has one depth per column, so most of its pattern is one-dimensional."""
+"""Rows of houses, ray-cast per pixel.
+
+A vertical plane has one depth per column, so most of its pattern is one-dimensional.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,18 @@ CURTAIN = rgb(0.78, 0.76, 0.70)
 WINDOW_LIGHT = np.array([1.0, 0.78, 0.42], np.float32)
 
 
-def facades(cam: Camera, street: Street, light: Light, image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None = None) -> None:
+def facades(
+    cam: Camera,
+    street: Street,
+    light: Light,
+    image: np.ndarray,
+    depth: np.ndarray,
+    lit_windows: np.ndarray | None = None,
+) -> None:
     """Paint all walls onto ``image`` (H, W, 3) and ``depth`` (H, W) in place.
 
-    ``lit_windows`` (H, W), if given, receives how strongly windows shine at night, as shares of ``WINDOW_LIGHT``.
+    ``lit_windows`` (H, W), if given, receives how strongly windows shine at night, as shares of
+    ``WINDOW_LIGHT``.
     """
     dx, dz = cam.column_rays()
     for side in (-1, 1):
@@ -35,16 +46,21 @@ def facades(cam: Camera, street: Street, light: Light, image: np.ndarray, depth:
         z = end.z / np.maximum(dz, 1e-3)
         across = cam.x + z * dx
         hit = (across > end.x0) & (across < end.x1) & (z > 0.5) & (z < FAR)
-        _paint_wall(cam, end.wall, light, np.array([0.0, 0.0, -1.0]), z, across + 300.0, hit, image, depth, lit_windows)
+        normal, along = np.array([0.0, 0.0, -1.0]), across + 300.0
+        _paint_wall(cam, end.wall, light, normal, z, along, hit, image, depth, lit_windows)
 
 
 @dataclass(frozen=True)
 class Section:
-    """What of a wall is on the picture, w columns by h rows.
+    """The part of a wall that is on the picture, w columns by h rows.
 
     Args:
-        index: (w,) house of each column. along: (w,) metres along the wall. step: (w,) metres along it per column.
-        foot: (w,) metres up it per row. height: (w,) of the house. y: (h, w) metres above the ground.
+        index: (w,) house of each column.
+        along: (w,) metres along the wall.
+        step: (w,) metres along the wall per column.
+        foot: (w,) metres up the wall per row.
+        height: (w,) of the house, in metres.
+        y: (h, w) metres above the ground.
     """
 
     index: np.ndarray
@@ -56,9 +72,17 @@ class Section:
 
 
 def _paint_wall(
-    cam: Camera, wall: Wall, light: Light, normal: np.ndarray, z: np.ndarray, along: np.ndarray, hit: np.ndarray,
-    image: np.ndarray, depth: np.ndarray, lit_windows: np.ndarray | None,
-) -> None:  # fmt: skip
+    cam: Camera,
+    wall: Wall,
+    light: Light,
+    normal: np.ndarray,
+    z: np.ndarray,
+    along: np.ndarray,
+    hit: np.ndarray,
+    image: np.ndarray,
+    depth: np.ndarray,
+    lit_windows: np.ndarray | None,
+) -> None:
     """One vertical plane: depth ``z``, metres ``along`` it and whether it is hit, each per column (W,)."""
     index = np.clip(np.searchsorted(wall.cuts, along) - 1, 0, len(wall.heights) - 1)
     height = wall.heights.astype(np.float32)[index]
@@ -68,7 +92,8 @@ def _paint_wall(
     step = np.clip(np.abs(np.gradient(along)), 0.003, 50).astype(np.float32)
     z, along = z.astype(np.float32), along.astype(np.float32)
     foot = np.maximum(z / cam.focal, 0.003).astype(np.float32)
-    top = int(np.clip(np.floor((cam.horizon + cam.focal * (cam.height_m - height[hit]) / z[hit]).min()), 0, cam.height - 1))
+    highest = (cam.horizon + cam.focal * (cam.height_m - height[hit]) / z[hit]).min()
+    top = int(np.clip(np.floor(highest), 0, cam.height - 1))
     bottom = int(np.clip(np.ceil((cam.horizon + cam.focal * cam.height_m / z[hit]).max()), 1, cam.height))
     left, right = _span(hit)
     if bottom <= top:
@@ -76,9 +101,11 @@ def _paint_wall(
     rows, cols = slice(top, bottom), slice(left, right)
     slopes = cam.row_slopes().astype(np.float32)[:, None]
     y = cam.height_m - slopes[rows] * z[cols]
-    cover = np.clip((height[cols] - y) / foot[cols] + 0.5, 0, 1) * np.clip(y / foot[cols] + 0.5, 0, 1) * hit[cols]
+    cover = (
+        np.clip((height[cols] - y) / foot[cols] + 0.5, 0, 1) * np.clip(y / foot[cols] + 0.5, 0, 1) * hit[cols]
+    )
     cover *= z[cols] < depth[rows, cols]
-    # what nearer walls hide need not be worked out
+    # what nearer walls hide need not be computed
     seen = cover > 0
     if not seen.any():
         return
@@ -86,7 +113,8 @@ def _paint_wall(
     rows, cols = slice(top + a, top + b), slice(left + c, left + d)
     y, cover = y[a:b, c:d], cover[a:b, c:d]
     for strip in strips(*y.shape):
-        colour, glowing = _look(wall, light, normal, Section(index[cols], along[cols], step[cols], foot[cols], height[cols], y[strip]))
+        section = Section(index[cols], along[cols], step[cols], foot[cols], height[cols], y[strip])
+        colour, glowing = _look(wall, light, normal, section)
         weight = cover[strip]
         view = image[rows, cols][strip]
         view += (weight * (colour - view.transpose(2, 0, 1))).transpose(1, 2, 0)
@@ -105,7 +133,7 @@ def _span(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (3, h, w) in 0..1 of a section of wall under the light, and how strongly its windows glow at night (h, w)."""
+    """Colours (3, h, w) in 0..1 of a section of wall under the light, and its windows' glow at night."""
     white, clouds = noise_textures()
     index, along, step, foot, height, y = s.index, s.along, s.step, s.foot, s.height, s.y
 
@@ -118,7 +146,8 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     start, stop = wall.cuts.astype(np.float32)[index], wall.cuts.astype(np.float32)[index + 1]
     offset = along - start
     in_bay, bay_number = offset % bay - bay / 2, (offset / bay).astype(np.int32)
-    pane_x, frame_x, mullion = soft(in_bay, wide / 2, step), soft(in_bay, wide / 2 + 0.12, step), soft(in_bay, 0.035, step)
+    pane_x, frame_x = soft(in_bay, wide / 2, step), soft(in_bay, wide / 2 + 0.12, step)
+    mullion = soft(in_bay, 0.035, step)
     # windows of the upper floors
     floor = ((y - GROUND_FLOOR) / storey).astype(np.int32)
     middle = wrapped(y - GROUND_FLOOR, storey) - 0.52 * storey
@@ -132,7 +161,11 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     brick = per(wall.brick)
     if brick.any():
         cols = slice(*_span(brick))
-        level[:, cols] -= 0.25 * (soft(wrapped(y[:, cols], 0.3) - 0.15, 0.02, foot[cols]) * brick[cols] * np.clip(0.04 / foot[cols], 0, 1))
+        level[:, cols] -= 0.25 * (
+            soft(wrapped(y[:, cols], 0.3) - 0.15, 0.02, foot[cols])
+            * brick[cols]
+            * np.clip(0.04 / foot[cols], 0, 1)
+        )
     level *= 0.8 + 0.2 * np.clip(y / 1.5, 0, 1)
     colour = wall.colours.astype(np.float32)[index].T[:, None, :] * level
     # ground floor, only in the rows that show it: shop windows with awnings, or ordinary windows and doors
@@ -148,8 +181,11 @@ def _look(wall: Wall, light: Light, normal: np.ndarray, s: Section) -> tuple[np.
     roof = np.clip((y - (height - roof_height)) / foot + 0.5, 0, 1) * (roof_height > 0)
     if roof.any():
         under = slice(_span(roof.any(1))[1])
-        blend(colour[:, under], roof[under], wall.roof_colours.astype(np.float32)[index].T[:, None, :] * (1 + 0.16 * grain[under]))
-    lines = np.maximum(soft(y - (height - roof_height - 0.18), 0.2, foot), 0.6 * soft(y - GROUND_FLOOR - 0.1, 0.12, foot))
+        tiles = wall.roof_colours.astype(np.float32)[index].T[:, None, :]
+        blend(colour[:, under], roof[under], tiles * (1 + 0.16 * grain[under]))
+    lines = np.maximum(
+        soft(y - (height - roof_height - 0.18), 0.2, foot), 0.6 * soft(y - GROUND_FLOOR - 0.1, 0.12, foot)
+    )
     blend(colour, 0.85 * np.maximum(lines, 0.9 * frame), TRIM)
     awning = soft(y_low - 2.95, 0.32, foot) * at_ground * shop
     blend(colour[:, below:], awning, _cycle(wall.awnings, bay_number // 3 + index))

@@ -1,4 +1,4 @@
-"""What stands along a street without a label: trees, lamps, signals, signs, bins, bollards, shelters and hedges."""
+"""Things along a street without a label: trees, lamps, signals, signs, bins, bollards, shelters, hedges."""
 
 from __future__ import annotations
 
@@ -66,8 +66,14 @@ def sign(rng: np.random.Generator) -> Model:
     turn = {"round": 0.0, "triangle": np.pi / 2, "square": np.pi / 4}[kind]
     s.part(2)
     for r, slot in ((0.38, "sign"), (0.27, "sign2")):
-        s.face([(r * np.cos(turn + a), h + r * np.sin(turn + a), -0.04 - 0.01 * (slot == "sign2"))
-                for a in np.linspace(0, 2 * np.pi, n, endpoint=False)], slot, two_sided=True)  # fmt: skip
+        s.face(
+            [
+                (r * np.cos(turn + a), h + r * np.sin(turn + a), -0.04 - 0.01 * (slot == "sign2"))
+                for a in np.linspace(0, 2 * np.pi, n, endpoint=False)
+            ],
+            slot,
+            two_sided=True,
+        )
     return s.done()
 
 
@@ -92,10 +98,16 @@ def shelter(rng: np.random.Generator) -> Model:
     """A bus stop: posts, a roof, panes and an advertisement."""
     s = Sketch()
     s.part(0)
-    s.face([(0.7, 0.3, -1.8), (0.7, 0.3, 1.8), (0.7, 2.2, 1.8), (0.7, 2.2, -1.8)], "glass", 1.7, two_sided=True)
+    s.face(
+        [(0.7, 0.3, -1.8), (0.7, 0.3, 1.8), (0.7, 2.2, 1.8), (0.7, 2.2, -1.8)], "glass", 1.7, two_sided=True
+    )
     s.part(1)
     s.face([(-0.6, 0.2, 1.8), (0.7, 0.2, 1.8), (0.7, 2.2, 1.8), (-0.6, 2.2, 1.8)], "advert", two_sided=True)
-    s.face([(-0.45, 0.4, 1.79), (0.55, 0.4, 1.79), (0.55, 1.2, 1.79), (-0.45, 1.2, 1.79)], "advert2", two_sided=True)
+    s.face(
+        [(-0.45, 0.4, 1.79), (0.55, 0.4, 1.79), (0.55, 1.2, 1.79), (-0.45, 1.2, 1.79)],
+        "advert2",
+        two_sided=True,
+    )
     for z in (-1.8, 0.0, 1.8):
         s.line([(0.7, 0, z), (0.7, 2.3, z)], 0.09, "dark")
     s.part(2).box(-0.8, 0.8, 2.3, 2.45, -2.0, 2.0, "dark", 1.3)

@@ -1,4 +1,4 @@
-"""Write a whole synthetic data set: images, COCO annotations and the card, in parallel and all or nothing."""
+"""Write a whole synthetic data set: images, COCO annotations and the card, in parallel; all or nothing."""
 
 from __future__ import annotations
 
@@ -21,24 +21,34 @@ JPEG_QUALITY = 95
 
 
 def generate(
-    root: Path | str, *, name: str, domain: str, splits: Mapping[str, int] | None = None, size: tuple[int, int] = (640, 320), seed: int = 0,
-    beta: float | Iterable[float] = 0.1, workers: int | None = None, on_progress: Progress | None = None, overwrite: bool = False,
-) -> DatasetCard:  # fmt: skip
+    root: Path | str,
+    *,
+    name: str,
+    domain: str,
+    splits: Mapping[str, int] | None = None,
+    size: tuple[int, int] = (640, 320),
+    seed: int = 0,
+    beta: float | Iterable[float] = 0.1,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+    overwrite: bool = False,
+) -> DatasetCard:
     """Render a data set to ``root/name``.
 
-    Scene i of a split depends on (seed, domain, split, i) and on nothing else: not on the number of workers, the other
-    splits or the name. No scene of one domain or split is a scene of another, so source and target cannot be paired.
+    Scene i of a split depends only on (seed, domain, split, i): not on the number of workers, the other
+    splits or the name. No scene appears in two domains or splits, so source and target cannot be paired.
 
-    Images are JPEG of quality 95 with full colour resolution: measured at 640x320, 1.4 ms and 114 kB each with a mean
-    change of 2.4 grey levels, about the sensor's noise, where PNG at its fastest costs 19 ms and 389 kB. One core renders
-    about 37 images of 256x128 a second, or 15 of 640x320 (measured beside other work; night and rain take 1.1 to 1.3 times as long).
+    Images are JPEG of quality 95 with full colour resolution. At 640x320 this costs 1.4 ms and 114 kB for
+    each image, with a mean change of 2.4 grey levels (about the sensor's noise); the fastest PNG costs 19 ms
+    and 389 kB. One core renders about 37 images of 256x128 a second, or 15 of 640x320 (measured beside other
+    work; night and rain take 1.1 to 1.3 times as long).
 
     Args:
         domain: "clear", "foggy", "night" or "rain".
         splits: images per split; default ``SPLITS``.
         size: (width, height) in pixels, 96 to 4096, about twice as wide as high.
-        beta: extinction of the fog per metre (only for "foggy"), or several of which each image draws one. The
-            meteorological visibility is 3 / beta metres: 30 m at 0.1.
+        beta: extinction of the fog per metre (only for "foggy"), or several values of which each image draws
+            one. The meteorological visibility is 3 / beta metres: 30 m at 0.1.
         workers: processes; default one per available core.
         on_progress: called with (images done, images in all).
         overwrite: replace an existing ``root/name``.
@@ -47,13 +57,16 @@ def generate(
         The card, with ``folder`` set.
 
     Raises:
-        MrtError: for an unknown domain, a size or count that makes no sense, an output that exists or cannot be written.
+        MrtError: for an unknown domain, a size or count that makes no sense, an output that exists or cannot
+            be written.
     """
     root, betas = Path(root), _betas(beta)
     splits = dict(SPLITS if splits is None else splits)
     size = _check(name, domain, splits, size, seed, betas, workers)
     with staged(root, name, overwrite) as work:
-        card = _write(work, name, domain, splits, size, seed, betas, workers or available_cores(), on_progress)
+        card = _write(
+            work, name, domain, splits, size, seed, betas, workers or available_cores(), on_progress
+        )
     return replace(card, folder=root / name)
 
 
@@ -65,18 +78,29 @@ def _betas(beta: float | Iterable[float]) -> tuple[float, ...]:
 
 
 def _check(
-    name: str, domain: str, splits: Mapping[str, int], size: tuple[int, int], seed: int, betas: tuple[float, ...], workers: int | None
+    name: str,
+    domain: str,
+    splits: Mapping[str, int],
+    size: tuple[int, int],
+    seed: int,
+    betas: tuple[float, ...],
+    workers: int | None,
 ) -> tuple[int, int]:
     check_name(name)
     if domain not in DOMAINS:
-        raise MrtError(f"domain is {domain!r}: there is no such synthetic domain", f"Choose one of: {', '.join(DOMAINS)}.")
+        raise MrtError(
+            f"domain is {domain!r}: there is no such synthetic domain",
+            f"Choose one of: {', '.join(DOMAINS)}.",
+        )
     if not splits:
         raise MrtError("splits is empty", "Ask for at least one split, for example {'train': 600}.")
     for split, count in splits.items():
         if not isinstance(split, str) or not split or Path(split).name != split or split.startswith("."):
             raise MrtError(f"splits: {split!r} is no name for a split, expected a plain word such as 'train'")
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1_000_000:
-            raise MrtError(f"splits.{split} is {count!r}, expected a whole number of images from 1 to 1000000")
+            raise MrtError(
+                f"splits.{split} is {count!r}, expected a whole number of images from 1 to 1000000"
+            )
     try:
         width, height = (int(v) for v in size)
     except (TypeError, ValueError):
@@ -90,7 +114,8 @@ def _check(
         raise MrtError(f"seed is {seed!r}, expected a whole number from 0")
     if not betas or not all(0 < b <= 10 for b in betas):
         raise MrtError(
-            f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10", "0.1 leaves about 30 m of visibility."
+            f"beta is {list(betas)!r}, expected an extinction per metre above 0 and at most 10",
+            "0.1 leaves about 30 m of visibility.",
         )
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise MrtError(f"workers is {workers!r}, expected a whole number from 1")
@@ -98,15 +123,26 @@ def _check(
 
 
 def _write(
-    work: Path, name: str, domain: str, splits: Mapping[str, int], size: tuple[int, int], seed: int, betas: tuple[float, ...],
-    workers: int, on_progress: Progress | None,
-) -> DatasetCard:  # fmt: skip
+    work: Path,
+    name: str,
+    domain: str,
+    splits: Mapping[str, int],
+    size: tuple[int, int],
+    seed: int,
+    betas: tuple[float, ...],
+    workers: int,
+    on_progress: Progress | None,
+) -> DatasetCard:
     jobs = []
     for split, count in splits.items():
         (work / "images" / split).mkdir(parents=True)
-        jobs += [(str(work / "images" / split / f"{i:06d}.jpg"), seed, domain, split, i, size, betas) for i in range(count)]
+        jobs += [
+            (str(work / "images" / split / f"{i:06d}.jpg"), seed, domain, split, i, size, betas)
+            for i in range(count)
+        ]
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
-    for job, entry in zip(jobs, counted(run_parallel(_one, jobs, workers), len(jobs), on_progress), strict=True):
+    results = counted(run_parallel(_one, jobs, workers), len(jobs), on_progress)
+    for job, entry in zip(jobs, results, strict=True):
         entries[job[3]].append(entry)
     cards, sizes = {}, {}
     for split, listed in entries.items():
@@ -116,7 +152,10 @@ def _write(
             sizes[key] = sizes.get(key, 0) + count
     details: dict[str, Any] = {"seed": seed, "size": list(size), "generator": 1}
     if domain == "foggy":
-        details |= {"beta": list(betas) if len(betas) > 1 else betas[0], "visibility_metres": [round(3 / b, 1) for b in betas]}
+        details |= {
+            "beta": list(betas) if len(betas) > 1 else betas[0],
+            "visibility_metres": [round(3 / b, 1) for b in betas],
+        }
     card = DatasetCard(
         name=name,
         domain=domain,
@@ -158,4 +197,9 @@ def _coco(entries: list[dict[str, Any]], size: tuple[int, int], domain: str, see
                 }
             )
     info = {"description": "mrt synthetic street scenes", "domain": domain, "seed": seed}
-    return {"info": info, "images": images, "annotations": annotations, "categories": coco_categories(CLASSES)}
+    return {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": coco_categories(CLASSES),
+    }

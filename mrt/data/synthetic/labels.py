@@ -1,17 +1,18 @@
-"""From the instance picture to boxes: what is labelled, and what is there but ignored.
+"""From the instance picture to boxes: which things are labelled, and which are ignored.
 
-A thing gets an annotation when any of its pixels is visible. It is a label (``iscrowd`` 0) when all of these hold, and
-otherwise ignored (``iscrowd`` 1), so that a detector is neither taught nor charged for what nobody could see:
+A thing gets an annotation if any of its pixels is visible. It is a label (``iscrowd`` 0) if all of the
+following hold. Otherwise it is ignored (``iscrowd`` 1), so that a detector is neither trained on nor
+evaluated by what nobody could see:
 
 * at least 30 % of the pixels it covers inside the picture are visible;
-* its visible box is at least 5 pixels and 4 % of the picture's height on its longer side, at least 2.5 pixels and
-  1.5 % on its shorter, and holds at least 10 visible pixels;
-* fog: the median optical depth of its visible pixels is at most 3, i.e. it stands nearer than the meteorological
-  visibility 3/beta (5 % of its contrast is left);
+* its visible box is at least 5 pixels and 4 % of the picture's height on its longer side, at least 2.5 pixels
+  and 1.5 % on its shorter, and holds at least 10 visible pixels;
+* fog: the median optical depth of its visible pixels is at most 3, i.e. it is closer than the meteorological
+  visibility 3/beta (where 5 % of the contrast is left);
 * night: it stands out from its surroundings by contrast (``night.unseen_at_night``);
 * rain: at most half of its visible pixels lie under drops on the lens (``rain.unseen_through_drops``).
 
-Things of which fewer than 4 pixels are visible are not there for anybody and get no annotation.
+Things of which fewer than 4 pixels are visible get no annotation at all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ GHOST = 4
 
 @dataclass(frozen=True)
 class Annotation:
-    """One thing: 0-based class, box (x, y, width, height) in pixels of its visible part, their number, and whether it is ignored."""
+    """One thing: 0-based class, its visible part, and whether it is ignored.
+
+    ``box`` (x, y, width, height) holds the visible pixels; ``area`` is their number.
+    """
 
     label: int
     box: tuple[int, int, int, int]
@@ -40,7 +44,7 @@ Pixels = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def visible_pixels(instance: np.ndarray) -> Pixels:
-    """Where each identity of an instance picture (H, W; 0 for none) is seen, by rising identity."""
+    """Where each identity of an instance picture (H, W; 0 for none) is visible, in ascending order."""
     ys, xs = np.nonzero(instance)
     owner = instance[ys, xs]
     order = np.argsort(owner, kind="stable")
@@ -50,13 +54,16 @@ def visible_pixels(instance: np.ndarray) -> Pixels:
     return {k: (ys[a:b], xs[a:b]) for k, a, b in zip(found.tolist(), first.tolist(), ends, strict=True)}
 
 
-def annotate(pixels: Pixels, height: int, labels: dict[int, int], covered: dict[int, int], unseen: set[int]) -> list[Annotation]:
+def annotate(
+    pixels: Pixels, height: int, labels: dict[int, int], covered: dict[int, int], unseen: set[int]
+) -> list[Annotation]:
     """Annotations of one picture, in the order of their identities.
 
     Args:
-        height: of the picture, in pixels. labels: class of each identity.
-        covered: pixels each identity covers inside the picture, hidden ones included.
-        unseen: identities the weather hides.
+        height: of the picture, in pixels.
+        labels: class of each identity.
+        covered: pixels that each identity covers inside the picture, hidden ones included.
+        unseen: identities that the weather hides.
     """
     result = []
     for identity, (ys, xs) in pixels.items():

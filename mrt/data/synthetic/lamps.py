@@ -1,4 +1,4 @@
-"""Lamps that shine: of vehicles, street lamps and signals, as bright discs on the picture with a glow around them."""
+"""Shining lamps of vehicles, streets and signals: bright discs on the picture with a glow around them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Lamp:
-    """A lamp in the world: its kind, position (3,) and diameter in metres, and the direction (3,) it shines in."""
+    """A lamp in the world: kind, position (3,) and diameter in metres, and direction (3,) of its light."""
 
     name: str
     position: np.ndarray
@@ -36,7 +36,10 @@ class Lamp:
 
 
 def lamps_of(things: Iterable[Thing]) -> list[Lamp]:
-    """All lamps that are on. Head lamps and displays shine ahead, tail lamps behind, signals towards local -z, street lamps down."""
+    """All lamps that are on.
+
+    Head lamps and displays shine ahead, tail lamps behind, signals towards local -z, street lamps down.
+    """
     found = []
     for thing in things:
         if not thing.lamps_on or not thing.model.lamps:
@@ -58,10 +61,11 @@ def lamps_of(things: Iterable[Thing]) -> list[Lamp]:
 
 
 def shine(lamps: list[Lamp], cam: Camera, depth: np.ndarray, strength: dict[str, float]) -> np.ndarray:
-    """Light of the lamps themselves, (3, H, W) linear, where nothing nearer hides them.
+    """Linear light (3, H, W) of the lamps themselves, where nothing nearer hides them.
 
     Args:
-        depth: (H, W) metres of the painted scene. strength: brightness by kind; kinds that are missing stay dark.
+        depth: (H, W) metres of the painted scene.
+        strength: brightness by kind; kinds that are missing stay dark.
     """
     h, w = depth.shape
     out = np.zeros((3, h, w), np.float32)
@@ -73,7 +77,9 @@ def shine(lamps: list[Lamp], cam: Camera, depth: np.ndarray, strength: dict[str,
         if not power or point[2] < NEAR + 0.5:
             continue
         to_eye = np.array([cam.x, cam.height_m, 0.0]) - lamp.position
-        facing = 0.5 if lamp.name == "street" else float(lamp.direction @ to_eye) / float(np.linalg.norm(to_eye))
+        facing = 0.5
+        if lamp.name != "street":
+            facing = float(lamp.direction @ to_eye) / float(np.linalg.norm(to_eye))
         if facing <= (0.06 if lamp.name == "cabin" else 0.02):
             continue
         behind = point[2] - (0.3 if lamp.name == "cabin" else 0.9)  # what is nearer than this hides the lamp
@@ -89,19 +95,21 @@ def shine(lamps: list[Lamp], cam: Camera, depth: np.ndarray, strength: dict[str,
         y0, y1, x0, x1 = max(0, row - r), min(h, row + r + 1), max(0, column - r), min(w, column + r + 1)
         away = np.hypot(np.arange(y0, y1)[:, None] + 0.5 - y, np.arange(x0, x1)[None, :] + 0.5 - x)
         disc = np.clip(radius - away + 0.5, 0, 1) * (depth[y0:y1, x0:x1] > behind)
-        np.maximum(out[:, y0:y1, x0:x1], power * disc * np.array(COLOURS[lamp.name])[:, None, None], out=out[:, y0:y1, x0:x1])
+        view = out[:, y0:y1, x0:x1]
+        np.maximum(view, power * disc * np.array(COLOURS[lamp.name])[:, None, None], out=view)
     return out
 
 
 WIDE = 4.0
-"""Sigma in pixels from which on a blur is worked out at half the size."""
+"""Sigma in pixels from which on a blur is computed at half the size."""
 
 
 def glow(light: np.ndarray, spreads: Iterable[tuple[float, float]]) -> np.ndarray:
     """Light scattered in the lens and the air: blurred copies of ``light`` (3, H, W), summed.
 
     Args:
-        spreads: (sigma as a share of the width, weight) of each copy. Done at a quarter of the size, wide ones at less.
+        spreads: (sigma as a share of the width, weight) of each copy. Copies are computed at a quarter of the
+            size, wide ones at an even smaller one.
     """
     _, h, w = light.shape
     small = shrink(light, 4)
@@ -112,22 +120,31 @@ def glow(light: np.ndarray, spreads: Iterable[tuple[float, float]]) -> np.ndarra
 
 
 def _blur(planes: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of (3, h, w): of each row as much light as there was, of each column the mean, weights cut at the edges.
+    """Gaussian blur of (3, h, w), with weights cut at the edges.
 
-    Sums of shifted pictures, not a product with a matrix: numpy hands a product of this size to the threads of its BLAS,
-    and in several worker processes at once these cost more time than all the rest of a night.
+    Along rows the amount of light is kept; along columns each value is a weighted mean.
+
+    Computed by sums of shifted pictures, not by a matrix product: numpy gives a product of this size to the
+    threads of its BLAS, which in several worker processes at once cost more time than all the rest of a night
+    scene.
     """
     _, h, w = planes.shape
     if sigma >= WIDE:
-        # making it smaller and larger widens the spread by a variance of 3/4 each
+        # halving and enlarging each add 3/4 to the variance
         return _enlarge(_blur(_halve(planes), 0.5 * math.sqrt(sigma * sigma - 1.5)), 2)[:, :h, :w]
-    weights = np.exp(-0.5 * (np.arange(max(h, w), dtype=np.float32) / np.float32(sigma)) ** 2)[: math.ceil(4 * sigma) + 1]
-    planes = planes / _shifted_sum(np.ones((1, 1, w), np.float32), weights, 2)
-    return _shifted_sum(_shifted_sum(planes, weights, 2), weights, 1) / _shifted_sum(np.ones((1, h, 1), np.float32), weights, 1)
+    weights = np.exp(-0.5 * (np.arange(max(h, w), dtype=np.float32) / np.float32(sigma)) ** 2)
+    weights = weights[: math.ceil(4 * sigma) + 1]
+    along_rows = _shifted_sum(np.ones((1, 1, w), np.float32), weights, 2)
+    along_columns = _shifted_sum(np.ones((1, h, 1), np.float32), weights, 1)
+    planes = planes / along_rows
+    return _shifted_sum(_shifted_sum(planes, weights, 2), weights, 1) / along_columns
 
 
 def _shifted_sum(planes: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Convolution of (n, h, w) along an axis with a symmetric kernel of which ``weights`` is the middle and one side."""
+    """Convolution of (n, h, w) along an axis with a symmetric kernel.
+
+    ``weights`` is the kernel's middle and one side.
+    """
     out = planes * weights[0]
     before = (slice(None),) * axis
     for k, weight in enumerate(weights[1 : planes.shape[axis]], start=1):
@@ -138,10 +155,11 @@ def _shifted_sum(planes: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarr
 
 
 def _halve(planes: np.ndarray) -> np.ndarray:
-    """(n, h, w) at half the size by weights of 1, 3, 3, 1, which leave the light where it was; edges are continued."""
+    """(n, h, w) at half the size by weights of 1, 3, 3, 1, which do not shift the light; edges are padded."""
     for axis in (1, 2):
-        after = 1 + planes.shape[axis] % 2
-        planes = np.moveaxis(np.pad(planes, [(1, after) if k == axis else (0, 0) for k in range(3)], mode="edge"), axis, 0)
+        margin = [(0, 0)] * 3
+        margin[axis] = (1, 1 + planes.shape[axis] % 2)
+        planes = np.moveaxis(np.pad(planes, margin, mode="edge"), axis, 0)
         middle = planes[1:-1:2] + planes[2::2]
         middle *= np.float32(3)
         middle += planes[:-2:2]
@@ -151,7 +169,10 @@ def _halve(planes: np.ndarray) -> np.ndarray:
 
 
 def shrink(planes: np.ndarray, factor: int) -> np.ndarray:
-    """Means of blocks of (n, h, w), ``factor`` pixels on a side; the last row and column are repeated to fill a block."""
+    """Means of blocks of (n, h, w), ``factor`` pixels on a side.
+
+    The last row and column are repeated to fill a block.
+    """
     _, h, w = planes.shape
     if h % factor or w % factor:
         planes = np.pad(planes, ((0, 0), (0, -h % factor), (0, -w % factor)), mode="edge")
@@ -160,7 +181,10 @@ def shrink(planes: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _enlarge(planes: np.ndarray, factor: int) -> np.ndarray:
-    """(n, h, w) -> (n, factor * h, factor * w) for an even factor: linear between the middles of pixels, level beyond the last."""
+    """(n, h, w) -> (n, factor * h, factor * w) for an even factor.
+
+    Linear between the centres of pixels, constant beyond the last ones.
+    """
     n, h, w = planes.shape
     wide = np.empty((n, h, w, factor), np.float32)
     tall = np.empty((n, h, factor, factor * w), np.float32)

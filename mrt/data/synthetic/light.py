@@ -32,9 +32,13 @@ class Light:
 
 
 def draw_light(rng: np.random.Generator, *, overcast: bool, night: bool = False) -> Light:
-    """Daylight of a random hour; ``overcast`` leaves no direct sun (fog, rain), ``night`` only a faint even sky."""
+    """Daylight of a random hour.
+
+    ``overcast`` leaves no direct sun (fog, rain), ``night`` only a faint even sky.
+    """
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(22, 62))
-    sun = np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
+    level = np.cos(elevation)
+    sun = np.array([level * np.sin(azimuth), np.sin(elevation), level * np.cos(azimuth)])
     low = 1 - np.sin(elevation)
     clouds = float(rng.beta(1.1, 1.3))
     if night:
@@ -42,4 +46,6 @@ def draw_light(rng: np.random.Generator, *, overcast: bool, night: bool = False)
     if overcast or clouds > 0.8:
         return Light(sun, 0.10, 0.92, np.array([0.98, 1.0, 1.02]), max(clouds, 0.85))
     direct = 0.75 - 0.45 * clouds
-    return Light(sun, direct, 0.66 + 0.20 * clouds, np.array([1.0 + 0.06 * low, 1.0, 1.0 - 0.08 * low]), clouds)
+    return Light(
+        sun, direct, 0.66 + 0.20 * clouds, np.array([1.0 + 0.06 * low, 1.0, 1.0 - 0.08 * low]), clouds
+    )

@@ -1,9 +1,9 @@
 """Night: the same street lit by its lamps instead of the sky.
 
-The daylight picture under an even white sky is taken as reflectance. Illumination per pixel comes from the pixel's
-place in the world: a faint sky, the own car's dipped beam with its cut-off, street lamps with the inverse square law,
-the beams of other vehicles on the road before them, and shop windows on the pavement. Lamps and lit windows are
-added as light of their own with a glow. All in linear light.
+The daylight picture under an even white sky serves as reflectance. Illumination is computed from each pixel's
+place in the world: a faint sky, the own car's dipped beam with its cut-off, street lamps with the inverse
+square law, the beams of other vehicles on the road in front of them, and shop windows on the pavement. Lamps
+and lit windows are added as light sources with a glow. All of it is in linear light.
 """
 
 from __future__ import annotations
@@ -22,22 +22,39 @@ from mrt.data.synthetic.paint import Thing
 from mrt.data.synthetic.surfaces import strips
 from mrt.data.synthetic.weather import exposed, to_linear
 
-STRENGTH = {"head": 14.0, "tail": 2.2, "street": 8.0, "cabin": 0.16, "display": 0.5, "red": 3.0, "amber": 3.0, "green": 2.4}
+STRENGTH = {
+    "head": 14.0,
+    "tail": 2.2,
+    "street": 8.0,
+    "cabin": 0.16,
+    "display": 0.5,
+    "red": 3.0,
+    "amber": 3.0,
+    "green": 2.4,
+}
 SODIUM, LED, SHOP, FAINT_SKY = (1.0, 0.66, 0.32), (0.95, 0.97, 1.0), (1.0, 0.80, 0.50), (0.75, 0.85, 1.15)
 NIGHT_SKY, CITY_GLOW = (0.014, 0.018, 0.028), (0.030, 0.024, 0.020)
 NIGHT_CONTRAST = 0.035
-"""Contrast, in shares of the display's range, from which on a thing can be seen at night."""
+"""Least contrast, as a share of the display's range, with which a thing can be seen at night."""
 
 
 def add_night(
-    image: np.ndarray, depth: np.ndarray, instance: np.ndarray, windows: np.ndarray, cam: Camera, street: Street, things: list[Thing],
+    image: np.ndarray,
+    depth: np.ndarray,
+    instance: np.ndarray,
+    windows: np.ndarray,
+    cam: Camera,
+    street: Street,
+    things: list[Thing],
     rng: np.random.Generator,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Relight a scene for the night.
 
     Args:
-        image: (H, W, 3) sRGB in 0..1, painted under even white light. depth: (H, W) metres. instance: (H, W).
-        windows: (H, W) strength of the lit windows of houses, without what stands before them.
+        image: (H, W, 3) sRGB in 0..1, painted under even white light.
+        depth: (H, W) metres.
+        instance: (H, W) identities, 0 for none.
+        windows: (H, W) strength of the lit windows of houses, as if nothing stood in front of them.
 
     Returns:
         (H, W, 3) sRGB in 0..1, before the sensor's noise.
@@ -55,7 +72,8 @@ def add_night(
         radiance = _illumination(cam, street, driving, posts, night, rows, depth[rows], instance[rows] == 0)
         radiance *= to_linear(image[rows]).transpose(2, 0, 1)
         radiance += sources[:, rows]
-        radiance += 0.2 * WINDOW_LIGHT[:, None, None] * houses[rows]  # with the share above 0.45 of what is scattered
+        # together with the 0.25 that is scattered above, 0.45
+        radiance += 0.2 * WINDOW_LIGHT[:, None, None] * houses[rows]
         radiance += scattered[:, rows]
         out[:, rows] = exposed(radiance, night.exposure)
     return out.transpose(1, 2, 0)
@@ -63,7 +81,7 @@ def add_night(
 
 @dataclass(frozen=True)
 class Night:
-    """What differs from night to night: strengths of the kinds of light, colour of the street lamps, exposure."""
+    """What differs between nights: strengths of the kinds of light, colour of street lamps, exposure."""
 
     faint: float
     beam: float
@@ -90,9 +108,19 @@ def _draw_night(rng: np.random.Generator) -> Night:
 
 
 def _illumination(
-    cam: Camera, street: Street, driving: list[Thing], lamps: list[Lamp], night: Night, rows: slice, depth: np.ndarray, bare: np.ndarray
+    cam: Camera,
+    street: Street,
+    driving: list[Thing],
+    lamps: list[Lamp],
+    night: Night,
+    rows: slice,
+    depth: np.ndarray,
+    bare: np.ndarray,
 ) -> np.ndarray:
-    """Light (3, h, w) that falls on the pixels of some rows; ``depth`` (h, w) metres, ``bare`` (h, w) where no thing is."""
+    """Light (3, h, w) that falls on the pixels of some rows.
+
+    ``depth`` is (h, w) metres, ``bare`` (h, w) is True where there is no thing.
+    """
     dx, dz = (d.astype(np.float32) for d in cam.column_rays())
     slopes = cam.row_slopes()[rows].astype(np.float32)[:, None]
     y = cam.height_m - depth * slopes
@@ -100,7 +128,7 @@ def _illumination(
     is_ground = bare & (y < np.float32(0.04))
     beams = _own_beam(cam, y, depth, is_ground)
     beams *= night.beam
-    # light on the road reaches 8 m up at most, exp(-10) of it
+    # light from the road does not count above 8 m, where exp(-10) of it is left
     low = np.flatnonzero(((y < 8) & ~is_sky).any(1))
     if len(low):
         near = slice(low[0], low[-1] + 1)
@@ -115,7 +143,7 @@ def _illumination(
     shops *= np.float32(-1 / 2.5)
     np.exp(shops, out=shops)
     shops *= night.shops
-    # the city's own light hangs in the haze above the roofs
+    # the haze above the roofs glows in the city's light
     haze = night.city * np.exp(-np.maximum(-slopes, 0) / 0.22)
     any_sky = bool(is_sky.any())
     light = np.empty((3, *depth.shape), np.float32)
@@ -130,10 +158,13 @@ def _illumination(
 
 
 def _own_beam(cam: Camera, y: np.ndarray, depth: np.ndarray, is_ground: np.ndarray) -> np.ndarray:
-    """The own car's dipped beam (h, w) at power 1: two lamps 0.65 m high, cut off a little below the horizontal."""
+    """The own car's dipped beam (h, w) at power 1.
+
+    Two lamps 0.65 m high, cut off a little below the horizontal.
+    """
     angle = ((np.arange(cam.width) + 0.5 - cam.centre) / cam.focal).astype(np.float32)
     reach = np.maximum(depth, 1)
-    # the cut-off line falls with the distance; the kerb side reaches higher
+    # the cut-off line falls with distance; it is higher on the kerb's side
     below = y - reach * (np.float32(0.12) * np.clip(angle, 0, 0.5) - np.float32(0.008))
     below -= np.float32(0.65 + 0.25)
     below *= 5
@@ -153,11 +184,20 @@ def _own_beam(cam: Camera, y: np.ndarray, depth: np.ndarray, is_ground: np.ndarr
 
 
 def _street_lamps(
-    lamps: list[Lamp], cam: Camera, dx: np.ndarray, dz: np.ndarray, y: np.ndarray, depth: np.ndarray, is_ground: np.ndarray
+    lamps: list[Lamp],
+    cam: Camera,
+    dx: np.ndarray,
+    dz: np.ndarray,
+    y: np.ndarray,
+    depth: np.ndarray,
+    is_ground: np.ndarray,
 ) -> np.ndarray:
-    """Illumination (h, w) by street lamps of power 1: inverse square, Lambert's cosine on the ground, about half of it on walls.
+    """Illumination (h, w) by street lamps of power 1.
 
-    ``dx``, ``dz`` (w,) are metres in the world per metre of depth: a pixel lies at (cam.x + depth * dx, y, depth * dz).
+    Inverse square law; Lambert's cosine on the ground, about half of the light on walls.
+
+    ``dx``, ``dz`` (w,) are metres in the world per metre of depth: a pixel lies at (cam.x + depth * dx, y,
+    depth * dz).
     """
     total = np.zeros_like(depth)
     squared = np.where(is_ground, np.float32(1), np.float32(0.35))
@@ -180,7 +220,7 @@ def _street_lamps(
         np.reciprocal(inverse, out=inverse)
         np.sqrt(inverse, out=cosine)
         cosine *= up
-        # the cosine counts once for the angle of the surface, once for the lamp's own
+        # the cosine counts twice: for the angle of the surface and for that of the lamp
         inverse *= cosine
         cosine *= squared
         cosine += plain
@@ -191,12 +231,15 @@ def _street_lamps(
 
 def _driving(things: list[Thing], cam: Camera) -> list[Thing]:
     """The nearest six vehicles whose head lamps are on."""
-    near = [t for t in things if t.lamps_on and any(name == "head" for name, _, _ in t.model.lamps) and 1 < t.distance(cam) < 50]
+    lit = [t for t in things if t.lamps_on and any(name == "head" for name, _, _ in t.model.lamps)]
+    near = [t for t in lit if 1 < t.distance(cam) < 50]
     return sorted(near, key=lambda t: t.distance(cam))[:6]
 
 
-def _other_beams(things: list[Thing], cam: Camera, dx: np.ndarray, dz: np.ndarray, y: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Illumination (h, w) on the road before vehicles by their head lamps; ``dx``, ``dz`` as for ``_street_lamps``."""
+def _other_beams(
+    things: list[Thing], cam: Camera, dx: np.ndarray, dz: np.ndarray, y: np.ndarray, depth: np.ndarray
+) -> np.ndarray:
+    """Illumination (h, w) of the road by vehicles' head lamps; ``dx``, ``dz`` as in ``_street_lamps``."""
     total = np.zeros_like(depth)
     for thing in things:
         s, c = math.sin(thing.heading), math.cos(thing.heading)
@@ -225,10 +268,11 @@ def _other_beams(things: list[Thing], cam: Camera, dx: np.ndarray, dz: np.ndarra
 def unseen_at_night(display: np.ndarray, pixels: Pixels, labels: dict[int, int], noise: float) -> set[int]:
     """Identities that lack the contrast to be seen.
 
-    The picture before noise, as displayed (sRGB luminance), counts. A thing is seen when the root mean square of the
-    difference between its visible pixels and the mean of what is around it (its box and 2 % of the picture's height on
-    each side, without its own pixels) reaches ``NIGHT_CONTRAST`` or the standard deviation of the sensor's noise,
-    whichever is more: a dark car with lit lamps is seen, a dark pedestrian before a dark wall is not.
+    This is measured on the displayed picture before noise (sRGB luminance). The mean of what surrounds a
+    thing (its box and 2 % of the picture's height on each side, without its own pixels) is subtracted from
+    its visible pixels. The thing is seen if the root mean square of that reaches ``NIGHT_CONTRAST`` or the
+    standard deviation of the sensor's noise, whichever is larger. A dark car with lit lamps is seen, a dark
+    pedestrian in front of a dark wall is not.
     """
     luminance = 0.2126 * display[..., 0] + 0.7152 * display[..., 1] + 0.0722 * display[..., 2]
     margin = max(2, round(0.02 * len(display)))
@@ -238,9 +282,15 @@ def unseen_at_night(display: np.ndarray, pixels: Pixels, labels: dict[int, int],
             continue
         ys, xs = pixels[identity]
         own = luminance[ys, xs]
-        around = luminance[max(0, ys.min() - margin) : ys.max() + 1 + margin, max(0, xs.min() - margin) : xs.max() + 1 + margin]
+        around = luminance[
+            max(0, ys.min() - margin) : ys.max() + 1 + margin,
+            max(0, xs.min() - margin) : xs.max() + 1 + margin,
+        ]
         outside = around.size - own.size
-        ground = (float(around.sum(dtype=np.float64)) - float(own.sum(dtype=np.float64))) / outside if outside else 0.0
+        ground = 0.0
+        if outside:
+            rest = float(around.sum(dtype=np.float64)) - float(own.sum(dtype=np.float64))
+            ground = rest / outside
         if float(np.sqrt(np.mean((own - ground) ** 2))) < max(NIGHT_CONTRAST, noise):
             hidden.add(identity)
     return hidden

@@ -1,4 +1,7 @@
-"""Painting sketches onto the picture: projection, shading, anti-aliasing, occlusion by depth, and shadows on the ground."""
+"""Painting sketches onto the picture.
+
+Projection, shading, anti-aliasing, occlusion by depth, and shadows on the ground.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,10 @@ from mrt.data.synthetic.light import Light
 
 NEAR = 0.4
 COVERED = 0.34
-"""Coverage from which on a pixel belongs to an object: a third, so that spokes and frames of bicycles count."""
-
+"""Coverage above which a pixel belongs to an object: a third, so that spokes and bicycle frames count."""
 
 SIDE = np.array([1.0, 1.0, 0.0, 0.0])[:, None]
-"""Which corners of a shadow's side belong to the foot of the thing; the others to the shadow of its top."""
+"""Which corners of a shadow's side belong to the thing's foot; the others belong to its top's shadow."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class Thing:
     """A model placed in the world.
 
     Args:
-        model: its shape. palette: colour (r, g, b) in 0..255 per slot of the model.
-        x, z: position on the ground in metres. heading: radians; 0 drives away along Z, pi towards the camera.
+        model: its shape.
+        palette: colour (r, g, b) in 0..255 per slot of the model.
+        x, z: position on the ground in metres.
+        heading: radians; at 0 it drives away along Z, at pi towards the camera.
         scale: factor on the model's size.
         label: 0-based class, or None for what is not labelled.
-        texture: strength of the surface's grain. lamps_on: whether its lamps shine at night.
+        texture: strength of the surface's grain.
+        lamps_on: whether its lamps shine at night.
     """
 
     model: Model
@@ -72,7 +77,10 @@ class Thing:
 
 @dataclass
 class Canvas:
-    """The picture under way: ``image`` (H, W, 3) in 0..1 sRGB, ``depth`` (H, W) metres, ``instance`` (H, W), 0 for none."""
+    """The picture while it is painted.
+
+    ``image`` (H, W, 3) in 0..1 sRGB, ``depth`` (H, W) metres, ``instance`` (H, W), 0 for none.
+    """
 
     image: np.ndarray
     depth: np.ndarray
@@ -82,7 +90,10 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Patch:
-    """An object alone, rasterised: top left corner, premultiplied colour (h, w, 3), coverage (h, w), depth per column (w,)."""
+    """One object, rasterised alone.
+
+    Its top left corner, premultiplied colour (h, w, 3), coverage (h, w) and depth per column (w,).
+    """
 
     left: int
     top: int
@@ -105,7 +116,10 @@ def _clip_near(points: np.ndarray) -> np.ndarray:
 
 
 def _depth_of_columns(thing: Thing, cam: Camera, columns: np.ndarray) -> np.ndarray:
-    """Depth (w,) at which each pixel column's ray enters the rectangle the thing stands on; its nearest point's where it misses."""
+    """Depth (w,) at which each column's ray enters the rectangle on which the thing stands.
+
+    Where a ray misses the rectangle, the depth of its nearest point.
+    """
     x0, x1, z0, z1, _ = (v * thing.scale for v in thing.model.extent)
     c, s = math.cos(thing.heading), math.sin(thing.heading)
     dx, dz = cam.column_rays(columns)
@@ -117,13 +131,17 @@ def _depth_of_columns(thing: Thing, cam: Camera, columns: np.ndarray) -> np.ndar
     enter = np.maximum(np.minimum(ax, bx), np.minimum(az, bz))
     leave = np.minimum(np.maximum(ax, bx), np.maximum(az, bz))
     hit = (leave > enter) & (leave > NEAR)
-    corners = [(x * c + z * s + thing.x - cam.x) * cam.sin + (z * c - x * s + thing.z) * cam.cos for x in (x0, x1) for z in (z0, z1)]
+    corners = [
+        (x * c + z * s + thing.x - cam.x) * cam.sin + (z * c - x * s + thing.z) * cam.cos
+        for x in (x0, x1)
+        for z in (z0, z1)
+    ]
     near = max(min(corners), NEAR)
     return np.where(hit, np.maximum(enter, NEAR), max(near, min(thing.distance(cam), near + 0.5)))
 
 
 def _outside(thing: Thing, cam: Camera) -> bool:
-    """Whether a circle around the thing lies outside the view, so that nothing of it can be seen."""
+    """Whether a circle around the thing lies outside the view, so that no part of it can be seen."""
     x0, x1, z0, z1, _ = thing.model.extent
     radius = thing.scale * math.hypot(max(-x0, x1), max(-z0, z1))
     depth = thing.distance(cam)
@@ -136,7 +154,7 @@ def _outside(thing: Thing, cam: Camera) -> bool:
 
 
 def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch | None:
-    """Draw one thing alone; None when nothing of it falls into the picture."""
+    """Draw one thing alone; None if no part of it is inside the picture."""
     m = thing.model
     if _outside(thing, cam):
         return None
@@ -161,7 +179,14 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
     rx, ry = m.radius[:, 0] * scale, m.radius[:, 1] * scale
     low_x, high_x, low_y, high_y = low_x - rx, high_x + rx, low_y - ry, high_y + ry
     size = np.maximum(high_x - low_x, high_y - low_y)
-    shown = (facing | m.two_sided | ~polygon) & (size > 0.6) & (high_x > 0) & (low_x < cam.width) & (high_y > 0) & (low_y < cam.height)
+    shown = (
+        (facing | m.two_sided | ~polygon)
+        & (size > 0.6)
+        & (high_x > 0)
+        & (low_x < cam.width)
+        & (high_y > 0)
+        & (low_y < cam.height)
+    )
     shown &= farthest > NEAR
     if not shown.any():
         return None
@@ -213,7 +238,8 @@ def rasterise(thing: Thing, cam: Camera, light: Light, in_sun: float) -> Patch |
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
         elif kinds[f] == BALL and deepest[f] >= NEAR:
             x, y = flat[2 * i], flat[2 * i + 1]
-            draw.ellipse((x - rx[f] * fine, y - ry[f] * fine, x + rx[f] * fine, y + ry[f] * fine), fill=colour)
+            half_w, half_h = rx[f] * fine, ry[f] * fine
+            draw.ellipse((x - half_w, y - half_h, x + half_w, y + half_h), fill=colour)
     planes = np.asarray(picture.reduce(fine)).transpose(2, 0, 1).astype(np.float32, order="C")
     planes *= np.float32(1 / 255)
     depth = _depth_of_columns(thing, cam, np.arange(left, right) + 0.5).astype(np.float32)
@@ -251,7 +277,7 @@ def paint(canvas: Canvas, patch: Patch, thing: Thing, cam: Camera, identity: int
 
 
 def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray:
-    """Shade (H, W) in 0..1 that all things throw on the ground: contact shadows, and the sun's where it shines."""
+    """Shade (H, W) in 0..1 of all things on the ground: contact shadows, and shadows of the sun."""
     layer = Image.new("L", (cam.width, cam.height), 0)
     draw = ImageDraw.Draw(layer)
     sun = light.sun
@@ -265,7 +291,10 @@ def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray
             if thing.label is None and height > 2:
                 base = base * 0.3 + base.mean(0) * 0.7
             far = base - reach * np.array([sun[0], 0.0, sun[2]])
-            quads += [base, far, *(base[[i, i - 1, i - 1, i]] * SIDE + far[[i, i - 1, i - 1, i]] * (1 - SIDE) for i in range(4))]
+            quads += [base, far]
+            for i in range(4):
+                edge = [i, i - 1, i - 1, i]
+                quads.append(base[edge] * SIDE + far[edge] * (1 - SIDE))
             values += [value] * 6
     for thing, base in zip(things, bases, strict=True):
         if thing.label is not None or thing.model.extent[4] <= 2:
@@ -278,12 +307,16 @@ def ground_shadows(things: list[Thing], cam: Camera, light: Light) -> np.ndarray
 
 
 def _ground_polygons(draw: ImageDraw.ImageDraw, cam: Camera, corners: np.ndarray, values: list[int]) -> None:
-    """Fill quads (n, 4, 3) of world points with their values, cut at the near plane where they reach behind it."""
+    """Fill quads (n, 4, 3) of world points with their values.
+
+    Quads that reach behind the near plane are cut there.
+    """
     points = cam.to_camera(corners.reshape(-1, 3)).reshape(-1, 4, 3)
     points[..., 1] = -cam.height_m
     in_front = (points[..., 2] >= NEAR).sum(1)
     scale = cam.focal / np.maximum(points[..., 2], NEAR)
-    xy = np.stack([cam.centre + scale * points[..., 0], cam.horizon - scale * points[..., 1]], 2).reshape(len(points), 8).tolist()
+    columns, rows = cam.centre + scale * points[..., 0], cam.horizon - scale * points[..., 1]
+    xy = np.stack([columns, rows], 2).reshape(len(points), 8).tolist()
     for k, value in enumerate(values):
         if in_front[k] == 4:
             draw.polygon(xy[k], fill=value)

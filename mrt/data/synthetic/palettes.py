@@ -1,4 +1,4 @@
-"""Colours of things, drawn at random from what streets show: 0..255 sRGB under white light."""
+"""Colours of things, drawn at random from those seen on streets: 0..255 sRGB under white light."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Colour = tuple[float, float, float]
 
 
 def hex_colours(codes: str) -> list[Colour]:
-    """Colours from six-digit codes between spaces."""
+    """Colours from six-digit codes separated by spaces."""
     return [tuple(float(b) for b in bytes.fromhex(code)) for code in codes.split()]
 
 
@@ -30,7 +30,12 @@ HELMET = hex_colours("d03c2c ecece8 242428 3c64b4 e6be32")
 LEAF = hex_colours("48682e 587034 3a5c32 787430")
 BIN = hex_colours("3c4a3e 46484c 344668")
 RED, BLUE, WHITE = (196.0, 34.0, 36.0), (36.0, 78.0, 160.0), (236.0, 236.0, 232.0)
-SIGNS = [(RED, WHITE), (BLUE, (226.0, 230.0, 236.0)), (WHITE, RED), ((228.0, 186.0, 40.0), (240.0, 236.0, 220.0))]
+SIGNS = [
+    (RED, WHITE),
+    (BLUE, (226.0, 230.0, 236.0)),
+    (WHITE, RED),
+    ((228.0, 186.0, 40.0), (240.0, 236.0, 220.0)),
+]
 FIXED: dict[str, Colour] = {
     "tyre": (24, 24, 26),
     "dark": (34, 35, 38),
@@ -54,17 +59,24 @@ FIXED: dict[str, Colour] = {
 def jitter(rng: np.random.Generator, colour: Sequence[float], spread: float = 12.0) -> Colour:
     """A colour (0..255) a little brighter or darker and a little off in hue."""
     noise = rng.standard_normal(4).tolist()
-    red, green, blue = (min(250.0, max(6.0, c + spread * (noise[0] + noise[k + 1] / 3))) for k, c in enumerate(colour))
+    red, green, blue = (
+        min(250.0, max(6.0, c + spread * (noise[0] + noise[k + 1] / 3))) for k, c in enumerate(colour)
+    )
     return red, green, blue
 
 
-def _pick(rng: np.random.Generator, colours: list[Colour], spread: float = 14.0, share: Sequence[float] | None = None) -> Colour:
+def _pick(
+    rng: np.random.Generator,
+    colours: list[Colour],
+    spread: float = 14.0,
+    share: Sequence[float] | None = None,
+) -> Colour:
     index = rng.integers(len(colours)) if share is None else np.searchsorted(np.cumsum(share), rng.random())
     return jitter(rng, colours[min(int(index), len(colours) - 1)], spread)
 
 
 def palette(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
-    """Colours for one thing of a kind: a colour for each slot its model may name."""
+    """Colours for one thing of a kind: one for each slot that its model may name."""
     p = {**FIXED, "glass": jitter(rng, (52, 64, 76), 8)}
     if kind == "car":
         p["paint"] = _pick(rng, CAR, 10, CAR_SHARE)
@@ -88,6 +100,11 @@ def palette(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
         p |= {"leaf": _pick(rng, LEAF, 10), "bark": jitter(rng, (84, 68, 52), 8)}
     else:
         face = SIGNS[int(rng.integers(4))]
-        p |= {"metal": jitter(rng, (104, 108, 110), 10), "sign": face[0], "sign2": face[1], "bin": _pick(rng, BIN)}
+        p |= {
+            "metal": jitter(rng, (104, 108, 110), 10),
+            "sign": face[0],
+            "sign2": face[1],
+            "bin": _pick(rng, BIN),
+        }
         p |= {"advert": _pick(rng, CLOTHES), "advert2": _pick(rng, CLOTHES)}
     return p

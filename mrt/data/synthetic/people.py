@@ -1,4 +1,4 @@
-"""Pedestrians, bicycles, motorcycles and those who ride them, as bars and balls in metres."""
+"""Pedestrians, bicycles, motorcycles and their riders, made of bars and balls, in metres."""
 
 from __future__ import annotations
 
@@ -31,14 +31,38 @@ def person(rng: np.random.Generator) -> Model:
     hem = 0.30 * h if skirt else 0.38 * h if coat else hip - 0.02 * h
     low = 0.13 * h if skirt else 0.105 * h
     if skirt:
-        s.prism([(-low, hem), (-0.07 * h, hip + 0.08 * h), (0.07 * h, hip + 0.08 * h), (low, hem)], -low, low, "trousers")
+        s.prism(
+            [(-low, hem), (-0.07 * h, hip + 0.08 * h), (0.07 * h, hip + 0.08 * h), (low, hem)],
+            -low,
+            low,
+            "trousers",
+        )
         hem = hip
-    s.prism([(-0.075 * h, hem), (-0.06 * h, shoulder + 0.02 * h), (0.05 * h, shoulder + 0.02 * h), (0.075 * h, hem)], -half, half, "top")
+    s.prism(
+        [
+            (-0.075 * h, hem),
+            (-0.06 * h, shoulder + 0.02 * h),
+            (0.05 * h, shoulder + 0.02 * h),
+            (0.075 * h, hem),
+        ],
+        -half,
+        half,
+        "top",
+    )
     for side in (-1, 1):
         s.part(2)
         reach = -side * swing
         x = side * (half + 0.025 * h)
-        s.line([(x, shoulder - 0.01 * h, 0), (x + side * 0.015 * h, 0.62 * h, reach * 0.4), (x, 0.48 * h, reach)], 0.06 * h, "top", 0.88)
+        s.line(
+            [
+                (x, shoulder - 0.01 * h, 0),
+                (x + side * 0.015 * h, 0.62 * h, reach * 0.4),
+                (x, 0.48 * h, reach),
+            ],
+            0.06 * h,
+            "top",
+            0.88,
+        )
         s.ball((x, 0.46 * h, reach), 0.026 * h, 0.03 * h, "skin")
     s.part(3)
     s.line([(0, shoulder, 0), (0, 0.87 * h, 0.005 * h)], 0.07 * h, "skin", 0.9)
@@ -98,7 +122,9 @@ def motorcycle(rng: np.random.Generator) -> Model:
     else:
         s.prism([(-0.3, 0.25), (-0.35, 0.7), (0.3, 0.72), (0.45, 0.3)], -0.2, 0.2, "frame", 1.3)
         s.prism([(-0.05, 0.68), (0.0, 0.95), (0.4, 0.98), (0.5, 0.72)], -0.2, 0.2, "paint")
-        s.part(2).prism([(-0.95, 0.78), (-0.95, 0.9), (0.0, 0.85), (0.0, 0.68), (-0.4, 0.65)], -0.16, 0.16, "dark")
+        s.part(2).prism(
+            [(-0.95, 0.78), (-0.95, 0.9), (0.0, 0.85), (0.0, 0.68), (-0.4, 0.65)], -0.16, 0.16, "dark"
+        )
         s.part(2).prism([(-1.0, 0.68), (-1.0, 0.8), (-0.6, 0.8), (-0.5, 0.6)], -0.13, 0.13, "paint")
         s.line([(0.2, 0.35, -0.1), (0.22, 0.35, -0.85)], 0.12, "rim")
     s.part(2)
@@ -113,7 +139,11 @@ def motorcycle(rng: np.random.Generator) -> Model:
     s.part(3).box(-0.1, 0.1, 0.7, 0.8, -1.02, -0.97, "taillamp")
     s.face([(-0.1, 0.5, -1.03), (0.1, 0.5, -1.03), (0.1, 0.64, -1.03), (-0.1, 0.64, -1.03)], "plate")
     if not scooter and rng.random() < 0.5:
-        s.part(3).face([(-0.18, 0.95, 0.52), (0.18, 0.95, 0.52), (0.14, 1.22, 0.42), (-0.14, 1.22, 0.42)], "glass", two_sided=True)
+        s.part(3).face(
+            [(-0.18, 0.95, 0.52), (0.18, 0.95, 0.52), (0.14, 1.22, 0.42), (-0.14, 1.22, 0.42)],
+            "glass",
+            two_sided=True,
+        )
     s.lamp("head", (0, 0.86, 0.55), 0.16)
     s.lamp("tail", (0, 0.74, -1.0), 0.12)
     return s.done()
@@ -125,7 +155,7 @@ def _front_disc(y: float, z: float, r: float) -> list[tuple[float, float, float]
 
 
 def rider(rng: np.random.Generator, on: str) -> Model:
-    """Somebody on a ``bicycle`` or a ``motorcycle``; the vehicle is a model of its own at the same place."""
+    """A rider on a ``bicycle`` or ``motorcycle``; the vehicle is a separate model at the same place."""
     motor = on == "motorcycle"
     hip_y, hip_z = (0.92, -0.35) if motor else (1.0, -0.24)
     hand_y, hand_z, hand_x = (1.06, 0.3, 0.33) if motor else (1.08, 0.32, 0.27)
@@ -142,7 +172,11 @@ def rider(rng: np.random.Generator, on: str) -> Model:
         s.part(1)
         s.line([(side * 0.09, hip_y, hip_z), knee], 0.17, "trousers", 0.92 + 0.08 * side)
         s.line([knee, foot], 0.12, "trousers", 0.9 + 0.08 * side)
-        s.line([(foot[0], foot[1] - 0.04, foot[2] - 0.04), (foot[0], foot[1] - 0.04, foot[2] + 0.16)], 0.08, "dark")
+        s.line(
+            [(foot[0], foot[1] - 0.04, foot[2] - 0.04), (foot[0], foot[1] - 0.04, foot[2] + 0.16)],
+            0.08,
+            "dark",
+        )
     s.part(2)
     back = [
         (hip_z - 0.14, hip_y - 0.05),
@@ -154,7 +188,9 @@ def rider(rng: np.random.Generator, on: str) -> Model:
     for side in (-1, 1):
         s.part(2)
         elbow = (side * (hand_x + 0.02), 0.5 * (shoulder_y + hand_y) - 0.06, 0.5 * (shoulder_z + hand_z))
-        s.line([(side * 0.23, shoulder_y, shoulder_z), elbow, (side * hand_x, hand_y, hand_z)], 0.11, "top", 0.88)
+        s.line(
+            [(side * 0.23, shoulder_y, shoulder_z), elbow, (side * hand_x, hand_y, hand_z)], 0.11, "top", 0.88
+        )
         s.ball((side * hand_x, hand_y, hand_z), 0.05, 0.05, "skin")
     s.part(3)
     hy, hz = shoulder_y + 0.24, shoulder_z + 0.08

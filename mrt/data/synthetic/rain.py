@@ -1,4 +1,4 @@
-"""Rain: a wet road that mirrors the street, a veil, falling streaks and drops on the lens."""
+"""Rain: a wet road that mirrors the street, a thin veil, falling streaks and drops on the lens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from mrt.data.synthetic.weather import to_linear, to_srgb
 
 STRENGTH = {"head": 2.6, "tail": 1.1, "display": 0.7, "red": 1.3, "amber": 1.2, "green": 1.0}
 DROP_LIMIT = 0.5
-"""Share of a thing's visible pixels under drops on the lens from which on it is ignored."""
+"""A thing is ignored if a larger share of its visible pixels than this lies under drops on the lens."""
 
 
 def add_rain(
-    image: np.ndarray, depth: np.ndarray, instance: np.ndarray, cam: Camera, things: list[Thing], rng: np.random.Generator
+    image: np.ndarray,
+    depth: np.ndarray,
+    instance: np.ndarray,
+    cam: Camera,
+    things: list[Thing],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make a scene under an overcast sky wet.
 
     Args:
-        image: (H, W, 3) sRGB in 0..1. depth: (H, W) metres. instance: (H, W).
+        image: (H, W, 3) sRGB in 0..1.
+        depth: (H, W) metres.
+        instance: (H, W) identities, 0 for none.
 
     Returns:
-        The picture (H, W, 3) sRGB in 0..1 before the sensor's noise, and how far drops cover each pixel (H, W) in 0..1.
+        The picture (H, W, 3) sRGB in 0..1 before the sensor's noise, and how much of each pixel drops cover,
+        (H, W) in 0..1.
     """
     h, w = depth.shape
     light = np.empty((3, h, w), np.float32)
@@ -52,12 +60,14 @@ def add_rain(
     return light.transpose(1, 2, 0), covered
 
 
-def _wet_ground(light: np.ndarray, depth: np.ndarray, instance: np.ndarray, cam: Camera, rng: np.random.Generator) -> None:
+def _wet_ground(
+    light: np.ndarray, depth: np.ndarray, instance: np.ndarray, cam: Camera, rng: np.random.Generator
+) -> None:
     """Darken the ground and add what it mirrors, in place (planes (3, H, W), linear).
 
-    A ground pixel mirrors what stands in its own column: the first thing above it on the picture touches the ground at
-    row b, so row r shows row 2 b - r. The share is Schlick's approximation of Fresnel's law for water; between puddles
-    the film is rough and the mirror image blurred up and down.
+    A ground pixel mirrors what stands in its own column: if the first thing above it on the picture touches
+    the ground at row b, row r shows row 2 b - r. The share of mirrored light is Schlick's approximation of
+    Fresnel's law for water; between puddles the film is rough and the mirror image blurred up and down.
     """
     h, w = depth.shape
     first = max(0, int(np.ceil(cam.horizon)))
@@ -74,7 +84,8 @@ def _wet_ground(light: np.ndarray, depth: np.ndarray, instance: np.ndarray, cam:
     dx, dz = (d.astype(np.float32) for d in cam.column_rays())
     _, clouds = noise_textures()
     offset = rng.integers(0, 512, 2).tolist()
-    across, along = ((cam.x + depth * dx) * 30 + offset[1]).astype(np.int32), (depth * dz * 22 + offset[0]).astype(np.int32)
+    across = ((cam.x + depth * dx) * 30 + offset[1]).astype(np.int32)
+    along = (depth * dz * 22 + offset[0]).astype(np.int32)
     puddle = texture(clouds, along, across)
     puddle -= np.float32(rng.uniform(0.50, 0.62))
     puddle *= 12
@@ -109,7 +120,7 @@ def _wet_ground(light: np.ndarray, depth: np.ndarray, instance: np.ndarray, cam:
 
 
 def _streaks(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """Falling drops drawn out by the exposure, (height, width) in 0..1: many faint far ones, a few near ones."""
+    """Drops stretched by the exposure, (height, width) in 0..1: many faint far ones, a few near ones."""
     layer = Image.new("L", (2 * width, 2 * height))
     draw = ImageDraw.Draw(layer)
     slant = rng.normal(0, 0.12)
@@ -126,9 +137,11 @@ def _streaks(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _lens_drops(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put drops on the glass, in place (planes (3, H, W)): each shows a small, upside-down, blurred view of what is behind it.
+    """Put drops on the lens, in place (planes (3, H, W)).
 
-    Returns how far they cover each pixel (H, W) in 0..1.
+    Each drop shows a small, upside-down, blurred view of what is behind it.
+
+    Returns how much of each pixel they cover, (H, W) in 0..1.
     """
     _, h, w = light.shape
     covered = np.zeros((h, w), np.float32)
@@ -138,16 +151,19 @@ def _lens_drops(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for _ in range(n):
         r = w * rng.uniform(0.006, 0.022) * (1.6 if rng.random() < 0.12 else 1.0)
         cx, cy, tall = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0.95, 1.35)
-        y0, y1, x0, x1 = max(0, int(cy - r * tall - 1)), min(h, int(cy + r * tall + 2)), max(0, int(cx - r - 1)), min(w, int(cx + r + 2))
+        y0, y1 = max(0, int(cy - r * tall - 1)), min(h, int(cy + r * tall + 2))
+        x0, x1 = max(0, int(cx - r - 1)), min(w, int(cx + r + 2))
         if y1 <= y0 or x1 <= x0:
             continue
-        v, u = (np.arange(y0, y1)[:, None] + 0.5 - cy) / (r * tall), (np.arange(x0, x1)[None, :] + 0.5 - cx) / r
+        v = (np.arange(y0, y1)[:, None] + 0.5 - cy) / (r * tall)
+        u = (np.arange(x0, x1)[None, :] + 0.5 - cx) / r
         away = np.sqrt(u * u + v * v)
         alpha = np.clip((1 - away) * r * 0.5, 0, 1) * 0.7
         bend = (4.0 + 3.0 * away) * r
         sy = np.clip((cy - v * bend) / step, 0, last_row).astype(np.intp)
         sx = np.clip((cx - u * bend) / step, 0, last_column).astype(np.intp)
-        lens = flat[:, sy * (last_column + 1) + sx] * ((1.05 - 0.22 * away**4) * (1 + 0.12 * np.clip(v, -1, 1))).astype(np.float32)
+        shine_of_drop = (1.05 - 0.22 * away**4) * (1 + 0.12 * np.clip(v, -1, 1))
+        lens = flat[:, sy * (last_column + 1) + sx] * shine_of_drop.astype(np.float32)
         view = light[:, y0:y1, x0:x1]
         view += alpha.astype(np.float32) * (lens - view)
         np.maximum(covered[y0:y1, x0:x1], alpha, out=covered[y0:y1, x0:x1])
@@ -155,9 +171,12 @@ def _lens_drops(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _softened(light: np.ndarray) -> tuple[np.ndarray, int]:
-    """What drops show of a picture (3, H, W): means of blocks of some pixels, meaned over 3 by 3 of them once more, and their side.
+    """What drops show of a picture (3, H, W), and by what factor it is smaller.
 
-    Together they blur by about a hundredth of the width; a drop bends light so much that it shows every fourth pixel at most.
+    Means of blocks of pixels, averaged once more over 3 by 3 blocks.
+
+    Together this blurs by about a hundredth of the width; a drop bends light so much that it shows at most
+    every fourth pixel.
     """
     step = max(1, round(light.shape[2] / 160))
     small = shrink(light, step)
@@ -169,5 +188,5 @@ def _softened(light: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def unseen_through_drops(covered: np.ndarray, pixels: Pixels, labels: dict[int, int]) -> set[int]:
-    """Identities of whose visible pixels more than half lie under drops."""
+    """Identities with more than half of their visible pixels under drops."""
     return {k for k in labels if k in pixels and float((covered[pixels[k]] > 0.5).mean()) > DROP_LIMIT}

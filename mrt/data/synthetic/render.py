@@ -23,7 +23,11 @@ DOMAINS = ("clear", "foggy", "night", "rain")
 
 @dataclass(frozen=True)
 class Rendering:
-    """A finished picture (H, W, 3) uint8, its annotations, depth (H, W) metres, instances (H, W) and the fog's beta (0 without)."""
+    """A finished picture.
+
+    The image (H, W, 3) uint8, its annotations, depth (H, W) metres, instances (H, W) and the fog's beta (0
+    without).
+    """
 
     image: np.ndarray
     annotations: list[Annotation]
@@ -32,14 +36,17 @@ class Rendering:
     beta: float
 
 
-def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int], betas: tuple[float, ...] = (0.15,)) -> Rendering:
+def render(
+    seed: int, domain: str, split: str, index: int, size: tuple[int, int], betas: tuple[float, ...] = (0.15,)
+) -> Rendering:
     """Scene ``index`` of a split.
 
-    Every part draws from a stream of its own, keyed by (seed, domain, split, index): the result depends on nothing
-    else, and no scene of one domain or split is a scene of another.
+    Every part draws from a separate random stream, keyed by (seed, domain, split, index). The result depends
+    on nothing else, and no scene appears in two domains or splits.
 
     Args:
-        size: (width, height) in pixels. betas: the fog's extinction is one of these per metre.
+        size: (width, height) in pixels.
+        betas: the fog's extinction per metre is one of these.
     """
     _keep_memory()
     key = [seed, DOMAINS.index(domain), zlib.crc32(split.encode()), index]
@@ -50,7 +57,7 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
     things = draw_things(place, street, camera_x)
     light = draw_light(look, overcast=domain in ("foggy", "rain"), night=domain == "night")
 
-    # the colours as planes in memory: numpy works along long rows much faster than along triples
+    # colours are planes in memory: numpy works much faster along long rows than along triples
     image = np.empty((3, height, width), np.float32).transpose(1, 2, 0)
     depth = np.full((height, width), FAR, np.float32)
     above = surfaces.sky(cam, light, look)
@@ -94,15 +101,17 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
         image, drops = rain.add_rain(image, depth, canvas.instance, cam, things, air)
         unseen = rain.unseen_through_drops(drops, pixels, classes)
     picture = weather.sensor(image, chip, noise=noise, metering=metering)
-    return Rendering(picture, labelling.annotate(pixels, height, classes, covered, unseen), depth, canvas.instance, beta)
+    annotations = labelling.annotate(pixels, height, classes, covered, unseen)
+    return Rendering(picture, annotations, depth, canvas.instance, beta)
 
 
 @cache
 def _keep_memory() -> None:
-    """Have the C library keep freed memory for the next picture, once per process.
+    """Make the C library keep freed memory for the next picture; once per process.
 
-    glibc gives back to the system what is free at the end of its heap, and a picture's arrays had it fetch up to 5,000 pages
-    anew each time, a tenth of the time. Its threshold follows the largest block ever freed, so one is asked for, never
-    touched (it costs no memory) and freed. Elsewhere this does nothing.
+    glibc returns free memory at the end of its heap to the system, so that up to 5,000 pages were fetched
+    again for each picture, which took a tenth of the time. Its threshold follows the largest block ever
+    freed, so this asks for a large block, never touches it (so it costs no memory) and frees it. With other C
+    libraries this does nothing.
     """
     np.empty(31 << 20, np.uint8)

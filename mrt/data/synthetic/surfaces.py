@@ -17,7 +17,11 @@ from mrt.data.synthetic.light import Light
 
 @lru_cache(maxsize=1)
 def noise_textures() -> tuple[np.ndarray, np.ndarray]:
-    """White noise (512, 1024) and cloud-like noise (512, 512), both about zero to one in size, tileable, the same in every process."""
+    """White noise (512, 1024) and cloud-like noise (512, 512).
+
+    The first has mean 0 and deviation about 1, the second lies in 0..1. They can be tiled, and are the same
+    in every process.
+    """
     rng = np.random.default_rng(20220607)
     white = rng.standard_normal((512, 1024)).astype(np.float32).clip(-2.5, 2.5)
     clouds = np.zeros((512, 512), np.float32)
@@ -31,24 +35,33 @@ def noise_textures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def texture(tile: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """``tile[rows, columns]`` of a tile whose sides are powers of two, repeated for ever; a fifth of the time of numpy's own indexing."""
+    """``tile[rows, columns]`` of an endlessly repeated tile whose sides are powers of two.
+
+    It takes a fifth of the time of numpy's own indexing.
+    """
     height, width = tile.shape
     return np.take(tile.reshape(-1), (rows & (height - 1)) * width + (columns & (width - 1)), mode="clip")
 
 
 def strips(height: int, width: int) -> list[slice]:
-    """Rows 0 to ``height`` in pieces of about 32,768 pixels: intermediate results then stay in the processor's cache."""
+    """Rows 0 to ``height`` in pieces of about 32,768 pixels.
+
+    Intermediate results of a piece stay in the processor's cache.
+    """
     step = max(8, 32768 // max(width, 1))
     return [slice(a, min(a + step, height)) for a in range(0, height, step)]
 
 
 def soft(distance: np.ndarray, half: float | np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Share of a pixel inside a band: 1 where ``|distance| < half``, softened over ``footprint`` (all metres)."""
+    """Share of a pixel inside a band: 1 where ``|distance| < half``, softened over ``footprint`` (metres)."""
     return np.clip((half - np.abs(distance)) / footprint + 0.5, 0, 1)
 
 
 def wrapped(x: np.ndarray, period: float | np.ndarray) -> np.ndarray:
-    """``x % period`` in float32, to the last bit and in a fifth of the time (exact in float64, as 24 bits times 24 bits are)."""
+    """``x % period`` in float32, exact to the last bit, in a fifth of the time.
+
+    Computed in float64, in which a product of two 24-bit numbers is exact.
+    """
     period = np.asarray(period, np.float32).astype(np.float64)
     wide = x.astype(np.float64)
     turns = wide / period
@@ -59,21 +72,31 @@ def wrapped(x: np.ndarray, period: float | np.ndarray) -> np.ndarray:
 
 
 def rgb(*values: float) -> np.ndarray:
-    """A colour as (3, 1, 1), to spread over planes (3, h, w): numpy works along long rows much faster than along triples."""
+    """A colour as (3, 1, 1), to be broadcast over planes (3, h, w).
+
+    numpy works much faster along long rows than along triples.
+    """
     return np.array(values, np.float32)[:, None, None]
 
 
 def blend(planes: np.ndarray, weight: np.ndarray, colour: np.ndarray | float) -> None:
-    """Mix ``colour`` (one, or of the planes' shape or one that spreads to it) into ``planes`` (3, h, w) in place by ``weight`` (h, w)."""
-    # plane by plane, so that what is under way stays in the processor's cache
-    for plane, target in zip(planes, colour if isinstance(colour, np.ndarray) else (colour,) * 3, strict=True):
+    """Mix ``colour`` into ``planes`` (3, h, w) in place by ``weight`` (h, w).
+
+    ``colour`` is one number, or an array that can be broadcast to the planes' shape.
+    """
+    # plane by plane, so that intermediate results stay in the processor's cache
+    targets = colour if isinstance(colour, np.ndarray) else (colour,) * 3
+    for plane, target in zip(planes, targets, strict=True):
         step = target - plane
         step *= weight
         plane += step
 
 
 def sky(cam: Camera, light: Light, rng: np.random.Generator) -> np.ndarray:
-    """Sky (rows above the horizon and a few below, W, 3) in 0..1: a gradient, clouds in perspective, haze and a distant skyline."""
+    """Sky (rows above the horizon and a few below, W, 3) in 0..1.
+
+    A gradient, clouds in perspective, haze and a distant skyline.
+    """
     rows = min(cam.height, int(np.ceil(cam.horizon)) + 2)
     up = np.maximum(-cam.row_slopes()[:rows], 1e-3).astype(np.float32)[:, None]
     dx, dz = (d.astype(np.float32)[None, :] for d in cam.column_rays())
@@ -84,7 +107,8 @@ def sky(cam: Camera, light: Light, rng: np.random.Generator) -> np.ndarray:
     image = np.repeat(haze + mix * (zenith - haze), cam.width, axis=2)
     stretch = 60.0 / (up + 0.12)
     offset = rng.integers(0, 512, 2)
-    density = texture(clouds, (dz * stretch + offset[1]).astype(np.int32), (dx * stretch + offset[0]).astype(np.int32))
+    cloud_rows = (dz * stretch + offset[1]).astype(np.int32)
+    density = texture(clouds, cloud_rows, (dx * stretch + offset[0]).astype(np.int32))
     cover = np.clip((density - (0.72 - 0.55 * light.clouds)) * (3.0 - 1.2 * light.clouds), 0, 1)
     grey = 0.97 - 0.30 * light.clouds * (0.5 + 0.5 * density) - 0.06 * (1 - density)
     blend(image, cover, grey * rgb(0.98, 1.0, 1.03))
@@ -99,11 +123,13 @@ def sky(cam: Camera, light: Light, rng: np.random.Generator) -> np.ndarray:
     return (image * rgb(*light.tint)).transpose(1, 2, 0)
 
 
-def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+def ground(
+    cam: Camera, street: Street, light: Light, rng: np.random.Generator
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """The ground plane below the horizon.
 
     Returns:
-        First row, colours (h, W, 3) in 0..1, depth per row (h,) and the share of standing sunlight (h, W).
+        First row, colours (h, W, 3) in 0..1, depth per row (h,) and the share of direct sunlight (h, W).
     """
     slopes = cam.row_slopes()
     first = int(np.searchsorted(slopes, cam.height_m / FAR))
@@ -116,8 +142,13 @@ def ground(cam: Camera, street: Street, light: Light, rng: np.random.Generator) 
     return first, image.transpose(1, 2, 0), depth, sunlit
 
 
-def _ground_rows(cam: Camera, street: Street, light: Light, phase: float, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (3, h, W) and sunlight (h, W) of the ground at depths ``z`` (h, 1); ``phase`` shifts the dashes."""
+def _ground_rows(
+    cam: Camera, street: Street, light: Light, phase: float, z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (3, h, W) and sunlight (h, W) of the ground at depths ``z`` (h, 1).
+
+    ``phase`` shifts the dashes of the markings.
+    """
     dx, dz = (d.astype(np.float32)[None, :] for d in cam.column_rays())
     x_world, z_world = cam.x + z * dx, z * dz
     foot_x = np.maximum(z / cam.focal, 0.004)
@@ -182,7 +213,10 @@ def _ground_rows(cam: Camera, street: Street, light: Light, phase: float, z: np.
 
 
 def sun_at(street: Street, light: Light, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """1 where the sun reaches the ground, 0 in the shadow of the facades on its side; shaped as ``x`` and ``z`` (metres)."""
+    """1 where the sun reaches the ground, 0 in the shadow of the facades on its side.
+
+    The shape is that of ``x`` and ``z`` (metres).
+    """
     sun = light.sun.tolist()
     if light.direct < 0.2 or abs(sun[0]) < 0.08:
         return np.ones_like(x)
@@ -190,4 +224,5 @@ def sun_at(street: Street, light: Light, x: np.ndarray, z: np.ndarray) -> np.nda
     wall = street.walls[side]
     run = np.maximum(side * wall.setback - x * 1.0 if side > 0 else x + wall.setback, 0.0) / abs(sun[0])
     index = np.clip(np.searchsorted(wall.cuts, z + run * sun[2]) - 1, 0, len(wall.heights) - 1)
-    return np.clip((run * sun[1] - wall.heights.astype(np.float32)[index]) / 0.5 + 0.5, 0, 1).astype(np.float32)
+    above = run * sun[1] - wall.heights.astype(np.float32)[index]
+    return np.clip(above / 0.5 + 0.5, 0, 1).astype(np.float32)

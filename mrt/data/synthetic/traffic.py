@@ -1,4 +1,4 @@
-"""Who is on the street: traffic in the lanes, parked vehicles, a tram on its rails, pedestrians, riders and street furniture."""
+"""What is on the street: traffic, parked vehicles, a tram, pedestrians, riders and street furniture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bic
 
 FARTHEST = 50.0
 SHAPES = 14
-"""How many different shapes of each kind there are; scale, colour and heading vary on top."""
+"""How many different shapes of each kind there are; scale, colour and heading vary as well."""
 
 MODELS = {
     "car": vehicles.car,
@@ -56,9 +56,17 @@ class Crowd:
         self.taken: list[tuple[float, float, float, float]] = []
 
     def put(
-        self, kind: str, x: float, z: float, heading: float = 0.0, *, margin: float = 0.3, force: bool = False, lamps_on: bool = True
+        self,
+        kind: str,
+        x: float,
+        z: float,
+        heading: float = 0.0,
+        *,
+        margin: float = 0.3,
+        force: bool = False,
+        lamps_on: bool = True,
     ) -> bool:
-        """Place one thing if its rectangle on the ground is free; whether it was."""
+        """Place one thing if its rectangle on the ground is free; returns whether it was."""
         rng = self.rng
         model = shape(kind, int(rng.integers(SHAPES)))
         colours = palette(rng, kind)
@@ -81,18 +89,9 @@ class Crowd:
             return False
         vehicle = self.things[-1]
         rider = f"rider_{kind}"
-        self.things.append(
-            Thing(
-                shape(rider, int(self.rng.integers(SHAPES))),
-                palette(self.rng, rider),
-                x,
-                z,
-                heading,
-                vehicle.scale,
-                CLASSES.index("rider"),
-                0.025,
-            )
-        )
+        model = shape(rider, int(self.rng.integers(SHAPES)))
+        colours, label = palette(self.rng, rider), CLASSES.index("rider")
+        self.things.append(Thing(model, colours, x, z, heading, vehicle.scale, label, 0.025))
         return True
 
     def in_junction(self, z: float, margin: float = 0.0) -> bool:
@@ -123,10 +122,11 @@ def _lane_traffic(crowd: Crowd, camera_x: float) -> None:
             kind = str(rng.choice(kinds, p=share))
             length = {"car": 4.6, "truck": 8.5, "bus": 11.5}.get(kind, 2.0)
             middle = z + length / 2
-            heading = (0.0 if direction > 0 else np.pi) + rng.normal(0, 0.04) + (rng.uniform(-0.25, 0.25) if rng.random() < 0.15 else 0.0)
+            heading = (0.0 if direction > 0 else np.pi) + rng.normal(0, 0.04)
+            heading += rng.uniform(-0.25, 0.25) if rng.random() < 0.15 else 0.0
             if kind in ("motorcycle", "bicycle"):
-                edge = x + direction * (rng.uniform(0.6, 1.1) if kind == "bicycle" else rng.uniform(-0.5, 0.5))
-                crowd.put_ridden(kind, edge, middle, heading)
+                aside = rng.uniform(0.6, 1.1) if kind == "bicycle" else rng.uniform(-0.5, 0.5)
+                crowd.put_ridden(kind, x + direction * aside, middle, heading)
             else:
                 crowd.put(kind, x + rng.normal(0, 0.15), middle, heading)
             z += length + 2.5 + rng.exponential(11)
@@ -139,7 +139,8 @@ def _junction(crowd: Crowd) -> None:
         for direction in (-1, 1):
             x = rng.uniform(-16, 4) if direction > 0 else rng.uniform(-4, 16)
             for _ in range(int(rng.integers(1, 3))):
-                kind = str(rng.choice(["car", "truck", "bus", "motorcycle", "bicycle"], p=[0.5, 0.16, 0.14, 0.1, 0.1]))
+                kinds, share = ["car", "truck", "bus", "motorcycle", "bicycle"], [0.5, 0.16, 0.14, 0.1, 0.1]
+                kind = str(rng.choice(kinds, p=share))
                 heading = direction * np.pi / 2 + rng.normal(0, 0.08)
                 z = middle - direction * half * 0.5
                 if kind in ("motorcycle", "bicycle"):
@@ -173,19 +174,16 @@ def _parked(crowd: Crowd) -> None:
                         heading = side * np.pi / 2 + rng.normal(0, 0.3)
                     elif rng.random() < 0.05:
                         heading += rng.uniform(0.2, 0.6) * rng.choice([-1, 1])
-                    crowd.put(kind, side * (street.half_road - 1.1) + rng.normal(0, 0.08), middle, heading, lamps_on=False)
+                    x = side * (street.half_road - 1.1) + rng.normal(0, 0.08)
+                    crowd.put(kind, x, middle, heading, lamps_on=False)
                 z += length + rng.uniform(0.7, 2.0) if kind != "motorcycle" else rng.uniform(1.0, 2.0)
         for _ in range(int(rng.poisson(0.12))):
             z = _depths(rng, 6, 22)
             for _ in range(int(rng.integers(1, 4))):
                 if not crowd.in_junction(z, 2):
-                    crowd.put(
-                        "motorcycle",
-                        side * (street.half_road + rng.uniform(0.6, 1.2)),
-                        z,
-                        side * np.pi / 2 + rng.normal(0, 0.5),
-                        lamps_on=False,
-                    )
+                    x = side * (street.half_road + rng.uniform(0.6, 1.2))
+                    heading = side * np.pi / 2 + rng.normal(0, 0.5)
+                    crowd.put("motorcycle", x, z, heading, lamps_on=False)
                 z += rng.uniform(0.9, 1.4)
         for _ in range(int(rng.poisson(0.4))):
             z = _depths(rng, 5, 22)
@@ -220,11 +218,16 @@ def _walkers(crowd: Crowd) -> None:
                     rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.2),
                 )
     if rng.random() < 0.35:
-        crowd.put("person", rng.uniform(-street.half_road, street.half_road), _depths(rng, 7, 24), rng.choice([-1, 1]) * np.pi / 2)
+        crowd.put(
+            "person",
+            rng.uniform(-street.half_road, street.half_road),
+            _depths(rng, 7, 24),
+            rng.choice([-1, 1]) * np.pi / 2,
+        )
     for side in (-1, 1):
         if rng.random() < 0.22:
-            crowd.put_ridden("bicycle", side * (street.half_road - street.parking - rng.uniform(0.3, 0.8)), _depths(rng, 6, 28),
-                             (0.0 if side > 0 else np.pi) + rng.normal(0, 0.25))  # fmt: skip
+            x, z = side * (street.half_road - street.parking - rng.uniform(0.3, 0.8)), _depths(rng, 6, 28)
+            crowd.put_ridden("bicycle", x, z, (0.0 if side > 0 else np.pi) + rng.normal(0, 0.25))
 
 
 def _furniture(crowd: Crowd) -> None:

@@ -1,4 +1,4 @@
-"""Small raw trees of Cityscapes in the owners' exact layout, and what boxes must come of them."""
+"""Small raw trees of Cityscapes in the owners' exact layout, and the boxes expected from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def zip_tree(folder: Path, archive: Path, below: Iterable[str] = ("",)) -> Path:
-    """All files of the folders ``below`` (relative to ``folder``) in a zip archive, by their paths in ``folder``."""
+    """All files of the folders ``below`` (relative to ``folder``) in a zip archive, named by their paths.
+
+    The paths are relative to ``folder``.
+    """
     with zipfile.ZipFile(archive, "w") as file:
         for part in below:
             for path in sorted((folder / part).rglob("*")):
@@ -41,7 +44,10 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
 
 
 def cityscapes_objects() -> list[dict[str, Any]]:
-    """For an image of 64 x 32: overlaps, a thing under a pole, groups, deleted, hidden, outside and unknown objects."""
+    """Objects of an image of 64 x 32.
+
+    Overlaps, a thing under a pole, groups, deleted, hidden, outside and unknown objects.
+    """
     objects = [
         ("road", rectangle(0, 0, 63, 31)),
         ("skygroup", rectangle(0, 0, 63, 2)),
@@ -87,7 +93,14 @@ CITYSCAPES_BOXES = [
 
 
 def cityscapes_frame(
-    root: Path, split: str, city: str, name: str, *, instance_ids: bool = False, polygons: bool = True, image: bool = True
+    root: Path,
+    split: str,
+    city: str,
+    name: str,
+    *,
+    instance_ids: bool = False,
+    polygons: bool = True,
+    image: bool = True,
 ) -> None:
     """One frame in Cityscapes' layout below ``root``: leftImg8bit and gtFine."""
     if image:

@@ -1,4 +1,4 @@
-"""Label files that list many images: what mrt.data.convert.bridge makes of them; nothing that they hold goes without a word."""
+"""Label files that list many images: what mrt.data.convert.bridge reads; nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from mrt.errors import MrtError
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <annotations>
   <version>1.1</version>
-  <meta><task><id>1</id><name>t</name><labels><label><name>car</name><attributes></attributes></label></labels></task></meta>
+  <meta><task><id>1</id><name>t</name><labels><label><name>car</name>\
+<attributes></attributes></label></labels></task></meta>
   <image id="0" name="cam/a.jpg" width="80" height="60">
     <box label="car" source="manual" occluded="0" xtl="1.50" ytl="2.00" xbr="30.25" ybr="40.00" z_order="0">
       <attribute name="parked">true</attribute>
@@ -37,39 +38,66 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
             xtl2="3" ytl2="1" xbl2="3" ybl2="7" xtr2="11" ytr2="1" xbr2="11" ybr2="7"></cuboid>
     <polyline label="lane" points="1,1;5,1"></polyline>
     <points label="nose" points="1,1"></points>
-    <skeleton label="man"><points label="1" points="1,1"></points><points label="2" points="2,2"></points></skeleton>
+    <skeleton label="man"><points label="1" points="1,1"></points>\
+<points label="2" points="2,2"></points></skeleton>
     <tag label="rain"></tag>
     <spline label="lane"></spline>
   </image>
   <image id="1" name="b.jpg" width="80" height="60"></image>
-  <image id="2" name="c.jpg"><box label="" xtl="1" ytl="2" xbr="3" ybr="4"/><box label="car" xtl="1" ytl="2" ybr="4"/></image>
+  <image id="2" name="c.jpg"><box label="" xtl="1" ytl="2" xbr="3" ybr="4"/>\
+<box label="car" xtl="1" ytl="2" ybr="4"/></image>
 </annotations>
 """
-OPEN_IMAGES = """ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside
+OPEN_IMAGES = """\
+ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside
 000026e7,xclick,/m/0k4j,1,0.1,0.5,0.25,0.75,0,1,0,0,0
 000026e7,xclick,/m/01g317,1,0,1,0,1,0,0,1,0,0
 000026e7,xclick,/m/0k4j,1,10,50,20,70,0,0,0,0,0
 missing1,xclick,/m/0k4j,1,0.1,0.5,0.25,0.75,0,1,0,0,0
 """
-CSV = "filename,width,height,class,xmin,ymin,xmax,ymax\nsub/a.jpg,80,60,car,1,2,30,40.5\nsub/a.jpg,80,60,man,5,6,7,nan\nb.jpg,80,60,,,,,\n"
+CSV = (
+    "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    "sub/a.jpg,80,60,car,1,2,30,40.5\n"
+    "sub/a.jpg,80,60,man,5,6,7,nan\n"
+    "b.jpg,80,60,,,,,\n"
+)
 RETINANET = "/data/imgs/a.jpg,837,346,981,456,cow\n/data/imgs/b.jpg,,,,,\n"
 VIA = {
     "a.jpg7178": {
         "filename": "a.jpg",
         "size": 7178,
         "regions": [
-            {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4}, "region_attributes": {"type": "car"}},
+            {
+                "shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4},
+                "region_attributes": {"type": "car"},
+            },
             {
                 "shape_attributes": {"name": "polygon", "all_points_x": [1, 9, 3], "all_points_y": [1, 5, 8]},
                 "region_attributes": {"type": {"man": True, "bus": False}},
             },
-            {"shape_attributes": {"name": "circle", "cx": 10, "cy": 11, "r": 3}, "region_attributes": {"type": "ball"}},
             {
-                "shape_attributes": {"name": "ellipse", "cx": 10, "cy": 11, "rx": 3, "ry": 5, "theta": math.pi / 2},
+                "shape_attributes": {"name": "circle", "cx": 10, "cy": 11, "r": 3},
                 "region_attributes": {"type": "ball"},
             },
-            {"shape_attributes": {"name": "polyline", "all_points_x": [1], "all_points_y": [1]}, "region_attributes": {"type": "lane"}},
-            {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4}, "region_attributes": {"type": ""}},
+            {
+                "shape_attributes": {
+                    "name": "ellipse",
+                    "cx": 10,
+                    "cy": 11,
+                    "rx": 3,
+                    "ry": 5,
+                    "theta": math.pi / 2,
+                },
+                "region_attributes": {"type": "ball"},
+            },
+            {
+                "shape_attributes": {"name": "polyline", "all_points_x": [1], "all_points_y": [1]},
+                "region_attributes": {"type": "lane"},
+            },
+            {
+                "shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4},
+                "region_attributes": {"type": ""},
+            },
             {"shape_attributes": {"name": "spline"}, "region_attributes": {"type": "car"}},
             {"region_attributes": {"type": "car"}},
         ],
@@ -78,22 +106,82 @@ VIA = {
     "b.jpg1": {"filename": "b.jpg", "size": 1, "regions": {}, "file_attributes": {}},
 }
 CREATE_ML = [
-    {"image": "a.jpg", "annotations": [{"label": "car", "coordinates": {"x": 20, "y": 10, "width": 10, "height": 4}}, {"label": "man"}, 3]},
+    {
+        "image": "a.jpg",
+        "annotations": [
+            {"label": "car", "coordinates": {"x": 20, "y": 10, "width": 10, "height": 4}},
+            {"label": "man"},
+            3,
+        ],
+    },
     {"image": "b.jpg", "annotations": []},
 ]
 DATUMARO = {
     "info": {},
-    "categories": {"label": {"labels": [{"name": "car", "parent": "", "attributes": []}, {"name": "man", "parent": ""}], "attributes": []}},
+    "categories": {
+        "label": {
+            "labels": [{"name": "car", "parent": "", "attributes": []}, {"name": "man", "parent": ""}],
+            "attributes": [],
+        }
+    },
     "items": [
         {
             "id": "sub/a",
             "annotations": [
-                {"id": 0, "type": "bbox", "attributes": {}, "group": 0, "label_id": 0, "z_order": 0, "bbox": [1, 2.5, 3, 4]},
-                {"id": 1, "type": "polygon", "attributes": {}, "group": 0, "label_id": 1, "z_order": 0, "points": [1, 2, 3, 4, 5, 9]},
-                {"id": 2, "type": "ellipse", "attributes": {}, "group": 0, "label_id": 1, "z_order": 0, "points": [1, 2, 3, 4]},
-                {"id": 3, "type": "bbox", "attributes": {"is_crowd": True}, "group": 0, "label_id": 0, "z_order": 0, "bbox": [1, 2, 3, 4]},
-                {"id": 4, "type": "bbox", "attributes": {}, "group": 0, "label_id": 7, "z_order": 0, "bbox": [1, 2, 3, 4]},
-                {"id": 5, "type": "polyline", "attributes": {}, "group": 0, "label_id": 0, "z_order": 0, "points": [1, 2, 3, 4]},
+                {
+                    "id": 0,
+                    "type": "bbox",
+                    "attributes": {},
+                    "group": 0,
+                    "label_id": 0,
+                    "z_order": 0,
+                    "bbox": [1, 2.5, 3, 4],
+                },
+                {
+                    "id": 1,
+                    "type": "polygon",
+                    "attributes": {},
+                    "group": 0,
+                    "label_id": 1,
+                    "z_order": 0,
+                    "points": [1, 2, 3, 4, 5, 9],
+                },
+                {
+                    "id": 2,
+                    "type": "ellipse",
+                    "attributes": {},
+                    "group": 0,
+                    "label_id": 1,
+                    "z_order": 0,
+                    "points": [1, 2, 3, 4],
+                },
+                {
+                    "id": 3,
+                    "type": "bbox",
+                    "attributes": {"is_crowd": True},
+                    "group": 0,
+                    "label_id": 0,
+                    "z_order": 0,
+                    "bbox": [1, 2, 3, 4],
+                },
+                {
+                    "id": 4,
+                    "type": "bbox",
+                    "attributes": {},
+                    "group": 0,
+                    "label_id": 7,
+                    "z_order": 0,
+                    "bbox": [1, 2, 3, 4],
+                },
+                {
+                    "id": 5,
+                    "type": "polyline",
+                    "attributes": {},
+                    "group": 0,
+                    "label_id": 0,
+                    "z_order": 0,
+                    "points": [1, 2, 3, 4],
+                },
                 {"id": 6, "type": "label", "attributes": {}, "group": 0, "label_id": 0},
             ],
             "attr": {"frame": 0},
@@ -108,11 +196,31 @@ VOTT = {
     "tags": [{"name": "car", "color": "#fff"}, {"name": "van", "color": "#fff"}],
     "assets": {
         "i1": {
-            "asset": {"format": "jpg", "name": "a.jpg", "path": "file:/home/me/a.jpg", "size": {"width": 80, "height": 60}},
+            "asset": {
+                "format": "jpg",
+                "name": "a.jpg",
+                "path": "file:/home/me/a.jpg",
+                "size": {"width": 80, "height": 60},
+            },
             "regions": [
-                {"id": "x", "type": "RECTANGLE", "tags": ["car"], "boundingBox": {"height": 4, "width": 3, "left": 1, "top": 2}},
-                {"id": "y", "type": "RECTANGLE", "tags": ["car", "van"], "boundingBox": {"height": 4, "width": 3, "left": 5, "top": 2}},
-                {"id": "z", "type": "RECTANGLE", "tags": [], "boundingBox": {"height": 4, "width": 3, "left": 5, "top": 2}},
+                {
+                    "id": "x",
+                    "type": "RECTANGLE",
+                    "tags": ["car"],
+                    "boundingBox": {"height": 4, "width": 3, "left": 1, "top": 2},
+                },
+                {
+                    "id": "y",
+                    "type": "RECTANGLE",
+                    "tags": ["car", "van"],
+                    "boundingBox": {"height": 4, "width": 3, "left": 5, "top": 2},
+                },
+                {
+                    "id": "z",
+                    "type": "RECTANGLE",
+                    "tags": [],
+                    "boundingBox": {"height": 4, "width": 3, "left": 5, "top": 2},
+                },
             ],
         }
     },
@@ -131,13 +239,17 @@ BY_LIBRARY = ["datumaro", "vott"]
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their path inside, for :func:`find` and :func:`read`; hidden ones are left out."""
+    """The files below a folder by their path inside, for :func:`find` and :func:`read`; no hidden ones."""
     paths = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {inside.as_posix(): path for inside, path in paths if not any(part.startswith(".") for part in inside.parts)}
+    return {
+        inside.as_posix(): path
+        for inside, path in paths
+        if not any(part.startswith(".") for part in inside.parts)
+    }
 
 
 def read(folder, name, content, file=None):
-    """What one label file says, by image."""
+    """What one label file says, for each image."""
     place = write_text(folder / (file or GOOD[name][0]), "")
     place.write_bytes(content if isinstance(content, bytes) else content.encode())
     (sheets,) = bridge.read(name, files_of(folder)).values()
@@ -166,13 +278,17 @@ def test_cvat(tmp_path):
     )
     assert sheets["b.jpg"] == Sheet((80, 60), (), {})
     assert sheets["c.jpg"].skipped == {"object without a class name": 1}
-    assert [record.label for record in sheets["c.jpg"].records] == ["car"] and math.isnan(sheets["c.jpg"].records[0].box[2])
+    (record,) = sheets["c.jpg"].records
+    assert record.label == "car" and math.isnan(record.box[2])
 
 
 def test_every_element_of_cvat_is_a_record_or_counted(tmp_path):
     """Counted by another parser."""
     there = {image.get("name"): len(image) for image in ElementTree.fromstring(CVAT).iter("image")}
-    found = {name: len(sheet.records) + sum(sheet.skipped.values()) for name, sheet in read(tmp_path, "cvat", CVAT).items()}
+    found = {
+        name: len(sheet.records) + sum(sheet.skipped.values())
+        for name, sheet in read(tmp_path, "cvat", CVAT).items()
+    }
     assert found == there
 
 
@@ -183,7 +299,10 @@ def test_every_element_of_cvat_is_a_record_or_counted(tmp_path):
         (CVAT.replace("b.jpg", "c.jpg"), "lists the image 'c.jpg' more than once"),
         (CVAT.replace('name="b.jpg"', ""), "line 21 has no image's name"),
         (
-            CVAT.replace('<image id="1" name="b.jpg" width="80" height="60"></image>', '<track id="0" label="car"></track>'),
+            CVAT.replace(
+                '<image id="1" name="b.jpg" width="80" height="60"></image>',
+                '<track id="0" label="car"></track>',
+            ),
             "tracks of a video",
         ),
         (CVAT.replace("<annotations>", '<!DOCTYPE x [<!ENTITY a "b">]><annotations>'), "has a document type"),
@@ -231,8 +350,18 @@ def test_csv_as_other_programs_write_it(tmp_path):
         "/data/imgs/a.jpg": Sheet(None, (Record("cow", (837, 346, 981, 456)),), {}),
         "/data/imgs/b.jpg": Sheet(None, (), {}),
     }
-    text = "Image;x1;y1;x2;y2;Label;note\r\nC:\\pics\\a.jpg;1;2;3;4;car;x\r\nb.jpg;1;2;3;4;;\r\nc.jpg;;;;;car\r\n\r\n"
-    for content in (text, text.encode("utf-16"), text.replace(";", "\t"), text.replace(";", ",").replace("4,,", "4,,,,")):
+    text = (
+        "Image;x1;y1;x2;y2;Label;note\r\n"
+        "C:\\pics\\a.jpg;1;2;3;4;car;x\r\n"
+        "b.jpg;1;2;3;4;;\r\n"
+        "c.jpg;;;;;car\r\n\r\n"
+    )
+    for content in (
+        text,
+        text.encode("utf-16"),
+        text.replace(";", "\t"),
+        text.replace(";", ",").replace("4,,", "4,,,,"),
+    ):
         assert read(tmp_path, "csv", content) == {
             "C:/pics/a.jpg": Sheet(None, (Record("car", (1, 2, 3, 4)),), {}),
             "b.jpg": Sheet(None, (), {"object without a class name": 1}),
@@ -243,7 +372,10 @@ def test_csv_as_other_programs_write_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("image,xmin,ymin,xmax,ymax,class\na.jpg,0.1,0.1,0.5,0.5,car\n", "all its 1 boxes lie between 0 and 1"),
+        (
+            "image,xmin,ymin,xmax,ymax,class\na.jpg,0.1,0.1,0.5,0.5,car\n",
+            "all its 1 boxes lie between 0 and 1",
+        ),
         ("image,xmin,ymin,xmax,ymax,class\n,1,1,5,5,car\n", "line 2 has no image's name"),
         ("image,xmin,ymin,xmax,ymax,class\na.jpg,1,1,5,5,car,9\n", "line 2: 7 values for 6 columns"),
     ],
@@ -257,8 +389,18 @@ def test_csv_that_cannot_be_used(tmp_path, text, said):
 def test_via(tmp_path):
     expected = Sheet(
         None,
-        (Record("car", (1, 2, 4, 6)), Record("man", (1, 1, 9, 8)), Record("ball", (7, 8, 13, 14)), Record("ball", (5, 8, 15, 14))),
-        {"point or line, which has no area": 1, "object without a class name": 1, "unknown shape 'spline'": 1, "no box": 1},
+        (
+            Record("car", (1, 2, 4, 6)),
+            Record("man", (1, 1, 9, 8)),
+            Record("ball", (7, 8, 13, 14)),
+            Record("ball", (5, 8, 15, 14)),
+        ),
+        {
+            "point or line, which has no area": 1,
+            "object without a class name": 1,
+            "unknown shape 'spline'": 1,
+            "no box": 1,
+        },
     )
     for content in (VIA, {"_via_settings": {}, "_via_img_metadata": VIA, "_via_attributes": {}}):
         sheets = read(tmp_path, "via", json.dumps(content))
@@ -297,7 +439,9 @@ def test_via_with_two_files_of_one_name(tmp_path):
 
 def test_createml(tmp_path):
     assert read(tmp_path, "createml", json.dumps(CREATE_ML)) == {
-        "a.jpg": Sheet(None, (Record("car", (15, 8, 25, 12)), Record("man", None)), {"object without a class name": 1}),
+        "a.jpg": Sheet(
+            None, (Record("car", (15, 8, 25, 12)), Record("man", None)), {"object without a class name": 1}
+        ),
         "b.jpg": Sheet(None, (), {}),
     }
 
@@ -327,7 +471,9 @@ def test_files_are_found_by_their_content(tmp_path):
     write_text(tmp_path / "train" / "annotations.xml", CVAT)
     write_text(tmp_path / ".hidden" / "annotations.xml", CVAT)
     found = bridge.find(files_of(tmp_path))
-    assert found == {name: [file] for name, (file, _) in GOOD.items()} | {"cvat": ["annotations.xml", "train/annotations.xml"]}
+    assert found == {name: [file] for name, (file, _) in GOOD.items()} | {
+        "cvat": ["annotations.xml", "train/annotations.xml"]
+    }
     assert list(bridge.read("cvat", files_of(tmp_path))) == found["cvat"]
 
 
@@ -366,7 +512,11 @@ def test_datumaro(tmp_path):
                 Record("man", (1, 2, 3, 4)),
                 Record("car", (1, 2, 4, 6), ignored=True),
             ),
-            {"annotation of an unknown category": 1, "point or line, which has no area": 1, "tag of the whole image": 1},
+            {
+                "annotation of an unknown category": 1,
+                "point or line, which has no area": 1,
+                "tag of the whole image": 1,
+            },
         ),
         "b.jpg": Sheet(None, (), {}),
     }
@@ -378,7 +528,10 @@ def test_what_datumaro_does_not_know_is_refused(tmp_path):
     items = [DATUMARO["items"][0] | {"annotations": [skeleton]}]
     with pytest.raises(MrtError, match=r"datumaro cannot read it \(.*skeleton"):
         read(tmp_path, "datumaro", json.dumps(DATUMARO | {"items": items}))
-    for twins in (DATUMARO["items"] * 2, [{"id": "b", "image": {"path": name}} for name in ("b.jpg", "b.png")]):
+    for twins in (
+        DATUMARO["items"] * 2,
+        [{"id": "b", "image": {"path": name}} for name in ("b.jpg", "b.png")],
+    ):
         with pytest.raises(MrtError, match=r"datumaro cannot read it \(.* is repeated"):
             read(tmp_path, "datumaro", json.dumps(DATUMARO | {"items": twins}))
 
@@ -389,8 +542,15 @@ def test_masks_of_datumaro(tmp_path):
     mask[3:6, 2:4] = 1
     rle = {"counts": encode(mask)["counts"].decode(), "size": [60, 80]}
     empty = {"counts": encode(np.zeros((60, 80), np.uint8, order="F"))["counts"].decode(), "size": [60, 80]}
-    annotations = [{"id": n, "type": "mask", "label_id": 0, "attributes": {}, "rle": found} for n, found in enumerate((rle, empty))]
-    sheet = read(tmp_path, "datumaro", json.dumps(DATUMARO | {"items": [DATUMARO["items"][0] | {"annotations": annotations}]}))["sub/a.png"]
+    annotations = [
+        {"id": n, "type": "mask", "label_id": 0, "attributes": {}, "rle": found}
+        for n, found in enumerate((rle, empty))
+    ]
+    sheet = read(
+        tmp_path,
+        "datumaro",
+        json.dumps(DATUMARO | {"items": [DATUMARO["items"][0] | {"annotations": annotations}]}),
+    )["sub/a.png"]
     assert sheet.records[0] == Record("car", (2, 3, 4, 6))
     assert [record.box for record in sheet.records[1:]] in ([], [(0, 0, 0, 0)])  # nothing, or no area
 
@@ -409,9 +569,18 @@ def test_vott(tmp_path):
 def test_what_datumaro_passes_over_in_vott_is_refused(tmp_path):
     pytest.importorskip("datumaro.components.dataset")
     asset = VOTT["assets"]["i1"]
-    outline = {"id": "p", "type": "POLYGON", "tags": ["car"], "points": [{"x": 1, "y": 2}, {"x": 3, "y": 2}, {"x": 3, "y": 9}]}
+    outline = {
+        "id": "p",
+        "type": "POLYGON",
+        "tags": ["car"],
+        "points": [{"x": 1, "y": 2}, {"x": 3, "y": 2}, {"x": 3, "y": 9}],
+    }
     with pytest.raises(MrtError, match=r"'a\.jpg' has 5 bbox, of which datumaro reads 4 bbox"):
-        read(tmp_path, "vott", json.dumps(VOTT | {"assets": {"i1": asset | {"regions": [*asset["regions"], outline]}}}))
+        read(
+            tmp_path,
+            "vott",
+            json.dumps(VOTT | {"assets": {"i1": asset | {"regions": [*asset["regions"], outline]}}}),
+        )
     twin = asset | {"asset": asset["asset"] | {"name": "a.png"}}
     with pytest.raises(MrtError, match="has 2 images, of which datumaro reads 1"):
         read(tmp_path, "vott", json.dumps(VOTT | {"assets": {"i1": asset, "i2": twin}}))

@@ -1,6 +1,9 @@
-"""The 25 inputs of issue 13, rebuilt from public reports of people who prepare data: each through the command line, with the right value.
+"""The 25 inputs of issue 13, rebuilt from users' public reports.
 
-Every case says whose report it is. What the tools in question write is what counts here, so the odd spellings are meant.
+Each goes through the command line and must give the right value.
+
+Every case says whose report it is. What the tools in question write is what counts here, so the odd spellings
+are meant.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ HERE = ("--raw", "input")
 
 
 class Outcome(NamedTuple):
-    """What a command said, in one line, and the exit code; ``sets``: split -> file -> boxes of the set that it made, if it made one."""
+    """What a command said, in one line, and its exit code.
+
+    ``sets``: split -> file -> boxes of the set that it made, if it made one.
+    """
 
     code: int
     said: str
@@ -35,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 def run(*words: object, name: str = "mine") -> Outcome:
-    """``mrt WORDS`` in the working folder, which is the tests' own; a traceback fails the test."""
+    """``mrt WORDS`` in the working folder, which belongs to the test; a traceback fails the test."""
     result = CliRunner().invoke(app, [str(word) for word in words], prog_name="mrt")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -46,26 +52,38 @@ def run(*words: object, name: str = "mine") -> Outcome:
 
 
 def prepare(*words: object) -> Outcome:
-    """``mrt prepare-data custom`` with these words, of a set called "mine", in one process."""
+    """``mrt prepare-data custom`` with these words, for a set called "mine", in one process."""
     return run("prepare-data", "custom", *words, "--name", "mine", "--workers", 1)
 
 
 def photo(path: Path, seed: str = "", size: tuple[int, int] = SIZE, orientation: int | None = None) -> Path:
-    """A picture whose content is another for each ``seed``, even where the names are the same."""
+    """A picture whose content depends on ``seed``, so that pictures of the same name can differ."""
     return write_image(path.with_name(f"{seed}{path.name}"), size, orientation).rename(path)
 
 
 def coco(path: Path, boxes: Mapping[str, list], **more: object) -> Path:
-    """A COCO file of photos of 80x60 with boxes of the first of two categories; ``more`` goes into each annotation."""
-    images = [{"id": n, "file_name": file, "width": SIZE[0], "height": SIZE[1]} for n, file in enumerate(boxes, start=1)]
+    """A COCO file of photos of 80x60 with boxes of the first of two categories.
+
+    ``more`` goes into each annotation.
+    """
+    images = [
+        {"id": n, "file_name": file, "width": SIZE[0], "height": SIZE[1]}
+        for n, file in enumerate(boxes, start=1)
+    ]
     found = [(n, box) for n, file in enumerate(boxes, start=1) for box in boxes[file]]
-    annotations = [{"id": k, "image_id": n, "category_id": 1, "bbox": box, **more} for k, (n, box) in enumerate(found, start=1)]
+    annotations = [
+        {"id": k, "image_id": n, "category_id": 1, "bbox": box, **more}
+        for k, (n, box) in enumerate(found, start=1)
+    ]
     return write_text(path, json.dumps(coco_content(images, annotations)))
 
 
 def two_photos(folder: Path, annotation: Callable[[int], Mapping]) -> None:
-    """a.jpg and b.jpg, and a COCO file with annotations that are told by their image's number."""
-    images = [{"id": n, "file_name": f"{letter}.jpg", "width": 80, "height": 60} for n, letter in enumerate("ab", start=1)]
+    """a.jpg and b.jpg, and a COCO file with annotations, given by their image's number."""
+    images = [
+        {"id": n, "file_name": f"{letter}.jpg", "width": 80, "height": 60}
+        for n, letter in enumerate("ab", start=1)
+    ]
     for image in images:
         photo(folder / image["file_name"])
     boxes = {1: [10, 10, 20, 20], 2: [5, 5, 20, 20]}
@@ -76,7 +94,12 @@ def two_photos(folder: Path, annotation: Callable[[int], Mapping]) -> None:
 def bbox_of_zeros(folder: Path) -> None:
     """PaddleCV-SIG/EISeg#85"""
     photo(folder / "a.jpg")
-    coco(folder / "train.json", {"a.jpg": [[0, 0, 0, 0]]}, segmentation=[[10, 10, 30, 10, 30, 30, 10, 30]], area=0)
+    coco(
+        folder / "train.json",
+        {"a.jpg": [[0, 0, 0, 0]]},
+        segmentation=[[10, 10, 30, 10, 30, 30, 10, 30]],
+        area=0,
+    )
 
 
 def coco_in_shares(folder: Path) -> None:
@@ -96,7 +119,10 @@ def darknet_lists(folder: Path) -> None:
     for words, numbers in (("test", (3,)), ("train", (1, 2))):
         lines = [f"{there}VOC2007/JPEGImages/00000{number}.jpg\n" for number in numbers]
         write_text(folder / f"2007_{words}.txt", "".join(lines))
-    settings = f"classes= 1\ntrain = {there}2007_train.txt\nvalid = {there}2007_test.txt\nnames = data/voc.names\nbackup = backup\n"
+    settings = (
+        f"classes= 1\ntrain = {there}2007_train.txt\nvalid = {there}2007_test.txt\nnames = "
+        "data/voc.names\nbackup = backup\n"
+    )
     write_text(folder / "cfg/voc.data", settings)
     write_text(folder / "data/voc.names", "car\n")
 
@@ -141,7 +167,10 @@ def label_studio_yolo(folder: Path) -> None:
         photo(folder / f"images/{name}.jpg")
         write_text(folder / f"labels/{name}.txt", line)
     write_text(folder / "classes.txt", "car\nperson\n")
-    notes = {"categories": [{"id": 0, "name": "car"}, {"id": 1, "name": "person"}], "info": {"year": 2024, "contributor": "Label Studio"}}
+    notes = {
+        "categories": [{"id": 0, "name": "car"}, {"id": 1, "name": "person"}],
+        "info": {"year": 2024, "contributor": "Label Studio"},
+    }
     write_text(folder / "notes.json", json.dumps(notes))
 
 
@@ -149,9 +178,22 @@ def labelme(folder: Path) -> None:
     """wkentaro/labelme#34, #208; matterport/Mask_RCNN#1378"""
     for letter in "ab":
         photo(folder / f"{letter}.jpg")
-        shape = {"label": "car", "points": [[10, 10], [30, 30]], "group_id": None, "shape_type": "rectangle", "flags": {}}
+        shape = {
+            "label": "car",
+            "points": [[10, 10], [30, 30]],
+            "group_id": None,
+            "shape_type": "rectangle",
+            "flags": {},
+        }
         size = {"imageHeight": 60, "imageWidth": 80}
-        content = {"version": "5.2.1", "flags": {}, "shapes": [shape], "imagePath": f"{letter}.jpg", "imageData": None, **size}
+        content = {
+            "version": "5.2.1",
+            "flags": {},
+            "shapes": [shape],
+            "imagePath": f"{letter}.jpg",
+            "imageData": None,
+            **size,
+        }
         write_text(folder / f"{letter}.json", json.dumps(content))
 
 
@@ -168,7 +210,9 @@ def labels_in_another_folder(folder: Path) -> None:
     for name in ("train/a", "train/b", "train/c", "val/v"):
         photo(folder / f"images/{name}.jpg")
         write_text(folder / f"annotations/yolo/{name}.txt", YOLO_LINE)
-    write_text(folder / "data.yaml", "path: /data/XS\ntrain: images/train\nval: images/val\nnames: {0: car}\n")
+    write_text(
+        folder / "data.yaml", "path: /data/XS\ntrain: images/train\nval: images/val\nnames: {0: car}\n"
+    )
 
 
 def labels_jpg_txt(folder: Path) -> None:
@@ -191,7 +235,10 @@ def leading_folder(folder: Path) -> None:
     """DLR-RM/BlenderProc#266, with two sequences"""
     for number in (1, 2):
         photo(folder / f"frames/seq{number}/000000.png", seed=str(number))
-    coco(folder / "train.json", {"dataset/seq1/000000.png": [[10, 10, 20, 20]], "dataset/seq2/000000.png": [[5, 5, 20, 20]]})
+    coco(
+        folder / "train.json",
+        {"dataset/seq1/000000.png": [[10, 10, 20, 20]], "dataset/seq2/000000.png": [[5, 5, 20, 20]]},
+    )
 
 
 def suffix_in_upper_case(folder: Path) -> None:
@@ -205,7 +252,10 @@ def names_nfc_nfd(folder: Path) -> None:
     """llmsresearch/paperbanana#234: a Mac's zip"""
     for name in ("Stra\u00dfe-Zu\u0308rich.jpg", "cafe\u0301.jpg"):
         photo(folder / "images" / name)
-    coco(folder / "train.json", {"Stra\u00dfe-Z\u00fcrich.jpg": [[10, 10, 20, 20]], "caf\u00e9.jpg": [[5, 5, 20, 20]]})
+    coco(
+        folder / "train.json",
+        {"Stra\u00dfe-Z\u00fcrich.jpg": [[10, 10, 20, 20]], "caf\u00e9.jpg": [[5, 5, 20, 20]]},
+    )
 
 
 def supercategory_is_a_list(folder: Path) -> None:
@@ -254,7 +304,8 @@ def xml_in_gb2312(folder: Path) -> None:
     for letter in "ab":
         photo(folder / f"JPEGImages/{letter}.jpg")
         write_text(
-            folder / f"Annotations/{letter}.xml", '<?xml version="1.0" encoding="gb2312"?>\n' + voc_xml([("car", 11, 11, 30, 30)], SIZE)
+            folder / f"Annotations/{letter}.xml",
+            '<?xml version="1.0" encoding="gb2312"?>\n' + voc_xml([("car", 11, 11, 30, 30)], SIZE),
         )
 
 
@@ -262,7 +313,7 @@ BOTH = {"a.jpg": [("car", 10, 10, 20, 20)], "b.jpg": [("person", 5, 5, 20, 20)]}
 CARS = {"a.jpg": [("car", 10, 10, 20, 20)], "b.jpg": [("car", 10, 10, 20, 20)]}
 MIDDLE = ("car", 30, 15, 20, 30)
 
-# how it is made, the --raw words, the set that it gives, what is said of it
+# how it is made, the --raw words, the set that it gives, what is said about it
 GIVE_A_SET: list[tuple[Callable[[Path], None], tuple, dict, str]] = [
     (
         bbox_of_zeros,
@@ -270,7 +321,12 @@ GIVE_A_SET: list[tuple[Callable[[Path], None], tuple, dict, str]] = [
         {"train": {"a.jpg": [("car", 10, 10, 20, 20)]}},
         "1 annotations without a box of any size have that of their outline",
     ),
-    (coco_in_shares, HERE, {"train": {"a.jpg": [("car", 8, 12, 24, 24)]}}, "all 1 boxes lie within 0 to 1: read as shares"),
+    (
+        coco_in_shares,
+        HERE,
+        {"train": {"a.jpg": [("car", 8, 12, 24, 24)]}},
+        "all 1 boxes lie within 0 to 1: read as shares",
+    ),
     (
         darknet_lists,
         HERE,
@@ -283,7 +339,12 @@ GIVE_A_SET: list[tuple[Callable[[Path], None], tuple, dict, str]] = [
         {"train": {"phone.jpg": [("car", 10, 40, 30, 35), ("car", 5, 5, 20, 20)]}},
         "read the other way round than their size says",
     ),
-    (ids_as_floats, HERE, {"train": BOTH}, "2 annotations name their image or category by an id of another type"),
+    (
+        ids_as_floats,
+        HERE,
+        {"train": BOTH},
+        "2 annotations name their image or category by an id of another type",
+    ),
     (
         image_ids_as_text,
         HERE,
@@ -335,14 +396,29 @@ GIVE_A_SET: list[tuple[Callable[[Path], None], tuple, dict, str]] = [
     (
         names_nfc_nfd,
         HERE,
-        {"train": {"Stra\u00dfe-Zu\u0308rich.jpg": [("car", 10, 10, 20, 20)], "cafe\u0301.jpg": [("car", 5, 5, 20, 20)]}},
+        {
+            "train": {
+                "Stra\u00dfe-Zu\u0308rich.jpg": [("car", 10, 10, 20, 20)],
+                "cafe\u0301.jpg": [("car", 5, 5, 20, 20)],
+            }
+        },
         "2 image names are written differently",
     ),
-    (supercategory_is_a_list, HERE, {"train": {"a.jpg": [("car", 1, 1, 9, 9)]}}, "1 images (0 without objects), 1 boxes"),
+    (
+        supercategory_is_a_list,
+        HERE,
+        {"train": {"a.jpg": [("car", 1, 1, 9, 9)]}},
+        "1 images (0 without objects), 1 boxes",
+    ),
     (
         two_cameras,
         ("--raw", "input/cam1", "input/cam2"),
-        {"train": {"cam1/images/f0.jpg": [("car", 6, 15, 20, 30)], "cam2/images/f0.jpg": [("car", 54, 15, 20, 30)]}},
+        {
+            "train": {
+                "cam1/images/f0.jpg": [("car", 6, 15, 20, 30)],
+                "cam2/images/f0.jpg": [("car", 54, 15, 20, 30)],
+            }
+        },
         "images/f0.jpg (in cam1 and cam2): the places are kept apart, all of their files are taken",
     ),
     (
@@ -375,11 +451,21 @@ GIVE_A_SET: list[tuple[Callable[[Path], None], tuple, dict, str]] = [
 
 # how it is made, what the refusal says
 ARE_REFUSED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
-    (kitti, ("2 look like kitti labels (training/label_2/000000.txt, training/label_2/000001.txt)", "--format kitti", "--format images")),
+    (
+        kitti,
+        (
+            "2 look like kitti labels (training/label_2/000000.txt, training/label_2/000001.txt)",
+            "--format kitti",
+            "--format images",
+        ),
+    ),
     (labelme, ("2 look like labelme labels (a.json, b.json)", "--format labelme", "--format images")),
     (
         labels_in_another_folder,
-        ("none of the 4 images has a label file", "4 files that look like labels belong to no image: annotations/yolo/train/a.txt"),
+        (
+            "none of the 4 images has a label file",
+            "4 files that look like labels belong to no image: annotations/yolo/train/a.txt",
+        ),
     ),
 ]
 
@@ -389,7 +475,9 @@ def _somewhere(somewhere):
     """Each test has an empty working folder."""
 
 
-@pytest.mark.parametrize(("make", "raw", "sets", "said"), GIVE_A_SET, ids=[case[0].__name__ for case in GIVE_A_SET])
+@pytest.mark.parametrize(
+    ("make", "raw", "sets", "said"), GIVE_A_SET, ids=[case[0].__name__ for case in GIVE_A_SET]
+)
 def test_the_case_gives_its_set(make, raw, sets, said):
     make(Path("input"))
     found = prepare(*raw)
@@ -447,13 +535,18 @@ def train(command: str, *words: object) -> Outcome:
 
 
 def test_nothing_is_trained_on_a_source_without_a_box():
-    """trained_on_nothing (lyuwenyu/RT-DETR#442): its ids are understood now, so crowds stand for what gives no box."""
+    """trained_on_nothing (lyuwenyu/RT-DETR#442).
+
+    Its ids are understood now, so this uses crowds, which give no box.
+    """
     crowds_only(Path("input"))
     refused = prepare(*HERE)
     assert refused.code == 2 and not refused.sets
-    assert "a labelled set without a single box that counts (2 annotation records read)" in refused.said and "--allow-empty" in refused.said
+    assert "a labelled set without a single box that counts (2 annotation records read)" in refused.said
+    assert "--allow-empty" in refused.said
     allowed = prepare(*HERE, "--allow-empty")
-    assert allowed.code == 0 and allowed.sets == {"train": {"a.jpg": [("~car", 10, 10, 20, 20)], "b.jpg": [("~car", 5, 5, 20, 20)]}}
+    assert allowed.code == 0
+    assert allowed.sets == {"train": {"a.jpg": [("~car", 10, 10, 20, 20)], "b.jpg": [("~car", 5, 5, 20, 20)]}}
     for command in ("pretrain-source", "adapt"):
         said = train(command, *(("--target", "mine") if command == "adapt" else ()))
         assert said.code == 2 and "mine" in said.said and "no box" in said.said, said.said

@@ -13,7 +13,16 @@ from mrt.data.convert import acdc
 from mrt.data.convert.recipe import prepare
 from mrt.errors import MrtError
 
-CATEGORIES = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}
+CATEGORIES = {
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
 
 
 def frame(condition, split, number=41, sequence="GOPR0475"):
@@ -24,12 +33,25 @@ def label_file(root, name, frames):
     """frames: path below rgb_anon -> (category id, x, y, w, h[, crowd])."""
     images = [{"id": n, "file_name": file, "width": 40, "height": 30} for n, file in enumerate(frames)]
     annotations = [
-        {"id": 10 * n + k, "image_id": n, "category_id": category, "bbox": box, "area": 7, "iscrowd": int(bool(crowd)), "segmentation": []}
+        {
+            "id": 10 * n + k,
+            "image_id": n,
+            "category_id": category,
+            "bbox": box,
+            "area": 7,
+            "iscrowd": int(bool(crowd)),
+            "segmentation": [],
+        }
         for n, boxes in enumerate(frames.values())
         for k, (category, *box, crowd) in enumerate(boxes)
     ]
-    categories = [{"id": number, "name": label, "supercategory": "human"} for number, label in CATEGORIES.items()]
-    write_text(root / "gt_detection" / name, json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    categories = [
+        {"id": number, "name": label, "supercategory": "human"} for number, label in CATEGORIES.items()
+    ]
+    write_text(
+        root / "gt_detection" / name,
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}),
+    )
 
 
 LABELS = {
@@ -45,20 +67,27 @@ FOG = {"fog": [("car", 1, 2, 10, 5), ("~person", 0.5, 1, 4, 6)]}
 
 
 def official(warnings):
-    """Those that compare with the owners' numbers."""
+    """The warnings that compare with the owners' numbers."""
     return [line for line in warnings if "official" in line]
 
 
 @pytest.fixture
 def raw(tmp_path):
-    """rgb_anon and gt_detection as they are unpacked, with all that must not be taken: test, the clear twins and their labels."""
+    """rgb_anon and gt_detection as they are unpacked, with everything that must not be taken.
+
+    That is test, the clear twins and their labels.
+    """
     folder = tmp_path / "raw"
     for condition in acdc.CONDITIONS:
         for split in ("train", "val", "test"):
             write_image(folder / "rgb_anon" / frame(condition, split))
             clear = frame(condition, f"{split}_ref").replace("_rgb_anon", "_rgb_ref_anon")
             write_image(folder / "rgb_anon" / clear)
-            label_file(folder, f"{condition}/instancesonly_{condition}_test_image_info.json", {frame(condition, "test"): []})
+            label_file(
+                folder,
+                f"{condition}/instancesonly_{condition}_test_image_info.json",
+                {frame(condition, "test"): []},
+            )
         for split in ("train", "val"):
             own = {file: boxes for file, boxes in LABELS[split].items() if file.startswith(condition)}
             everything = (condition, split) == ("rain", "train")  # the owners' file lists all four conditions
@@ -87,13 +116,20 @@ def by_condition(card, split="train"):
 def test_all_conditions_with_the_owners_boxes(raw, convert):
     card, warnings = convert(raw)
     assert card.classes == tuple(CATEGORIES.values())
-    assert by_condition(card) == FOG | {"night": [("bicycle", 3, 3, 5, 5)], "rain": [("bus", 0, 3, 6, 5)], "snow": []}
+    assert by_condition(card) == FOG | {
+        "night": [("bicycle", 3, 3, 5, 5)],
+        "rain": [("bus", 0, 3, 6, 5)],
+        "snow": [],
+    }
     assert by_condition(card, "val") == {key: [("rider", 1, 1, 2, 3)] for key in acdc.CONDITIONS}
     assert card.splits["train"].skipped == {"box outside the image": 1} and card.splits["val"].skipped == {}
-    assert official(warnings) == ["train: 4 images instead of the official 1600", "val: 4 images instead of the official 406"]
+    assert official(warnings) == [
+        "train: 4 images instead of the official 1600",
+        "val: 4 images instead of the official 406",
+    ]
     assert (card.domain, card.details["conditions"]) == ("adverse", ["fog", "night", "rain", "snow"])
     areas = [a["area"] for a in json.loads(card.annotations_path("train").read_text())["annotations"]]
-    assert set(areas) == {7}  # the owners': pixels of the object
+    assert set(areas) == {7}  # the owners' area: pixels of the object
     assert check_set(card, workers=1) == []
 
 
@@ -109,7 +145,10 @@ def test_one_condition_whatever_a_label_file_lists(raw, convert, condition, comb
     assert objects(card) == {name: everything[condition]}
     assert card.domain == condition
     val = 106 if condition == "night" else 100
-    assert official(warnings) == ["train: 1 images instead of the official 400", f"val: 1 images instead of the official {val}"]
+    assert official(warnings) == [
+        "train: 1 images instead of the official 400",
+        f"val: 1 images instead of the official {val}",
+    ]
 
 
 def test_label_files_of_the_conditions_are_the_same_as_the_one_of_all(raw, convert):
@@ -124,7 +163,10 @@ def test_label_files_of_the_conditions_are_the_same_as_the_one_of_all(raw, conve
 
 
 def test_archives_as_they_come(tmp_path, raw, convert):
-    for part, archive in (("rgb_anon", "rgb_anon_trainvaltest.zip"), ("gt_detection", "gt_detection_trainval.zip")):
+    for part, archive in (
+        ("rgb_anon", "rgb_anon_trainvaltest.zip"),
+        ("gt_detection", "gt_detection_trainval.zip"),
+    ):
         (tmp_path / part).mkdir()
         (raw / part).rename(tmp_path / part / part)
         pack(tmp_path / part, tmp_path / "raw" / archive)
@@ -191,9 +233,15 @@ def test_missing_and_damaged_files_are_counted(raw, convert):
     ("change", "message"),
     [
         (lambda coco: coco.pop("categories"), "has no list 'categories'"),
-        (lambda coco: coco["images"].append({"id": True, "file_name": "a.png"}), "has no usable id and file_name"),
+        (
+            lambda coco: coco["images"].append({"id": True, "file_name": "a.png"}),
+            "has no usable id and file_name",
+        ),
         (lambda coco: coco["images"].append({"id": 0, "file_name": "b.png"}), "image id 0 is both"),
-        (lambda coco: coco["images"].append({"id": 77, "file_name": "../b.png"}), "not a path below the image folder"),
+        (
+            lambda coco: coco["images"].append({"id": 77, "file_name": "../b.png"}),
+            "not a path below the image folder",
+        ),
         (lambda coco: coco["categories"].append({"id": 99}), "has no usable id and name"),
     ],
 )
@@ -239,4 +287,5 @@ def test_annotations_that_cannot_be_are_counted(raw, convert):
 
 def test_jobs_can_go_to_other_processes(tmp_path, raw):
     split = acdc.recipe([raw], tmp_path / "data").splits["train"]
-    assert pickle.loads(pickle.dumps(split.convert))(pickle.loads(pickle.dumps(split.jobs[0]))).things[0].label == "car"
+    convert, job = pickle.loads(pickle.dumps((split.convert, split.jobs[0])))
+    assert convert(job).things[0].label == "car"

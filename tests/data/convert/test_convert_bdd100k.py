@@ -12,18 +12,30 @@ from mrt.data.convert import bdd100k
 from mrt.data.convert.recipe import prepare
 from mrt.errors import MrtError
 
-LANE = {"category": "lane", "attributes": {}, "poly2d": [{"vertices": [[1, 2], [3, 4]], "types": "LL", "closed": False}], "id": 7}
+LANE = {
+    "category": "lane",
+    "attributes": {},
+    "poly2d": [{"vertices": [[1, 2], [3, 4]], "types": "LL", "closed": False}],
+    "id": 7,
+}
 AREA = LANE | {"category": "area/drivable"}
 TRAIN_2018 = [
-    bdd_frame("a.jpg", [("car", 1.5, 2.25, 11.5, 12.25), ("motor", 0, 0, 4, 5), ("traffic light", 1, 1, 2, 2)]),
+    bdd_frame(
+        "a.jpg", [("car", 1.5, 2.25, 11.5, 12.25), ("motor", 0, 0, 4, 5), ("traffic light", 1, 1, 2, 2)]
+    ),
     bdd_frame("b.jpg", [("person", 3, 4, 9, 10)], timeofday="night", weather="rainy"),
     bdd_frame("c.jpg", [("bike", 5, 5, 25, 15), ("train", 1, 1, 9, 9)], weather="overcast"),
     bdd_frame("d.jpg", []),
 ]
 TRAIN_2018[0]["labels"] += [LANE, AREA]
-VAL_2018 = [bdd_frame("v.jpg", [("rider", 2, 3, 12, 23)]), bdd_frame("w.jpg", [("bus", 2, 3, 4, 5)], timeofday="dawn/dusk")]
+VAL_2018 = [
+    bdd_frame("v.jpg", [("rider", 2, 3, 12, 23)]),
+    bdd_frame("w.jpg", [("bus", 2, 3, 4, 5)], timeofday="dawn/dusk"),
+]
 TRAIN_2020 = [
-    bdd_frame("a.jpg", [("motorcycle", 0, 0, 4, 5), ("pedestrian", 1, 1, 3, 9, True), ("other vehicle", 1, 1, 5, 5)]),
+    bdd_frame(
+        "a.jpg", [("motorcycle", 0, 0, 4, 5), ("pedestrian", 1, 1, 3, 9, True), ("other vehicle", 1, 1, 5, 5)]
+    ),
     bdd_frame("c.jpg", [("bicycle", 5, 5, 25, 15), ("trailer", 1, 1, 9, 9)]),
     bdd_frame("d.jpg", None),
 ]
@@ -45,17 +57,24 @@ def labels_2020(folder, train=TRAIN_2020, name="det_20/det_{}.json"):
 
 
 def labels_per_image(folder, frames=TRAIN_2018, split="train", below="labels/100k"):
-    """As bdd100k_labels.zip has them: a file for each image, named without a suffix, in which lanes are lists of points."""
+    """Label files as in bdd100k_labels.zip.
+
+    A file for each image, named without a suffix, in which lanes are lists of points.
+    """
     for frame in frames:
         found = [dict(label) for label in frame.get("labels", ())]
         for label in found:
-            label.update({"poly2d": [[1.0, 2.0, "L"], [3.0, 4.0, "L"]]} if label["category"] in ("lane", "area/drivable") else {})
+            if label["category"] in ("lane", "area/drivable"):
+                label["poly2d"] = [[1.0, 2.0, "L"], [3.0, 4.0, "L"]]
         content = {
             "name": frame["name"].removesuffix(".jpg"),
             "frames": [
                 {
                     "timestamp": 10000,
-                    "objects": [label | {"category": label["category"].replace("lane", "lane/road curb")} for label in found],
+                    "objects": [
+                        label | {"category": label["category"].replace("lane", "lane/road curb")}
+                        for label in found
+                    ],
                 }
             ],
             "attributes": frame["attributes"],
@@ -90,17 +109,29 @@ def test_the_benchmark_is_daytime_by_the_2018_labels(tmp_path, raw, convert, pac
     if packed:
         pack(raw.parent, tmp_path / "bdd100k_images_100k.zip")
         labels_2018(tmp_path / "release" / "bdd100k")
-        places = [tmp_path / "bdd100k_images_100k.zip", pack(tmp_path / "release", tmp_path / "bdd100k_labels_release.zip")]
+        places = [
+            tmp_path / "bdd100k_images_100k.zip",
+            pack(tmp_path / "release", tmp_path / "bdd100k_labels_release.zip"),
+        ]
     else:
         labels_2018(raw)
     card, warnings = convert(*places)
     assert objects(card) == DAYTIME_2018
     assert objects(card, "val") == {"v.jpg": [("rider", 2, 3, 10, 20)]}
     assert card.classes == ("person", "rider", "car", "truck", "bus", "motorcycle", "bicycle")
-    assert card.splits["train"].skipped == {"class not asked for": 2}  # neither lane nor drivable area are objects
+    # neither lane nor drivable area are objects
+    assert card.splits["train"].skipped == {"class not asked for": 2}
     assert (card.domain, card.image_sizes) == ("daytime", {"40x30": 4})
-    assert warnings == ["train: 3 images instead of the official 36728", "val: 1 images instead of the official 5258"]
-    details = {"labels": "2018", "where": {"timeofday": ["daytime"]}, "other frames": {"train": 1, "val": 1}, "benchmark": True}
+    assert warnings == [
+        "train: 3 images instead of the official 36728",
+        "val: 1 images instead of the official 5258",
+    ]
+    details = {
+        "labels": "2018",
+        "where": {"timeofday": ["daytime"]},
+        "other frames": {"train": 1, "val": 1},
+        "benchmark": True,
+    }
     assert details.items() <= card.details.items()
     inside = "bdd100k/images/100k/train"
     assert card.images_root("train") == (places[0] / inside)
@@ -159,7 +190,8 @@ def test_one_label_file_for_each_image_gives_the_same_as_the_list_of_2018(tmp_pa
     for split in ("train", "val"):
         assert objects(card, split) == objects(listed, split)
         assert card.splits[split].skipped == listed.splits[split].skipped
-    assert (card.details["labels"], card.details["benchmark"]) == ("per-image", False)  # train may have more frames
+    # train may have more frames
+    assert (card.details["labels"], card.details["benchmark"]) == ("per-image", False)
     assert card.details["other frames"] == {"train": 1, "val": 1}
     assert "train: 3 images instead of the official 36728" in warnings
 
@@ -188,12 +220,20 @@ def test_label_files_per_image_that_cannot_be_used_are_counted(raw, convert):
     labels_per_image(raw, TRAIN_2018[:3])
     folder = raw / "labels" / "100k" / "train"
     (folder / "a.json").write_text((folder / "a.json").read_text()[:-30])
-    write_text(folder / "gone.json", json.dumps({"name": "gone", "frames": [{"objects": None}], "attributes": {"timeofday": "daytime"}}))
+    write_text(
+        folder / "gone.json",
+        json.dumps({"name": "gone", "frames": [{"objects": None}], "attributes": {"timeofday": "daytime"}}),
+    )
     for name in "efg":
         write_image(raw / "images" / "100k" / "train" / f"{name}.jpg")
-    write_text(folder / "e.json", json.dumps({"name": "e", "frames": [{}, {}], "attributes": {"timeofday": "daytime"}}))
+    write_text(
+        folder / "e.json",
+        json.dumps({"name": "e", "frames": [{}, {}], "attributes": {"timeofday": "daytime"}}),
+    )
     write_text(folder / "f.json", json.dumps({"name": "f", "labels": []}))
-    write_text(folder / "g.json", json.dumps({"name": "g", "frames": [], "attributes": {"timeofday": "daytime"}}))
+    write_text(
+        folder / "g.json", json.dumps({"name": "g", "frames": [], "attributes": {"timeofday": "daytime"}})
+    )
     card, warnings = convert(raw)
     assert objects(card) == {"c.jpg": [("bicycle", 5, 5, 20, 10)], "g.jpg": []}
     assert card.splits["train"].skipped == {
@@ -248,7 +288,11 @@ def test_frames_by_their_attributes(raw, convert, where, train, val, domain):
         ),
         ({"weather": {"clear", "fog", "hail"}}, "where weather=fog,hail: no frame", "overcast (1 frames)"),
         ({"weather": ()}, "where weather=: no frame", "clear"),
-        ({"timeofday": "night", "weather": "clear"}, "where timeofday, weather: no frame has all of these", "not together"),
+        (
+            {"timeofday": "night", "weather": "clear"},
+            "where timeofday, weather: no frame has all of these",
+            "not together",
+        ),
     ],
 )
 def test_a_filter_for_what_is_not_there_lists_what_is(raw, convert, where, message, hint):
@@ -291,7 +335,13 @@ def test_what_cannot_be_used_is_counted(raw, convert):
     names = raw / "images" / "100k" / "train"
     (names / "b.jpg").write_bytes((names / "b.jpg").read_bytes()[:-200])
     odd = bdd_frame("d.jpg", [("ufo", 1, 1, 5, 5)])
-    odd["labels"] += [{"category": "car", "attributes": None}, {"category": "car", "box2d": None}, {"id": 3}, None, 5]
+    odd["labels"] += [
+        {"category": "car", "attributes": None},
+        {"category": "car", "box2d": None},
+        {"id": 3},
+        None,
+        5,
+    ]
     labels_2018(raw, [bdd_frame("a.jpg"), bdd_frame("a.jpg"), bdd_frame("b.jpg"), bdd_frame("gone.jpg"), odd])
     card, warnings = convert(raw)
     assert list(objects(card)) == ["a.jpg", "d.jpg"]
@@ -353,5 +403,6 @@ def test_missing_parts_are_named(tmp_path, raw, convert):
 def test_jobs_are_small_and_can_go_to_other_processes(tmp_path, raw):
     labels_2018(raw, [TRAIN_2018[0]])
     split = bdd100k.recipe([raw], tmp_path).splits["train"]
-    assert len(pickle.dumps(split.jobs[0])) < 1000 + 2 * len(str(tmp_path))  # no outlines of lanes, no attributes
+    # no outlines of lanes, no attributes
+    assert len(pickle.dumps(split.jobs[0])) < 1000 + 2 * len(str(tmp_path))
     assert pickle.loads(pickle.dumps(split.convert))(split.jobs[0]).things[0].label == "car"

@@ -16,17 +16,21 @@ NAMES = ("cfc_train", "cfc_val", "cfc_channel_train", "cfc_channel_test")
 
 
 def label_file(folder, name, images=("a.jpg", "b.jpg"), categories=("fish",)):
-    """The first image has a fish, the second one none."""
+    """The first image has a fish, the second one has none."""
     content = {
-        "images": [{"id": n, "file_name": image, "width": 40, "height": 30} for n, image in enumerate(images)],
-        "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [1.5, 2, 10, 5.25], "area": 52.5, "iscrowd": 0}],
+        "images": [
+            {"id": n, "file_name": image, "width": 40, "height": 30} for n, image in enumerate(images)
+        ],
+        "annotations": [
+            {"id": 0, "image_id": 0, "category_id": 0, "bbox": [1.5, 2, 10, 5.25], "area": 52.5, "iscrowd": 0}
+        ],
         "categories": [{"id": n, "name": label} for n, label in enumerate(categories)],
     }
     return write_text(folder / f"{name}.json", json.dumps(content))
 
 
 def official(warnings):
-    """Those that compare with the owners' numbers."""
+    """The warnings that compare with the owners' numbers."""
     return [line for line in warnings if "official" in line]
 
 
@@ -46,7 +50,13 @@ def raw(tmp_path):
 def convert(tmp_path):
     def run(*places, location="kenai", **options):
         root = tmp_path / "data"
-        return prepare(cfc.recipe(list(places), root, location=location, **options), root, "cfc", overwrite=True, workers=1)
+        return prepare(
+            cfc.recipe(list(places), root, location=location, **options),
+            root,
+            "cfc",
+            overwrite=True,
+            workers=1,
+        )
 
     return run
 
@@ -54,7 +64,9 @@ def convert(tmp_path):
 FISH = [("fish", 1.5, 2, 10, 5.25)]
 
 
-@pytest.mark.parametrize(("location", "second", "numbers"), [("kenai", "val", (76619, 30454)), ("channel", "test", (29089, 13091))])
+@pytest.mark.parametrize(
+    ("location", "second", "numbers"), [("kenai", "val", (76619, 30454)), ("channel", "test", (29089, 13091))]
+)
 def test_a_set_for_each_location(raw, convert, location, second, numbers):
     card, warnings = convert(raw, location=location)
     assert (list(card.splits), card.classes, card.domain) == (["train", second], ("fish",), location)
@@ -63,7 +75,8 @@ def test_a_set_for_each_location(raw, convert, location, second, numbers):
         assert objects(card, split) == {f"{name}-a.jpg": FISH, f"{name}-b.jpg": []}
         assert card.images_root(split) == raw / "images" / name
     assert official(warnings) == [
-        f"{split}: 2 images instead of the official {number}" for split, number in zip(("train", second), numbers, strict=True)
+        f"{split}: 2 images instead of the official {number}"
+        for split, number in zip(("train", second), numbers, strict=True)
     ]
     assert check_set(card, workers=1) == []
 
@@ -114,7 +127,9 @@ def test_half_of_the_downloads(raw, convert):
     with pytest.raises(MrtError, match=r"holds no cfc_train\.json or cfc_val\.json") as caught:
         convert(raw / "images")
     assert "data.caltech.edu" in caught.value.hint
-    with pytest.raises(MrtError, match=r"holds no images of cfc_channel_train\.zip or cfc_channel_test\.zip") as caught:
+    with pytest.raises(
+        MrtError, match=r"holds no images of cfc_channel_train\.zip or cfc_channel_test\.zip"
+    ) as caught:
         convert(raw / "coco_labels", location="channel")
     assert "Give cfc_channel_train.zip and cfc_channel_test.zip, too" in caught.value.hint
     with pytest.raises(MrtError, match="holds no images of"):

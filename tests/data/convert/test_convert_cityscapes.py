@@ -21,11 +21,25 @@ from cityscapes_tree import (
 )
 
 from mrt.data.check import check_set
-from mrt.data.convert.cityscapes import CLASSES, LABEL_IDS, convert, extents, paint, read_labels, recipe, visible_things
+from mrt.data.convert.cityscapes import (
+    CLASSES,
+    LABEL_IDS,
+    convert,
+    extents,
+    paint,
+    read_labels,
+    recipe,
+    visible_things,
+)
 from mrt.data.convert.recipe import Picture, Skipped, Thing, prepare
 from mrt.errors import MrtError
 
-FROM_POLYGONS = {"class not asked for": 1, "object fully hidden": 1, "box outside the image": 1, "unknown label 'spaceship'": 1}
+FROM_POLYGONS = {
+    "class not asked for": 1,
+    "object fully hidden": 1,
+    "box outside the image": 1,
+    "unknown label 'spaceship'": 1,
+}
 FROM_IDS = {"class not asked for": 1, "object fully hidden": 1}
 
 
@@ -41,13 +55,23 @@ def only_picture(made, split="val"):
 
 @pytest.mark.parametrize("instance_ids", [True, False])
 def test_boxes_of_the_visible_pixels(tmp_path, instance_ids):
-    cityscapes_frame(tmp_path, "val", "bonn", "bonn_000000_000019", instance_ids=instance_ids, polygons=not instance_ids)
+    cityscapes_frame(
+        tmp_path, "val", "bonn", "bonn_000000_000019", instance_ids=instance_ids, polygons=not instance_ids
+    )
     made = recipe([tmp_path], tmp_path / "data")
     picture = only_picture(made)
     assert boxes(picture) == CITYSCAPES_BOXES
     assert picture.skipped == (FROM_IDS if instance_ids else FROM_POLYGONS)
-    assert (picture.file, picture.width, picture.height) == ("bonn/bonn_000000_000019_leftImg8bit.png", 64, 32)
-    assert (made.domain, made.classes, made.expected) == ("clear", CLASSES, {"train": {"images": 2975}, "val": {"images": 500}})
+    assert (picture.file, picture.width, picture.height) == (
+        "bonn/bonn_000000_000019_leftImg8bit.png",
+        64,
+        32,
+    )
+    assert (made.domain, made.classes, made.expected) == (
+        "clear",
+        CLASSES,
+        {"train": {"images": 2975}, "val": {"images": 500}},
+    )
     assert made.details["missing_splits"] == ["train"]
 
 
@@ -76,7 +100,10 @@ def test_classes_in_the_order_asked_for(tmp_path):
 
 
 def layouts(root):
-    """The same raw files: as one folder, the folders inside it, zip archives, images unpacked and labels not, a tar archive."""
+    """The same raw files in several layouts.
+
+    One folder, the folders inside it, zip archives, images unpacked and labels not, a tar archive.
+    """
     images = zip_tree(root / "raw", root / "leftImg8bit_trainvaltest.zip", ["leftImg8bit"])
     labels = zip_tree(root / "raw", root / "gtFine_trainvaltest.zip", ["gtFine"])
     (root / "packed").mkdir()
@@ -93,24 +120,40 @@ def layouts(root):
 
 
 def test_folders_and_archives_give_the_same_set(tmp_path):
-    for split, city, name in (("train", "aachen", "aachen_000000_000019"), ("train", "ulm", "ulm_000000_000019"), ("val", "bonn", "b_0_1")):
-        cityscapes_frame(tmp_path / "raw", split, city, name, instance_ids=city == "ulm", polygons=city != "ulm")
+    for split, city, name in (
+        ("train", "aachen", "aachen_000000_000019"),
+        ("train", "ulm", "ulm_000000_000019"),
+        ("val", "bonn", "b_0_1"),
+    ):
+        cityscapes_frame(
+            tmp_path / "raw", split, city, name, instance_ids=city == "ulm", polygons=city != "ulm"
+        )
     cityscapes_frame(tmp_path / "raw", "test", "berlin", "berlin_000000_000019")
-    (tmp_path / "raw" / "leftImg8bit" / "train" / "ulm" / "._ulm_000000_000019_leftImg8bit.png").write_bytes(b"not an image")
+    (tmp_path / "raw" / "leftImg8bit" / "train" / "ulm" / "._ulm_000000_000019_leftImg8bit.png").write_bytes(
+        b"not an image"
+    )
     contents = []
     for number, raw in enumerate(layouts(tmp_path)):
         card, warnings = prepare(recipe(raw, tmp_path / "data"), tmp_path / "data", f"set{number}", workers=1)
         assert check_set(card, workers=1) == []
-        assert warnings == ["train: 2 images instead of the official 2975", "val: 1 images instead of the official 500"]
+        assert warnings == [
+            "train: 2 images instead of the official 2975",
+            "val: 1 images instead of the official 500",
+        ]
         coco = {split: json.loads(card.annotations_path(split).read_text()) for split in ("train", "val")}
-        contents.append({split: (part["images"], part["annotations"], part["categories"]) for split, part in coco.items()})
+        contents.append(
+            {split: (part["images"], part["annotations"], part["categories"]) for split, part in coco.items()}
+        )
     assert [entry["file_name"] for entry in contents[0]["train"][0]] == [
         "aachen/aachen_000000_000019_leftImg8bit.png",
         "ulm/ulm_000000_000019_leftImg8bit.png",
     ]
     assert all(content == contents[0] for content in contents[1:])
     first = contents[0]["val"]
-    assert [(a["id"], a["image_id"], a["category_id"], tuple(a["bbox"]), a["area"], a["iscrowd"]) for a in first[1]] == [
+    assert [
+        (a["id"], a["image_id"], a["category_id"], tuple(a["bbox"]), a["area"], a["iscrowd"])
+        for a in first[1]
+    ] == [
         (number, 1, CLASSES.index(label) + 1, box, area, int(ignored))
         for number, (label, box, area, ignored) in enumerate(CITYSCAPES_BOXES, start=1)
     ]
@@ -159,8 +202,14 @@ def test_polygons_that_cannot_be_painted_are_skipped_but_numbered(tmp_path):
         (b'{"imgHeight": 99999999, "imgWidth": 99999999, "objects": []}', "99999999x99999999"),
         (b'{"imgHeight": 32, "imgWidth": 64}', "objects is NoneType"),
         (b'{"imgHeight": 32, "imgWidth": 64, "objects": [{"polygon": []}]}', "objects[0].label"),
-        (b'{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "car", "polygon": [["1", "2"]]}]}', "objects[0].polygon"),
-        (b'{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "car", "polygon": 3}]}', "objects[0].polygon"),
+        (
+            b'{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "car", "polygon": [["1", "2"]]}]}',
+            "objects[0].polygon",
+        ),
+        (
+            b'{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "car", "polygon": 3}]}',
+            "objects[0].polygon",
+        ),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
@@ -206,7 +255,13 @@ def test_missing_archives_are_asked_for(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"classes": ("car", "spaceship")}, {"classes": ("road",)}, {"classes": ()}, {"classes": ("car", "car")}, {"splits": ("test",)}],
+    [
+        {"classes": ("car", "spaceship")},
+        {"classes": ("road",)},
+        {"classes": ()},
+        {"classes": ("car", "car")},
+        {"splits": ("test",)},
+    ],
 )
 def test_options_that_cannot_be(tmp_path, options):
     cityscapes_frame(tmp_path, "val", "bonn", "bonn_0")
@@ -228,16 +283,29 @@ def test_extents_against_a_slow_count():
 
 
 def random_annotation(rng):
-    """An annotation as annotators' tools write them, but wilder: whole and broken coordinates, some outside, lines, points, groups."""
+    """An annotation like those of annotators' tools, but wilder.
+
+    Whole and fractional coordinates, some outside, lines, points, groups.
+    """
     width, height = rng.randint(40, 200), rng.randint(30, 150)
-    names = [*LABEL_IDS, "cargroup", "persongroup", "bicyclegroup", "skygroup", "license plategroup"] + 4 * list(CLASSES)
+    names = [
+        *LABEL_IDS,
+        "cargroup",
+        "persongroup",
+        "bicyclegroup",
+        "skygroup",
+        "license plategroup",
+    ] + 4 * list(CLASSES)
     objects = []
     for _ in range(rng.randint(0, 60)):
         x, y, size = rng.uniform(-30, width + 30), rng.uniform(-30, height + 30), rng.choice([1, 8, 40, 120])
-        points = [[x + rng.uniform(-size, size), y + rng.uniform(-size, size)] for _ in range(rng.randint(2, 12))]
+        points = [
+            [x + rng.uniform(-size, size), y + rng.uniform(-size, size)] for _ in range(rng.randint(2, 12))
+        ]
         if rng.random() < 0.7:
             points = [[round(a), round(b)] for a, b in points]
-        objects.append({"label": rng.choice(names), "polygon": points} | ({"deleted": rng.choice([0, 1])} if rng.random() < 0.2 else {}))
+        entry = {"label": rng.choice(names), "polygon": points}
+        objects.append(entry | ({"deleted": rng.choice([0, 1])} if rng.random() < 0.2 else {}))
     return {"imgWidth": width, "imgHeight": height, "objects": objects}
 
 

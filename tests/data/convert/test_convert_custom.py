@@ -13,8 +13,10 @@ from mrt.errors import MrtError
 
 
 def make(raw, tmp_path, **options):
-    """The card of the set that is made of ``raw``."""
-    return prepare(recipe([raw], tmp_path / "data", **options), tmp_path / "data", "own", workers=1, overwrite=True)[0]
+    """The card of the set that is made from ``raw``."""
+    return prepare(
+        recipe([raw], tmp_path / "data", **options), tmp_path / "data", "own", workers=1, overwrite=True
+    )[0]
 
 
 @pytest.mark.parametrize("packed", [None, "set.zip", "set.tar.gz"])
@@ -24,7 +26,8 @@ def test_the_kind_is_found_and_the_boxes_are_the_same(tmp_path, kind, packed):
     raw = pack(raw, tmp_path / packed) if packed else raw
     assert detect([raw], tmp_path / "data") == kind
     card = make(raw, tmp_path)
-    assert objects(card) == {"001.jpg": BOXES} and card.classes == ("car", "motor") and card.details["format"] == kind
+    assert objects(card) == {"001.jpg": BOXES} and card.classes == ("car", "motor")
+    assert card.details["format"] == kind
 
 
 def test_a_bare_folder(tmp_path):
@@ -32,12 +35,13 @@ def test_a_bare_folder(tmp_path):
     write_text(tmp_path / "raw" / "README.txt", "frames of a camera")
     write_text(tmp_path / "raw" / "camera.json", '{"fx": 1000}')
     card = make(tmp_path / "raw", tmp_path, domain="night", classes=("car",))
-    assert not card.labelled and card.domain == "night" and card.classes == ("car",) and card.split("train").num_images == 1
+    assert not card.labelled and card.domain == "night" and card.classes == ("car",)
+    assert card.split("train").num_images == 1
     assert not make(coco_set(tmp_path / "labelled"), tmp_path, format="images").labelled
 
 
 def test_labels_that_cannot_be_used_are_not_passed_over(tmp_path):
-    """A file that wants to be annotations by its name is an error, not a set without labels."""
+    """An unusable file that is named like annotations is an error; it makes no set without labels."""
     write_image(tmp_path / "raw" / "a.jpg")
     write_text(tmp_path / "raw" / "train.json", "[]")
     with pytest.raises(MrtError, match=r"train\.json: holds a list"):
@@ -60,17 +64,25 @@ def test_classes_are_renamed_and_chosen(tmp_path, kind):
     raw = SETS[kind](tmp_path / "raw")
     card = make(raw, tmp_path, class_map={"motor": "motorcycle"}, classes=("motorcycle",))
     assert objects(card) == {"001.jpg": [("motorcycle", 0, 0, 40, 30)]} and card.classes == ("motorcycle",)
-    assert card.split("train").skipped == {"class not asked for": 1} and card.details["class_map"] == {"motor": "motorcycle"}
+    assert card.split("train").skipped == {"class not asked for": 1}
+    assert card.details["class_map"] == {"motor": "motorcycle"}
     card = make(raw, tmp_path, class_map={"motor": "vehicle", "car": "vehicle"})
-    assert objects(card) == {"001.jpg": [("vehicle", *box[1:]) for box in BOXES]} and card.classes == ("vehicle",)
+    assert objects(card) == {"001.jpg": [("vehicle", *box[1:]) for box in BOXES]}
+    assert card.classes == ("vehicle",)
     assert make(raw, tmp_path, classes=("motor", "car")).classes == ("motor", "car")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"class_map": {"bike": "bicycle"}}, r"bike=bicycle: the set has no class 'bike'(.|\n)*It has: car, motor"),
-        ({"class_map": {"motor": "bike"}, "classes": ("motor",)}, r"--classes motor: the set has no such class(.|\n)*car, bike"),
+        (
+            {"class_map": {"bike": "bicycle"}},
+            r"bike=bicycle: the set has no class 'bike'(.|\n)*It has: car, motor",
+        ),
+        (
+            {"class_map": {"motor": "bike"}, "classes": ("motor",)},
+            r"--classes motor: the set has no such class(.|\n)*car, bike",
+        ),
         ({"format": "pascal"}, "--format pascal: unknown"),
         ({"format": "yolo", "images": "images"}, "are for COCO sets, this one is yolo"),
         ({"format": "images", "class_map": {"motor": "bike"}}, "no classes to rename"),
@@ -94,7 +106,9 @@ def test_a_validation_part(tmp_path, kind):
     assert set(objects(again, "val")) == parts["val"] == {"003.jpg", "009.jpg", "010.jpg"}
     larger = make(raw, tmp_path, format=kind, val_share=0.5)
     assert set(objects(larger, "val")) > parts["val"], "a larger share adds images"
-    assert [make(raw, tmp_path, format=kind, val_share=s).split("val").num_images for s in (0.001, 0.999)] == [1, 11]
+    assert [
+        make(raw, tmp_path, format=kind, val_share=s).split("val").num_images for s in (0.001, 0.999)
+    ] == [1, 11]
 
 
 def test_a_set_with_splits_keeps_them(tmp_path):

@@ -7,7 +7,14 @@ import math
 
 import numpy as np
 import pytest
-from cityscapes_tree import CITYSCAPES_BOXES, cityscapes_frame, cityscapes_ids, write_array, write_json, zip_tree
+from cityscapes_tree import (
+    CITYSCAPES_BOXES,
+    cityscapes_frame,
+    cityscapes_ids,
+    write_array,
+    write_json,
+    zip_tree,
+)
 from PIL import Image
 
 from mrt.data.card import read_card
@@ -17,7 +24,11 @@ from mrt.data.convert.foggy import recipe
 from mrt.data.convert.recipe import Skipped, prepare
 from mrt.errors import MrtError
 
-FRAMES = (("train", "aachen", "aachen_000000_000019"), ("train", "ulm", "ulm_000000_000019"), ("val", "bonn", "bonn_000000_000019"))
+FRAMES = (
+    ("train", "aachen", "aachen_000000_000019"),
+    ("train", "ulm", "ulm_000000_000019"),
+    ("val", "bonn", "bonn_000000_000019"),
+)
 BETAS = ("0.005", "0.01", "0.02")
 
 
@@ -26,7 +37,9 @@ def foggy_tree(root, package="foggy", betas=BETAS, frames=FRAMES):
         cityscapes_frame(root, split, city, name)
         for beta in betas:
             grey = round(20000 * float(beta)) % 256
-            path = root / f"leftImg8bit_{package}" / split / city / f"{name}_leftImg8bit_foggy_beta_{beta}.png"
+            path = (
+                root / f"leftImg8bit_{package}" / split / city / f"{name}_leftImg8bit_foggy_beta_{beta}.png"
+            )
             write_array(path, np.full((32, 64, 3), grey, np.uint8))
     return root
 
@@ -53,9 +66,13 @@ def test_one_level(tmp_path, beta, zipped):
             zip_tree(raw[0], tmp_path / "leftImg8bit_trainvaltest_foggy.zip", ["leftImg8bit_foggy"]),
             zip_tree(raw[0], tmp_path / "gtFine_trainvaltest.zip", ["gtFine"]),
         ]
-    card, warnings = prepare(recipe(raw, tmp_path / "data", fog_beta=beta), tmp_path / "data", "foggy", workers=1)
+    card, warnings = prepare(
+        recipe(raw, tmp_path / "data", fog_beta=beta), tmp_path / "data", "foggy", workers=1
+    )
     assert check_set(card, workers=1) == []
-    assert files(card, "train") == [f"{city}/{name}_leftImg8bit_foggy_beta_{beta}.png" for split, city, name in FRAMES if split == "train"]
+    assert files(card, "train") == [
+        f"{city}/{name}_leftImg8bit_foggy_beta_{beta}.png" for split, city, name in FRAMES if split == "train"
+    ]
     assert boxes(card, "train", 1) == boxes(card, "train", 2) == boxes(card, "val", 1) == CITYSCAPES_BOXES
     assert card.domain == "fog"
     assert {key: card.details[key] for key in ("fog_beta", "simulated", "package")} == {
@@ -64,7 +81,10 @@ def test_one_level(tmp_path, beta, zipped):
         "package": "leftImg8bit_foggy",
     }
     assert "note" not in card.details
-    assert warnings == ["train: 2 images instead of the official 2975", "val: 1 images instead of the official 500"]
+    assert warnings == [
+        "train: 2 images instead of the official 2975",
+        "val: 1 images instead of the official 500",
+    ]
 
 
 def test_the_default_is_the_benchmarks_level(tmp_path):
@@ -75,12 +95,20 @@ def test_the_default_is_the_benchmarks_level(tmp_path):
 
 def test_all_levels_are_another_benchmark_and_the_card_says_so(tmp_path):
     card, warnings = prepare(
-        recipe([foggy_tree(tmp_path / "raw")], tmp_path / "data", fog_beta="all"), tmp_path / "data", "foggy", workers=1
+        recipe([foggy_tree(tmp_path / "raw")], tmp_path / "data", fog_beta="all"),
+        tmp_path / "data",
+        "foggy",
+        workers=1,
     )
-    assert files(card, "val") == [f"bonn/bonn_000000_000019_leftImg8bit_foggy_beta_{beta}.png" for beta in BETAS]
+    assert files(card, "val") == [
+        f"bonn/bonn_000000_000019_leftImg8bit_foggy_beta_{beta}.png" for beta in BETAS
+    ]
     assert card.split("train").num_images == 6
     assert card.details["fog_beta"] == "all" and "not the benchmark" in card.details["note"]
-    assert warnings == ["train: 6 images instead of the official 8925", "val: 3 images instead of the official 1500"]
+    assert warnings == [
+        "train: 6 images instead of the official 8925",
+        "val: 3 images instead of the official 1500",
+    ]
 
 
 def test_of_two_packages_one_is_taken_and_named(tmp_path):
@@ -106,7 +134,10 @@ def test_a_frame_without_image_or_labels_is_skipped(tmp_path):
     (raw / "gtFine/train/aachen/aachen_000000_000019_gtFine_polygons.json").unlink()
     card, warnings = prepare(recipe([raw], tmp_path / "data"), tmp_path / "data", "foggy", workers=1)
     assert card.split("train").skipped == {"labels missing": 1, "image missing": 1}
-    assert "train: 1 left out: image missing, the first is ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.02.png" in warnings
+    assert (
+        "train: 1 left out: image missing, the first is ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.02.png"
+        in warnings
+    )
 
 
 def test_levels_packages_and_labels_that_are_not_there(tmp_path):
@@ -126,7 +157,9 @@ def test_levels_packages_and_labels_that_are_not_there(tmp_path):
     assert "leftImg8bit_trainvaltest_foggy.zip" in caught.value.hint
 
 
-@pytest.mark.parametrize("options", [{"fog_beta": "0.03"}, {"package": "thick"}, {"package": "foggy", "simulate": True}])
+@pytest.mark.parametrize(
+    "options", [{"fog_beta": "0.03"}, {"package": "thick"}, {"package": "foggy", "simulate": True}]
+)
 def test_options_that_cannot_be(tmp_path, options):
     with pytest.raises(MrtError):
         recipe([foggy_tree(tmp_path / "raw")], tmp_path / "data", **options)
@@ -138,14 +171,20 @@ BASELINE, FOCAL = 0.25, 2000.0
 
 
 def simulation_tree(root, disparity=None, frames=FRAMES):
-    """Frames with a picture of noise, by default 40 m away everywhere: disparity 12.5, stored 12.5 * 256 + 1."""
+    """Frames of noise, by default 40 m away everywhere: disparity 12.5, stored as 12.5 * 256 + 1."""
     rng = np.random.default_rng(0)
     for split, city, name in frames:
         cityscapes_frame(root, split, city, name)
-        write_array(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", rng.integers(0, 200, (32, 64, 3), dtype=np.uint8))
+        write_array(
+            root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png",
+            rng.integers(0, 200, (32, 64, 3), dtype=np.uint8),
+        )
         stored = np.full((32, 64), 3201, np.uint16) if disparity is None else disparity
         write_array(root / "disparity" / split / city / f"{name}_disparity.png", stored)
-        camera = {"extrinsic": {"baseline": BASELINE, "pitch": 0.03}, "intrinsic": {"fx": FOCAL, "fy": FOCAL, "u0": 31.0, "v0": 16.0}}
+        camera = {
+            "extrinsic": {"baseline": BASELINE, "pitch": 0.03},
+            "intrinsic": {"fx": FOCAL, "fy": FOCAL, "u0": 31.0, "v0": 16.0},
+        }
         write_json(root / "camera" / split / city / f"{name}_camera.json", camera)
     return root
 
@@ -153,9 +192,13 @@ def simulation_tree(root, disparity=None, frames=FRAMES):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_simulated_fog_is_written_into_the_set(tmp_path, zipped):
     raw = [simulation_tree(tmp_path / "raw")]
-    clear = np.asarray(Image.open(raw[0] / "leftImg8bit/val/bonn/bonn_000000_000019_leftImg8bit.png")).astype(float)
+    clear = Image.open(raw[0] / "leftImg8bit/val/bonn/bonn_000000_000019_leftImg8bit.png")
+    clear = np.asarray(clear).astype(float)
     if zipped:
-        raw = [zip_tree(raw[0], tmp_path / f"{part}_trainvaltest.zip", [part]) for part in ("leftImg8bit", "gtFine", "disparity", "camera")]
+        raw = [
+            zip_tree(raw[0], tmp_path / f"{part}_trainvaltest.zip", [part])
+            for part in ("leftImg8bit", "gtFine", "disparity", "camera")
+        ]
     root = tmp_path / "data"
     card, _ = prepare(recipe(raw, root, simulate=True), root, "foggy", workers=1)
     assert check_set(card, workers=1) == []
@@ -187,14 +230,21 @@ def test_holes_are_filled_by_the_labels_and_never_from_the_sky(tmp_path):
     light = fog.atmospheric_light(clear)
     seen = np.full((32, 64), math.exp(-0.02 * 40), np.float32)
     seen[:, :30], seen[:, 40:44] = 0, math.exp(-0.02 * 20)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / picture.file)), fog.add_fog(clear, seen, light))
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / picture.file)), fog.add_fog(clear, seen, light)
+    )
 
 
 def test_all_levels_simulated(tmp_path):
     made = recipe([simulation_tree(tmp_path / "raw")], tmp_path / "data", simulate=True, fog_beta="all")
     card, warnings = prepare(made, tmp_path / "data", "foggy", workers=2)
-    assert files(card, "val") == [f"bonn/bonn_000000_000019_leftImg8bit_foggy_beta_{beta}.png" for beta in BETAS]
-    assert warnings == ["train: 6 images instead of the official 8925", "val: 3 images instead of the official 1500"]
+    assert files(card, "val") == [
+        f"bonn/bonn_000000_000019_leftImg8bit_foggy_beta_{beta}.png" for beta in BETAS
+    ]
+    assert warnings == [
+        "train: 6 images instead of the official 8925",
+        "val: 3 images instead of the official 1500",
+    ]
     spread = [np.asarray(Image.open(card.images_root("val") / file))[3:].std() for file in files(card, "val")]
     assert spread[0] > spread[1] > spread[2]
 
@@ -212,7 +262,8 @@ def test_what_fog_cannot_be_made_of_is_skipped(tmp_path):
     write_array(disparity / "bonn_5_disparity.png", np.zeros((32, 64), np.uint16))
     write_array(disparity / "bonn_6_disparity.png", np.ones((32, 64), np.uint8))
     card, _ = prepare(recipe([raw], tmp_path / "data", simulate=True), tmp_path / "data", "foggy", workers=1)
-    reasons = {key: count for key, count in card.split("val").skipped.items() if "missing" in key or "disparity" in key}
+    skipped = card.split("val").skipped
+    reasons = {key: skipped[key] for key in skipped if "missing" in key or "disparity" in key}
     assert reasons == {
         "disparity missing": 1,
         "camera missing": 1,
@@ -253,12 +304,17 @@ def test_a_camera_file_that_cannot_be_used_is_named(tmp_path, content, message):
 
 def test_disparities_as_the_owners_store_them():
     stored = np.array([[0, 1, 257, 65535]], np.uint16)
-    assert np.array_equal(fog.disparities(stored), np.array([[np.nan, 0, 1, 65534 / 256]], np.float32), equal_nan=True)
+    assert np.array_equal(
+        fog.disparities(stored), np.array([[np.nan, 0, 1, 65534 / 256]], np.float32), equal_nan=True
+    )
 
 
 def test_holes_take_the_farther_neighbour_or_that_of_the_same_region():
     nan = np.nan
-    disparity = np.array([[nan, nan, nan, nan, nan, nan], [nan, 8, nan, nan, 2, nan], [8, nan, nan, nan, nan, 2], [nan] * 6], np.float32)
+    disparity = np.array(
+        [[nan, nan, nan, nan, nan, nan], [nan, 8, nan, nan, 2, nan], [8, nan, nan, nan, nan, 2], [nan] * 6],
+        np.float32,
+    )
     regions = np.array([[1] * 6, [1, 1, 2, 3, 3, 1], [1, 1, 1, 4, 9, 9], [1] * 6])
     middle = [8, 8, 2, 2, 2, 2]
     below = [8, 8, 8, 2, 2, 2]
@@ -286,7 +342,8 @@ def test_the_dark_channel_is_the_smallest_of_its_patch(shape):
 
 def test_the_light_is_the_skys_not_a_lamps():
     image = np.full((200, 300, 3), 60, np.uint8)
-    image[:13, :17] = (180, 190, 200)  # in the corner: 6 x 10 patches without anything else, 0.1 % of the image
+    # in the corner: 6 x 10 patches without anything else, 0.1 % of the image
+    image[:13, :17] = (180, 190, 200)
     image[150:153, 40:43] = 255  # a lamp: smaller than a patch, so dark in the dark channel
     image[1:3, 1:3] = 255  # a glint in the sky: the brightest of the candidates, not the middle one
     assert fog.atmospheric_light(image).tolist() == [180, 190, 200]
@@ -296,7 +353,9 @@ def test_fog_is_a_blend_and_rounds():
     image = np.array([[[0, 100, 255], [10, 20, 30]]], np.uint8)
     foggy = fog.add_fog(image, np.array([[0.5, 0]], np.float32), np.array([255, 200, 101], np.uint8))
     assert foggy.tolist() == [[[128, 150, 178], [255, 200, 101]]]
-    assert np.array_equal(fog.add_fog(image, np.ones((1, 2), np.float32), np.array([255, 200, 101], np.uint8)), image)
+    assert np.array_equal(
+        fog.add_fog(image, np.ones((1, 2), np.float32), np.array([255, 200, 101], np.uint8)), image
+    )
 
 
 def test_a_skip_names_the_picture(tmp_path):

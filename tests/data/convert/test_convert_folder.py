@@ -15,8 +15,10 @@ from mrt.errors import MrtError
 
 
 def make(raw, tmp_path, **options):
-    """(card, warnings) of the set that is made of ``raw``."""
-    return prepare(recipe([raw], tmp_path / "data", **options), tmp_path / "data", "bare", workers=1, overwrite=True)
+    """(card, warnings) of the set that is made from ``raw``."""
+    return prepare(
+        recipe([raw], tmp_path / "data", **options), tmp_path / "data", "bare", workers=1, overwrite=True
+    )
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def test_all_images_below_it(folder, tmp_path, packed):
     raw = pack(folder, tmp_path / packed) if packed else folder
     card, warnings = make(raw, tmp_path)
     assert warnings == [] and not card.labelled and card.classes == () and list(card.splits) == ["train"]
-    assert card.image_sizes == {"40x30": 1, "20x30": 1}, "upright sizes; neither hidden files nor hidden folders"
+    assert card.image_sizes == {"40x30": 1, "20x30": 1}, (
+        "upright sizes; neither hidden files nor hidden folders"
+    )
     assert read_card(tmp_path / "data" / "bare") == card
     dataset = DetectionDataset(card, "train", classes=["car"], labelled=False)
     assert [dataset[k].image.shape for k in range(2)] == [(3, 30, 40), (3, 30, 20)]
@@ -51,7 +55,8 @@ def test_unreadable_images_are_counted(folder, tmp_path):
 def test_names_that_are_not_utf_8(folder, tmp_path):
     os.rename(folder / "b.png", os.fsencode(folder) + b"/caf\xe9.png")
     card, _ = make(folder, tmp_path)
-    assert card.split("train").skipped == {"file name that is not UTF-8": 1} and card.split("train").num_images == 1
+    assert card.split("train").skipped == {"file name that is not UTF-8": 1}
+    assert card.split("train").num_images == 1
 
 
 def test_no_images_at_all(tmp_path):

@@ -12,15 +12,24 @@ from mrt.errors import MrtError
 
 REST = "1.50 1.60 3.70 -2.00 1.50 20.00 1.57"
 LABELS = {
-    "000000": ["Car 0.00 0 1.85 3.25 4.50 12.75 11.00", "Van 0.00 1 1.85 1.00 1.00 9.00 9.00", "DontCare -1 -1 -10 20.0 1.0 30.0 6.0"],
-    "000001": ["Pedestrian 0.00 0 0.21 5.00 6.00 9.00 16.00", "Person_sitting 0.00 0 0.2 1 1 4 9"],  # no car: trained on all the same
+    "000000": [
+        "Car 0.00 0 1.85 3.25 4.50 12.75 11.00",
+        "Van 0.00 1 1.85 1.00 1.00 9.00 9.00",
+        "DontCare -1 -1 -10 20.0 1.0 30.0 6.0",
+    ],
+    # no car: trained on all the same
+    "000001": ["Pedestrian 0.00 0 0.21 5.00 6.00 9.00 16.00", "Person_sitting 0.00 0 0.2 1 1 4 9"],
     "000002": ["Car 0.90 0 1.85 -5.00 12.00 60.00 22.00", "Spaceship 0 0 0 1 1 5 5"],
 }
-CARS = {"000000.png": [("car", 3.25, 4.5, 9.5, 6.5)], "000001.png": [], "000002.png": [("car", 0, 12, 40, 10)]}
+CARS = {
+    "000000.png": [("car", 3.25, 4.5, 9.5, 6.5)],
+    "000001.png": [],
+    "000002.png": [("car", 0, 12, 40, 10)],
+}
 
 
 def official(warnings):
-    """Those that compare with the owners' numbers."""
+    """The warnings that compare with the owners' numbers."""
     return [line for line in warnings if "official" in line]
 
 
@@ -30,7 +39,9 @@ def raw(tmp_path):
     folder = tmp_path / "raw"
     for name, lines in LABELS.items():
         write_image(folder / "training" / "image_2" / f"{name}.png")
-        write_text(folder / "training" / "label_2" / f"{name}.txt", "".join(f"{line} {REST}\n" for line in lines))
+        write_text(
+            folder / "training" / "label_2" / f"{name}.txt", "".join(f"{line} {REST}\n" for line in lines)
+        )
     for name in ("000000", "000003"):
         write_image(folder / "testing" / "image_2" / f"{name}.png", size=(20, 20))
     return folder
@@ -48,7 +59,11 @@ def convert(tmp_path):
 def test_cars_of_all_images_of_training(raw, convert):
     card, warnings = convert(raw)
     assert (objects(card), card.classes, list(card.splits)) == (CARS, ("car",), ["train"])
-    assert card.splits["train"].skipped == {"class not asked for": 3, "DontCare region": 1, "unknown label 'Spaceship'": 1}
+    assert card.splits["train"].skipped == {
+        "class not asked for": 3,
+        "DontCare region": 1,
+        "unknown label 'Spaceship'": 1,
+    }
     assert official(warnings) == ["train: 3 images instead of the official 7481"]
     assert (card.details["benchmark"], card.image_sizes) == (True, {"40x30": 3})
     assert check_set(card, workers=1) == []
@@ -66,7 +81,8 @@ def test_archives_as_they_come(tmp_path, raw, convert):
     assert card.images_root("train") == downloads / "data_object_image_2.zip" / "training" / "image_2"
     assert objects(convert(*sorted(downloads.iterdir()))[0]) == CARS
     assert objects(convert(raw, tmp_path / "labels")[0]) == CARS
-    assert objects(convert(raw / "training" / "image_2", tmp_path / "labels" / "training" / "label_2", raw / "testing")[0]) == CARS
+    labels = tmp_path / "labels" / "training" / "label_2"
+    assert objects(convert(raw / "training" / "image_2", labels, raw / "testing")[0]) == CARS
 
 
 @pytest.mark.parametrize("person", ["person", "Pedestrian"])
@@ -78,7 +94,10 @@ def test_other_classes_in_the_order_asked_for(raw, convert, person):
         "000001.png": [("person", 5, 6, 4, 10), ("person_sitting", 1, 1, 3, 8)],
         "000002.png": [],
     }
-    assert (card.details["benchmark"], official(warnings)) == (False, ["train: 3 images instead of the official 7481"])
+    assert (card.details["benchmark"], official(warnings)) == (
+        False,
+        ["train: 3 images instead of the official 7481"],
+    )
 
 
 @pytest.mark.parametrize("classes", [("bicycle",), ("DontCare",), ()])
@@ -102,7 +121,9 @@ def test_missing_and_damaged_files_are_counted(raw, convert):
     (labels / "000001.txt").unlink()
     write_text(labels / "000007.txt", "")
     write_text(
-        labels / "000002.txt", f"Car 0.00 0 1.85 9 9 9 12 {REST}\nCar 1 2 3\n\nCar 0 0 0 nan 1 5 5 {REST}\nCar 0 0 0 50 1 55 5 {REST}\n"
+        labels / "000002.txt",
+        f"Car 0.00 0 1.85 9 9 9 12 {REST}\nCar 1 2 3\n\nCar 0 0 0 nan 1 5 5 "
+        f"{REST}\nCar 0 0 0 50 1 55 5 {REST}\n",
     )
     write_image(images / "000008.png")
     write_text(labels / "000008.txt", f"Car 0 0 0 1 2 3 4 {REST}\n")
@@ -110,7 +131,10 @@ def test_missing_and_damaged_files_are_counted(raw, convert):
     assert objects(card) == {"000002.png": [], "000008.png": [("car", 1, 2, 2, 2)]}
     skipped = dict(card.splits["train"].skipped)
     lines = {reason for reason in skipped if reason.startswith("line that is not")}
-    assert sum(skipped.pop(reason) for reason in lines) + skipped.pop("box with a number that is not finite", 0) == 2
+    assert (
+        sum(skipped.pop(reason) for reason in lines) + skipped.pop("box with a number that is not finite", 0)
+        == 2
+    )
     assert skipped == {
         "image cut short or unreadable": 1,
         "labels missing": 1,

@@ -1,4 +1,4 @@
-"""What the converters write is COCO for everybody: pycocotools, torchvision, and our own data set."""
+"""What the converters write is COCO that others can read: pycocotools, torchvision, and our own data set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ def cityscapes_raw(raw):
     for split, name in (("train", "aachen_000000_000019"), ("val", "bonn_000000_000019")):
         cityscapes_frame(raw, split, name.partition("_")[0], name)
         clear = raw / "leftImg8bit" / split / name.partition("_")[0] / f"{name}_leftImg8bit.png"
-        foggy = raw / "leftImg8bit_foggy" / split / name.partition("_")[0] / f"{name}_leftImg8bit_foggy_beta_0.02.png"
+        foggy = (
+            raw
+            / "leftImg8bit_foggy"
+            / split
+            / name.partition("_")[0]
+            / f"{name}_leftImg8bit_foggy_beta_0.02.png"
+        )
         foggy.parent.mkdir(parents=True)
         foggy.write_bytes(clear.read_bytes())
 
@@ -41,7 +47,10 @@ def sim10k_raw(raw):
 
 def bdd100k_raw(raw):
     for split in ("train", "val"):
-        frames = [bdd_frame("a.jpg", [("car", 1.25, 2, 9, 9.5), ("motor", -3, 2, 50, 9)]), bdd_frame("b.jpg", None)]
+        frames = [
+            bdd_frame("a.jpg", [("car", 1.25, 2, 9, 9.5), ("motor", -3, 2, 50, 9)]),
+            bdd_frame("b.jpg", None),
+        ]
         for frame in frames:
             write_image(raw / "images" / "100k" / split / frame["name"])
         write_text(raw / "labels" / f"bdd100k_labels_images_{split}.json", json.dumps(frames))
@@ -49,9 +58,15 @@ def bdd100k_raw(raw):
 
 def acdc_raw(raw):
     categories = [{"id": 24, "name": "person"}, {"id": 26, "name": "car"}]
-    boxes = [{"category_id": 26, "bbox": [1.5, 2, 9, 9.5]}, {"category_id": 24, "bbox": [-3, 2, 50, 9], "iscrowd": 1, "area": 12}]
+    boxes = [
+        {"category_id": 26, "bbox": [1.5, 2, 9, 9.5]},
+        {"category_id": 24, "bbox": [-3, 2, 50, 9], "iscrowd": 1, "area": 12},
+    ]
     for split in ("train", "val"):
-        images = [{"id": n, "file_name": f"{name}/{split}/a/a_{n}_rgb_anon.png"} for n, name in enumerate(acdc.CONDITIONS)]
+        images = [
+            {"id": n, "file_name": f"{name}/{split}/a/a_{n}_rgb_anon.png"}
+            for n, name in enumerate(acdc.CONDITIONS)
+        ]
         annotations = [box | {"image_id": image["id"]} for image in images for box in boxes]
         for image in images:
             write_image(raw / "rgb_anon" / image["file_name"])
@@ -72,7 +87,9 @@ def cfc_raw(raw):
     for name in ("cfc_train", "cfc_val"):
         write_image(raw / name / f"{name}.jpg")
         images = [{"id": 7, "file_name": f"{name}.jpg", "width": 40, "height": 30}]
-        annotations = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [1.5, 2, 9, 9.5], "area": 85.5, "iscrowd": 0}]
+        annotations = [
+            {"id": 1, "image_id": 7, "category_id": 1, "bbox": [1.5, 2, 9, 9.5], "area": 85.5, "iscrowd": 0}
+        ]
         content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "fish"}]}
         write_text(raw / f"{name}.json", json.dumps(content))
 
@@ -111,10 +128,14 @@ def readable_by_others(card):
         for (picture, found), (image, target, _) in zip(theirs, ours, strict=True):
             assert (picture.height, picture.width) == image.shape[1:] == target["original_size"]
             boxes = [(x, y, x + w, y + h) for x, y, w, h in (a["bbox"] for a in found if not a["iscrowd"])]
-            assert target["boxes"].tolist() == [pytest.approx(box, abs=1e-4) for box in boxes]  # ours are float32
+            # ours are float32
+            assert target["boxes"].tolist() == [pytest.approx(box, abs=1e-4) for box in boxes]
             assert all(a["area"] > 0 and a["image_id"] == target["image_id"] for a in found)
         if content["annotations"]:
-            assert len(coco.loadRes([box_result(a) for a in content["annotations"]]).anns) == part.num_boxes + part.num_ignored
+            assert (
+                len(coco.loadRes([box_result(a) for a in content["annotations"]]).anns)
+                == part.num_boxes + part.num_ignored
+            )
 
 
 def box_result(annotation):

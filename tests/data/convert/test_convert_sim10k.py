@@ -49,7 +49,10 @@ def test_cars_of_the_archives_as_they_come(tmp_path, downloads, convert):
     assert card.splits["train"].skipped == {"class not asked for": 3, "unknown label 'spaceship'": 1}
     assert card.splits["train"].num_empty == 1
     assert warnings == ["train: 3 images instead of the official 10000"]
-    assert card.images_root("train").resolve() == tmp_path / "data" / "unpacked" / "repro_10k_images.tgz" / "VOC2012" / "JPEGImages"
+    assert (
+        card.images_root("train").resolve()
+        == tmp_path / "data" / "unpacked" / "repro_10k_images.tgz" / "VOC2012" / "JPEGImages"
+    )
     assert (card.images_root("train") / "3384645.jpg").is_file()
 
 
@@ -79,7 +82,11 @@ def test_each_archive_unpacked_into_its_own_folder(tmp_path, downloads, convert)
 def test_all_three_classes_under_the_names_of_the_other_sets(unpacked, convert, motorcycle):
     card, warnings = convert(unpacked, classes=("person", "car", motorcycle))
     assert card.classes == ("person", "car", "motorcycle")
-    assert objects(card)["3384645.jpg"] == [("car", 0, 0, 10, 5), ("motorcycle", 2, 3, 38, 27), ("person", 6, 7, 3, 5)]
+    assert objects(card)["3384645.jpg"] == [
+        ("car", 0, 0, 10, 5),
+        ("motorcycle", 2, 3, 38, 27),
+        ("person", 6, 7, 3, 5),
+    ]
     assert (warnings, card.details["benchmark"]) == ([], False)  # no official counts: it is another benchmark
 
 
@@ -111,5 +118,7 @@ def test_missing_and_damaged_files_are_counted(unpacked, convert):
     write_text(unpacked / "VOC2012" / "Annotations" / "9.xml", "<annotation>")
     card, warnings = convert(unpacked)
     assert list(objects(card)) == ["3384647.jpg"]
-    assert {"image cut short or unreadable": 1, "image missing": 2}.items() <= card.splits["train"].skipped.items()
+    assert {"image cut short or unreadable": 1, "image missing": 2}.items() <= card.splits[
+        "train"
+    ].skipped.items()
     assert "train: 1 images instead of the official 10000" in warnings

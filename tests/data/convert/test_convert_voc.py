@@ -13,7 +13,8 @@ from mrt.data.convert.recipe import prepare
 from mrt.errors import MrtError
 
 BOXES = {
-    "a": [("car", 1, 1, 10, 5), ("dog", 3, 4, 40, 30, 1)],  # the first pixel is 1; the last column of 40 is 40
+    # the first pixel is 1; the last column of 40 is 40
+    "a": [("car", 1, 1, 10, 5), ("dog", 3, 4, 40, 30, 1)],
     "b": [("car", 5, 6, 5, 6)],  # one pixel
     "c": [],
 }
@@ -22,7 +23,7 @@ FOUND = {"a.jpg": [("car", 0, 0, 10, 5), ("~dog", 2, 3, 38, 27)], "b.jpg": [("ca
 
 @pytest.fixture
 def convert(tmp_path):
-    """convert(raw, ...) -> (card, warnings); the card's details hold the warnings, too."""
+    """convert(raw, ...) -> (card, warnings); the card's details hold the warnings too."""
 
     def run(*raw, **options):
         root = tmp_path / "data"
@@ -37,7 +38,13 @@ def test_corners_count_from_1_and_belong_to_the_box(tmp_path, convert, packed):
     card, warnings = convert(pack(folder, tmp_path / packed) if packed else folder)
     assert (objects(card), card.classes, warnings) == (FOUND, ("car", "dog"), [])
     part = card.splits["train"]
-    assert (part.num_images, part.num_boxes, part.num_ignored, part.num_empty, part.skipped) == (3, 2, 1, 1, {})
+    assert (part.num_images, part.num_boxes, part.num_ignored, part.num_empty, part.skipped) == (
+        3,
+        2,
+        1,
+        1,
+        {},
+    )
     assert card.image_sizes == {"40x30": 3}
     assert (card.images_root("train") / "a.jpg").is_file() == (packed != "raw.zip")
 
@@ -55,16 +62,24 @@ def test_decimal_corners_parts_and_areas(tmp_path, convert):
 def test_lists_make_the_splits(tmp_path, convert):
     lists = {"train": ["b", "a  1"], "val": ["c"], "trainval": ["a", "b", "c"], "car_train": ["c 1"]}
     card, _ = convert(voc_tree(tmp_path / "raw" / "VOC2007", BOXES, lists).parent)
-    assert {split: list(objects(card, split)) for split in card.splits} == {"train": ["b.jpg", "a.jpg"], "val": ["c.jpg"]}
+    assert {split: list(objects(card, split)) for split in card.splits} == {
+        "train": ["b.jpg", "a.jpg"],
+        "val": ["c.jpg"],
+    }
 
 
 def test_trainval_stands_in_for_train_without_what_val_holds(tmp_path, convert):
     card, _ = convert(voc_tree(tmp_path / "raw", BOXES, {"trainval": ["a", "b", "c"], "val": ["c"]}))
-    assert {split: list(objects(card, split)) for split in card.splits} == {"train": ["a.jpg", "b.jpg"], "val": ["c.jpg"]}
+    assert {split: list(objects(card, split)) for split in card.splits} == {
+        "train": ["a.jpg", "b.jpg"],
+        "val": ["c.jpg"],
+    }
 
 
 def test_list_entries_that_cannot_be_used_are_counted(tmp_path, convert):
-    folder = voc_tree(tmp_path / "raw", BOXES, {"train": ["a", "a", "b.jpg", "c", "nowhere", ""], "test": ["t1", "t2"]})
+    folder = voc_tree(
+        tmp_path / "raw", BOXES, {"train": ["a", "a", "b.jpg", "c", "nowhere", ""], "test": ["t1", "t2"]}
+    )
     (folder / "Annotations" / "c.xml").unlink()
     card, warnings = convert(folder)
     assert list(objects(card)) == ["a.jpg", "b.jpg"]
@@ -77,7 +92,10 @@ def test_two_years_side_by_side_keep_their_own_lists(tmp_path, convert):
     for year, name in (("VOC2007", "a"), ("VOC2012", "b")):
         voc_tree(tmp_path / "raw" / year, {"a": BOXES[name]}, {"train": ["a"]})
     card, _ = convert(tmp_path / "raw")
-    assert objects(card) == {"VOC2007/JPEGImages/a.jpg": FOUND["a.jpg"], "VOC2012/JPEGImages/a.jpg": FOUND["b.jpg"]}
+    assert objects(card) == {
+        "VOC2007/JPEGImages/a.jpg": FOUND["a.jpg"],
+        "VOC2012/JPEGImages/a.jpg": FOUND["b.jpg"],
+    }
 
 
 def test_images_and_labels_from_two_archives_with_lists_from_a_third(tmp_path, convert):
@@ -124,8 +142,12 @@ def test_folders_named_train_and_valid_are_splits(tmp_path, convert):
         write_image(tmp_path / "raw" / folder / "1.jpg")
         write_text(tmp_path / "raw" / folder / "1.xml", voc_xml(BOXES[name]))
     card, _ = convert(tmp_path / "raw")
-    assert {split: objects(card, split) for split in card.splits} == {"train": {"1.jpg": FOUND["a.jpg"]}, "val": {"1.jpg": FOUND["b.jpg"]}}
-    (tmp_path / "raw" / "train" / "1.jpg").unlink()  # the other folder's image of that name must not take its place
+    assert {split: objects(card, split) for split in card.splits} == {
+        "train": {"1.jpg": FOUND["a.jpg"]},
+        "val": {"1.jpg": FOUND["b.jpg"]},
+    }
+    # the other folder's image of that name must not take its place
+    (tmp_path / "raw" / "train" / "1.jpg").unlink()
     with_less, _ = convert(tmp_path / "raw")
     assert list(with_less.splits) == ["val"]
 
@@ -147,12 +169,17 @@ def test_a_file_name_of_another_encoding_does_not_stop_the_report(tmp_path, conv
 
 
 def test_classes_asked_for_in_their_order(tmp_path, convert):
-    card, _ = convert(voc_tree(tmp_path / "raw", {**BOXES, "d": [("dog", 1, 1, 10, 5)]}), classes=("dog", "bird"))
+    card, _ = convert(
+        voc_tree(tmp_path / "raw", {**BOXES, "d": [("dog", 1, 1, 10, 5)]}), classes=("dog", "bird")
+    )
     assert (card.classes, objects(card)["a.jpg"]) == (("dog", "bird"), [("~dog", 2, 3, 38, 27)])
     assert card.splits["train"].skipped == {"class not asked for": 2}
 
 
-@pytest.mark.parametrize(("declared", "kept"), [((40, 30), True), (None, True), ((0, 0), True), ((41, 30), False), ((30, 40), False)])
+@pytest.mark.parametrize(
+    ("declared", "kept"),
+    [((40, 30), True), (None, True), ((0, 0), True), ((41, 30), False), ((30, 40), False)],
+)
 def test_the_declared_size_must_be_the_images(tmp_path, convert, declared, kept):
     folder = voc_tree(tmp_path / "raw", {"a": BOXES["a"], "b": BOXES["b"]})
     write_text(folder / "Annotations" / "a.xml", voc_xml(BOXES["a"], size=declared))
@@ -213,11 +240,19 @@ def test_images_and_annotations_that_cannot_be_read_are_counted(tmp_path, conver
     assert len([line for line in card.details["warnings"] if "the first is" in line]) == 5
 
 
-BOMB = '<!DOCTYPE b [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]><annotation>&b;</annotation>'
-OUTSIDE = '<!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><object><name>&x;</name></object></annotation>'
+BOMB = (
+    '<!DOCTYPE b [<!ENTITY a "xxxxxxxxxx"><!ENTITY b '
+    '"&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]><annotation>&b;</annotation>'
+)
+OUTSIDE = (
+    "<!DOCTYPE b [<!ENTITY x SYSTEM "
+    '"file:///etc/passwd">]><annotation><object><name>&x;</name></object></annotation>'
+)
 
 
-@pytest.mark.parametrize("text", [BOMB, OUTSIDE, '<!DOCTYPE b SYSTEM "http://nowhere.invalid/b.dtd"><annotation/>'])
+@pytest.mark.parametrize(
+    "text", [BOMB, OUTSIDE, '<!DOCTYPE b SYSTEM "http://nowhere.invalid/b.dtd"><annotation/>']
+)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_document_type_is_refused(tmp_path, text, encoding):
     file = tmp_path / "a.xml"
@@ -271,7 +306,9 @@ def test_a_list_of_another_encoding(tmp_path, convert):
         convert(folder)
 
 
-@pytest.mark.parametrize(("gone", "message"), [("JPEGImages", "holds no images"), ("Annotations", "holds no VOC annotations")])
+@pytest.mark.parametrize(
+    ("gone", "message"), [("JPEGImages", "holds no images"), ("Annotations", "holds no VOC annotations")]
+)
 def test_without_images_or_annotations_the_error_says_so(tmp_path, convert, gone, message):
     folder = voc_tree(tmp_path / "raw", BOXES)
     for file in (folder / gone).iterdir():

@@ -18,7 +18,7 @@ YAML = "train: images/train\nval: images/val\nnc: 2\nnames: ['car', 'person']\n"
 
 
 def make(raw, tmp_path, **options):
-    """The card of the set that is made of ``raw``."""
+    """The card of the set that is made from ``raw``."""
     how = {"workers": 1, "overwrite": True, "allow_empty": options.pop("allow_empty", False)}
     return prepare(recipe([raw], tmp_path / "data", **options), tmp_path / "data", "own", **how)[0]
 
@@ -35,9 +35,11 @@ def split_trees(folder, settings=YAML, image="images/{}", label="labels/{}"):
 
 @pytest.fixture
 def one(tmp_path):
-    """one(label text) -> card of a set with that one picture of 40x30."""
+    """one(label text) -> card of a set with one picture of 40x30."""
 
-    def make_one(text, settings="train: images\nnames: {0: car, 1: person}\n", more=MappingProxyType({}), **image):
+    def make_one(
+        text, settings="train: images\nnames: {0: car, 1: person}\n", more=MappingProxyType({}), **image
+    ):
         write_image(tmp_path / "raw" / "images" / "a.jpg", **image)
         write_text(tmp_path / "raw" / "data.yaml", settings)
         if isinstance(text, bytes):
@@ -62,7 +64,8 @@ def test_images_and_labels_side_by_side(tmp_path, packed):
     "settings",
     [
         "path: /content/datasets/own\ntrain: images/train\nval: images/val\nnames: [car, person]\n",
-        "path: ../datasets/own  # where it was\ntrain: images/train\nval: images/val\ntest:\nnames:\n  0: car\n  1: person\n",
+        "path: ../datasets/own  # where it was\ntrain: images/train\nval: "
+        "images/val\ntest:\nnames:\n  0: car\n  1: person\n",
         "train: ../images/train\nval: ../images/val\nnames: [car, person]\n",
         "train: /home/somebody/own/images/train\nval: /home/somebody/own/images/val\nnames: [car, person]\n",
         "train: [images/train]\nvalid: ./images/val/\nnames: [car, person]\n",
@@ -80,11 +83,17 @@ def test_a_folder_per_split(tmp_path):
     raw = split_trees(tmp_path / "raw", settings, "{}/images", "{}/labels")
     (raw / "val").rename(raw / "valid")
     card = make(raw, tmp_path)
-    assert objects(card, "val") == {"1.jpg": BOXES} and card.images_root("val").as_posix().endswith("valid/images")
+    assert objects(card, "val") == {"1.jpg": BOXES}
+    assert card.images_root("val").as_posix().endswith("valid/images")
 
 
 def test_another_splits_folder_is_no_substitute(tmp_path):
-    raw = split_trees(tmp_path / "raw", "train: train/images\nval: val/images\nnames: [car, person]\n", "{}/images", "{}/labels")
+    raw = split_trees(
+        tmp_path / "raw",
+        "train: train/images\nval: val/images\nnames: [car, person]\n",
+        "{}/images",
+        "{}/labels",
+    )
     (raw / "train").rename(raw / "test")
     with pytest.raises(MrtError, match=r"data\.yaml: train is 'train/images', and there is no such folder"):
         make(raw, tmp_path)
@@ -141,8 +150,16 @@ def test_polygons_and_key_points(one):
 
 def test_bad_lines_are_left_out_and_counted(one):
     bad = {
-        "line that is not class cx cy w h": ["0 0.5 0.5 0.5", "car 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.2 0.2 0.3 0.3 0.4"],
-        "annotation of an unknown category": ["2 0.5 0.5 0.5 0.5", "-1 0.5 0.5 0.5 0.5", "0.5 0.5 0.5 0.5 0.5"],
+        "line that is not class cx cy w h": [
+            "0 0.5 0.5 0.5",
+            "car 0.5 0.5 0.5 0.5",
+            "0 0.1 0.1 0.2 0.2 0.3 0.3 0.4",
+        ],
+        "annotation of an unknown category": [
+            "2 0.5 0.5 0.5 0.5",
+            "-1 0.5 0.5 0.5 0.5",
+            "0.5 0.5 0.5 0.5 0.5",
+        ],
         "box with a number that is not finite": ["0 0.5 nan 0.5 0.5", "0 0.5 0.5 inf 0.5"],
         "box with shares outside 0 to 1": ["0 20 15 10 8", "0 0.5 -0.2 0.5 0.5"],
         "box without area": ["0 0.5 0.5 0 0.5", "0 0.5 0.5 0.5 -0.005"],
@@ -207,7 +224,11 @@ def test_settings_that_cannot_be_used_are_named(one, settings, words):
 
 
 def test_names_that_yaml_takes_for_something_else(one):
-    assert one("0 0.5 0.5 0.5 0.5\n", "train: images\nnames: [no, 12, null]\n").classes == ("no", "12", "null")
+    assert one("0 0.5 0.5 0.5 0.5\n", "train: images\nnames: [no, 12, null]\n").classes == (
+        "no",
+        "12",
+        "null",
+    )
 
 
 def test_two_sets_in_one_folder(tmp_path):
@@ -215,7 +236,13 @@ def test_two_sets_in_one_folder(tmp_path):
         split_trees(tmp_path / "raw" / name, settings)
     card = make(tmp_path / "raw", tmp_path)
     other = [("person", *BOXES[0][1:]), ("car", *BOXES[1][1:])]
-    assert objects(card) == {"a/images/train/1.jpg": BOXES, "b/images/train/1.jpg": other} and card.classes == ("car", "person")
+    assert objects(card) == {
+        "a/images/train/1.jpg": BOXES,
+        "b/images/train/1.jpg": other,
+    }
+    assert card.classes == ("car", "person")
     write_text(tmp_path / "raw" / "dataset.yaml", YAML)  # one above both
-    with pytest.raises(MrtError, match=r"several YOLO files with class names: a/data\.yaml, b/data\.yaml, dataset\.yaml"):
+    with pytest.raises(
+        MrtError, match=r"several YOLO files with class names: a/data\.yaml, b/data\.yaml, dataset\.yaml"
+    ):
         make(tmp_path / "raw", tmp_path)

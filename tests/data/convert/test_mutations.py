@@ -1,7 +1,9 @@
-"""Nothing that a raw file can hold ends in a traceback: every reader on thousands of broken files, from the raw files to the prepared set.
+"""No content of a raw file ends in a traceback.
 
-What comes out is an MrtError, or a set that keeps all its promises (:func:`mutations.require_sound`). ``make test`` tries the same few
-hundred files each time, ``make soak`` (or MRT_MUTATIONS=N) many others.
+Every reader is tried on thousands of broken files, from the raw files to the prepared set.
+
+What comes out is an MrtError, or a set that keeps all its promises (:func:`mutations.require_sound`). ``make
+test`` tries the same few hundred files each time, ``make soak`` (or MRT_MUTATIONS=N) many others.
 """
 
 from __future__ import annotations
@@ -50,14 +52,25 @@ EVERY_RUN = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=py
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch):
-    """Files need not outlive this machine."""
+    """Nothing is synced to the disk: files need not survive a crash of the machine."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def try_all(strategy, body: Callable[[bytes], None], count: int) -> None:
-    """Call ``body`` with examples of the strategy: always the same ones if they are few."""
-    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much]
-    how = settings(max_examples=count, deadline=None, database=None, derandomize=count <= FEW, suppress_health_check=checks)
+    """Call ``body`` with examples of the strategy: always the same ones if there are few."""
+    checks = [
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+        HealthCheck.filter_too_much,
+    ]
+    how = settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=count <= FEW,
+        suppress_health_check=checks,
+    )
 
     @how
     @given(content=strategy)
@@ -65,14 +78,18 @@ def try_all(strategy, body: Callable[[bytes], None], count: int) -> None:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("default")
             body(content)
-        shown = [str(one.message) for one in told if not issubclass(one.category, (DeprecationWarning, ResourceWarning))]
+        shown = [
+            str(one.message)
+            for one in told
+            if not issubclass(one.category, (DeprecationWarning, ResourceWarning))
+        ]
         assert not shown, f"printed: {shown}"
 
     run()
 
 
 def conversion(folder: Path, reader: Reader) -> Callable[[bytes], None]:
-    """What is tried: the whole way from the raw files, with one of them broken, to the prepared set."""
+    """One trial: the whole way from raw files, one of them broken, to the prepared set."""
     raw, root = folder / "raw", folder / "data"
     reader.write(raw)
     place = raw / reader.file
@@ -99,13 +116,15 @@ def test_raw_files(tmp_path, name, count):
     body = conversion(tmp_path, reader)
     good = (tmp_path / "raw" / reader.file).read_bytes()
     body(good)
-    assert reader.unasked or (tmp_path / "data" / "set" / CARD_NAME).is_file(), "the unbroken file gives a set"
+    assert reader.unasked or (tmp_path / "data" / "set" / CARD_NAME).is_file(), (
+        "the unbroken file gives a set"
+    )
     few = FEW if name in ALONE else FEW // 4  # the same readers, found by themselves or in company
     try_all(broken(good, PurePosixPath(reader.file).suffix), body, count if count > FEW else few)
 
 
 def prepared(folder: Path) -> Path:
-    """A prepared set without hashes, so that a changed file is looked into."""
+    """A prepared set without hashes, so that a changed file is still read."""
     raw, root = folder / "data" / "raw", folder / "data"  # so that the card has no path of this machine
     coco_tree(raw)
     card, _ = prepare(own("coco")(raw, root), root, "set", workers=1)
@@ -152,7 +171,10 @@ def _samples(dataset: DetectionDataset) -> None:
 
 
 def body_of(folder: Path, name: str) -> tuple[Callable[[bytes], None], Path]:
-    """What is tried on a reader's file ("coco-coco"), or on a prepared set's by a user of it ("train.json check"); and that file."""
+    """What is tried on a reader's file, and that file.
+
+    ``name`` is a reader ("coco-coco"), or a prepared set's file and a user of it ("train.json check").
+    """
     if name in READERS:
         return conversion(folder, READERS[name]), folder / "raw" / READERS[name].file
     file, user = name.split()
@@ -174,7 +196,7 @@ def test_prepared_sets(tmp_path, name, count):
 
 
 def picture_body(place: Path) -> Callable[[bytes], None]:
-    """What is tried on the bytes of a picture."""
+    """The trial for the bytes of a picture."""
 
     def body(content: bytes) -> None:
         place.write_bytes(content)
@@ -219,7 +241,7 @@ DEPTHS = range(400, 1000, 5)
 
 
 def kinds_of_places(tree: Any) -> list[tuple]:
-    """A path for each kind of node: of the entries of a list only the first."""
+    """A path for each kind of node; of a list's entries only the first."""
     found: dict[tuple, tuple] = {}
     for path in places_in(tree):
         if path:
@@ -230,7 +252,7 @@ def kinds_of_places(tree: Any) -> list[tuple]:
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [*OF_JSON, *OF_PREPARED])
 def test_values_within_values(tmp_path, name):
-    """A value that is nested so deeply that the parser still takes it, and what comes after it may not."""
+    """A value nested just so deeply that the parser still reads it, but later steps may not."""
     body, place = body_of(tmp_path, name)
     good = json.loads(place.read_bytes())
     for depth in DEPTHS:

@@ -1,4 +1,4 @@
-"""Boxes around outlines, against pycocotools where it has them."""
+"""Boxes around outlines, compared with pycocotools where it supports them."""
 
 from __future__ import annotations
 

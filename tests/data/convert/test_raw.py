@@ -1,4 +1,4 @@
-"""Raw files as one tree: tar archives that several sets share, links, what the data root holds."""
+"""Raw files as one tree: tar archives that several sets share, links, the content of the data root."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def test_a_tar_that_was_unpacked_for_one_set_serves_the_next(tmp_path):
     pack(tmp_path / "tree", raw / "x.tgz")
     assert contents(RawFiles([raw], r"\.png$", tmp_path / "data")) == {}
     assert contents(RawFiles([raw], r"\.jpg$", tmp_path / "data")) == {"a.jpg": "picture"}
-    assert contents(RawFiles([raw], r"\.(jpg|xml)$", tmp_path / "data")) == {"a.jpg": "picture", "a.xml": "boxes"}
+    assert contents(RawFiles([raw], r"\.(jpg|xml)$", tmp_path / "data")) == {
+        "a.jpg": "picture",
+        "a.xml": "boxes",
+    }
     for pattern in (r"\.png$", r"\.jpg$", r"\.(jpg|xml)$"):
         RawFiles([raw], pattern, tmp_path / "data", lambda *_: pytest.fail("all of it is unpacked"))
 
@@ -73,19 +76,28 @@ def test_what_the_data_root_holds_is_no_raw_file(tmp_path):
     write_text(tmp_path / "data" / "mine" / "preview.jpg", "")
     write_text(tmp_path / "data" / "unpacked" / "x.tgz" / "2.jpg", "")
     write_text(tmp_path / "data" / "downloads" / "3.jpg", "")
-    assert sorted(RawFiles([tmp_path], r"\.jpg$", tmp_path / "data").files) == ["1.jpg", "data/downloads/3.jpg"]
-    assert sorted(RawFiles([tmp_path / "data" / "mine"], r"\.jpg$", tmp_path / "data").files) == ["preview.jpg"]  # asked for by name
+    assert sorted(RawFiles([tmp_path], r"\.jpg$", tmp_path / "data").files) == [
+        "1.jpg",
+        "data/downloads/3.jpg",
+    ]
+    # asked for by name
+    assert sorted(RawFiles([tmp_path / "data" / "mine"], r"\.jpg$", tmp_path / "data").files) == [
+        "preview.jpg"
+    ]
 
 
 def test_odd_but_harmless_member_names(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("./a//1.jpg", "dot")
         file.writestr("12:30:00.jpg", "colon")
-    assert contents(RawFiles([tmp_path / "x.zip"], r"\.jpg$", tmp_path / "data")) == {"a/1.jpg": "dot", "12:30:00.jpg": "colon"}
+    assert contents(RawFiles([tmp_path / "x.zip"], r"\.jpg$", tmp_path / "data")) == {
+        "a/1.jpg": "dot",
+        "12:30:00.jpg": "colon",
+    }
 
 
 def own(*raw, data):
-    """The raw files of a user's own set, and what is said of them."""
+    """The raw files of a user's own set, and the notes on them."""
     files = own_files(list(raw), data)
     return contents(files), files.notes
 
@@ -99,7 +111,8 @@ def test_different_files_of_one_path_are_two_files_of_two_places(tmp_path):
     found, notes = own(tmp_path / "cam1", tmp_path / "cam2", data=tmp_path / "data")
     both = {"cam1/images/0.jpg": "cam1", "cam2/images/0.jpg": "cam2"}
     assert found == both | {"cam1/classes.txt": "car", "cam2/classes.txt": "car"}
-    assert len(notes) == 1 and "1 paths are in several places" in notes[0] and "(in cam1 and cam2)" in notes[0]
+    assert len(notes) == 1 and "1 paths are in several places" in notes[0]
+    assert "(in cam1 and cam2)" in notes[0]
     found, notes = own(tmp_path / "cam1", tmp_path / "cam3", data=tmp_path / "data")
     assert found == {"images/0.jpg": "cam1", "classes.txt": "car"} and "each is taken once" in notes[0]
 
@@ -125,7 +138,8 @@ def test_an_archive_beside_the_folder_it_was_unpacked_to(tmp_path, packed, top, 
     for path in sorted(tree.rglob("*.*")):
         write_text(raw / below / path.relative_to(tree), path.read_text())
     found, notes = own(raw, data=tmp_path / "data")
-    assert sorted(found.values()) == ["1", "2", "picture 1", "picture 2"] and "4 files are in several places" in notes[0]
+    assert sorted(found.values()) == ["1", "2", "picture 1", "picture 2"]
+    assert "4 files are in several places" in notes[0]
     (raw / below / "labels" / "2.txt").write_text("3")  # corrected after unpacking
     with pytest.raises(MrtError, match=r"hold the same image .*2\.jpg with different labels \(.*2\.txt\)"):
         own(raw, data=tmp_path / "data")
@@ -171,7 +185,9 @@ def test_an_archive_of_which_a_part_is_unpacked(tmp_path):
     pack(tmp_path / "tree", tmp_path / "raw" / "x.zip")
     for number in range(3):
         (tmp_path / "tree" / f"{number}.jpg").rename(tmp_path / "raw" / "some" / f"{number}.jpg")
-    assert sorted(own(tmp_path / "raw", data=tmp_path / "data")[0]) == [f"some/{number}.jpg" for number in range(8)]
+    assert sorted(own(tmp_path / "raw", data=tmp_path / "data")[0]) == [
+        f"some/{number}.jpg" for number in range(8)
+    ]
 
 
 def test_what_is_not_opened_or_is_no_part_of_a_set(tmp_path):

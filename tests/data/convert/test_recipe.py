@@ -1,4 +1,4 @@
-"""From pictures to a set on disk: ids, counts, warnings; whole or not at all."""
+"""From pictures to a set on disk: ids, counts, warnings; completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,17 +26,33 @@ def convert(job: int) -> Picture | Skipped:
     if job == 5:
         raise MrtError("5.json: not valid JSON")
     things = [Thing("car", (1, 2, 3.25, 4), 13.0), Thing("person", (0, 0, 2, 2), 4.0, ignored=True)]
-    return Picture(f"{min(job, 8)}.png", 64, 48, things if job % 2 else (), {"box without area": 1} if job == 1 else {}, {"beta": 0.02})
+    return Picture(
+        f"{min(job, 8)}.png",
+        64,
+        48,
+        things if job % 2 else (),
+        {"box without area": 1} if job == 1 else {},
+        {"beta": 0.02},
+    )
 
 
 def recipe(jobs: list[int], **more) -> Recipe:
-    return Recipe("fog", ("person", "car"), {"train": Split(Path("/raw/images"), jobs, convert, {"no labels": 2})}, "made up", **more)
+    return Recipe(
+        "fog",
+        ("person", "car"),
+        {"train": Split(Path("/raw/images"), jobs, convert, {"no labels": 2})},
+        "made up",
+        **more,
+    )
 
 
 def test_what_is_written(tmp_path):
     seen = []
     card, warnings = prepare(
-        recipe([1, 2, 3, 7], expected={"train": {"images": 4, "car": 2, "person": 1}}), tmp_path, "s", on_progress=lambda *n: seen.append(n)
+        recipe([1, 2, 3, 7], expected={"train": {"images": 4, "car": 2, "person": 1}}),
+        tmp_path,
+        "s",
+        on_progress=lambda *n: seen.append(n),
     )
     assert read_card(tmp_path / "s") == card and card.details["warnings"] == warnings
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -51,7 +67,14 @@ def test_what_is_written(tmp_path):
     coco = json.loads((tmp_path / "s" / "train.json").read_text())
     assert coco["images"][0] == {"id": 1, "file_name": "1.png", "width": 64, "height": 48, "beta": 0.02}
     assert [a["id"] for a in coco["annotations"]] == [1, 2, 3, 4]
-    assert coco["annotations"][0] == {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 3.25, 4], "area": 13, "iscrowd": 0}
+    assert coco["annotations"][0] == {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 2,
+        "bbox": [1, 2, 3.25, 4],
+        "area": 13,
+        "iscrowd": 0,
+    }
     assert coco["annotations"][1]["iscrowd"] == 1
     assert coco["categories"] == [{"id": 1, "name": "person"}, {"id": 2, "name": "car"}]
 
@@ -71,11 +94,15 @@ def test_the_same_image_twice_is_taken_once(tmp_path):
 
 
 def test_a_split_of_which_nothing_is_there_is_a_warning(tmp_path):
-    _, warnings = prepare(recipe([1], expected={"train": {"images": 1}, "val": {"images": 500}}), tmp_path, "s")
+    _, warnings = prepare(
+        recipe([1], expected={"train": {"images": 1}, "val": {"images": 500}}), tmp_path, "s"
+    )
     assert warnings == ["val: nothing found of the official 500 images"]
 
 
-@pytest.mark.parametrize(("jobs", "words"), [([], "no images to convert"), ([3], "none of the 1 images"), ([1, 5], "5.json")])
+@pytest.mark.parametrize(
+    ("jobs", "words"), [([], "no images to convert"), ([3], "none of the 1 images"), ([1, 5], "5.json")]
+)
 def test_nothing_is_left_of_what_fails(tmp_path, jobs, words):
     with pytest.raises(MrtError, match=words):
         prepare(recipe(jobs), tmp_path, "s")
@@ -102,8 +129,9 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path):
         def slow(job):
             time.sleep(0.2)
             return Picture(f"{job}.png", 8, 8)
-        prepare(Recipe("d", ("a",), {"train": Split(Path("/raw"), list(range(100)), slow)}, "x"), Path(sys.argv[1]), "s", workers=1,
-                on_progress=lambda done, total: print(done, flush=True))
+        recipe = Recipe("d", ("a",), {"train": Split(Path("/raw"), list(range(100)), slow)}, "x")
+        tell = lambda done, total: print(done, flush=True)
+        prepare(recipe, Path(sys.argv[1]), "s", workers=1, on_progress=tell)
     """)
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"1\n"

@@ -1,6 +1,9 @@
-"""Inputs of the same kinds as issue 13's cases, as users of other tools have them: no box lost or moved, no held-out image in train.
+"""Inputs of the same kinds as issue 13's cases, as users of other tools have them.
 
-The number is the kind's in the issue. Each goes through the command line; what is said is pinned by the words that a user needs.
+No box may be lost or moved, no held-out image may be in train.
+
+The number is the kind's in the issue. Each goes through the command line; what is said is pinned by the words
+that a user needs.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ HERE = ("--raw", "input")
 
 
 class Sibling(NamedTuple):
-    """How an input is made, the command's words, and what comes of it: the set, or None for a refusal, and what is said."""
+    """How an input is made, the command's words, and what comes of it.
+
+    That is the set (None for a refusal) and what is said.
+    """
 
     make: Callable[[Path], None]
     words: tuple[str, ...]
@@ -41,7 +47,7 @@ SIBLINGS: dict[str, Sibling] = {}
 def sibling(
     kind: int, sets: dict[str, dict[str, list[tuple]]] | None, *said: str, words: tuple[str, ...] = HERE
 ) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
-    """Try what a function makes."""
+    """Register a function that makes an input, with what is expected of it."""
 
     def keep(make: Callable[[Path], None]) -> Callable[[Path], None]:
         SIBLINGS[f"{kind}-{make.__name__}"] = Sibling(make, words, sets, said)
@@ -56,7 +62,7 @@ def _somewhere(somewhere):
 
 
 def yolo(folder: Path, names: str | list[str], line: str = YOLO_LINE) -> Path:
-    """Photos and their labels, other pixels in each folder, and a classes.txt with one class."""
+    """Photos and their labels, with different pixels in each folder, and a classes.txt with one class."""
     for name in names:
         photo(folder / f"images/{name}.jpg", seed=folder.name)
         write_text(folder / f"labels/{name}.txt", line)
@@ -66,14 +72,30 @@ def yolo(folder: Path, names: str | list[str], line: str = YOLO_LINE) -> Path:
 
 def labelme_json(name: str) -> str:
     shape = {"label": "car", "points": [[10, 10], [30, 30]], "shape_type": "rectangle"}
-    return json.dumps({"version": "5.2.1", "flags": {}, "shapes": [shape], "imagePath": name, "imageHeight": 60, "imageWidth": 80})
+    return json.dumps(
+        {
+            "version": "5.2.1",
+            "flags": {},
+            "shapes": [shape],
+            "imagePath": name,
+            "imageHeight": 60,
+            "imageWidth": 80,
+        }
+    )
 
 
-def annotated(folder: Path, *annotations: dict[str, Any], size: tuple[int, int] | None = SIZE, orientation: int | None = None) -> None:
+def annotated(
+    folder: Path,
+    *annotations: dict[str, Any],
+    size: tuple[int, int] | None = SIZE,
+    orientation: int | None = None,
+) -> None:
     """One photo and a COCO file with these annotations of it."""
     photo(folder / "a.jpg", orientation=orientation)
     image = {"id": 1, "file_name": "a.jpg", **({"width": size[0], "height": size[1]} if size else {})}
-    numbered = [{"id": number, "image_id": 1, "category_id": 1, **found} for number, found in enumerate(annotations)]
+    numbered = [
+        {"id": number, "image_id": 1, "category_id": 1, **found} for number, found in enumerate(annotations)
+    ]
     write_text(folder / "train.json", json.dumps(coco_content([image], numbered)))
 
 
@@ -86,16 +108,27 @@ def only(*boxes: tuple, split: str = "train", file: str = "a.jpg") -> dict[str, 
 
 @sibling(
     1,
-    {"train": {f"cam{n}.tar.gz/images/f{k}.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 30), (3, 54)) for k in (0, 1)}},
+    {
+        "train": {
+            f"cam{n}.tar.gz/images/f{k}.jpg": [("car", x, 15, 20, 30)]
+            for n, x in ((1, 6), (2, 30), (3, 54))
+            for k in (0, 1)
+        }
+    },
     "(in cam1.tar.gz and cam2.tar.gz): the places are kept apart",
 )
 def three_cameras_in_tar_files(folder: Path) -> None:
     folder.mkdir()
     for number, centre in ((1, 0.2), (2, 0.5), (3, 0.8)):
-        pack(yolo(Path(f"cam{number}"), ["f0", "f1"], f"0 {centre} 0.5 0.25 0.5\n"), folder / f"cam{number}.tar.gz")
+        pack(
+            yolo(Path(f"cam{number}"), ["f0", "f1"], f"0 {centre} 0.5 0.25 0.5\n"),
+            folder / f"cam{number}.tar.gz",
+        )
 
 
-@sibling(1, {"train": {f"{n}.jpg": [MIDDLE] for n in "abc"}}, "7 files are in several places with the same content")
+@sibling(
+    1, {"train": {f"{n}.jpg": [MIDDLE] for n in "abc"}}, "7 files are in several places with the same content"
+)
 def zip_with_a_top_folder_beside_what_came_out_of_it(folder: Path) -> None:
     yolo(folder / "set", "abc")
     shutil.copytree(folder / "set", "top/set")
@@ -128,18 +161,30 @@ def a_place_inside_another_one(folder: Path) -> None:
     yolo(folder, "ab")
 
 
-@sibling(1, {"train": {f"task{n}.zip/JPEGImages/f0.jpg": [("car", 10 * n, 10, 10, 10)] for n in (1, 2)}}, "kept apart")
+@sibling(
+    1,
+    {"train": {f"task{n}.zip/JPEGImages/f0.jpg": [("car", 10 * n, 10, 10, 10)] for n in (1, 2)}},
+    "kept apart",
+)
 def two_voc_exports_of_the_same_file_names(folder: Path) -> None:
     folder.mkdir()
     for number in (1, 2):
-        task = voc_tree(Path(f"task{number}"), {"f0": [("car", 10 * number + 1, 11, 10 * number + 10, 20)]}, {"default": ["f0"]})
+        task = voc_tree(
+            Path(f"task{number}"),
+            {"f0": [("car", 10 * number + 1, 11, 10 * number + 10, 20)]},
+            {"default": ["f0"]},
+        )
         photo(task / "JPEGImages/f0.jpg", seed=str(number), size=(40, 30))
         pack(task, folder / f"task{number}.zip")
 
 
 @sibling(
     1,
-    {"train": {f"cam{n}/images/f{n}.jpg": [(name, 30, 15, 20, 30)] for n, name in ((1, "car"), (2, "person"))}},
+    {
+        "train": {
+            f"cam{n}/images/f{n}.jpg": [(name, 30, 15, 20, 30)] for n, name in ((1, "car"), (2, "person"))
+        }
+    },
     words=("--raw", "input/cam1", "input/cam2"),
 )
 def two_places_with_their_classes_in_another_order(folder: Path) -> None:
@@ -156,7 +201,10 @@ def boxes_as_text(folder: Path) -> None:
 
 
 @sibling(
-    2, None, "2 of 2 annotation records (100 %) gave no box: 2 x annotation of an unknown category", "a.jpg, line 1: 1 0.5 0.5 0.25 0.5"
+    2,
+    None,
+    "2 of 2 annotation records (100 %) gave no box: 2 x annotation of an unknown category",
+    "a.jpg, line 1: 1 0.5 0.5 0.25 0.5",
 )
 def class_numbers_that_begin_with_1(folder: Path) -> None:
     yolo(folder, "ab", "1 0.5 0.5 0.25 0.5\n")
@@ -192,9 +240,15 @@ def decimal_commas(folder: Path) -> None:
     "2 of 5 annotation records (40 %) gave no box",
 )
 def ids_as_tables_write_them(folder: Path) -> None:
-    images = [{"id": number, "file_name": photo(folder / f"{letter}.jpg").name} for number, letter in ((1, "a"), (2, "b"), (1000, "c"))]
+    images = [
+        {"id": number, "file_name": photo(folder / f"{letter}.jpg").name}
+        for number, letter in ((1, "a"), (2, "b"), (1000, "c"))
+    ]
     ids = ("1.0", " 2", 1e3, float("nan"), None)
-    annotations = [{"id": n, "image_id": image, "category_id": "1" if n < 3 else 1, "bbox": BOX} for n, image in enumerate(ids)]
+    annotations = [
+        {"id": n, "image_id": image, "category_id": "1" if n < 3 else 1, "bbox": BOX}
+        for n, image in enumerate(ids)
+    ]
     write_text(folder / "train.json", json.dumps(coco_content(images, annotations)))
 
 
@@ -214,13 +268,15 @@ def kitti_as_its_two_zips(folder: Path) -> None:
 @sibling(3, None, "1 look like csv labels (labels.csv)", "--format csv")
 def a_table_in_utf16(folder: Path) -> None:
     photo(folder / "a.jpg")
-    write_text(folder / "labels.csv", "").write_bytes((CSV + "a.jpg,80,60,car,10,10,30,30\n").encode("utf-16"))
+    content = CSV + "a.jpg,80,60,car,10,10,30,30\n"
+    write_text(folder / "labels.csv", "").write_bytes(content.encode("utf-16"))
 
 
 @sibling(3, None, "2 look like labelme labels", "--format labelme")
 def labelme_in_utf16(folder: Path) -> None:
     for letter in "ab":
-        write_text(folder / f"{letter}.json", "").write_bytes(labelme_json(photo(folder / f"{letter}.jpg").name).encode("utf-16"))
+        content = labelme_json(photo(folder / f"{letter}.jpg").name)
+        write_text(folder / f"{letter}.json", "").write_bytes(content.encode("utf-16"))
 
 
 @sibling(3, {"train": {f"{n}.jpg": [MIDDLE] for n in "ab"}})
@@ -235,7 +291,9 @@ def supervisely(folder: Path) -> None:
     photo(folder / "img/a.jpg")
     corners = {"exterior": [[10, 10], [30, 30]], "interior": []}
     objects = [{"classTitle": "car", "geometryType": "rectangle", "points": corners}]
-    write_text(folder / "ann/a.jpg.json", json.dumps({"size": {"height": 60, "width": 80}, "objects": objects}))
+    write_text(
+        folder / "ann/a.jpg.json", json.dumps({"size": {"height": 60, "width": 80}, "objects": objects})
+    )
 
 
 @sibling(3, None, "of no kind that mrt knows: annotations.mat", "--format images")
@@ -255,7 +313,9 @@ def what_macs_and_windows_leave_is_no_label(folder: Path) -> None:
 # 4: more layouts
 
 
-@sibling(4, only(CAR, split="train") | only(CAR, split="val", file="b.jpg"), words=(*HERE, "--format", "visdrone"))
+@sibling(
+    4, only(CAR, split="train") | only(CAR, split="val", file="b.jpg"), words=(*HERE, "--format", "visdrone")
+)
 def visdrone_as_its_zips(folder: Path) -> None:
     folder.mkdir()
     for split, letter in (("train", "a"), ("val", "b")):
@@ -267,14 +327,20 @@ def visdrone_as_its_zips(folder: Path) -> None:
 
 @sibling(
     4,
-    {split: {f"{name}.jpg": [CAR], "same.jpg": [("car", 5, 5, 20, 20)]} for split, name in (("train", "train"), ("val", "valid"))},
+    {
+        split: {f"{name}.jpg": [CAR], "same.jpg": [("car", 5, 5, 20, 20)]}
+        for split, name in (("train", "train"), ("val", "valid"))
+    },
     words=("--raw", "input/train", "input/valid", "--format", "csv"),
 )
 def roboflow_tables_named_one_by_one(folder: Path) -> None:
     for name in ("train", "valid"):
         photo(folder / name / f"{name}.jpg")
         photo(folder / name / "same.jpg", seed=name)
-        write_text(folder / name / "_annotations.csv", f"{CSV}{name}.jpg,80,60,car,10,10,30,30\nsame.jpg,80,60,car,5,5,25,25\n")
+        write_text(
+            folder / name / "_annotations.csv",
+            f"{CSV}{name}.jpg,80,60,car,10,10,30,30\nsame.jpg,80,60,car,5,5,25,25\n",
+        )
 
 
 @sibling(4, only(CAR), words=(*HERE, "--format", "bdd"))
@@ -285,13 +351,20 @@ def bdd100k_a_file_for_each_image(folder: Path) -> None:
     write_text(folder / "labels/100k/train/a.json", json.dumps(content))
 
 
-@sibling(4, only(CAR), "1 images are in no label file and left out: images/b.jpg", words=(*HERE, "--format", "cvat"))
+@sibling(
+    4,
+    only(CAR),
+    "1 images are in no label file and left out: images/b.jpg",
+    words=(*HERE, "--format", "cvat"),
+)
 def cvat_for_images(folder: Path) -> None:
     for letter in "ab":
         photo(folder / f"images/{letter}.jpg")
     box = '<box label="car" xtl="10" ytl="10" xbr="30" ybr="30"/>'
     image = f'<image id="0" name="a.jpg" width="80" height="60">{box}</image>'
-    write_text(folder / "annotations.xml", f"<annotations><version>1.1</version><meta></meta>{image}</annotations>")
+    write_text(
+        folder / "annotations.xml", f"<annotations><version>1.1</version><meta></meta>{image}</annotations>"
+    )
 
 
 # 5: names
@@ -316,14 +389,20 @@ def a_composed_label_of_a_decomposed_image(folder: Path) -> None:
     (folder / "labels/cafe\u0301.txt").rename(folder / "labels/caf\u00e9.txt")
 
 
-@sibling(5, only(("car", 10, 10, 20, 20), file="cafe\u0301.jpg"), "splits are those of ImageSets/Main/train.txt")
+@sibling(
+    5, only(("car", 10, 10, 20, 20), file="cafe\u0301.jpg"), "splits are those of ImageSets/Main/train.txt"
+)
 def a_composed_list_of_a_decomposed_image(folder: Path) -> None:
     write_image(folder / "JPEGImages/cafe\u0301.jpg")
     write_text(folder / "Annotations/caf\u00e9.xml", voc_xml([VOC_BOX]))
     write_text(folder / "ImageSets/Main/train.txt", "caf\u00e9\n")
 
 
-@sibling(5, {"train": {"my car.jpg": [CAR], "100%.jpg": [CAR], "a%20b.jpg": [CAR]}}, "1 image names are written differently")
+@sibling(
+    5,
+    {"train": {"my car.jpg": [CAR], "100%.jpg": [CAR], "a%20b.jpg": [CAR]}},
+    "1 image names are written differently",
+)
 def names_of_urls_where_some_are_meant_so(folder: Path) -> None:
     for name in ("my car.jpg", "100%.jpg", "a%20b.jpg"):
         photo(folder / "images" / name)
@@ -397,7 +476,13 @@ def yolo_lines(folder: Path, *lines: str) -> None:
 
 
 PIXELS = ("0 40 30 20 20\n", "0 10 10 8 8\n", "0 60 50 20 20\n")
-OF_PIXELS = {"train": {"a.jpg": [("car", 30, 20, 20, 20)], "b.jpg": [("car", 6, 6, 8, 8)], "c.jpg": [("car", 50, 40, 20, 20)]}}
+OF_PIXELS = {
+    "train": {
+        "a.jpg": [("car", 30, 20, 20, 20)],
+        "b.jpg": [("car", 6, 6, 8, 8)],
+        "c.jpg": [("car", 50, 40, 20, 20)],
+    }
+}
 
 
 @sibling(7, OF_PIXELS, "fit their images only as cx cy w h in pixels: read so")
@@ -407,7 +492,13 @@ def yolo_in_pixels(folder: Path) -> None:
 
 @sibling(
     7,
-    {"train": {"a.jpg": [("car", 40, 30, 20, 20)], "b.jpg": [("car", 0, 0, 18, 18)], "c.jpg": [("car", 60, 50, 19, 9)]}},
+    {
+        "train": {
+            "a.jpg": [("car", 40, 30, 20, 20)],
+            "b.jpg": [("car", 0, 0, 18, 18)],
+            "c.jpg": [("car", 60, 50, 19, 9)],
+        }
+    },
     "fit their images only as corners x0 y0 x1 y1 in pixels: read so",
 )
 def yolo_in_corners(folder: Path) -> None:
@@ -419,9 +510,14 @@ def yolo_in_pixels_but_for_one(folder: Path) -> None:
     yolo_lines(folder, *PIXELS, "0 0.5 0.5 0.25 0.5\n")
 
 
-@sibling(7, None, "3 of 4 boxes stick out of their images", "all fit as corners", "corners (x0 y0 x1 y1 in pixels)")
+@sibling(
+    7, None, "3 of 4 boxes stick out of their images", "all fit as corners", "corners (x0 y0 x1 y1 in pixels)"
+)
 def coco_with_corners(folder: Path) -> None:
-    annotated(folder, *({"bbox": box} for box in ([40, 30, 70, 55], [50, 40, 79, 59], [60, 10, 70, 50], [1, 1, 5, 5])))
+    annotated(
+        folder,
+        *({"bbox": box} for box in ([40, 30, 70, 55], [50, 40, 79, 59], [60, 10, 70, 50], [1, 1, 5, 5])),
+    )
 
 
 @sibling(
@@ -443,7 +539,13 @@ def coco_in_shares_that_may_be_corners(folder: Path) -> None:
 
 @sibling(
     2,
-    {"train": {"cam1/images/f0.jpg": [], "cam1/images/f1.jpg": [MIDDLE], "cam2/images/f0.jpg": [("car", 6, 15, 20, 30)]}},
+    {
+        "train": {
+            "cam1/images/f0.jpg": [],
+            "cam1/images/f1.jpg": [MIDDLE],
+            "cam2/images/f0.jpg": [("car", 6, 15, 20, 30)],
+        }
+    },
     "1 images have no label file and are taken as images without objects: cam1/images/f0.jpg",
 )
 def an_image_does_not_take_the_labels_of_another_one(folder: Path) -> None:
@@ -452,7 +554,11 @@ def an_image_does_not_take_the_labels_of_another_one(folder: Path) -> None:
     yolo(folder / "cam2", ["f0"], "0 0.2 0.5 0.25 0.5\n")
 
 
-@sibling(5, {"train": {"A.jpg": [], "a.jpg": [MIDDLE]}}, "no label file and are taken as images without objects: A.jpg")
+@sibling(
+    5,
+    {"train": {"A.jpg": [], "a.jpg": [MIDDLE]}},
+    "no label file and are taken as images without objects: A.jpg",
+)
 def two_images_whose_names_differ_in_case(folder: Path) -> None:
     yolo(folder, ["a"])
     photo(folder / "images/A.jpg", seed="other")
@@ -471,7 +577,10 @@ def zip_beside_its_folder_where_the_split_was_changed(folder: Path) -> None:
 @sibling(
     1,
     {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}},
-    words=("--raw", *(f"input/{split}/{part}" for split in ("train", "valid") for part in ("images", "labels"))),
+    words=(
+        "--raw",
+        *(f"input/{split}/{part}" for split in ("train", "valid") for part in ("images", "labels")),
+    ),
 )
 def halves_of_each_split_named_one_by_one(folder: Path) -> None:
     for split, name in (("train", "a"), ("valid", "b")):
@@ -492,14 +601,20 @@ def bare_images_in_folders_of_splits(folder: Path) -> None:
     photo(folder / "test/t.jpg")
 
 
-@sibling(9, {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}}, "splits are those of train.txt (train), val.txt (val)")
+@sibling(
+    9,
+    {"train": {"a.jpg": [MIDDLE]}, "val": {"b.jpg": [MIDDLE]}},
+    "splits are those of train.txt (train), val.txt (val)",
+)
 def lists_of_names_without_suffixes(folder: Path) -> None:
     yolo(folder, "ab")
     write_text(folder / "train.txt", "a\n")
     write_text(folder / "val.txt", "b\n")
 
 
-@sibling(9, {"train": {"a.jpg": [MIDDLE]}, "test": {"b.jpg": [MIDDLE]}}, "splits are those of test.txt (test)")
+@sibling(
+    9, {"train": {"a.jpg": [MIDDLE]}, "test": {"b.jpg": [MIDDLE]}}, "splits are those of test.txt (test)"
+)
 def a_list_of_test_images_only(folder: Path) -> None:
     yolo(folder, "ab")
     write_text(folder / "test.txt", "images/b.jpg\n")
@@ -536,7 +651,9 @@ def coco_of_which_some_are_shares(folder: Path) -> None:
     annotated(folder, *({"bbox": [0.1, 0.2, 0.3, 0.4]} for _ in range(9)), {"bbox": BOX})
 
 
-@sibling(7, only(CAR, ("car", 1, 1, 8, 8), ("car", 30, 20, 10, 20)), "their areas are those of corners: read so")
+@sibling(
+    7, only(CAR, ("car", 1, 1, 8, 8), ("car", 30, 20, 10, 20)), "their areas are those of corners: read so"
+)
 def coco_corners_that_only_areas_tell(folder: Path) -> None:
     corners = ([10, 10, 30, 30], [1, 1, 9, 9], [30, 20, 40, 40])
     annotated(folder, *({"bbox": box, "area": (box[2] - box[0]) * (box[3] - box[1])} for box in corners))
@@ -548,12 +665,18 @@ def voc_in_shares(folder: Path) -> None:
     write_text(folder / "a.xml", voc_xml([("car", 0.1, 0.2, 0.6, 0.7)], SIZE))
 
 
-@sibling(7, None, "boxes stick out of their images as centre and size, and all fit as corners", "corner-shares")
+@sibling(
+    7, None, "boxes stick out of their images as centre and size, and all fit as corners", "corner-shares"
+)
 def yolo_shares_of_corners(folder: Path) -> None:
     yolo(folder, "a", "0 0.6 0.6 0.95 0.8\n0 0.5 0.5 0.9 0.9\n0 0.7 0.1 0.9 0.9\n")
 
 
-@sibling(2, only(("car", 70, 10, 10, 20), CAR), "1 of 2 boxes (50 %) stuck out of their images by more than a pixel and were cut: a.jpg")
+@sibling(
+    2,
+    only(("car", 70, 10, 10, 20), CAR),
+    "1 of 2 boxes (50 %) stuck out of their images by more than a pixel and were cut: a.jpg",
+)
 def a_box_that_sticks_out(folder: Path) -> None:
     annotated(folder, {"bbox": [70, 10, 30, 20]}, {"bbox": BOX})
 
@@ -565,14 +688,21 @@ def a_trackers_table(folder: Path) -> None:
 
 
 @sibling(
-    3, only(CAR), "1 label files have other names than the images that they state: one.json for a.jpg", words=(*HERE, "--format", "labelme")
+    3,
+    only(CAR),
+    "1 label files have other names than the images that they state: one.json for a.jpg",
+    words=(*HERE, "--format", "labelme"),
 )
 def labelme_files_of_other_names(folder: Path) -> None:
     photo(folder / "a.jpg")
     write_text(folder / "one.json", labelme_json("a.jpg"))
 
 
-@sibling(1, {"train": {f"task{n}.zip/obj_train_data/a.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 54))}}, "kept apart")
+@sibling(
+    1,
+    {"train": {f"task{n}.zip/obj_train_data/a.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 54))}},
+    "kept apart",
+)
 def two_yolo_exports_of_cvat(folder: Path) -> None:
     folder.mkdir()
     for number, centre in ((1, 0.2), (2, 0.8)):
@@ -581,16 +711,32 @@ def two_yolo_exports_of_cvat(folder: Path) -> None:
         write_text(task / "obj_train_data/a.txt", f"0 {centre} 0.5 0.25 0.5\n")
         write_text(task / "obj.names", "car\n")
         write_text(task / "train.txt", "data/obj_train_data/a.jpg\n")
-        write_text(task / "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+        write_text(
+            task / "obj.data",
+            "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n",
+        )
         pack(task, folder / f"task{number}.zip")
 
 
-@sibling(10, None, "no images that are read, but 1 files of kinds that Pillow does not open: a.heic", "Convert pictures")
+@sibling(
+    10,
+    None,
+    "no images that are read, but 1 files of kinds that Pillow does not open: a.heic",
+    "Convert pictures",
+)
 def nothing_but_heic(folder: Path) -> None:
     write_text(folder / "a.heic", "")
 
 
-@sibling(1, {"train": {f"cam{n}.zip/images/license_plate_0.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 54))}}, "kept apart")
+@sibling(
+    1,
+    {
+        "train": {
+            f"cam{n}.zip/images/license_plate_0.jpg": [("car", x, 15, 20, 30)] for n, x in ((1, 6), (2, 54))
+        }
+    },
+    "kept apart",
+)
 def licence_plates_are_no_licences(folder: Path) -> None:
     folder.mkdir()
     for number, centre in ((1, 0.2), (2, 0.8)):
@@ -608,13 +754,19 @@ def archives_named_after_splits_beside_what_came_out_of_them(folder: Path) -> No
 @sibling(
     9,
     {
-        "train": {"VOC2007/JPEGImages/a.jpg": [("car", 10, 10, 20, 20)], "VOC2012/JPEGImages/c.jpg": [("car", 10, 10, 20, 20)]},
+        "train": {
+            "VOC2007/JPEGImages/a.jpg": [("car", 10, 10, 20, 20)],
+            "VOC2012/JPEGImages/c.jpg": [("car", 10, 10, 20, 20)],
+        },
         "val": {"d.jpg": [("car", 10, 10, 20, 20)]},
         "test": {"b.jpg": [("car", 10, 10, 20, 20)]},
     },
 )
 def a_year_with_trainval_and_one_with_train(folder: Path) -> None:
-    for year, lists in (("VOC2007", {"trainval": ["a"], "test": ["b"]}), ("VOC2012", {"train": ["c"], "val": ["d"]})):
+    for year, lists in (
+        ("VOC2007", {"trainval": ["a"], "test": ["b"]}),
+        ("VOC2012", {"train": ["c"], "val": ["d"]}),
+    ):
         names = [name for entries in lists.values() for name in entries]
         voc_tree(folder / year, {name: [VOC_BOX] for name in names}, lists)
         for name in names:
@@ -623,7 +775,9 @@ def a_year_with_trainval_and_one_with_train(folder: Path) -> None:
 
 
 @sibling(
-    9, {"train": {"a.jpg": [MIDDLE]}, "test": {"b.jpg": [MIDDLE]}}, "splits are those of lists/test.txt (test), lists/train.txt (train)"
+    9,
+    {"train": {"a.jpg": [MIDDLE]}, "test": {"b.jpg": [MIDDLE]}},
+    "splits are those of lists/test.txt (test), lists/train.txt (train)",
 )
 def lists_whose_lines_climb_up(folder: Path) -> None:
     yolo(folder, "ab")
@@ -635,10 +789,17 @@ def lists_whose_lines_climb_up(folder: Path) -> None:
 def a_table_of_images_in_folders_of_splits(folder: Path) -> None:
     for place in ("train/a", "test/b"):
         photo(folder / f"{place}.jpg")
-    write_text(folder / "boxes.csv", CSV + "".join(f"{place}.jpg,80,60,car,10,10,30,30\n" for place in ("train/a", "test/b")))
+    write_text(
+        folder / "boxes.csv",
+        CSV + "".join(f"{place}.jpg,80,60,car,10,10,30,30\n" for place in ("train/a", "test/b")),
+    )
 
 
-@sibling(9, {"train": {"a.jpg": [CAR]}, "test": {"b.jpg": [CAR]}}, "divided as its images' entries or folders say: 1 train, 1 test")
+@sibling(
+    9,
+    {"train": {"a.jpg": [CAR]}, "test": {"b.jpg": [CAR]}},
+    "divided as its images' entries or folders say: 1 train, 1 test",
+)
 def coco_photos_beside_a_folder_of_test_images(folder: Path) -> None:
     for place in ("photos/a", "test/b"):
         photo(folder / f"{place}.jpg")
@@ -678,7 +839,12 @@ def outlines_of_all_sorts_beside_empty_boxes(folder: Path) -> None:
 @sibling(8, only(CAR, CAR, ("car", 1, 2, 3, 4)))
 def no_box_at_all_beside_an_outline(folder: Path) -> None:
     outline = [[10, 10, 30, 10, 30, 30, 10, 30]]
-    annotated(folder, {"bbox": None, "segmentation": outline}, {"segmentation": outline}, {"bbox": [1, 2, 3, 4], "segmentation": outline})
+    annotated(
+        folder,
+        {"bbox": None, "segmentation": outline},
+        {"segmentation": outline},
+        {"bbox": [1, 2, 3, 4], "segmentation": outline},
+    )
 
 
 @sibling(8, only(("car", 10, 10, 20, 20), ("bus", 10, 10, 20, 20)))
@@ -686,7 +852,9 @@ def voc_polygons(folder: Path) -> None:
     photo(folder / "a.jpg", size=(40, 30))
     empty = "<bndbox><xmin>0</xmin><ymin>0</ymin><xmax>0</xmax><ymax>0</ymax></bndbox>"
     numbered = "<polygon><x1>11</x1><y1>11</y1><x2>30</x2><y2>11</y2><x3>30</x3><y3>30</y3></polygon>"
-    points = "<polygon><pt><x>11</x><y>11</y></pt><pt><x>30</x><y>11</y></pt><pt><x>30</x><y>30</y></pt></polygon>"
+    points = (
+        "<polygon><pt><x>11</x><y>11</y></pt><pt><x>30</x><y>11</y></pt><pt><x>30</x><y>30</y></pt></polygon>"
+    )
     objects = f"<object><name>car</name>{empty}{numbered}</object><object><name>bus</name>{points}</object>"
     write_text(folder / "a.xml", voc_xml([], extra=objects))
 
@@ -694,13 +862,19 @@ def voc_polygons(folder: Path) -> None:
 # 9: stated splits
 
 
-@sibling(9, {"train": {"a.jpg": [MIDDLE], "b.jpg": [MIDDLE]}, "val": {"c.jpg": [MIDDLE]}}, "taken out of train: c.jpg")
+@sibling(
+    9,
+    {"train": {"a.jpg": [MIDDLE], "b.jpg": [MIDDLE]}, "val": {"c.jpg": [MIDDLE]}},
+    "taken out of train: c.jpg",
+)
 def darknet_lists_that_overlap(folder: Path) -> None:
     yolo(folder, "abc")
     (folder / "classes.txt").rename(folder / "obj.names")
     write_text(folder / "train.txt", "".join(f"data/images/{n}.jpg\n" for n in "abc"))
     write_text(folder / "test.txt", "data/images/c.jpg\n")
-    write_text(folder / "obj.data", "classes=1\ntrain=data/train.txt\nvalid=data/test.txt\nnames=data/obj.names\n")
+    write_text(
+        folder / "obj.data", "classes=1\ntrain=data/train.txt\nvalid=data/test.txt\nnames=data/obj.names\n"
+    )
 
 
 @sibling(9, None, "all 2 images of the split train are in test too")
@@ -750,7 +924,9 @@ def beside_a_good_one(folder: Path, name: str, content: bytes) -> None:
     coco(folder / "train.json", {"ok.jpg": [BOX], name: [BOX]})
 
 
-@sibling(10, only(CAR, file="ok.jpg"), "kind of image not read, the first is p.jpg (HEIC: convert it to JPEG)")
+@sibling(
+    10, only(CAR, file="ok.jpg"), "kind of image not read, the first is p.jpg (HEIC: convert it to JPEG)"
+)
 def a_phone_photo_renamed(folder: Path) -> None:
     beside_a_good_one(folder, "p.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"x" * 200)
 
@@ -782,34 +958,49 @@ def kinds_that_pillow_reads(folder: Path) -> None:
 def huge(folder: Path) -> None:
     photo(folder / "images/ok.jpg")
     Image.new("1", (20000, 10000)).save(folder / "images/huge.png")
-    images = [{"id": 1, "file_name": "ok.jpg"}, {"id": 2, "file_name": "huge.png", "width": 20000, "height": 10000}]
+    images = [
+        {"id": 1, "file_name": "ok.jpg"},
+        {"id": 2, "file_name": "huge.png", "width": 20000, "height": 10000},
+    ]
     boxes = ([10, 10, 20, 20], [10000, 5000, 99, 99])
-    annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": box} for n, box in enumerate(boxes, start=1)]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": box} for n, box in enumerate(boxes, start=1)
+    ]
     write_text(folder / "train.json", json.dumps(coco_content(images, annotations)))
 
 
-@sibling(10, only(CAR, file="ok.jpg"), "image with more pixels than are read, the first is huge.png (20000x10000")
+@sibling(
+    10, only(CAR, file="ok.jpg"), "image with more pixels than are read, the first is huge.png (20000x10000"
+)
 def an_image_of_200_million_pixels(folder: Path) -> None:
     huge(folder)
 
 
-@sibling(10, {"train": {"ok.jpg": [CAR], "huge.png": [("car", 10000, 5000, 99, 99)]}}, words=(*HERE, "--max-pixels", "200000000"))
+@sibling(
+    10,
+    {"train": {"ok.jpg": [CAR], "huge.png": [("car", 10000, 5000, 99, 99)]}},
+    words=(*HERE, "--max-pixels", "200000000"),
+)
 def an_image_of_200_million_pixels_that_is_trusted(folder: Path) -> None:
     huge(folder)
 
 
-@sibling(10, only(("car", 10, 10, 20, 20), file="b.jpg"), "annotation in another encoding than it says", "a.xml")
+@sibling(
+    10, only(("car", 10, 10, 20, 20), file="b.jpg"), "annotation in another encoding than it says", "a.xml"
+)
 def russian_that_says_it_is_utf8(folder: Path) -> None:
     voc_tree(folder, {"a": [("\u043c\u0430\u0448\u0438\u043d\u0430", 1, 1, 9, 9)], "b": [VOC_BOX]})
-    text = (folder / "Annotations/a.xml").read_text(encoding="utf-8")
-    (folder / "Annotations/a.xml").write_bytes(('<?xml version="1.0" encoding="utf-8"?>' + text).encode("cp1251"))
+    file = folder / "Annotations/a.xml"
+    text = '<?xml version="1.0" encoding="utf-8"?>' + file.read_text(encoding="utf-8")
+    file.write_bytes(text.encode("cp1251"))
 
 
 @sibling(10, only(("\u043c\u0430\u0448\u0438\u043d\u0430", 10, 10, 20, 20)))
 def russian_that_says_so(folder: Path) -> None:
     voc_tree(folder, {"a": [("\u043c\u0430\u0448\u0438\u043d\u0430", *VOC_BOX[1:])]})
-    text = (folder / "Annotations/a.xml").read_text(encoding="utf-8")
-    (folder / "Annotations/a.xml").write_bytes(('<?xml version="1.0" encoding="windows-1251"?>' + text).encode("cp1251"))
+    file = folder / "Annotations/a.xml"
+    text = '<?xml version="1.0" encoding="windows-1251"?>' + file.read_text(encoding="utf-8")
+    file.write_bytes(text.encode("cp1251"))
 
 
 # 11: kinds
@@ -864,7 +1055,10 @@ def categories_with_odd_groups(folder: Path) -> None:
     annotated(folder, {"bbox": BOX})
     content = json.loads((folder / "train.json").read_text())
     groups = ({"a": 1}, None, 5, [["x"]], True)
-    content["categories"] = [{"id": n, "name": name, "supercategory": groups[n - 1]} for n, name in enumerate(("car", *"bcde"), start=1)]
+    content["categories"] = [
+        {"id": n, "name": name, "supercategory": groups[n - 1]}
+        for n, name in enumerate(("car", *"bcde"), start=1)
+    ]
     write_text(folder / "train.json", json.dumps(content))
 
 
@@ -895,7 +1089,10 @@ def test_siblings(name):
 WEIRD = (None, True, {"a": [1]}, [[]], 1e400, "\ud800")
 PATHS = (
     *(("images", 0, key) for key in ("id", "file_name", "width")),
-    *(("annotations", 0, key) for key in ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")),
+    *(
+        ("annotations", 0, key)
+        for key in ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
+    ),
     *(("categories", 0, key) for key in ("id", "name", "supercategory")),
     *(("images",), ("annotations",), ("categories",), ("images", 0), ("annotations", 0), ("categories", 0)),
 )
@@ -916,13 +1113,19 @@ def test_no_value_of_a_coco_file_ends_in_a_traceback(path):
 
 
 def test_what_a_dry_run_says_is_not_written():
-    """Of a tar archive, which would be unpacked."""
+    """With a tar archive, which would be unpacked."""
     yolo(Path("made"), ["train/a", "val/b"])
     pack(Path("made"), Path("set.tar.gz"))
     shutil.rmtree("made")
     found = prepare("--raw", "set.tar.gz", "--dry-run")
     assert found.code == 0 and not found.sets and [path.name for path in Path().iterdir()] == ["set.tar.gz"]
-    for words in ("would be read as yolo", "mine train: 1 images", "mine val: 1 images", "boxes by class: car 1", "Nothing was written"):
+    for words in (
+        "would be read as yolo",
+        "mine train: 1 images",
+        "mine val: 1 images",
+        "boxes by class: car 1",
+        "Nothing was written",
+    ):
         assert words in found.said
 
 

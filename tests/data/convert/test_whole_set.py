@@ -14,17 +14,24 @@ from mrt.errors import MrtError
 
 
 def make(raw, tmp_path, allow_empty=False, **options):
-    """The card of the set that is made of ``raw``."""
+    """The card of the set that is made from ``raw``."""
     how = {"workers": 1, "overwrite": True, "allow_empty": allow_empty}
     return prepare(recipe([raw], tmp_path / "data", **options), tmp_path / "data", "own", **how)[0]
 
 
 def coco(tmp_path, boxes, size=(40, 30), orientation=None, claimed=(40, 30), name="train"):
     """A COCO set: a photo for each list of boxes."""
-    images = [{"id": n, "file_name": f"{name}{n}.jpg", "width": claimed[0], "height": claimed[1]} for n in range(len(boxes))]
+    images = [
+        {"id": n, "file_name": f"{name}{n}.jpg", "width": claimed[0], "height": claimed[1]}
+        for n in range(len(boxes))
+    ]
     for entry in images:
         write_image(tmp_path / "raw" / entry["file_name"], size, orientation)
-    annotations = [{"id": 99, "image_id": n, "category_id": 1, "bbox": box} for n, found in enumerate(boxes) for box in found]
+    annotations = [
+        {"id": 99, "image_id": n, "category_id": 1, "bbox": box}
+        for n, found in enumerate(boxes)
+        for box in found
+    ]
     annotations = [{**entry, "id": number} for number, entry in enumerate(annotations)]
     write_text(tmp_path / "raw" / f"{name}.json", json.dumps(coco_content(images, annotations)))
     return tmp_path / "raw"
@@ -37,12 +44,25 @@ def notes(card):
 @pytest.mark.parametrize(
     ("claimed", "boxes", "size", "said"),
     [
-        ((40, 30), [[[5, 20, 10, 18]], [[1, 1, 2, 2]]], "30x40", "read the other way round than their size says"),  # for the shown picture
-        ((30, 40), [[[20, 5, 18, 10]], [[1, 1, 2, 2]]], "40x30", "read the other way round than their size says"),  # for the stored one
+        # for the shown picture
+        (
+            (40, 30),
+            [[[5, 20, 10, 18]], [[1, 1, 2, 2]]],
+            "30x40",
+            "read the other way round than their size says",
+        ),
+        # for the stored one
+        (
+            (30, 40),
+            [[[20, 5, 18, 10]], [[1, 1, 2, 2]]],
+            "40x30",
+            "read the other way round than their size says",
+        ),
         ((40, 30), [[[20, 5, 18, 10]], [[1, 1, 2, 2]]], "40x30", "the boxes of 1 fit their pictures only so"),
         ((30, 40), [[[5, 20, 10, 18]], [[1, 1, 2, 2]]], "30x40", "the boxes of 1 fit their pictures only so"),
         ((40, 30), [[[1, 1, 2, 2]], [[3, 3, 2, 2]]], "40x30", "no box tells which way"),
-        ((40, 30), [[[20, 5, 25, 40]], [[3, 3, 2, 2]]], "40x30", "no box tells which way"),  # sticks out of both
+        # sticks out of both
+        ((40, 30), [[[20, 5, 25, 40]], [[3, 3, 2, 2]]], "40x30", "no box tells which way"),
     ],
 )
 def test_turned_photos_are_read_the_way_their_boxes_fit(tmp_path, claimed, boxes, size, said):
@@ -51,8 +71,14 @@ def test_turned_photos_are_read_the_way_their_boxes_fit(tmp_path, claimed, boxes
 
 
 def test_turned_photos_of_which_some_say_this_and_some_that(tmp_path):
-    card = make(coco(tmp_path, [[[5, 20, 10, 18]], [[20, 5, 18, 10]], [[1, 1, 2, 2]]], orientation=8), tmp_path)
-    assert [entry["width"] for entry in json.loads(card.annotations_path("train").read_text())["images"]] == [30, 40, 40]
+    card = make(
+        coco(tmp_path, [[[5, 20, 10, 18]], [[20, 5, 18, 10]], [[1, 1, 2, 2]]], orientation=8), tmp_path
+    )
+    assert [entry["width"] for entry in json.loads(card.annotations_path("train").read_text())["images"]] == [
+        30,
+        40,
+        40,
+    ]
     assert "those of 1 only the other way" in "".join(card.details["warnings"])
 
 
@@ -70,6 +96,9 @@ def test_voc_boxes_turn_a_photo_too(tmp_path):
     assert objects(make(tmp_path / "raw", tmp_path)) == {"a.jpg": [("car", 5, 20, 10, 18)]}
 
 
+CORNERS = [[20, 15, 38, 28], [10, 10, 39, 29], [30, 20, 40, 30]]
+
+
 @pytest.mark.parametrize(
     ("boxes", "asked", "expected"),
     [
@@ -79,30 +108,46 @@ def test_voc_boxes_turn_a_photo_too(tmp_path):
         ([[0.1, 0.2, 0.3, 0.4]], "pixels", [(0.1, 0.2, 0.3, 0.4)]),
         ([[0, 0, 1, 1]], "auto", "lie within 0 to 1"),  # the whole image, or a pixel
         ([[0.5, 0.5, 0.25, 0.5], [0, 0, 20, 10]], "auto", [(0.5, 0.5, 0.25, 0.5), (0, 0, 20, 10)]),
-        ([[20, 15, 38, 28], [10, 10, 39, 29], [30, 20, 40, 30]], "auto", "3 of 3 boxes stick out(.|\n)*all fit as corners(.|\n)*corners"),
-        ([[20, 15, 38, 28], [10, 10, 39, 29], [30, 20, 40, 30]], "corners", [(20, 15, 18, 13), (10, 10, 29, 19), (30, 20, 10, 10)]),
-        ([[20, 15, 38, 28], [10, 10, 39, 29], [5, 5, 3, 3]], "auto", [(20, 15, 20, 15), (10, 10, 30, 20), (5, 5, 3, 3)]),
+        (CORNERS, "auto", "3 of 3 boxes stick out(.|\n)*all fit as corners(.|\n)*corners"),
+        (CORNERS, "corners", [(20, 15, 18, 13), (10, 10, 29, 19), (30, 20, 10, 10)]),
+        ([*CORNERS[:2], [5, 5, 3, 3]], "auto", [(20, 15, 20, 15), (10, 10, 30, 20), (5, 5, 3, 3)]),
     ],
-)  # fmt: skip
+)
 def test_units_of_coco_boxes(tmp_path, boxes, asked, expected):
     raw = coco(tmp_path, [boxes])
     if isinstance(expected, str):
         with pytest.raises(MrtError, match=expected):
             make(raw, tmp_path, boxes=asked)
     else:
-        assert objects(make(raw, tmp_path, boxes=asked)) == {"train0.jpg": [("car", *box) for box in expected]}
+        assert objects(make(raw, tmp_path, boxes=asked)) == {
+            "train0.jpg": [("car", *box) for box in expected]
+        }
 
 
 @pytest.mark.parametrize(
     ("lines", "asked", "expected"),
     [
-        (["0 20 15 10 8", "0 4 4 8 8", "0 36 26 8 8"], "auto", [(15, 11, 10, 8), (0, 0, 8, 8), (32, 22, 8, 8)]),  # no corners: 10 < 20
-        (["0 20 15 38 28", "0 10 10 39 29", "0 30 20 40 30"], "auto", [(20, 15, 18, 13), (10, 10, 29, 19), (30, 20, 10, 10)]),
-        (["0 20 15 10 8"], "auto", "1 of 1 boxes have numbers outside 0 to 1(.|\n)*--boxes pixels"),  # one box is not enough
+        # no corners: 10 < 20
+        (
+            ["0 20 15 10 8", "0 4 4 8 8", "0 36 26 8 8"],
+            "auto",
+            [(15, 11, 10, 8), (0, 0, 8, 8), (32, 22, 8, 8)],
+        ),
+        (
+            ["0 20 15 38 28", "0 10 10 39 29", "0 30 20 40 30"],
+            "auto",
+            [(20, 15, 18, 13), (10, 10, 29, 19), (30, 20, 10, 10)],
+        ),
+        # one box is not enough
+        (["0 20 15 10 8"], "auto", "1 of 1 boxes have numbers outside 0 to 1(.|\n)*--boxes pixels"),
         (["0 20 15 10 8"], "pixels", [(15, 11, 10, 8)]),
         (["0 10 10 20 20"], "corners", [(10, 10, 10, 10)]),
         (["0 20 15 10 8", "0 0.5 0.5 0.5 0.5", "0 30 20 8 8"], "auto", "2 of 3 boxes"),
-        (["0 20 15 10 8", "0 0.5 0.5 0.5 0.5", "0 0.25 0.25 0.5 0.5"], "auto", [(10, 7.5, 20, 15), (0, 0, 20, 15)]),
+        (
+            ["0 20 15 10 8", "0 0.5 0.5 0.5 0.5", "0 0.25 0.25 0.5 0.5"],
+            "auto",
+            [(10, 7.5, 20, 15), (0, 0, 20, 15)],
+        ),
         (["0 20 15 10 8", "0 30 20 8 8", "0 0.5 0.5 0.5 0.5"], "shares", [(10, 7.5, 20, 15)]),
     ],
 )
@@ -115,13 +160,18 @@ def test_units_of_yolo_numbers(tmp_path, lines, asked, expected):
             make(tmp_path / "raw", tmp_path, boxes=asked)
         return
     card = make(tmp_path / "raw", tmp_path, boxes=asked, class_map={"car": "vehicle"}, classes=("vehicle",))
-    assert objects(card) == {"a.jpg": [("vehicle", *box) for box in expected]}, "classes are chosen in the second reading, too"
+    assert objects(card) == {"a.jpg": [("vehicle", *box) for box in expected]}, (
+        "classes are chosen in the second reading, too"
+    )
 
 
 def test_what_gave_no_box_is_said_with_shares_reasons_and_examples(tmp_path):
-    card = make(coco(tmp_path, [[[1, 1, 5, 5]], [[50, 1, 5, 5], [1, 1, 0, 5]], [[60, 1, 5, 5]], []]), tmp_path)
+    card = make(
+        coco(tmp_path, [[[1, 1, 5, 5]], [[50, 1, 5, 5], [1, 1, 0, 5]], [[60, 1, 5, 5]], []]), tmp_path
+    )
     assert card.details["losses"] == [
-        "train: 3 of 4 annotation records (75 %) gave no box: 2 x box outside the image, 1 x box without area",
+        "train: 3 of 4 annotation records (75 %) gave no box: 2 x box outside the "
+        "image, 1 x box without area",
         "train: box outside the image: train1.jpg: car at 50, 1, 55, 6, train2.jpg: car at 60, 1, 65, 6",
         "train: box without area: train1.jpg: car at 1, 1, 1, 6",
     ]
@@ -135,7 +185,9 @@ def test_a_labelled_set_without_a_box_is_refused(tmp_path, crowd):
         content = json.loads((raw / "train.json").read_text())
         content["annotations"][0]["iscrowd"] = 1
         write_text(raw / "train.json", json.dumps(content))
-    with pytest.raises(MrtError, match=r"without a single box that counts \(1 annotation records read\)(.|\n)*--allow-empty") as error:
+    with pytest.raises(
+        MrtError, match=r"without a single box that counts \(1 annotation records read\)(.|\n)*--allow-empty"
+    ) as error:
         make(raw, tmp_path)
     assert ("box outside the image" in str(error.value)) != crowd and not (tmp_path / "data" / "own").exists()
     card = make(raw, tmp_path, allow_empty=True)
@@ -144,13 +196,19 @@ def test_a_labelled_set_without_a_box_is_refused(tmp_path, crowd):
 
 
 def split(*numbers):
-    return Split(Path("/raw"), numbers, lambda number: Picture(f"{number}.jpg", 9, 9, [Thing("car", (1, 1, 2, 2), 4)]))
+    return Split(
+        Path("/raw"), numbers, lambda number: Picture(f"{number}.jpg", 9, 9, [Thing("car", (1, 1, 2, 2), 4)])
+    )
 
 
 @pytest.mark.parametrize(
     ("splits", "left", "said"),
     [
-        ({"train": (1, 2, 3), "test": (3, 4)}, 2, "1 images are in train and in test: taken out of train: 3.jpg"),
+        (
+            {"train": (1, 2, 3), "test": (3, 4)},
+            2,
+            "1 images are in train and in test: taken out of train: 3.jpg",
+        ),
         ({"train": (1, 2, 3), "val": (2, 3), "test": (3,)}, 1, "1 images are in train and in val"),
         ({"train": (1, 2), "val": (1, 2, 3)}, 2, "train and val hold the same images"),
         ({"train": (1, 2), "test": (1, 2, 3)}, None, "all 2 images of the split train are in test too"),
@@ -173,4 +231,5 @@ def test_a_rehearsal_leaves_nothing(tmp_path):
     raw = coco(tmp_path, [[[1, 1, 5, 5]], []])
     before = sorted(tmp_path.rglob("*"))
     card, _ = rehearse(recipe([raw], tmp_path / "data"), "own", workers=1)
-    assert card.split("train").num_boxes == 1 and card.details["format"] == "coco" and sorted(tmp_path.rglob("*")) == before
+    assert card.split("train").num_boxes == 1 and card.details["format"] == "coco"
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""Small raw trees for the converters' tests; each helper writes files where an owner or a user would have them."""
+"""Small raw trees for the converters' tests, with files where an owner or user would have them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from PIL import Image
 def write_image(path: Path, size: tuple[int, int] = (40, 30), orientation: int | None = None) -> Path:
     """A picture of noise, (width, height), with an EXIF orientation if given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(sum(path.name.encode())).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    pixels = np.random.default_rng(sum(path.name.encode())).integers(
+        0, 256, (size[1], size[0], 3), dtype=np.uint8
+    )
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
@@ -55,7 +57,9 @@ def objects(card: Any, split: str = "train") -> dict[str, list[tuple]]:
     return found
 
 
-def coco_content(images: Sequence[Mapping], annotations: Sequence[Mapping], names: Sequence[str] = ("car", "person")) -> dict[str, Any]:
+def coco_content(
+    images: Sequence[Mapping], annotations: Sequence[Mapping], names: Sequence[str] = ("car", "person")
+) -> dict[str, Any]:
     """A COCO file's content with categories 1, 2, ..."""
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     return {"images": list(images), "annotations": list(annotations), "categories": categories}
@@ -63,7 +67,8 @@ def coco_content(images: Sequence[Mapping], annotations: Sequence[Mapping], name
 
 OWN_VOC = """<annotation><size><width>40</width><height>30</height></size>
 <object><name>car</name><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>12</xmax><ymax>11</ymax></bndbox></object>
-<object><name>motor</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object></annotation>"""
+<object><name>motor</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>\
+</object></annotation>"""
 OWN_BOXES = [("car", 2, 3, 10, 8), ("motor", 0, 0, 40, 30)]
 
 
@@ -77,7 +82,9 @@ def coco_set(folder: Path, images: int = 1) -> Path:
     ]
     for entry in entries:
         write_image(folder / "images" / entry["file_name"])
-    write_text(folder / "instances_default.json", json.dumps(coco_content(entries, annotations, ["car", "motor"])))
+    write_text(
+        folder / "instances_default.json", json.dumps(coco_content(entries, annotations, ["car", "motor"]))
+    )
     return folder
 
 
@@ -93,7 +100,9 @@ def yolo_set(folder: Path, images: int = 1) -> Path:
     """The same as a YOLO set."""
     for n in range(1, images + 1):
         write_image(folder / "images" / f"{n:03}.jpg")
-        write_text(folder / "labels" / f"{n:03}.txt", f"0 {7 / 40} {7 / 30} {10 / 40} {8 / 30}\n1 0.5 0.5 1 1\n")
+        write_text(
+            folder / "labels" / f"{n:03}.txt", f"0 {7 / 40} {7 / 30} {10 / 40} {8 / 30}\n1 0.5 0.5 1 1\n"
+        )
     write_text(folder / "data.yaml", "train: images\nnames: [car, motor]\n")
     return folder
 
@@ -102,8 +111,13 @@ OWN_SETS = {"coco": coco_set, "voc": voc_set, "yolo": yolo_set}
 
 
 def voc_xml(boxes: Sequence[tuple], size: tuple[int, int] | None = (40, 30), extra: str = "") -> str:
-    """A VOC annotation of (name, xmin, ymin, xmax, ymax[, difficult]); ``size`` None leaves <size> out, ``extra`` goes into the root."""
-    width_height = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    """A VOC annotation of (name, xmin, ymin, xmax, ymax[, difficult]).
+
+    ``size`` None leaves <size> out; ``extra`` goes into the root.
+    """
+    width_height = (
+        f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    )
     found = []
     for name, xmin, ymin, xmax, ymax, *difficult in boxes:
         corners = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
@@ -112,7 +126,9 @@ def voc_xml(boxes: Sequence[tuple], size: tuple[int, int] | None = (40, 30), ext
     return f"<annotation><folder>VOC</folder>{width_height}{''.join(found)}{extra}</annotation>"
 
 
-def voc_tree(root: Path, boxes: Mapping[str, Sequence[tuple]], lists: Mapping[str, Sequence[str]] | None = None) -> Path:
+def voc_tree(
+    root: Path, boxes: Mapping[str, Sequence[tuple]], lists: Mapping[str, Sequence[str]] | None = None
+) -> Path:
     """A VOC folder: name -> boxes for :func:`voc_xml`, list name -> its lines."""
     for name, found in boxes.items():
         write_image(root / "JPEGImages" / f"{name}.jpg")
@@ -122,8 +138,17 @@ def voc_tree(root: Path, boxes: Mapping[str, Sequence[tuple]], lists: Mapping[st
     return root
 
 
-def bdd_frame(name: str, boxes: Sequence[tuple] | None = (), timeofday: str = "daytime", weather: str = "clear", **more: Any) -> dict:
-    """A frame of a BDD100K label file: (category, x1, y1, x2, y2[, crowd]); ``boxes`` None leaves "labels" out, as the 2020 file does."""
+def bdd_frame(
+    name: str,
+    boxes: Sequence[tuple] | None = (),
+    timeofday: str = "daytime",
+    weather: str = "clear",
+    **more: Any,
+) -> dict:
+    """A frame of a BDD100K label file: (category, x1, y1, x2, y2[, crowd]).
+
+    ``boxes`` None leaves "labels" out, as the 2020 file does.
+    """
     frame: dict[str, Any] = {
         "name": name,
         "attributes": {"weather": weather, "scene": "highway", "timeofday": timeofday},

@@ -1,9 +1,13 @@
-"""BDD100K's JSON for each image, as the official download has it: ``100k/train/0000f77c-6257be58.json`` for the ``.jpg`` of that name.
+"""BDD100K's JSON for each image, as the official download has it.
 
-``{"name", "attributes", "frames": [{"timestamp", "objects": [{"category", "box2d": {"x1", "y1", "x2", "y2"}}, ...]}]}``. A file is for
-one picture, so it has one frame; a file of several frames is of a video and is left out ("label file of several frames"). Coordinates are
-distances from the upper left corner, as in :mod:`mrt.data.convert.bdd100k`, which reads the label files of a whole split. Lanes and
-drivable areas (``poly2d``) are no objects and not counted; others without ``box2d`` are ("no box"). ``crowd`` makes an ignored object.
+``100k/train/0000f77c-6257be58.json`` belongs to the ``.jpg`` of that name.
+
+``{"name", "attributes", "frames": [{"timestamp", "objects": [{"category", "box2d": {"x1", "y1", "x2", "y2"}},
+...]}]}``. A file is for one picture, so it has one frame; a file of several frames is of a video and is left
+out ("label file of several frames"). Coordinates are distances from the upper left corner, as in
+:mod:`mrt.data.convert.bdd100k`, which reads the label files of a whole split. Lanes and drivable areas
+(``poly2d``) are not objects and not counted; other entries without ``box2d`` are counted ("no box").
+``crowd`` makes an ignored object.
 
 Source: format.md and bdd_data/label2detection.py of ucbdrive/bdd100k (Yu et al. 2020).
 """
@@ -63,7 +67,10 @@ def _record(entry: Any) -> Record | str | None:
 FORMAT = Format(
     name="bdd",
     suffixes=(".json",),
-    needs="a BDD100K JSON file for each image (100k/train/a.json, images/100k/train/a.jpg), with 'frames' and 'objects'",
+    needs=(
+        "a BDD100K JSON file for each image (100k/train/a.json, "
+        "images/100k/train/a.jpg), with 'frames' and 'objects'"
+    ),
     read=read,
     looks=looks,
     folders=frozenset({"100k", "10k", "bdd100k"}),

@@ -1,6 +1,8 @@
-"""Apple's Create ML JSON: ``[{"image": "a.jpg", "annotations": [{"label", "coordinates": {"x", "y", "width", "height"}}]}]``.
+"""Apple's Create ML JSON.
 
-x and y are the box's centre, all in pixels from the upper left corner. ``imagefilename`` and ``annotation`` are older names of the keys.
+``[{"image": "a.jpg", "annotations": [{"label", "coordinates": {"x", "y", "width", "height"}}]}]``: x and y
+are the box's centre, all in pixels from the upper left corner. ``imagefilename`` and ``annotation`` are older
+names of the keys.
 
 Source: developer.apple.com/documentation/createml, "Building an object detector data source".
 """
@@ -25,16 +27,27 @@ def read(place: Path, files: Files) -> dict[str, Sheet]:
     content = reading.read_whole_json(place, NEEDS)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise MrtError(f"{place}: no list of images", f"It should be {NEEDS}.")
-    names = [image_name(entry.get("image", entry.get("imagefilename")), place, f"entry {n}") for n, entry in enumerate(content)]
+    names = [
+        image_name(entry.get("image", entry.get("imagefilename")), place, f"entry {n}")
+        for n, entry in enumerate(content)
+    ]
     refuse_twins(names, place, "Put all objects of an image into one entry.")
-    return {name: reading.collect(_records(entry, place, name)) for name, entry in zip(names, content, strict=True)}
+    return {
+        name: reading.collect(_records(entry, place, name))
+        for name, entry in zip(names, content, strict=True)
+    }
 
 
 def looks(head: bytes, path: str) -> bool:
     """Whether it is a JSON list with images and coordinates."""
     text = decode_head(head).lstrip()
     image = reading.has_key(text, "image") or reading.has_key(text, "imagefilename")
-    return text.startswith("[") and image and reading.has_key(text, "coordinates", before="{") and reading.has_key(text, "label")
+    return (
+        text.startswith("[")
+        and image
+        and reading.has_key(text, "coordinates", before="{")
+        and reading.has_key(text, "label")
+    )
 
 
 def _records(entry: dict[str, Any], place: Path, name: str) -> list[Record | str | None]:

@@ -1,15 +1,20 @@
-"""CVAT's own XML, "CVAT for images 1.1": ``<image name width height>`` with shapes in it, one file for a task or a project.
+"""CVAT's own XML, "CVAT for images 1.1".
+
+``<image name width height>`` elements with shapes in them, one file for a task or a project.
 
 Coordinates are distances from the upper left corner (two decimals).
 
-- **box**, **polygon**, **ellipse**, **mask**, **cuboid**: the upright box around. ``rotation``: degrees about the shape's centre.
-  A mask's ``left``, ``top``, ``width`` and ``height`` are those of its pixels, so its run lengths are not needed.
-- **polyline**, **points**, **skeleton**, **tag** (of a whole image): counted with their reason. So is a shape that is not known here.
+- **box**, **polygon**, **ellipse**, **mask**, **cuboid**: the upright box around the shape. ``rotation``:
+  degrees about the shape's centre. A mask's ``left``, ``top``, ``width`` and ``height`` are those of its
+  pixels, so its run lengths are not needed.
+- **polyline**, **points**, **skeleton**, **tag** (of a whole image) and unknown shapes: counted with their
+  reason.
 
-"CVAT for video 1.1" (``<track>``) has no images' names and is refused. Nothing of the file is passed over without a word: every element in
-an image is a record or counted.
+"CVAT for video 1.1" (``<track>``) has no image names and is refused. Nothing in the file is silently ignored:
+every element in an image is a record or counted.
 
-Source: docs.cvat.ai, "XML annotation format", and cvat/apps/dataset_manager/formats/cvat.py (dump_as_cvat_annotation).
+Source: docs.cvat.ai, "XML annotation format", and cvat/apps/dataset_manager/formats/cvat.py
+(dump_as_cvat_annotation).
 """
 
 from __future__ import annotations
@@ -42,14 +47,16 @@ def read(place: Path, files: Files) -> dict[str, Sheet]:
     """The images of an XML file by their ``name``.
 
     Raises:
-        MrtError: not XML or cut short; a document type; another root; tracks; an image without a name or listed twice.
+        MrtError: not XML or cut short; a document type; another root; tracks; an image without a name or
+            listed twice.
     """
     found = _Reader(place)
     try:
         found.parser.Parse(read_bytes(place), True)
-    except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an encoding that nobody knows
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an unknown encoding
         raise MrtError(
-            f"{place}: not valid XML ({error})", "It may be cut short, or not UTF-8: export it again as 'CVAT for images 1.1'."
+            f"{place}: not valid XML ({error})",
+            "It may be cut short, or not UTF-8: export it again as 'CVAT for images 1.1'.",
         ) from None
     return found.sheets
 
@@ -57,11 +64,14 @@ def read(place: Path, files: Files) -> dict[str, Sheet]:
 def looks(head: bytes, path: str) -> bool:
     """Whether it is XML of ``<annotations>`` with CVAT's version and ``<meta>``, or with images in it."""
     text = decode_head(head)
-    return re.search(r"<annotations\s*>", text) is not None and re.search(r"<(meta|image\s[^>]*\bname=|track\s)", text) is not None
+    return (
+        re.search(r"<annotations\s*>", text) is not None
+        and re.search(r"<(meta|image\s[^>]*\bname=|track\s)", text) is not None
+    )
 
 
 class _Reader:
-    """Takes the elements as the parser meets them: a project's file may have hundreds of megabytes."""
+    """Reads elements while the file is parsed: a project's file may have hundreds of megabytes."""
 
     def __init__(self, place: Path) -> None:
         self.sheets: dict[str, Sheet] = {}
@@ -77,7 +87,8 @@ class _Reader:
 
     def _refuse(self, *_: object) -> None:
         raise MrtError(
-            f"{self._place}: has a document type (<!DOCTYPE ...>), which an annotation does not need and which can do harm",
+            f"{self._place}: has a document type (<!DOCTYPE ...>), which an "
+            "annotation does not need and which can do harm",
             "Remove it from the file if you trust its origin.",
         )
 
@@ -85,17 +96,23 @@ class _Reader:
         self._path.append(tag)
         depth = len(self._path)
         if depth == 1 and tag != "annotations":
-            raise MrtError(f"{self._place}: its root is <{tag[:80]}>, not <annotations>", f"It should be {NEEDS}.")
+            raise MrtError(
+                f"{self._place}: its root is <{tag[:80]}>, not <annotations>", f"It should be {NEEDS}."
+            )
         if depth == 2 and tag == "track":
             raise MrtError(
-                f"{self._place}: has tracks of a video, which say numbers of frames and not the names of images",
+                f"{self._place}: has tracks of a video, which say numbers of frames "
+                "and not the names of images",
                 "Export the task once more, as 'CVAT for images 1.1' with its images.",
             )
         if depth == 2 and tag == "image":
-            self._name = image_name(attributes.get("name"), self._place, f"line {self.parser.CurrentLineNumber}")
+            self._name = image_name(
+                attributes.get("name"), self._place, f"line {self.parser.CurrentLineNumber}"
+            )
             if self._name in self.sheets:
                 raise MrtError(
-                    f"{self._place}: lists the image {self._name!r} more than once", "Export each task of the project for itself."
+                    f"{self._place}: lists the image {self._name!r} more than once",
+                    "Export each task of the project for itself.",
                 )
             self._size = reading.image_size(attributes.get("width"), attributes.get("height"))
             self._found = []
@@ -120,7 +137,7 @@ def _record(tag: str, attributes: Mapping[str, str]) -> Record | str:
 
 
 def _box(tag: str, attributes: Mapping[str, str]) -> reading.Box | str:
-    """The upright box around a shape (NaN where no number stands), or why it has none."""
+    """The upright box around a shape (NaN for what is not a number), or why it has none."""
 
     def values(*names: str) -> list[float]:
         return [reading.number(attributes.get(name)) for name in names]
@@ -139,8 +156,8 @@ def _box(tag: str, attributes: Mapping[str, str]) -> reading.Box | str:
         return reading.around(corners[0::2], corners[1::2])
     if tag == "polygon":
         points = [point.split(",") for point in attributes.get("points", "").split(";")]
-        flat = [reading.number(point[axis]) if len(point) == 2 else math.nan for point in points for axis in (0, 1)]
-        return reading.around(flat[0::2], flat[1::2])
+        pairs = [map(reading.number, point) if len(point) == 2 else (math.nan, math.nan) for point in points]
+        return reading.around(*zip(*pairs, strict=True))
     return f"unknown shape {tag[:40]!r}"
 
 

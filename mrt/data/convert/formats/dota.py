@@ -1,8 +1,10 @@
 """DOTA's labels: ``images/P0001.png``, ``labelTxt/P0001.txt``.
 
-Two header lines (``imagesource:...``, ``gsd:...``; not in version 2), then ``x1 y1 x2 y2 x3 y3 x4 y4 class difficult``. The corners of a
-turned rectangle are distances from the upper left corner; the upright box around them is taken, as the devkit's DOTA2COCO.py does (there
-with the decimals cut off). ``difficult`` may be missing (0); 1, and 2 for what the devkit's ImgSplit.py has cut, are ignored objects.
+Two header lines (``imagesource:...``, ``gsd:...``; not in version 2), then ``x1 y1 x2 y2 x3 y3 x4 y4 class
+difficult``. The corners of a turned rectangle are distances from the image's upper left corner; the upright
+box around them is taken, as the devkit's DOTA2COCO.py does (there with the decimals cut off). ``difficult``
+may be missing (0); 1 makes an ignored object, and so does 2, which the devkit's ImgSplit.py writes for
+objects that it has cut.
 
 Source: dota_utils.py, DOTA2COCO.py and ImgSplit.py of CAPTAIN-WHU/DOTA_devkit (Xia et al. 2018).
 """
@@ -50,7 +52,12 @@ def _record(words: tuple[str, ...], where: str) -> Record | str | None:
     if _is_header(" ".join(words)):
         return None
     values = reading.numbers(words[:8])
-    if len(words) not in (9, 10) or values is None or reading.is_number(words[8]) or words[9:] not in ((), ("0",), ("1",), ("2",)):
+    if (
+        len(words) not in (9, 10)
+        or values is None
+        or reading.is_number(words[8])
+        or words[9:] not in ((), ("0",), ("1",), ("2",))
+    ):
         return BAD_LINE
     label = class_name(words[8])
     if label is None:
@@ -61,7 +68,10 @@ def _record(words: tuple[str, ...], where: str) -> Record | str | None:
 FORMAT = Format(
     name="dota",
     suffixes=(".txt",),
-    needs="a text file for each image (labelTxt/P0001.txt, images/P0001.png), lines 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'",
+    needs=(
+        "a text file for each image (labelTxt/P0001.txt, images/P0001.png), lines 'x1 "
+        "y1 x2 y2 x3 y3 x4 y4 class difficult'"
+    ),
     read=read,
     looks=looks,
     folders=frozenset({"labeltxt", "labeltxt-v1.0", "labeltxt-v1.5", "labeltxt-v2.0", "hbb", "obb"}),

@@ -1,15 +1,21 @@
-"""LabelMe's JSON (wkentaro/labelme, and tools that write the same, such as X-AnyLabeling): ``a.json`` beside ``a.jpg``.
+"""LabelMe's JSON: ``a.json`` beside ``a.jpg``.
 
-``shapes`` are the objects: ``label``, ``points`` and ``shape_type``. Points are distances from the upper left corner of the picture as
-LabelMe shows it, upright by its EXIF entry; ``imageWidth`` and ``imageHeight`` are that picture's.
+Written by wkentaro/labelme and by tools that use the same format, such as X-AnyLabeling.
 
-- **rectangle**: two corners in any order, or all four. **oriented_rectangle**, **rotation** and the like: the upright box around them.
+``shapes`` are the objects: ``label``, ``points`` and ``shape_type``. Points are distances from the upper left
+corner of the picture as LabelMe shows it, upright by its EXIF entry; ``imageWidth`` and ``imageHeight`` are
+that picture's.
+
+- **rectangle**: two corners in any order, or all four. **oriented_rectangle**, **rotation** and similar: the
+  upright box around them.
 - **polygon**, and a shape without a type (as in old versions): the box around its points, at least three.
-- **circle**: centre and a point on its edge. **mask**: the first and the last pixel, both of them in it, so 1 is added.
-- **point**, **points**, **line**, **linestrip**: counted, they have no area.
-- ``difficult`` (X-AnyLabeling) makes an ignored object. ``imageData``, the picture itself, is not looked at.
+- **circle**: centre and a point on its edge. **mask**: its first and last pixel, both inclusive, so 1 is
+  added.
+- **point**, **points**, **line**, **linestrip**: counted, because they have no area.
+- ``difficult`` (X-AnyLabeling) makes an ignored object. ``imageData``, the picture itself, is not read.
 
-Source: labelme/_label_file.py and labelme/_utils/_shape.py (shape_to_mask, shapes_to_label) of LabelMe 5 and 6.
+Source: labelme/_label_file.py and labelme/_utils/_shape.py (shape_to_mask, shapes_to_label) of LabelMe 5 and
+6.
 """
 
 from __future__ import annotations
@@ -36,7 +42,8 @@ def read(place: Path) -> Sheet | Skipped:
     shapes = found.get("shapes") if isinstance(found, dict) else None
     if not isinstance(shapes, list):
         return reading.unreadable(place)
-    return reading.collect(map(_record, shapes), reading.image_size(found.get("imageWidth"), found.get("imageHeight")))
+    size = reading.image_size(found.get("imageWidth"), found.get("imageHeight"))
+    return reading.collect(map(_record, shapes), size)
 
 
 def stated_image(place: Path) -> str | None:
@@ -47,7 +54,10 @@ def stated_image(place: Path) -> str | None:
 
 
 def looks(head: bytes, path: str) -> bool:
-    """Whether it is a JSON object with LabelMe's keys; some of them may come after the picture's data, so two are enough."""
+    """Whether it is a JSON object with at least two of LabelMe's keys.
+
+    Not all, because some of them may come after the picture's data.
+    """
     text = reading.head_object(head)
     return sum(reading.has_key(text, key) for key in _KEYS) >= 2
 
@@ -67,9 +77,12 @@ def _record(shape: Any) -> Record | str:
 
 
 def _points(found: Any) -> list[tuple[float, float]]:
-    """The points of a shape, NaN where no number stands."""
-    points = found if isinstance(found, list) else []
-    return [tuple(map(reading.number, point)) if isinstance(point, list) and len(point) == 2 else (math.nan, math.nan) for point in points]
+    """The points of a shape, NaN for what is not a number."""
+    points = []
+    for point in found if isinstance(found, list) else ():
+        is_pair = isinstance(point, list) and len(point) == 2
+        points.append(tuple(map(reading.number, point)) if is_pair else (math.nan, math.nan))
+    return points
 
 
 def _box(kind: Any, points: list[tuple[float, float]]) -> reading.Box | str | None:
@@ -77,7 +90,9 @@ def _box(kind: Any, points: list[tuple[float, float]]) -> reading.Box | str | No
     if not points:
         return None
     if kind == "circle":
-        return reading.around_ellipse(*points[0], *[math.dist(*points)] * 2) if len(points) == 2 else "circle that is not two points"
+        if len(points) != 2:
+            return "circle that is not two points"
+        return reading.around_ellipse(*points[0], *[math.dist(*points)] * 2)
     if kind == "polygon" and len(points) < 3:
         return "polygon of less than three points"
     if kind not in (*_CORNERS, "polygon", "mask"):

@@ -1,6 +1,7 @@
-"""Label files that list many images: what a reader of such a format answers with, and what it says of itself.
+"""Label files that list many images: what a reader of such a format returns, and how it is described.
 
-A format is a module with a :class:`Listing` called ``LISTING``; :mod:`mrt.data.convert.bridge` finds the files and calls it.
+A format is a module with a :class:`Listing` called ``LISTING``; :mod:`mrt.data.convert.bridge` finds the
+files and calls it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ Files = Mapping[str, Path]  # path inside the raw files -> where to read it
 
 @dataclass(frozen=True)
 class Listing:
-    """A kind of label file that stands for many images.
+    """A kind of label file that lists many images.
 
     Attributes:
         name: what ``--format`` calls it.
         suffixes: of its label files, in lower case.
         needs: one line for messages: which files.
-        read: (label file, which may be a zip's member; all raw files, for those it looks into beside it) -> each image's path as the file
-            has it, and its sheet. MrtError: the file cannot be read as a whole, or something in it must not be passed over.
-        looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file. Quick, and sure.
+        read: (label file, which may be a zip's member; all raw files, some of which it may need too) -> each
+            image's path as the file has it, and its sheet. MrtError: the whole file cannot be read, or
+            something in it must not be ignored.
+        looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file.
+            Must be quick and reliable.
     """
 
     name: str
@@ -41,13 +44,17 @@ class Listing:
 def image_name(value: Any, place: Path, entry: str) -> str:
     """An image's path as the file has it, with forward slashes; MrtError if there is none."""
     name = value.strip().replace("\\", "/") if isinstance(value, str) else ""
-    if not name or any("\ud800" <= letter <= "\udfff" for letter in name):  # half a character cannot be written
-        raise MrtError(f"{place}: {entry} has no image's name ({repr(value)[:80]})", "Mend or remove this entry, or export the file again.")
+    # half a surrogate pair cannot be written
+    if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise MrtError(
+            f"{place}: {entry} has no image's name ({repr(value)[:80]})",
+            "Mend or remove this entry, or export the file again.",
+        )
     return name
 
 
 def refuse_twins(names: Sequence[str], place: Path, hint: str) -> None:
-    """MrtError if two entries have the same image's name: whose boxes are whose could not be known."""
+    """MrtError if two entries name the same image: nobody could tell to which one the boxes belong."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -56,7 +63,9 @@ def refuse_twins(names: Sequence[str], place: Path, hint: str) -> None:
 
 
 def upright_sizes(names: Iterable[str], place: Path, files: Files) -> dict[str, tuple[int, int]]:
-    """(width, height) of the images that are there, upright by their EXIF entry; for coordinates that are shares of them.
+    """(width, height) of the images that are there, upright by their EXIF entry.
+
+    For coordinates that are given as shares of the image.
 
     Raises:
         MrtError: a name that may mean several files.
@@ -66,13 +75,13 @@ def upright_sizes(names: Iterable[str], place: Path, files: Files) -> dict[str, 
     for name, inside in finder.find(list(names), place, near=_inside(place, files)).items():
         try:
             sizes[name] = read_header(finder.files[inside]).upright
-        except MrtError:  # cut short: whoever reads the image counts it
+        except MrtError:  # cut short: counted where the image is read
             continue
     return sizes
 
 
 def in_pixels(sheet: Sheet, size: tuple[int, int] | None) -> Sheet:
-    """A sheet whose boxes are shares of the image, in pixels; without the image nothing is known of its objects."""
+    """A sheet with boxes in shares of the image, converted to pixels; without a size no objects are kept."""
     if size is None:
         lost = {"object of an image that is missing": len(sheet.records)} if sheet.records else {}
         return Sheet(None, (), {**sheet.skipped, **lost})

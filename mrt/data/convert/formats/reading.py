@@ -1,4 +1,7 @@
-"""What the readers of label files share: text, JSON and numbers out of bytes that may be anything, and boxes around shapes."""
+"""What the readers of label files share: parsing text, JSON and numbers, and boxes around shapes.
+
+The bytes that they read may be anything.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from mrt.errors import MrtError
 
 Box = tuple[float, float, float, float]
 
-HEAD = 1 << 16  # bytes of a file by which its kind is told
+HEAD = 1 << 16  # number of first bytes of a file from which its kind is told
 
 UNREADABLE = "annotation cut short or unreadable"
 NO_NAME = "object without a class name"
@@ -30,7 +33,10 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def read_text(place: Path) -> str | None:
-    """A file's text in any Unicode encoding, None if it is none. MrtError: the file is missing or cannot be read."""
+    """A file's text in any Unicode encoding, None if it is in another one.
+
+    MrtError: the file is missing or cannot be read.
+    """
     try:
         return decode_text(read_bytes(place))
     except UnicodeDecodeError:
@@ -38,7 +44,10 @@ def read_text(place: Path) -> str | None:
 
 
 def read_json(place: Path) -> Any:
-    """What a label file holds, or :class:`Skipped` if it is no JSON. NaN and Infinity are let through: boxes with them are counted."""
+    """The content of a label file, or :class:`Skipped` if it is not JSON.
+
+    NaN and Infinity are accepted: boxes with them are counted later.
+    """
     text = read_text(place)
     try:
         return unreadable(place) if text is None else json.loads(text)
@@ -47,17 +56,24 @@ def read_json(place: Path) -> Any:
 
 
 def read_whole_json(place: Path, needs: str) -> Any:
-    """As :func:`read_json`, of a file that stands for many images: MrtError if it is no JSON. ``needs``: what the file should be."""
+    """As :func:`read_json`, for a file that lists many images: MrtError if it is not JSON.
+
+    Args:
+        needs: what the file should be, for the message.
+    """
     text = whole_text(place, needs)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)[:100]
-        raise MrtError(f"{place}: not valid JSON ({where})", f"Export it again; it should be {needs}.") from None
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        where = f"line {error.lineno}: {error.msg}" if is_syntax else str(error)[:100]
+        raise MrtError(
+            f"{place}: not valid JSON ({where})", f"Export it again; it should be {needs}."
+        ) from None
 
 
 def whole_text(place: Path, needs: str) -> str:
-    """As :func:`read_text`, of a file that stands for many images: MrtError if it is no text."""
+    """As :func:`read_text`, for a file that lists many images: MrtError if it is not text."""
     text = read_text(place)
     if text is None:
         raise MrtError(f"{place}: no text in a Unicode encoding", f"Save it as UTF-8; it should be {needs}.")
@@ -65,12 +81,15 @@ def whole_text(place: Path, needs: str) -> str:
 
 
 def unreadable(place: Path) -> Skipped:
-    """For a label file that is left out with its image."""
+    """The reason for a label file that is left out together with its image."""
     return Skipped(UNREADABLE, str(place))
 
 
 def collect(found: Iterable[Record | str | None], size: tuple[int, int] | None = None) -> Sheet:
-    """A sheet of the records among these; the others are reasons why an entry is no object, or None for what is not counted."""
+    """A sheet of the records in ``found``.
+
+    A text is counted as the reason why an entry is no object; None is not counted.
+    """
     records: list[Record] = []
     skipped: Counter[str] = Counter()
     for one in found:
@@ -82,13 +101,17 @@ def collect(found: Iterable[Record | str | None], size: tuple[int, int] | None =
 
 
 def sheet_of_lines(
-    place: Path, words_of: Callable[[str], tuple[str, ...]], record: Callable[[tuple[str, ...], str], Record | str | None]
+    place: Path,
+    words_of: Callable[[str], tuple[str, ...]],
+    record: Callable[[tuple[str, ...], str], Record | str | None],
 ) -> Sheet | Skipped:
-    """A text file with an object a line.
+    """A text file with one object in each line.
 
     Args:
-        words_of: line -> its words; a line of empty words is passed over, and one of the same words as an earlier one is counted.
-        record: (words, "FILE, line 3") -> the object, the reason why there is none, or None for a line that is no entry at all.
+        words_of: line -> its words. A line of empty words is ignored; a line with the same words as an
+            earlier one is counted.
+        record: (words, "FILE, line 3") -> the object, the reason why there is none, or None for a line that
+            is not an entry at all.
 
     Raises:
         MrtError: the file is missing or cannot be read; and what ``record`` raises.
@@ -108,18 +131,18 @@ def sheet_of_lines(
 
 
 def split(line: str) -> tuple[str, ...]:
-    """The words of a line with blanks between them."""
+    """The words of a line that are separated by blanks."""
     return tuple(line.split())
 
 
 def head_lines(head: bytes) -> list[str]:
-    """The lines of a file's first bytes that are there as a whole and not blank."""
+    """The complete lines in a file's first bytes that are not blank."""
     lines = decode_head(head).splitlines()
     return [line for line in (lines[:-1] if len(head) >= HEAD else lines) if line.strip()]
 
 
 def head_object(head: bytes) -> str:
-    """A file's first bytes as text if it may be a JSON object, else ""."""
+    """A file's first bytes as text if they may begin a JSON object, else ""."""
     text = decode_head(head).lstrip()
     return text if text.startswith("{") else ""
 
@@ -135,35 +158,39 @@ def is_number(word: str) -> bool:
 
 
 def numbers(words: Sequence[str]) -> list[float] | None:
-    """The words as numbers, NaN and infinity among them; None if one of them is no number."""
+    """The words as numbers, which may be NaN or infinite; None if one of them is not a number."""
     try:
-        return None if any("_" in word for word in words) else [float(word) for word in words]  # Python reads 1_0 as 10
+        # Python would read 1_0 as 10
+        return None if any("_" in word for word in words) else [float(word) for word in words]
     except ValueError:
         return None
 
 
 def number(value: Any) -> float:
-    """A number of a JSON file or an attribute; NaN for what is none."""
+    """A number from a JSON file or an attribute; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return math.nan
     try:
         return math.nan if isinstance(value, str) and "_" in value else float(value)
     except ValueError:
-        return number(value.replace(",", ".")) if value.count(",") == 1 and "." not in value else math.nan  # in many countries 1,5 is one
-    except OverflowError:  # JSON's whole numbers have no limit
+        # many countries write 1,5 for 1.5
+        return number(value.replace(",", ".")) if value.count(",") == 1 and "." not in value else math.nan
+    except OverflowError:  # whole numbers in JSON have no limit
         return math.inf
 
 
 def image_size(width: Any, height: Any) -> tuple[int, int] | None:
-    """(width, height) in pixels, None where they are not said."""
+    """(width, height) in pixels, None if they are not stated."""
     sides = number(width), number(height)
-    return (int(sides[0]), int(sides[1])) if all(math.isfinite(side) and side >= 1 for side in sides) else None
+    usable = all(math.isfinite(side) and side >= 1 for side in sides)
+    return (int(sides[0]), int(sides[1])) if usable else None
 
 
 def around(xs: Iterable[float], ys: Iterable[float]) -> Box:
     """The upright box around points; NaN if one of their numbers is not finite, or there are none."""
     xs, ys = list(xs), list(ys)
-    if not xs or not ys or not all(map(math.isfinite, [*xs, *ys])):  # min and max pass over a NaN or not, by its place
+    # min and max ignore a NaN or return it, depending on its position
+    if not xs or not ys or not all(map(math.isfinite, [*xs, *ys])):
         return NO_NUMBERS
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -173,7 +200,7 @@ def around_turned(box: Box, degrees: float) -> Box:
     x0, y0, x1, y1 = box
     if not all(map(math.isfinite, [*box, degrees])):
         return NO_NUMBERS
-    if x1 <= x0 or y1 <= y0:  # no rectangle; to be counted as such
+    if x1 <= x0 or y1 <= y0:  # not a rectangle: left as it is, to be counted as such
         return box
     cos, sin = _turn(degrees)
     cx, cy, w, h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2

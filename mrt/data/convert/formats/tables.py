@@ -1,13 +1,17 @@
-"""CSV files with a box a row: Open Images', and the plain kind that VoTT, Roboflow, TensorFlow's tutorials and keras-retinanet use.
+"""CSV files with a box in each row.
 
-**openimages**: columns ImageID, LabelName, XMin, XMax, YMin, YMax (shares of the image's width and height), and IsGroupOf: 1 makes an
-ignored object, as the benchmark neither asks for nor punishes boxes in a group. ``ImageID`` has no suffix: the images are called
-``ID.jpg``, as the owners' downloader writes them. Confidence is 1 in the boxes that people have drawn; other numbers are those of
-predictions. Classes such as ``/m/0k4j`` get their names from a ``*class-descriptions*.csv`` that is among the raw files.
+Open Images' form, and the plain form of VoTT, Roboflow, TensorFlow's tutorials and keras-retinanet.
 
-**csv**: a header with one of image, filename, file, path, image_path, file_name; one of class, label, name, category; and xmin, ymin,
-xmax, ymax or x1, y1, x2, y2, in pixels from the upper left corner. width and height, if there, are the image's. A row without class and
-numbers is an image without objects. Without a header: image,x1,y1,x2,y2,class (keras-retinanet).
+**openimages**: columns ImageID, LabelName, XMin, XMax, YMin, YMax (shares of the image's width and height),
+and IsGroupOf: 1 makes an ignored object, as the benchmark neither asks for nor penalises boxes in a group.
+``ImageID`` has no suffix: the images are called ``ID.jpg``, as the owners' downloader writes them. Confidence
+is 1 for boxes that people have drawn; other numbers mean predictions. Classes such as ``/m/0k4j`` get their
+names from a ``*class-descriptions*.csv`` among the raw files.
+
+**csv**: a header with one of image, filename, file, path, image_path, file_name; one of class, label, name,
+category; and xmin, ymin, xmax, ymax or x1, y1, x2, y2, in pixels from the upper left corner. width and
+height, if given, are the image's. A row without class and numbers is an image without objects. Without a
+header: image,x1,y1,x2,y2,class (keras-retinanet).
 
 Sources: storage.googleapis.com/openimages (Kuznetsova et al. 2020); the readme of fizyr/keras-retinanet.
 """
@@ -35,8 +39,12 @@ IMAGE = ("image", "filename", "file", "path", "image_path", "file_name", "img", 
 CLASS = ("class", "label", "name", "category", "class_name", "label_name")
 BOXES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"))
 HEADLESS = ("image", "x1", "y1", "x2", "y2", "class")
-CSV_NEEDS = "a CSV file with the columns image, class, xmin, ymin, xmax, ymax (a header, or keras-retinanet's order)"
-OPEN_IMAGES_NEEDS = "Open Images' CSV of boxes (ImageID, LabelName, XMin, XMax, YMin, YMax), and images named ID.jpg"
+CSV_NEEDS = (
+    "a CSV file with the columns image, class, xmin, ymin, xmax, ymax (a header, or keras-retinanet's order)"
+)
+OPEN_IMAGES_NEEDS = (
+    "Open Images' CSV of boxes (ImageID, LabelName, XMin, XMax, YMin, YMax), and images named ID.jpg"
+)
 
 
 def read_openimages(place: Path, files: Files) -> dict[str, Sheet]:
@@ -47,7 +55,7 @@ def read_openimages(place: Path, files: Files) -> dict[str, Sheet]:
     """
     names = _descriptions(files)
     found: dict[str, list[Record | str | None]] = {}
-    for number, row in _rows(place, OPEN_IMAGES_NEEDS, lambda header: header if set(OPEN_IMAGES) <= set(header) else None):
+    for number, row in _rows(place, OPEN_IMAGES_NEEDS, _openimages_columns):
         name = image_name(row["imageid"], place, f"line {number}")
         name = name if name.lower().endswith(IMAGE_SUFFIXES) else name + ".jpg"
         found.setdefault(name, []).append(_openimages_record(row, names, f"{place}, line {number}"))
@@ -79,8 +87,9 @@ def looks_openimages(head: bytes, path: str) -> bool:
 
 
 def looks_csv(head: bytes, path: str) -> bool:
-    """Whether the first line names the columns, or is a row of keras-retinanet's; only of a file called ``.csv``."""
-    return path.lower().endswith(".csv") and _plain_columns([column.strip().lower() for column in _first_row(head)]) is not None
+    """Whether the first line names the columns or is a row of keras-retinanet's; only for ``.csv`` files."""
+    header = [column.strip().lower() for column in _first_row(head)]
+    return path.lower().endswith(".csv") and _plain_columns(header) is not None
 
 
 def _first_row(head: bytes) -> list[str]:
@@ -92,12 +101,19 @@ def _first_row(head: bytes) -> list[str]:
 
 
 def _delimiter(line: str) -> str:
-    """Programs write semicolons where a comma stands in numbers, or tabs."""
+    """The delimiter of a line: some programs write tabs, or semicolons where numbers have a decimal comma."""
     return max(",;\t", key=line.count)
 
 
+def _openimages_columns(header: list[str]) -> list[str] | None:
+    return header if set(OPEN_IMAGES) <= set(header) else None
+
+
 def _plain_columns(header: list[str]) -> list[str] | None:
-    """The header with our names for its columns, or None if it is not one. A first row without a header gives keras-retinanet's."""
+    """The header with our names for its columns, or None if it is not a header.
+
+    If the first row is data without a header, the columns are keras-retinanet's.
+    """
     box = next((names for names in BOXES if set(names) <= set(header)), None)
     image = next((name for name in IMAGE if name in header), None)
     label = next((name for name in CLASS if name in header), None)
@@ -106,11 +122,19 @@ def _plain_columns(header: list[str]) -> list[str] | None:
         kept = {*ours, "width", "height"}
         return [ours.get(name, name if name in kept else f"({name})") for name in header]
     is_row = len(header) == len(HEADLESS) and header[0].endswith(IMAGE_SUFFIXES)
-    return list(HEADLESS) if is_row and (not any(header[1:]) or all(map(reading.is_number, header[1:5]))) else None
+    if is_row and (not any(header[1:]) or all(map(reading.is_number, header[1:5]))):
+        return list(HEADLESS)
+    return None
 
 
-def _rows(place: Path, needs: str, columns_of: Callable[[list[str]], list[str] | None]) -> Iterator[tuple[int, Row]]:
-    """(line, row) of a CSV file; rows shorter than the header have "" in the end. ``columns_of``: first row -> its columns' names."""
+def _rows(
+    place: Path, needs: str, columns_of: Callable[[list[str]], list[str] | None]
+) -> Iterator[tuple[int, Row]]:
+    """(line, row) of a CSV file; rows shorter than the header are filled up with "".
+
+    Args:
+        columns_of: first row -> the names of its columns, or None if it is not a usable header.
+    """
     text = reading.whole_text(place, needs)
     first = next((line for line in text.splitlines() if line.strip()), "")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(first))
@@ -123,14 +147,22 @@ def _rows(place: Path, needs: str, columns_of: Callable[[list[str]], list[str] |
                 header = [word.strip().lower() for word in words]
                 columns = columns_of(header)
                 if columns is None:
-                    raise MrtError(f"{place}: its first line is {', '.join(header)[:200]}", f"It should be {needs}.")
+                    raise MrtError(
+                        f"{place}: its first line is {', '.join(header)[:200]}", f"It should be {needs}."
+                    )
                 if not header[0].endswith(IMAGE_SUFFIXES):
                     continue
             if any(word.strip() for word in words[len(columns) :]):
-                raise MrtError(f"{place}, line {lines.line_num}: {len(words)} values for {len(columns)} columns", f"It should be {needs}.")
-            yield lines.line_num, dict(zip(columns, [*(word.strip() for word in words), *[""] * len(columns)], strict=False))
+                raise MrtError(
+                    f"{place}, line {lines.line_num}: {len(words)} values for {len(columns)} columns",
+                    f"It should be {needs}.",
+                )
+            values = [*(word.strip() for word in words), *[""] * len(columns)]
+            yield lines.line_num, dict(zip(columns, values, strict=False))
     except csv.Error as error:
-        raise MrtError(f"{place}, line {lines.line_num}: not valid CSV ({error})", f"It should be {needs}.") from None
+        raise MrtError(
+            f"{place}, line {lines.line_num}: not valid CSV ({error})", f"It should be {needs}."
+        ) from None
     if columns is None:
         raise MrtError(f"{place}: is empty", f"It should be {needs}.")
 
@@ -149,11 +181,13 @@ def _plain_record(row: Row) -> Record | str | None:
 
 
 def _refuse_shares(found: Mapping[str, list[Record | str | None]], place: Path) -> None:
-    records = [record for records in found.values() for record in records if isinstance(record, Record) and record.box is not None]
+    every = [record for entries in found.values() for record in entries]
+    records = [record for record in every if isinstance(record, Record) and record.box is not None]
     values = [value for record in records for value in record.box or () if math.isfinite(value)]
     if values and max(values) <= 1:
         raise MrtError(
-            f"{place}: all its {len(records)} boxes lie between 0 and 1: these are shares of the image, not pixels",
+            f"{place}: all its {len(records)} boxes lie between 0 and 1: these are "
+            "shares of the image, not pixels",
             "Multiply them by the image's width and height.",
         )
 
@@ -180,8 +214,10 @@ def _descriptions(files: Files) -> dict[str, str]:
     for inside in sorted(files):
         if re.search(r"(?i)(^|/)[^/]*class-descriptions[^/]*\.csv$", inside):
             text = reading.whole_text(files[inside], "Open Images' list of classes, lines '/m/0k4j,Car'")
-            rows = [line.partition(",") for line in text.splitlines()]
-            names |= {key.strip(): name.strip().strip('"') for key, _, name in rows if key.strip().startswith("/")}
+            for line in text.splitlines():
+                key, _, name = line.partition(",")
+                if key.strip().startswith("/"):
+                    names[key.strip()] = name.strip().strip('"')
     return names
 
 

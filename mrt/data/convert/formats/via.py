@@ -1,14 +1,20 @@
-"""VGG Image Annotator's JSON, exported annotations or a whole project (``_via_img_metadata``), version 1 and 2.
+"""VGG Image Annotator's JSON, versions 1 and 2.
 
-``{KEY: {"filename", "size", "regions", "file_attributes"}}``; regions are a list (version 2) or an object with numbers as keys (version
-1), each with ``shape_attributes`` (``name`` says which shape) and ``region_attributes``, one of which is the class. ``size`` is that of
-the file in bytes. Coordinates are pixels from the upper left corner.
+Exported annotations, or a whole project (``_via_img_metadata``).
 
-- **rect**, **polygon**, **circle**, **ellipse** (``theta``: radians): the upright box around. **polyline**, **point**: counted.
-- **the class** is the only region attribute; of several, "label", or the only one of the usual names (class, category, type, name, ...), or
-  the only one that all labelled regions have; if that does not tell, an error. Its value is a text, or a checkbox's one ticked option.
+``{KEY: {"filename", "size", "regions", "file_attributes"}}``; regions are a list (version 2) or an object
+with numbers as keys (version 1), each with ``shape_attributes`` (``name`` says which shape) and
+``region_attributes``, one of which is the class. ``size`` is that of the file in bytes. Coordinates are
+pixels from the upper left corner.
 
-Source: the documents of VIA 2 (Dutta and Zisserman 2019, "The VIA Annotation Software for Images, Audio and Video").
+- **rect**, **polygon**, **circle**, **ellipse** (``theta``: radians): the upright box around the shape.
+  **polyline**, **point**: counted.
+- **the class** is the only region attribute. Among several it is "label", or the only one with a usual name
+  (class, category, type, name, ...), or the only one that all labelled regions have; otherwise it is an
+  error. Its value is a text, or the one ticked option of a checkbox.
+
+Source: the documents of VIA 2 (Dutta and Zisserman 2019, "The VIA Annotation Software for Images, Audio and
+Video").
 """
 
 from __future__ import annotations
@@ -25,30 +31,45 @@ from mrt.data.convert.sheets import Record, Sheet
 from mrt.errors import MrtError
 
 NEEDS = "a JSON file of VGG Image Annotator (annotations or project), and its images"
-_USUAL = ("class", "category", "type", "object", "name", "class_name", "label_name", "label_id", "labels", "classes")
+_USUAL = (
+    *("class", "category", "type", "object", "name"),
+    *("class_name", "label_name", "label_id", "labels", "classes"),
+)
 
 
 def read(place: Path, files: Files) -> dict[str, Sheet]:
     """The images of a file by their ``filename``.
 
     Raises:
-        MrtError: no JSON, no such entries, an image without a name or listed twice, no telling which attribute is the class.
+        MrtError: not JSON, no such entries, an image without a name or listed twice, or it is unclear which
+            attribute is the class.
     """
     content = reading.read_whole_json(place, NEEDS)
     entries = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) and "filename" in entry for entry in entries.values()):
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and "filename" in entry for entry in entries.values()
+    ):
         raise MrtError(f"{place}: its entries have no 'filename'", f"It should be {NEEDS}.")
     names = [image_name(entry["filename"], place, f"entry {key[:80]!r}") for key, entry in entries.items()]
-    refuse_twins(names, place, "Files of the same name in different folders cannot be told apart: export each folder for itself.")
+    refuse_twins(
+        names,
+        place,
+        "Files of the same name in different folders cannot be told apart: export each folder for itself.",
+    )
     regions = [list(_regions(entry.get("regions"))) for entry in entries.values()]
     key = _class_key((region for found in regions for region in found), place)
-    return {name: reading.collect(_record(region, key) for region in found) for name, found in zip(names, regions, strict=True)}
+    return {
+        name: reading.collect(_record(region, key) for region in found)
+        for name, found in zip(names, regions, strict=True)
+    }
 
 
 def looks(head: bytes, path: str) -> bool:
     """Whether it is a JSON object with files and regions."""
     text = reading.head_object(head)
-    return reading.has_key(text, "filename", "regions", "file_attributes") or reading.has_key(text, "_via_img_metadata", before="{")
+    return reading.has_key(text, "filename", "regions", "file_attributes") or reading.has_key(
+        text, "_via_img_metadata", before="{"
+    )
 
 
 def _regions(found: Any) -> Iterator[Any]:
@@ -59,7 +80,7 @@ def _regions(found: Any) -> Iterator[Any]:
 
 
 def _attributes(region: Any) -> dict[str, str]:
-    """What the user has said of a region: attribute -> text."""
+    """The attributes that the user has given a region: attribute -> text."""
     found = region.get("region_attributes") if isinstance(region, dict) else None
     texts: dict[str, str] = {}
     for key, value in found.items() if isinstance(found, dict) else ():
@@ -115,7 +136,8 @@ def _box(shape: Mapping[str, Any]) -> reading.Box | str:
         cx, cy, radius = values("cx", "cy", "r")
         return reading.around_ellipse(cx, cy, radius, radius)
     if kind == "ellipse":
-        return reading.around_ellipse(*values("cx", "cy", "rx", "ry"), math.degrees(reading.number(shape.get("theta", 0))))
+        turned = math.degrees(reading.number(shape.get("theta", 0)))
+        return reading.around_ellipse(*values("cx", "cy", "rx", "ry"), turned)
     if kind == "polygon":
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
