@@ -1,10 +1,11 @@
-"""Ablations: rows of settings times seeds, each trial trained stage by stage and measured, summed up in one table.
+"""Ablations: rows of settings times seeds; each trial is trained stage by stage and measured; one table.
 
     studies   the rows: the paper's tables, grids of any settings, baselines
     nodes     the stages that trials are made of and share, known by the content of what can change them
     work      training and measuring one node
+    device    the kind of device they are for
     launch    doing that here, in local processes, on several GPUs, on a cluster
-    table     the numbers, and tables of them;  plot  a picture of them;  smoke  tiny data to try all this with
+    table     the numbers, and tables of them;  plot  a picture of them;  smoke  tiny data to try this with
 
 Below the root lie ``nodes/`` (a run folder and its results each), ``logs/``, and the tables.
 """
@@ -16,12 +17,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
 from mrt.ablate.nodes import Node, Planner, Trial, content_hash
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
-from mrt.ablate.studies import BASELINES, METHODS, STUDIES, Axis, Row, find_key, find_study, grid_rows, make_axes, plain
-from mrt.ablate.table import METRICS, columns, flat_metrics, lines, notes, spread, spread_metrics, summarise, to_csv, to_markdown
+from mrt.ablate.studies import (
+    BASELINES,
+    METHODS,
+    STUDIES,
+    Axis,
+    Row,
+    find_key,
+    find_study,
+    grid_rows,
+    make_axes,
+    plain,
+)
+from mrt.ablate.table import (
+    METRICS,
+    columns,
+    flat_metrics,
+    lines,
+    notes,
+    spread,
+    spread_metrics,
+    summarise,
+    to_csv,
+    to_markdown,
+)
 from mrt.ablate.work import Measurement, Work, finish_run
 from mrt.data.card import read_json
 from mrt.engine.report import Watcher
@@ -69,7 +93,11 @@ __all__ = [
 
 
 def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[Work]:
-    """What has to be done for the trials that have no result, in an order in which it can be: each node once."""
+    """What has to be done for the trials that have no result, in an order in which it can be: each node once.
+
+    Raises:
+        MrtError: a trial's node was trained on another kind of device.
+    """
     works: dict[str, Work] = {}
 
     def want(node: Node, title: str) -> Work:
@@ -82,25 +110,44 @@ def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[W
             values = node.config.model_dump(mode="json")
             if node.kind == "source":
                 values["init"] = None
-            work = Work(node.name, node.kind, values, str(node.folder(root)), str(data_root), start, node.place, needs)
+            folder = str(node.folder(root))
+            work = Work(
+                *(node.name, node.kind, values, folder, str(data_root), node.device),
+                *(start, node.place, needs),
+            )
             works[node.name] = work
         if title not in work.titles:
             work.titles.append(title)
         return work
 
     for trial in trials:
+        for node in trial.node.chain:
+            if node.place is None:
+                require_device(node.folder(root), node.config.engine.device)
         file = trial.result_file(root)
         if not file.is_file():
             work = want(trial.node, trial.title)
             if all(item.file != str(file) for item in work.measurements):
-                work.measurements.append(Measurement(str(file), trial.split, trial.view, {"split": trial.split, "data": dict(trial.data)}))
+                work.measurements.append(
+                    Measurement(
+                        str(file), trial.split, trial.view, {"split": trial.split, "data": dict(trial.data)}
+                    )
+                )
     return list(works.values())
 
 
 def run(
-    trials: Sequence[Trial], root: Path, *, data_root: Path, launcher: Launcher | None = None, watcher: Watcher | None = None
+    trials: Sequence[Trial],
+    root: Path,
+    *,
+    data_root: Path,
+    launcher: Launcher | None = None,
+    watcher: Watcher | None = None,
 ) -> list[dict[str, Any]]:
-    """Do what is missing and return a result for each trial: ``row``, ``seed``, ``node``, and ``metrics`` or ``failed`` with ``log``.
+    """Do what is missing and return a result for each trial.
+
+    A result has ``row``, ``seed``, ``node``, ``trained`` (each stage's environments, by node), and either
+    ``metrics`` with ``measured`` (the measurement's environment) or ``failed`` with ``log``.
 
     Args:
         root: folder of all ablations.
@@ -121,39 +168,60 @@ def run(
 
 def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:
     row, node, file = trial.row, trial.node, trial.result_file(root)
-    told = {"name": row.name, "settings": dict(row.settings), "end": row.end, "paper": row.paper, "note": row.note}
-    result = {"row": told, "seed": trial.config.seed, "node": node.name, "run": _below(root, node.weights(root))}
+    names = ("name", "end", "paper", "note")
+    result = {
+        "row": {**{name: getattr(row, name) for name in names}, "settings": dict(row.settings)},
+        "seed": trial.config.seed,
+        "node": node.name,
+        "run": _below(root, node.weights(root)),
+        "trained": {part.name: known for part in node.chain if (known := part.environments(root))},
+    }
     if file.is_file():
-        return {**result, "result": _below(root, str(file)), "metrics": flat_metrics(read_json(file)["metrics"])}
+        found = read_json(file)
+        measured = {"measured": found.get("environment"), "metrics": flat_metrics(found["metrics"])}
+        return {**result, "result": _below(root, str(file)), **measured}
     failure = failures.get(node.name) or Failure("it was not done")
     return {**result, "failed": failure.reason, "log": failure.log}
 
 
 def _below(root: Path, path: str) -> str:
-    """A path as seen from the ablations' folder where it lies there, so that tables mean the same on another machine."""
+    """A path as seen from the ablations' folder where it lies there, the same on every machine."""
     return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
 
 
 def make_report(
-    results: Sequence[Mapping[str, Any]], trials: Sequence[Trial], *, title: str, subject: str, base: str, about: Mapping[str, Any]
+    results: Sequence[Mapping[str, Any]],
+    trials: Sequence[Trial],
+    *,
+    title: str,
+    subject: str,
+    base: str,
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the tables and the picture show, as plain values.
 
     Args:
         subject: heading of the rows' names. base: name of the row that the others are compared with.
-        about: what else goes on record: at least ``preset``, and ``smoke`` (whether the numbers mean nothing).
+        about: what else goes on record: at least ``preset`` and ``smoke`` (whether the numbers mean nothing).
+
+    What trials were trained and measured with stands with each of them; ``written_with`` is of this moment.
     """
     from mrt.engine.folder import provenance
 
     first = trials[0]
     data = list({json.dumps(trial.data, sort_keys=True): dict(trial.data) for trial in trials}.values())
-    shared = {"split": first.split, "data": data, "seeds": list(dict.fromkeys(trial.config.seed for trial in trials))}
+    shared = {
+        "split": first.split,
+        "data": data,
+        "seeds": list(dict.fromkeys(trial.config.seed for trial in trials)),
+    }
     rows = summarise(results, base)
-    return {"title": title, "subject": subject, "base": base, **shared, **about, "rows": rows, "environment": provenance()}
+    head = {"title": title, "subject": subject, "base": base}
+    return {**head, **shared, **about, "rows": rows, "written_with": provenance()}
 
 
 def write_report(report: Mapping[str, Any], stem: Path) -> list[Path]:
-    """Write ``stem.json``, ``.csv``, ``.md`` and, where matplotlib is installed, ``.png`` and ``.svg``; returns what was written."""
+    """Write ``stem.json``, ``.csv``, ``.md`` and, with matplotlib, ``.png`` and ``.svg``; returns paths."""
     texts = {".json": json.dumps(report, indent=1) + "\n", ".csv": to_csv(report), ".md": to_markdown(report)}
     paths = []
     for suffix, text in texts.items():

@@ -1,7 +1,7 @@
 """Getting work done: in this process, in several local ones (one per GPU if asked), or as jobs of a cluster.
 
-Whoever does it, work begins when what it needs is done, a failure stops only what needs it, and stopping loses nothing: repeating the
-command goes on from there.
+Whoever does it, work begins when what it needs is done, a failure stops only what needs it, and stopping
+loses nothing: repeating the command goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from mrt.files import write_text
 
 POLL = 0.2  # seconds between looks at what runs
 PATIENCE = 60  # seconds that a stopped process has to save its state
-GENERIC = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")  # submitit's words; others are sbatch's
+GENERIC = (
+    "timeout_min",
+    "mem_gb",
+    "nodes",
+    "cpus_per_task",
+    "gpus_per_node",
+)  # submitit's words; others are sbatch's
 DAY = 24 * 60  # minutes
 
 
@@ -67,11 +73,19 @@ def run_here(works: Sequence[Work], logs: Path, watcher: Watcher) -> dict[str, F
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             try:
-                do_work(work, _Both(watcher, LogWatcher(lambda text, file=file: print(text, file=file, flush=True))))
+                do_work(
+                    work,
+                    _Both(watcher, LogWatcher(lambda text, file=file: print(text, file=file, flush=True))),
+                )
             except Interrupted:
                 raise
             except Exception as error:
-                print(f"failed: {error}" if isinstance(error, (MrtError, RunFailed)) else traceback.format_exc(), file=file)
+                print(
+                    f"failed: {error}"
+                    if isinstance(error, (MrtError, RunFailed))
+                    else traceback.format_exc(),
+                    file=file,
+                )
                 failures[work.name] = Failure(reason_of(error), str(log))
                 watcher.say(f"failed: {reason_of(error)}")
     return failures
@@ -137,7 +151,9 @@ def _interrupt(*_: object) -> None:
 
 def _heading(work: Work) -> str:
     """What a piece of work is, for whoever watches."""
-    what = {"given": "measure", "source": "stage 1", "mae": "stage 2", "teach": "stage 3"}.get(work.kind, work.kind)
+    what = {"given": "measure", "source": "stage 1", "mae": "stage 2", "teach": "stage 3"}.get(
+        work.kind, work.kind
+    )
     more = f" and {len(work.titles) - 1} more" if len(work.titles) > 1 else ""
     return f"{what} for {work.titles[0]}{more} ({work.name})"
 
@@ -147,12 +163,17 @@ def _lost(work: Work, failures: Mapping[str, Failure]) -> Failure | None:
     for name in work.needs:
         if name in failures:
             cause = failures[name]
-            return Failure(cause.reason if cause.reason.startswith("needs ") else f"needs {name}, which failed: {cause.reason}", cause.log)
+            return Failure(
+                cause.reason
+                if cause.reason.startswith("needs ")
+                else f"needs {name}, which failed: {cause.reason}",
+                cause.log,
+            )
     return None
 
 
 def _outcome(file: Path, end: str) -> str | None:
-    """Why a piece of work failed, by what it wrote itself or else by how its process ended; None when it is done."""
+    """Why a piece of work failed, by what it wrote or else by how its process ended; None when it is done."""
     path = outcome_file(file)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))["failed"]
@@ -190,7 +211,8 @@ class LocalProcesses:
     """Processes of this machine, which share its cores; with ``gpus``, one for each of these GPUs.
 
     Args:
-        jobs: how many at a time. gpus: names of devices as CUDA_VISIBLE_DEVICES has them; none leaves the GPUs to all.
+        jobs: how many at a time.
+        gpus: names of devices as CUDA_VISIBLE_DEVICES has them; none leaves the GPUs to all.
     """
 
     def __init__(self, jobs: int, gpus: Sequence[str] = ()) -> None:
@@ -203,9 +225,12 @@ class LocalProcesses:
         own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ, **own}
         with log.open("a", encoding="utf-8") as out:
-            # -P: a folder called mrt in the working directory is not the package. A session of its own: Ctrl-C reaches this process only.
+            # -P: a folder called mrt in the working directory is not the package. A session of its own:
+            # Ctrl-C reaches this process only.
             words = [sys.executable, "-P", "-m", "mrt.ablate.work", str(file)]
-            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            process = subprocess.Popen(
+                words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
         return process, gpu
 
     def ended(self, handle: tuple[subprocess.Popen, str | None]) -> str | None:
@@ -258,16 +283,22 @@ class Submitit:
         try:
             import submitit
         except ImportError:
-            raise MrtError(f"--launcher {cluster}: needs submitit", "pip install 'mrt-detection[slurm]'") from None
+            raise MrtError(
+                f"--launcher {cluster}: needs submitit", "pip install 'mrt-detection[slurm]'"
+            ) from None
         self.slots = jobs
         try:
             self.executor = submitit.AutoExecutor(folder=logs / "jobs" / "%j", cluster=cluster)
             if cluster == "local" and "timeout_min" not in options:
                 self.executor.update_parameters(timeout_min=DAY)  # else two minutes
-            self.executor.update_parameters(name="mrt-ablate", **{_submitit_name(key): _number(text) for key, text in options.items()})
+            self.executor.update_parameters(
+                name="mrt-ablate", **{_submitit_name(key): _number(text) for key, text in options.items()}
+            )
         except (AssertionError, NameError, RuntimeError) as error:
             words = [line for line in str(error).split("\n") if line]
-            raise MrtError(f"--launcher {cluster}: {words[0] if words else error}", "see --slurm in docs/experiments.md") from None
+            raise MrtError(
+                f"--launcher {cluster}: {words[0] if words else error}", "see --slurm in docs/experiments.md"
+            ) from None
 
     def start(self, work: Work, file: Path, log: Path) -> Any:
         return self.executor.submit(Resumable(), str(file))
@@ -296,13 +327,14 @@ def _number(text: str) -> Any:
 
 
 def visible_gpus(wanted: int) -> list[str]:
-    """The first GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. MrtError if there are fewer."""
+    """The first GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; MrtError for too few."""
     import torch
 
     there = torch.cuda.device_count()
     if there < wanted:
         raise MrtError(
-            f"--gpus {wanted}: torch sees {there or 'none'} on this machine", "run mrt doctor; or several trials on the CPU: --jobs 2"
+            f"--gpus {wanted}: torch sees {there or 'none'} on this machine",
+            "run mrt doctor; or several trials on the CPU: --jobs 2",
         )
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (named or [str(number) for number in range(there)])[:wanted]

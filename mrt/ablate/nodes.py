@@ -1,9 +1,10 @@
-"""Trials and the stages they are made of. A stage is a node; nodes that several trials share are trained once.
+"""Trials and the stages they are made of. A stage is a node; what several trials share is trained once.
 
-A node's digest covers the settings that can change its result, the data it reads and its parent's digest, and nothing else. So rows that
-differ in ``mae.decay`` share stage 2, rows that differ in ``mae.mask_ratio`` share stage 1, and trials of different studies share whatever
-is the same in both. Two runs of the same node give the same weights, and a stage gives the same weights as a node and within one run of
-``mrt adapt`` (tests/engine/test_stage_by_stage.py).
+A node's digest covers the settings that can change its result, the kind of device (CPU or GPU), the data it
+reads and its parent's digest, and nothing else. So rows that differ in ``mae.decay`` share stage 2, rows that
+differ in ``mae.mask_ratio`` share stage 1, and trials of different studies share whatever is the same in
+both. Two runs of the same node give the same weights, and a stage gives the same weights as a node and within
+one run of ``mrt adapt`` (tests/engine/test_stage_by_stage.py).
 """
 
 from __future__ import annotations
@@ -15,14 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
 from mrt.config import Config, load_config
 from mrt.data.card import DatasetCard, file_sha256, read_json
 from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 
-# of [engine]: they change no result
-MACHINE_KEYS = ("device", "threads", "workers", "log_every", "keep_checkpoints", "timeout", "compile", "checkpointing", "snapshots")
+# of [engine]: they change no result (of the device, its kind counts: see _on)
+MACHINE_KEYS = (
+    "device",
+    "threads",
+    "workers",
+    "log_every",
+    "keep_checkpoints",
+    "timeout",
+    "compile",
+    "checkpointing",
+    "snapshots",
+)
 STAGE_OF = {
     "source": "pretrain",
     "mae": "mae",
@@ -33,8 +45,8 @@ STAGE_OF = {
 }
 ADAPTING = ("mae", "teach", "fair")
 
-# A section or key -> the stages whose result it can change. The longest name counts; what is not here can change every stage.
-# "fair" stands for the baselines: source-only and the oracles.
+# A section or key -> the stages whose result it can change. The longest name counts; what is not here can
+# change every stage. "fair" stands for the baselines: source-only and the oracles.
 REACH: dict[str, tuple[str, ...]] = {
     "preset": (),
     "init": (),  # weights count by their content
@@ -80,6 +92,16 @@ class Node:
     place: str | None = None
 
     @property
+    def device(self) -> str:
+        """The kind of device it is for, "cpu" or "cuda"."""
+        return device_kind(self.config.engine.device)
+
+    @property
+    def chain(self) -> list[Node]:
+        """The nodes from the first stage to this one."""
+        return [*(self.parent.chain if self.parent else ()), self]
+
+    @property
     def name(self) -> str:
         return f"{self.kind.replace('+', '-')}-{self.digest[:12]}"
 
@@ -89,6 +111,15 @@ class Node:
     def weights(self, root: Path) -> str:
         """What a run that starts from it is given as ``init``."""
         return self.place or str(self.folder(root))
+
+    def environments(self, root: Path) -> list[dict[str, Any] | None]:
+        """What it was trained with, as its run tells: at first, then where it was resumed with other things.
+
+        None stands for a run that does not tell; weights that are no run's folder have no entry.
+        """
+        path = Path(self.weights(root)) / "run.json"
+        facts = read_json(path) if path.is_file() else None
+        return [] if facts is None else [facts.get("environment"), *facts.get("resumed", ())]
 
     def is_trained(self, root: Path) -> bool:
         if self.place:
@@ -113,11 +144,12 @@ class Trial:
 
     @property
     def learned_from(self) -> set[str]:
-        """The domains, "source" and "target", whose labels its stages learn from; none where all is trained already."""
+        """The domains, "source" and "target", whose labels its stages learn from; none if all is trained."""
         found: set[str] = set()
         node: Node | None = self.node
         while node is not None and node.place is None:
-            found |= set(node.kind.removeprefix("oracle-").split("+")) if node.kind.startswith("oracle-") else {"source"}
+            oracle = node.kind.startswith("oracle-")
+            found |= set(node.kind.removeprefix("oracle-").split("+")) if oracle else {"source"}
             node = node.parent
         return found
 
@@ -137,14 +169,21 @@ class Trial:
 def content_hash(config: Config) -> str:
     """sha256 over everything that can change a run's result.
 
-    That is every setting but the preset's name and the machine's (device, workers, ...), with the starting weights' content for their name.
+    That is every setting but the preset's name and the machine's (workers, ...), with the starting weights'
+    content for their name, and the kind of device.
     """
     values = config.model_dump(mode="json")
     values.pop("preset")
     values["init"] = _fingerprint(config.init) if config.init else None
     for key in MACHINE_KEYS:
         values["engine"].pop(key)
-    return _digest(values)
+    return _digest({**values, **_on(config)})
+
+
+def _on(config: Config) -> dict[str, str]:
+    """What the kind of device adds to a digest: nothing for a CPU."""
+    kind = device_kind(config.engine.device)
+    return {} if kind == "cpu" else {"device": kind}
 
 
 def _digest(values: Any) -> str:
@@ -152,7 +191,10 @@ def _digest(values: Any) -> str:
 
 
 def _fingerprint(init: str) -> str:
-    """sha256 of the weights that an ``init`` names; the name itself of a model that is to be downloaded, or where there are none yet."""
+    """sha256 of the weights that an ``init`` names.
+
+    The name itself for a model that is to be downloaded, or where there are none yet.
+    """
     from mrt.engine.load import find_weights
     from mrt.models.hub import hub_name
 
@@ -163,7 +205,9 @@ def _fingerprint(init: str) -> str:
     except MrtError:
         return init
     if weights.is_dir():  # a Hugging Face model: its description counts, too
-        files = [file for file in sorted(weights.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")]
+        files = [
+            file for file in sorted(weights.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")
+        ]
         return _digest({file.name: file_sha256(file) for file in files})
     return file_sha256(weights)
 
@@ -176,7 +220,7 @@ def reaches(key: str, kind: str) -> bool:
 
 
 def stage_settings(config: Config, kind: str) -> dict[str, Any]:
-    """The settings that can change a stage's result, by section; those that another one switches off are left out."""
+    """The settings that can change a stage's result, by section, without those that another switches off."""
     values: dict[str, Any] = {}
     for section, content in config.model_dump(mode="json").items():
         if isinstance(content, dict):
@@ -208,7 +252,7 @@ def stage_settings(config: Config, kind: str) -> dict[str, Any]:
 
 
 def describe_data(config: Config, kind: str, data_root: Path) -> list[dict[str, Any]]:
-    """The splits that a stage reads, with the sha256 of their annotations; a set that is not prepared has its name alone."""
+    """The splits that a stage reads, with the sha256 of their annotations; not prepared: the name alone."""
     used = [(config.data.source, config.data.source_split)]
     if kind != "source":
         used.append((config.data.target, config.data.target_split))
@@ -222,7 +266,9 @@ def describe_split(name: str, split: str, data_root: Path) -> dict[str, Any]:
     except MrtError:
         return {"name": name, "split": split}
     part = card.splits.get(split)
-    facts = {"num_images": part.num_images, "num_boxes": part.num_boxes, "sha256": part.sha256} if part else {}
+    facts = (
+        {"num_images": part.num_images, "num_boxes": part.num_boxes, "sha256": part.sha256} if part else {}
+    )
     details = {"domain": card.domain, "details": card.details, "classes": list(card.classes)}
     return json.loads(json.dumps({"name": card.name, "split": split, **details, **facts}))
 
@@ -234,19 +280,29 @@ class Planner:
         data_root: where the data sets are.
         split: the target's split that is measured.
         shared_source: train stage 1 once, with the first seed, instead of once per seed.
-        find_source: gives the folder where ``mrt pretrain-source`` would write a configuration's stage 1; a finished run there that is
-            the same as a trial's stage 1 is taken for it.
+        find_source: gives the folder where ``mrt pretrain-source`` would write a configuration's stage 1; a
+            finished run there that is the same as a trial's stage 1 is taken for it.
     """
 
     def __init__(
-        self, data_root: Path, split: str, shared_source: bool = False, find_source: Callable[[Config], Path | None] | None = None
+        self,
+        data_root: Path,
+        split: str,
+        shared_source: bool = False,
+        find_source: Callable[[Config], Path | None] | None = None,
     ) -> None:
-        self.data_root, self.split, self.shared_source, self.find_source = data_root, split, shared_source, find_source
+        self.data_root, self.split = data_root, split
+        self.shared_source, self.find_source = shared_source, find_source
         self._nodes: dict[str, Node] = {}
         self._given_digests: dict[str, str] = {}
 
     def trials(
-        self, rows: Sequence[Row], seeds: Sequence[int], preset: str | Path, overrides: Sequence[str], changes: Mapping[str, Any]
+        self,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        preset: str | Path,
+        overrides: Sequence[str],
+        changes: Mapping[str, Any],
     ) -> list[Trial]:
         """Every row with every seed, row by row."""
         found = []
@@ -267,21 +323,28 @@ class Planner:
         return self._node(end, config, start)
 
     def _given(self, config: Config) -> Node:
-        digest = self._given_digests.get(config.init) or self._given_digests.setdefault(config.init, _fingerprint(config.init))
+        if config.init not in self._given_digests:
+            self._given_digests[config.init] = _fingerprint(config.init)
+        digest, on = self._given_digests[config.init], _on(config)
+        if on:
+            digest = _digest({"weights": digest, **on})
         return self._nodes.setdefault(digest, Node("given", digest, config, place=config.init))
 
     def _source(self, config: Config, first_seed: int) -> Node:
         if self.shared_source:
             config = config.model_copy(update={"seed": first_seed})
         node = self._node("source", config, None)
-        folder = self.find_source(config) if self.find_source else None
-        if node.place is None and folder is not None and _is_that_source(folder, config, describe_data(config, "source", self.data_root)):
+        folder = self.find_source(config) if self.find_source and node.place is None else None
+        if folder is not None and _is_that_source(folder, config, self._data(config, "source")):
             node = self._nodes[node.digest] = Node("source", node.digest, config, place=str(folder))
         return node
 
+    def _data(self, config: Config, kind: str) -> list[dict[str, Any]]:
+        return describe_data(config, kind, self.data_root)
+
     def _node(self, kind: str, config: Config, parent: Node | None) -> Node:
-        facts = {"kind": kind, "settings": stage_settings(config, kind), "data": describe_data(config, kind, self.data_root)}
-        digest = _digest({**facts, "parent": parent.digest if parent else None})
+        facts = {"kind": kind, "settings": stage_settings(config, kind), "data": self._data(config, kind)}
+        digest = _digest({**facts, **_on(config), "parent": parent.digest if parent else None})
         return self._nodes.setdefault(digest, Node(kind, digest, config, parent))
 
 
@@ -289,10 +352,15 @@ def _is_that_source(folder: Path, config: Config, data: Sequence[Mapping[str, An
     """Whether a folder holds a finished stage 1 with these settings on this data."""
     if not ((folder / "run.json").is_file() and (folder / "config.json").is_file()):
         return False
-    facts = read_json(folder / "run.json")
-    plain = facts.get("command") == "pretrain-source" and not any(facts.get(key) for key in ("init", "match_compute", "oracle"))
-    if not plain or "pretrain" not in facts.get("finished", ()):
+    facts, (read,) = read_json(folder / "run.json"), data
+    if facts.get("command") != "pretrain-source" or "pretrain" not in facts.get("finished", ()):
+        return False
+    if any(facts.get(key) for key in ("init", "match_compute", "oracle")):
+        return False
+    if trained_on(folder) not in (None, device_kind(config.engine.device)):
         return False
     recorded = facts["data"]["source"]
-    same_data = recorded["name"] == data[0]["name"] and recorded["sha256"].get(data[0]["split"]) == data[0].get("sha256")
-    return same_data and stage_settings(load_config(folder / "config.json"), "source") == stage_settings(config, "source")
+    if recorded["name"] != read["name"] or recorded["sha256"].get(read["split"]) != read.get("sha256"):
+        return False
+    stored = load_config(folder / "config.json")
+    return stage_settings(stored, "source") == stage_settings(config, "source")

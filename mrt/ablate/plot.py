@@ -1,4 +1,7 @@
-"""A picture of a report as wide as a paper's page: every seed, the mean and its interval; beside them the differences to the base row."""
+"""A picture of a report as wide as a paper's page: every seed, the mean and its interval.
+
+Beside them are the differences to the base row.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ from matplotlib.figure import Figure
 from mrt.ablate.table import LEVEL
 from mrt.files import replacing
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6e6e6e"  # of Okabe and Ito's palette: different for every kind of colour vision
+BLUE, ORANGE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#6e6e6e",
+)  # of Okabe and Ito's palette: different for every kind of colour vision
 WIDTH, ROW, REST = 6.8, 0.27, 1.05  # inches: a two-column page, a row, everything else
 FONT = 8.0  # points
 
@@ -22,7 +29,9 @@ def draw(report: Mapping[str, Any], stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.svg``."""
     figure = picture(report)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path, canvas, options in zip(paths, (FigureCanvasAgg, FigureCanvasSVG), ({"dpi": 200}, {"metadata": {"Date": None}}), strict=True):
+    for path, canvas, options in zip(
+        paths, (FigureCanvasAgg, FigureCanvasSVG), ({"dpi": 200}, {"metadata": {"Date": None}}), strict=True
+    ):
         with replacing(path) as file:
             canvas(figure).print_figure(file, format=path.suffix[1:], **options)
     return paths
@@ -40,7 +49,10 @@ def picture(report: Mapping[str, Any]) -> Figure:
         seeds = list({trial["node"]: trial["metrics"]["AP50"] for trial in row["trials"]}.values())
         _line(left, place, row["metrics"].get("AP50"), seeds, colour)
         pairs = {
-            (trial["node"], zero[trial["seed"]]["node"]): (trial["metrics"]["AP50"], zero[trial["seed"]]["metrics"]["AP50"])
+            (trial["node"], zero[trial["seed"]]["node"]): (
+                trial["metrics"]["AP50"],
+                zero[trial["seed"]]["metrics"]["AP50"],
+            )
             for trial in row["trials"]
             if trial["seed"] in zero and not row["base"]
         }
@@ -59,18 +71,32 @@ def picture(report: Mapping[str, Any]) -> Figure:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
     several = any(row["metrics"].get("AP50", {}).get("n", 0) > 1 for row in rows)
-    how = f"mean, {LEVEL:.0%} t interval; circles: seeds {' '.join(map(str, report['seeds']))}" if several else f"seed {report['seeds'][0]}"
+    how = (
+        f"mean, {LEVEL:.0%} t interval; circles: seeds {' '.join(map(str, report['seeds']))}"
+        if several
+        else f"seed {report['seeds'][0]}"
+    )
     sets = ", ".join(data["name"] for data in report["data"])
     where = f"{sets} {report['split']}" + ("; SMOKE TEST, means nothing" if report["smoke"] else "")
     figure.suptitle(f"{report['title']}\n{where}; {how}", fontsize=FONT, ha="left", x=0.01)
     return figure
 
 
-def _line(axes: Any, place: float, value: Mapping[str, Any] | None, points: list[float | None], colour: str) -> None:
+def _line(
+    axes: Any, place: float, value: Mapping[str, Any] | None, points: list[float | None], colour: str
+) -> None:
     if value is None or value["mean"] is None:
         return
     if value["low"] is not None:
         axes.hlines(place, value["low"], value["high"], color=colour, linewidth=1.6)
         seen = [point for point in points if point is not None]
-        axes.plot(seen, [place + 0.2] * len(seen), "o", markersize=3, markerfacecolor="none", markeredgecolor=GREY, markeredgewidth=0.7)
+        axes.plot(
+            seen,
+            [place + 0.2] * len(seen),
+            "o",
+            markersize=3,
+            markerfacecolor="none",
+            markeredgecolor=GREY,
+            markeredgewidth=0.7,
+        )
     axes.plot([value["mean"]], [place], "D" if value["low"] is not None else "o", markersize=4, color=colour)

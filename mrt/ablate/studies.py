@@ -1,7 +1,8 @@
-"""What a comparison is made of: rows, each a set of settings with a name; the paper's studies, and rows that a grid of axes makes.
+"""What a comparison is made of: rows, each a set of settings with a name; the paper's studies, and grids.
 
-A study varies one thing and keeps the rest, as an ablation should. Its rows carry the paper's AP50 where there is one: Cityscapes to
-Foggy Cityscapes, one run each, a ResNet-50 Deformable DETR. Where the paper's own table changes more than its title says, a note tells.
+A study varies one thing and keeps the rest, as an ablation should. Its rows carry the paper's AP50 where
+there is one: Cityscapes to Foggy Cityscapes, one run each, a ResNet-50 Deformable DETR. Where the paper's own
+table changes more than its title says, a note tells.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from mrt.errors import MrtError
 PAPER = "City→Foggy"  # the benchmark of the paper's ablations, as the tables call it
 End = Literal["source", "mae", "teach", "fair", "oracle-target", "oracle-source+target"]
 
-# Named sets of settings for `mrt adapt --method`: table 4 of the paper. Every one keeps the discriminators of the paper's baseline, and
-# whatever is added to the baseline is added to it with dynamic thresholds, as there.
+# Named sets of settings for `mrt adapt --method`: table 4 of the paper. Every one keeps the discriminators of
+# the paper's baseline, and whatever is added to it is added with dynamic thresholds, as there.
 METHODS: dict[str, dict[str, Any]] = {
     "teacher": {"teacher.dynamic": False, "mae.use": "none", "retrain.every": 0},
     "+dt": {"teacher.dynamic": True, "mae.use": "none", "retrain.every": 0},
@@ -58,14 +59,24 @@ class Study:
 
 
 def _vary(
-    key: str, values: Mapping[Any, tuple[str, float | None]], notes: Mapping[Any, str] | None = None, **fixed: Any
+    key: str,
+    values: Mapping[Any, tuple[str, float | None]],
+    notes: Mapping[Any, str] | None = None,
+    **fixed: Any,
 ) -> tuple[Row, ...]:
     """Rows that differ in one setting; ``fixed`` (section__key=value) holds for all of them."""
     rest = {name.replace("__", "."): value for name, value in fixed.items()}
-    return tuple(Row(name, {**rest, key: value}, paper=ap50, note=(notes or {}).get(value, "")) for value, (name, ap50) in values.items())
+    return tuple(
+        Row(name, {**rest, key: value}, paper=ap50, note=(notes or {}).get(value, ""))
+        for value, (name, ap50) in values.items()
+    )
 
 
-_MAE_ONLY = {"teacher__dynamic": True, "mae__use": "branch", "retrain__every": 0}  # tables 5: no retraining yet
+_MAE_ONLY = {
+    "teacher__dynamic": True,
+    "mae__use": "branch",
+    "retrain__every": 0,
+}  # tables 5: no retraining yet
 _NO_DT = "the paper's figure is its table 4 row without dynamic thresholds, which this study keeps on"
 _VARIANTS = ("mae.variant", "mae.mse_over", "mae.valid_ratios", "mae.keep_padding", "mae.carry_over")
 
@@ -90,19 +101,31 @@ STUDIES: dict[str, Study] = {
     ),
     "decay": Study(
         "decay of the autoencoder's weight in teaching (paper, table 5b)",
-        _vary("mae.decay", {"none": ("none", 47.9), "linear": ("linear", 48.2), "hard": ("hard", 48.3)}, **_MAE_ONLY),
+        _vary(
+            "mae.decay",
+            {"none": ("none", 47.9), "linear": ("linear", 48.2), "hard": ("hard", 48.3)},
+            **_MAE_ONLY,
+        ),
         base="hard",
     ),
     "mae-data": Study(
         "images the autoencoder learns from (paper, table 5c)",
-        _vary("mae.data", {"source": ("source", 44.5), "both": ("source + target", 47.0), "target": ("target", 48.3)}, **_MAE_ONLY),
+        _vary(
+            "mae.data",
+            {"source": ("source", 44.5), "both": ("source + target", 47.0), "target": ("target", 48.3)},
+            **_MAE_ONLY,
+        ),
         base="target",
     ),
     "mae-use": Study(
         "use of the autoencoder (paper, table 5d)",
         _vary(
             "mae.use",
-            {"none": ("none", 44.9), "pretrain": ("pretrain (stage 2 only)", 42.7), "branch": ("branch (stages 2 and 3)", 48.3)},
+            {
+                "none": ("none", 44.9),
+                "pretrain": ("pretrain (stage 2 only)", 42.7),
+                "branch": ("branch (stages 2 and 3)", 48.3),
+            },
             {"none": _NO_DT},
             teacher__dynamic=True,
             retrain__every=0,
@@ -131,7 +154,7 @@ STUDIES: dict[str, Study] = {
         _vary(
             "retrain.source",
             {"random": ("random", 45.5), "source": ("source", 48.1), "mae": ("source + MAE", 51.2)},
-            {"source": "48.1 is also the paper's figure without the autoencoder; here it stays on in all rows"},
+            {"source": "48.1 is also the paper's figure without the autoencoder; here it stays on"},
             teacher__dynamic=True,
             mae__use="branch",
         ),
@@ -152,9 +175,17 @@ STUDIES: dict[str, Study] = {
 }
 
 BASELINES = (
-    Row("fair source-only", end="fair", note="the steps, rates, augmentation and averaging of adaptation, and nothing adaptive"),
+    Row(
+        "fair source-only",
+        end="fair",
+        note="the steps, rates, augmentation and averaging of adaptation, and nothing adaptive",
+    ),
     Row("oracle: target labels", end="oracle-target", note="the same training with the target's labels"),
-    Row("oracle: source + target labels", end="oracle-source+target", note="the same training with both domains' labels"),
+    Row(
+        "oracle: source + target labels",
+        end="oracle-source+target",
+        note="the same training with both domains' labels",
+    ),
 )
 
 
@@ -162,7 +193,10 @@ def find_study(name: str) -> Study:
     """A study by its name; MrtError names the nearest one."""
     if name not in STUDIES:
         guess = nearest(name, list(STUDIES))
-        raise MrtError(f"--study {name}: unknown study" + (f": did you mean {guess}?" if guess else ""), f"there are: {', '.join(STUDIES)}")
+        raise MrtError(
+            f"--study {name}: unknown study" + (f": did you mean {guess}?" if guess else ""),
+            f"there are: {', '.join(STUDIES)}",
+        )
     return STUDIES[name]
 
 
@@ -189,11 +223,15 @@ def find_key(name: str) -> str:
         return found[0]
     if found:
         raise MrtError(
-            f"--{name}: several settings have this name: {', '.join(found)}", f"write the whole key, e.g. --axis {found[0]} VALUE VALUE"
+            f"--{name}: several settings have this name: {', '.join(found)}",
+            f"write the whole key, e.g. --axis {found[0]} VALUE VALUE",
         )
     guess = nearest(plain, [key.rpartition(".")[2] for key in keys]) or nearest(plain, keys)
     meant = f": did you mean --{guess if '.' in guess else flag_name(guess)}?" if guess else ""
-    raise MrtError(f"--{name}: neither an option nor a setting{meant}", "see every setting with: mrt adapt --preset demo --dry-run")
+    raise MrtError(
+        f"--{name}: neither an option nor a setting{meant}",
+        "see every setting with: mrt adapt --preset demo --dry-run",
+    )
 
 
 def make_axes(given: Sequence[tuple[str, Sequence[str]]]) -> list[Axis]:
@@ -204,7 +242,9 @@ def make_axes(given: Sequence[tuple[str, Sequence[str]]]) -> list[Axis]:
             raise MrtError("--axis: no setting is named", "for example --axis mae.mask_ratio 0.5 0.8")
         key = find_key(name)
         if key in ("seed", "preset"):
-            raise MrtError(f"--{name}: not an axis", "seeds are given with --seeds 0 1 2, a preset with --preset")
+            raise MrtError(
+                f"--{name}: not an axis", "seeds are given with --seeds 0 1 2, a preset with --preset"
+            )
         if not values:
             raise MrtError(f"--{name}: no values", f"for example --{name} 0.5 0.8")
         if any(axis.key == key for axis in axes):
@@ -214,21 +254,28 @@ def make_axes(given: Sequence[tuple[str, Sequence[str]]]) -> list[Axis]:
 
 
 def grid_rows(
-    axes: Sequence[Axis], preset: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+    axes: Sequence[Axis],
+    preset: str | Path,
+    overrides: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """A row for every combination of the axes' values, in that order; values that mean the same (0.8 and 0.80) count once."""
+    """A row for every combination of the axes' values, in order; equal values (0.8, 0.80) count once."""
     rows: dict[str, Row] = {}
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
         config = load_config(preset, [*overrides, *chosen], changes)
         settings = {axis.key: plain(setting(config, axis.key)) for axis in axes}
-        name = ", ".join(f"{flag_name(key)} {_word(value)}" for key, value in settings.items()) or str(config.preset)
+        name = ", ".join(f"{flag_name(key)} {_word(value)}" for key, value in settings.items()) or str(
+            config.preset
+        )
         rows.setdefault(json.dumps(settings), Row(name, settings))
     return list(rows.values())
 
 
-def row_config(row: Row, preset: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a row: the preset, then ``changes``, then ``overrides``, then the row's own settings."""
+def row_config(
+    row: Row, preset: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a row: the preset, ``changes``, ``overrides``, and last the row's own settings."""
     kept = [text for text in overrides if text.partition("=")[0].strip() not in row.settings]
     return load_config(preset, kept, {**(changes or {}), **row.settings})
 

@@ -1,4 +1,4 @@
-"""What trials have found, as numbers: mean, deviation and interval of each row, its difference to the base row, and tables of them.
+"""What trials have found: mean, deviation and interval of each row, its difference to the base, and tables.
 
 Everything that is printed, written or drawn comes from one report (plain values, as its JSON file has them).
 """
@@ -16,6 +16,15 @@ from mrt.ablate.studies import PAPER
 
 METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
 LEVEL = 0.95  # of the intervals
+# What a table tells of the environments of its trials, and how it says that they differ.
+ENVIRONMENT = {
+    "mrt": "with different versions of mrt",
+    "commit": "at different commits",
+    "python": "with different versions of Python",
+    "torch": "with different versions of torch",
+    "device": "on different devices",
+    "op": "with different backends of the attention",
+}
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -33,13 +42,16 @@ def spread_metrics(values: Sequence[Mapping[str, float | None]]) -> dict[str, di
 
 
 def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation of the numbers there are; the deviation is None for fewer than two."""
+    """Mean and sample standard deviation of the numbers there are; of fewer than two it is None."""
     there = [number for number in numbers if number is not None]
-    return {"mean": statistics.fmean(there) if there else None, "std": statistics.stdev(there) if len(there) > 1 else None}
+    return {
+        "mean": statistics.fmean(there) if there else None,
+        "std": statistics.stdev(there) if len(there) > 1 else None,
+    }
 
 
 def estimate(numbers: Sequence[float | None]) -> dict[str, Any]:
-    """:func:`spread`, with ``n`` and the t interval of the mean (``low``, ``high``; None for fewer than two numbers)."""
+    """:func:`spread`, ``n``, and the t interval of the mean (``low``, ``high``; None for fewer than two)."""
     there = [number for number in numbers if number is not None]
     found = spread(there)
     half = None
@@ -48,18 +60,24 @@ def estimate(numbers: Sequence[float | None]) -> dict[str, Any]:
 
         half = float(t.ppf(0.5 + LEVEL / 2, len(there) - 1)) * found["std"] / len(there) ** 0.5
     mean = found["mean"]
-    return {**found, "n": len(there), "low": None if half is None else mean - half, "high": None if half is None else mean + half}
+    return {
+        **found,
+        "n": len(there),
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+    }
 
 
 def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
     """One row per name, in the order of the results.
 
     Args:
-        results: each with ``row`` (name, settings, end, paper, note), ``seed``, ``node``, and ``metrics`` (flat) or ``failed``.
+        results: each with ``row`` (name, settings, end, paper, note), ``seed``, ``node``, and ``metrics``
+            (flat) or ``failed``.
         base: the row that the others are compared with, seed by seed.
 
-    A detector that several seeds share counts once: ``n`` is the number of different detectors, and of a difference the number of
-    different pairs. Metrics are per cent.
+    A detector that several seeds share counts once: ``n`` is the number of different detectors, and of a
+    difference the number of different pairs. Metrics are per cent.
     """
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
@@ -74,7 +92,10 @@ def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str,
         names = list(dict.fromkeys(name for trial in own for name in trial["metrics"]))
         row["base"] = row["name"] == base
         row["metrics"] = {name: estimate([trial["metrics"].get(name) for trial in own]) for name in names}
-        row["delta"] = {name: estimate([_minus(a["metrics"].get(name), b["metrics"].get(name)) for a, b in pairs]) for name in names}
+        row["delta"] = {
+            name: estimate([_minus(a["metrics"].get(name), b["metrics"].get(name)) for a, b in pairs])
+            for name in names
+        }
         if row["base"]:
             row["delta"] = {}
     return list(rows.values())
@@ -91,7 +112,7 @@ def columns(report: Mapping[str, Any]) -> list[str]:
 
 
 def lines(report: Mapping[str, Any]) -> list[list[str]]:
-    """The table for people, row by row, to one decimal: mean ± standard deviation; the difference with its interval."""
+    """The table for people, row by row, to one decimal: mean ± deviation; difference with its interval."""
     found = []
     for row in report["rows"]:
         cells = [_figure(row["metrics"].get(metric)) for metric in METRICS]
@@ -124,7 +145,9 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know."""
-    found = [f"measured on {data['name']}, split {report['split']}: {_about_data(data)}" for data in report["data"]]
+    split = report["split"]
+    found = [f"measured on {data['name']}, split {split}: {_about_data(data)}" for data in report["data"]]
+    found += _about_environments(report)
     if any(row["metrics"].get("AP50", {}).get("std") is not None for row in report["rows"]):
         found.append(
             f"mean ± standard deviation over n detectors (seeds {' '.join(map(str, report['seeds']))}); "
@@ -132,7 +155,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         )
     if _has_paper(report):
         same = report["preset"] == "city2foggy" and not report["smoke"]
-        compare = "one run each" if same else f"another network and other data than preset {report['preset']}: not comparable"
+        other = f"another network and other data than preset {report['preset']}: not comparable"
+        compare = "one run each" if same else other
         found.append(f"paper: Cityscapes to Foggy Cityscapes, ResNet-50 ({compare})")
     if report["smoke"]:
         found.append("SMOKE TEST: a few images and steps; the numbers mean nothing")
@@ -143,13 +167,59 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def _about_data(data: Mapping[str, Any]) -> str:
     if "sha256" not in data:
         return "not prepared"
-    details = ", ".join(f"{key} {value}" for key, value in (data.get("details") or {}).items() if key in ("beta", "seed"))
-    words = f"{data['num_images']} images, {data['num_boxes']} boxes" + (f", {details}" if details else "")
-    return f"{words}; annotations sha256 {data['sha256'][:12]}"
+    known = data.get("details") or {}
+    details = "".join(f", {key} {known[key]}" for key in known if key in ("beta", "seed"))
+    counts = f"{data['num_images']} images, {data['num_boxes']} boxes"
+    return f"{counts}{details}; annotations sha256 {data['sha256'][:12]}"
+
+
+def environments(row: Mapping[str, Any], verb: str) -> list[Mapping[str, Any] | None]:
+    """What a row's trials were "trained" (every stage of them) or "measured" with; None: not recorded."""
+    if verb == "measured":
+        return [trial.get(verb) for trial in row["trials"]]
+    stages = {name: known for trial in row["trials"] for name, known in trial.get(verb, {}).items()}
+    return [environment for known in stages.values() for environment in known]
+
+
+def _about_environments(report: Mapping[str, Any]) -> list[str]:
+    """What trials were trained and measured with, and, each in a line of its own, in what they differ."""
+    common: dict[str, list[str]] = {}  # what is the same everywhere -> of what
+    mixed: list[str] = []
+    for verb in ("trained", "measured"):
+        told = {row["name"]: environments(row, verb) for row in report["rows"]}
+        facts = {key: _rows_by_value(told, key) for key in ENVIRONMENT}
+        same = [f"{key} {value}" for key, rows in facts.items() if len(rows) == 1 for value in rows]
+        if same:
+            common.setdefault(", ".join(same), []).append(verb)
+        mixed += [
+            f"MIXED: {verb} {ENVIRONMENT[key]}: {_and_whose(rows)}"
+            for key, rows in facts.items()
+            if len(rows) > 1
+        ]
+        if silent := [name for name, known in told.items() if None in known]:
+            mixed.append(f"not recorded what these were {verb} with: {', '.join(silent)}")
+    return [f"{' and '.join(verbs)} with {words}" for words, verbs in common.items()] + mixed
+
+
+def _rows_by_value(told: Mapping[str, Sequence[Mapping[str, Any] | None]], key: str) -> dict[str, list[str]]:
+    """Each value that a fact has in the environments, with the names of the rows that have it."""
+    found: dict[str, dict[str, None]] = {}
+    for name, known in told.items():
+        for environment in known:
+            if environment is not None:
+                found.setdefault(str(environment.get(key) or "unknown"), {})[name] = None
+    return {value: list(names) for value, names in found.items()}
+
+
+def _and_whose(rows: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in rows.items())
 
 
 def to_csv(report: Mapping[str, Any]) -> str:
-    """A line per row: name, settings, seeds; then of each metric, and of its difference, mean, std, n and the interval (per cent)."""
+    """A line per row: name, settings, seeds; metrics; what was trained and measured with.
+
+    Of each metric, and of its difference, there are mean, std, n and the interval (per cent).
+    """
     rows = report["rows"]
     settings = list(dict.fromkeys(key for row in rows for key in row["settings"]))
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
@@ -157,13 +227,24 @@ def to_csv(report: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = [f"{prefix}{name} {kind}" for name in metrics for prefix in ("", "delta ") for kind in kinds]
+    heads += [f"{verb}: {key}" for verb in ("trained", "measured") for key in ENVIRONMENT]
     writer.writerow(["row", *settings, "seeds", "failed", "paper AP50", *heads])
     for row in rows:
-        numbers = [row[part].get(name, {}).get(kind) for name in metrics for part in ("metrics", "delta") for kind in kinds]
+        parts = [row[part].get(name, {}) for name in metrics for part in ("metrics", "delta")]
+        numbers = [part.get(kind) for part in parts for kind in kinds]
         seeds = " ".join(str(trial["seed"]) for trial in row["trials"])
         given = [_cell(row["settings"].get(key)) for key in settings]
-        writer.writerow([row["name"], *given, seeds, len(row["failures"]), _cell(row["paper"]), *map(_cell, numbers)])
+        told = [_told(row, verb, key) for verb in ("trained", "measured") for key in ENVIRONMENT]
+        about = [*given, seeds, len(row["failures"]), _cell(row["paper"])]
+        writer.writerow([row["name"], *about, *map(_cell, numbers), *told])
     return text.getvalue()
+
+
+def _told(row: Mapping[str, Any], verb: str, key: str) -> str:
+    """A fact of a row's environments; several values if they differ."""
+    known = environments(row, verb)
+    values = [*_rows_by_value({row["name"]: known}, key), *(["not recorded"] if None in known else ())]
+    return "; ".join(values)
 
 
 def _cell(value: Any) -> str:
@@ -175,5 +256,7 @@ def _cell(value: Any) -> str:
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The table for people as markdown, with its notes."""
     heads = columns(report)
-    table = ["| " + " | ".join(line) + " |" for line in (heads, ["---", *["---:"] * (len(heads) - 1)], *lines(report))]
-    return "\n".join([f"**{report['title']}**", "", *table, "", *(f"- {note}" for note in notes(report))]) + "\n"
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    table = [f"| {' | '.join(line)} |" for line in (heads, rule, *lines(report))]
+    below = [f"- {note}" for note in notes(report)]
+    return "\n".join([f"**{report['title']}**", "", *table, "", *below]) + "\n"

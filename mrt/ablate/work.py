@@ -1,6 +1,7 @@
-"""One piece of work: train a node if it is not trained, and measure it where it is not measured. Any process can do it.
+"""One piece of work: train a node if it is not trained, measure it where it is not measured. Any process can.
 
-``python -m mrt.ablate.work FILE`` does the work that a file describes and writes how it ended into ``FILE.outcome``.
+``python -m mrt.ablate.work FILE`` does the work that a file describes and writes how it ended into
+``FILE.outcome``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrt.ablate.device import device_kind, require_device
 from mrt.ablate.nodes import STAGE_OF, content_hash, stage_settings
 from mrt.config import Config, load_config, validate
 from mrt.data.card import read_json
@@ -31,7 +33,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """A result that is wanted: its file, the split, the settings of the measurement, and what goes on record with it."""
+    """A result that is wanted: its file, the split, the measurement's settings, and what goes on record."""
 
     file: str
     split: str
@@ -46,7 +48,8 @@ class Work:
     Attributes:
         name, kind: of the node. titles: the trials that want it.
         config: plain values. folder: where it is trained.
-        start: weights it starts from. place: weights that are there already, for a node that needs no training.
+        device: what it is planned for, "cpu" or "cuda".
+        start: weights it starts from. place: weights that are there, for a node that needs no training.
         needs: names of the work that must be done before.
     """
 
@@ -55,6 +58,7 @@ class Work:
     config: dict[str, Any]
     folder: str
     data_root: str
+    device: str
     start: str | None = None
     place: str | None = None
     needs: list[str] = field(default_factory=list)
@@ -71,9 +75,21 @@ class Work:
 
 
 def do_work(work: Work, watcher: Watcher) -> None:
-    """Train and measure what is missing; one process at a time works on a node, the others wait and find it done."""
-    from mrt.engine import inference
+    """Train and measure what is missing; one process at a time works on a node, others wait and find it done.
 
+    Raises:
+        MrtError: "auto" means another kind of device here than where the work was planned.
+    """
+    import torch
+
+    from mrt.engine import inference
+    from mrt.engine.folder import provenance
+
+    if (here := device_kind(work.config["engine"]["device"])) != work.device:
+        raise MrtError(
+            f"planned for device {work.device}, but on this machine it would be {here}",
+            "name one: --device cuda, or --device cpu",
+        )
     folder = Path(work.folder)
     with locked(folder.parent / ".locks" / work.name, watcher):
         if work.place is None:
@@ -90,7 +106,13 @@ def do_work(work: Work, watcher: Watcher) -> None:
                 watcher=watcher,
                 overrides=dict(wanted.view),
             )
-            result = {**wanted.record, "node": work.name, "network": found.network, "metrics": found.metrics.to_dict()}
+            result = {
+                **wanted.record,
+                "node": work.name,
+                "network": found.network,
+                "metrics": found.metrics.to_dict(),
+                "environment": provenance(torch.device(work.device)),
+            }
             write_text(Path(wanted.file), json.dumps(result, indent=1) + "\n")
 
 
@@ -103,23 +125,43 @@ def train(work: Work, watcher: Watcher) -> None:
     common = {"data_root": Path(work.data_root), "watcher": watcher}
 
     def start(resume: bool) -> None:
+        if resume:
+            _record_resumption(folder, work.device)
         if kind in ("mae", "teach"):
             stages.adapt(config, folder, stages=(kind,), init=work.start, resume=resume, **common)
         elif kind == "source":
             stages.pretrain_source(config, folder, resume=resume, **common)
         else:
             oracle: Any = kind.removeprefix("oracle-") if kind != "fair" else None
-            stages.pretrain_source(config, folder, init=work.start, resume=resume, match_compute=True, oracle=oracle, **common)
+            stages.pretrain_source(
+                config, folder, init=work.start, resume=resume, match_compute=True, oracle=oracle, **common
+            )
 
     finish_run(folder, config, STAGE_OF[kind], start, lambda stored: stage_settings(stored, kind))
     if not config.engine.keep_checkpoints:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def _record_resumption(folder: Path, device: str) -> None:
+    """Let run.json tell what the run is resumed with, unless that is what it was trained with so far."""
+    import torch
+
+    from mrt.engine.folder import provenance, read_facts
+
+    facts, now = read_facts(folder), provenance(torch.device(device))
+    before = facts.get("resumed", [])
+    if [facts.get("environment"), *before][-1] != now:
+        write_text(folder / "run.json", json.dumps({**facts, "resumed": [*before, now]}, indent=2) + "\n")
+
+
 def finish_run(
-    folder: Path, config: Config, last_stage: str, start: Callable[[bool], Any], settings: Callable[[Config], Any] = content_hash
+    folder: Path,
+    config: Config,
+    last_stage: str,
+    start: Callable[[bool], Any],
+    settings: Callable[[Config], Any] = content_hash,
 ) -> bool:
-    """Bring the run in ``folder`` to its end, from wherever it stands: not begun, interrupted, or done (then nothing happens).
+    """Bring the run in ``folder`` to its end, from wherever it stands: not begun, interrupted, or done.
 
     Args:
         config: the settings it must have.
@@ -130,21 +172,28 @@ def finish_run(
         Whether there was anything to do.
 
     Raises:
-        MrtError: the folder holds a run with other settings, or something that is no run; nothing of it is touched.
+        MrtError: the folder holds a run with other settings or of another kind of device, or something that
+            is no run; nothing of it is touched.
     """
     from mrt.engine.folder import read_facts
 
     facts: dict[str, Any] = {}
     if (folder / "run.json").is_file() and (folder / "config.json").is_file():
         if settings(load_config(folder / "config.json")) != settings(config):
-            raise MrtError(f"{folder}: holds a run with other settings", f"delete {folder}, or use another --run-root")
+            raise MrtError(
+                f"{folder}: holds a run with other settings", f"delete {folder}, or use another --run-root"
+            )
+        require_device(folder, config.engine.device)
         facts = read_facts(folder)
         if last_stage in facts.get("finished", ()):
             return False
     resume = (folder / "checkpoints" / "last.pt").is_file()
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         if facts.get("finished") != [] or any(folder.glob("checkpoints/*.pt")):
-            raise MrtError(f"{folder}: not empty, and no run that could be continued", f"look what it is, then move or delete {folder}")
+            raise MrtError(
+                f"{folder}: not empty, and no run that could be continued",
+                f"look what it is, then move or delete {folder}",
+            )
         shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
     start(resume)
     return True
@@ -152,7 +201,7 @@ def finish_run(
 
 @contextmanager
 def locked(path: Path, watcher: Watcher) -> Iterator[None]:
-    """Nobody else is inside at the same time. The system releases the lock of a process that ends, however it ends."""
+    """Nobody else is inside at the same time. The system releases the lock of a process, however it ends."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +245,11 @@ class LogWatcher(Watcher):
 def reason_of(error: BaseException) -> str:
     """A failure in one line."""
     text = error.message if isinstance(error, MrtError) else str(error)
-    return (text if isinstance(error, (MrtError, RunFailed)) else f"{type(error).__name__}: {text}").strip().split("\n")[0]
+    return (
+        (text if isinstance(error, (MrtError, RunFailed)) else f"{type(error).__name__}: {text}")
+        .strip()
+        .split("\n")[0]
+    )
 
 
 def outcome_file(path: Path) -> Path:
@@ -204,7 +257,7 @@ def outcome_file(path: Path) -> Path:
 
 
 def work_on(path: Path | str) -> str | None:
-    """Do the work of a file, and write why it failed, or that it did not, beside it; returns the reason, None when done."""
+    """Do the work of a file, and write beside it why it failed, or that it did not; returns that reason."""
     path = Path(path)
     try:
         do_work(Work.read(path), LogWatcher(lambda text: print(text, flush=True)))
@@ -222,7 +275,7 @@ def work_on(path: Path | str) -> str | None:
 
 
 def _follow_the_parent() -> None:
-    """Ask this process to stop when the one that started it is gone, so that no work goes on that nobody waits for."""
+    """Ask this process to stop when the one that started it is gone: nobody would wait for its work."""
     parent = os.getppid()
 
     def watch() -> None:

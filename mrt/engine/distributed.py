@@ -44,8 +44,8 @@ class World:
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of ``tensor`` over all processes."""
-        return self.sum(tensor) / self.size
+        """The mean of ``tensor`` over all processes; ``tensor`` stays as it is."""
+        return self.sum(tensor.clone()) / self.size
 
     def mean_of_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Each number's mean over all processes; they talk host to host, so no GPU is waited for."""

@@ -7,7 +7,9 @@ checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/.
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,27 +132,44 @@ def load_autoencoder(folder: Path, mae: nn.Module) -> bool:
     return True
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, device and commit: what somebody needs who wants the same numbers."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+def provenance(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, device and commit: what somebody needs who wants the same numbers.
+
+    Args:
+        device: what is computed on; none means a GPU if there is one.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = platform.processor() or platform.machine()
     return {
         "mrt": mrt.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": device,
-        "op": backend(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
+        "device_type": device.type,
+        "op": backend(torch.empty(0, device=device)),
     }
 
 
 def _commit() -> str | None:
-    """The commit of mrt's own checkout; None where it was installed without one (perhaps inside another project's)."""
-    if not (Path(__file__).parents[2] / ".git").exists():
+    """The commit of mrt's own checkout; None for an installed or copied mrt, also in another repository."""
+    file = Path(__file__).resolve()
+    root = file.parents[2]
+    if not (root / ".git").exists():
         return None
+    # GIT_DIR, GIT_INDEX_FILE and others, which a hook has set, would name another repository.
+    variables = {key: text for key, text in os.environ.items() if not re.match("GIT_(?!CONFIG)", key)}
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.rstrip("\n")
+
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        git("ls-files", "--error-unmatch", str(file), "cli", "csrc")  # fails for a copy of the package alone
+        return git("describe", "--always", "--dirty") or None
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tiny_set import write_set
 from tiny_world import make_set, tiny_config
 
-from mrt.ablate.nodes import REACH, STAGE_OF, Planner, Trial, content_hash, reaches, stage_settings
+from mrt.ablate import device, missing_work
+from mrt.ablate.nodes import (
+    REACH,
+    STAGE_OF,
+    Planner,
+    Trial,
+    content_hash,
+    describe_data,
+    reaches,
+    stage_settings,
+)
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import BASELINES, STUDIES, Axis, Row, grid_rows
 from mrt.config import Config, known_keys, load_config
-from mrt.data.card import read_card
+from mrt.data.card import file_sha256, read_card
 from mrt.engine import stages
-from mrt.engine.load import load_detector
+from mrt.engine.load import find_weights
 
 NOWHERE = Path("nowhere")
 
 
-def plan(rows, seeds=(0,), *, preset: object = "demo", overrides=(), data_root: Path = NOWHERE, **options) -> list[Trial]:
+def plan(
+    rows, seeds=(0,), *, preset: object = "demo", overrides=(), data_root: Path = NOWHERE, **options
+) -> list[Trial]:
     return Planner(data_root, "val", **options).trials(rows, list(seeds), preset, list(overrides), {})
 
 
@@ -68,12 +83,17 @@ def test_a_trial_knows_whose_labels_it_learns_from():
     assert plan(rows)[0].learned_from == set(), "the preset's start is trained already"
     assert plan(rows, overrides=["init=none"])[0].learned_from == {"source"}
     oracle = [row for row in BASELINES if row.end == "oracle-target"]
-    assert plan(oracle, overrides=["init=none"])[0].learned_from == {"source", "target"}, "stage 1 learns from the source"
+    assert plan(oracle, overrides=["init=none"])[0].learned_from == {"source", "target"}, (
+        "stage 1 learns from the source"
+    )
 
 
 def test_a_smoke_test_takes_images_that_have_boxes(tmp_path):
     images = {number: np.zeros((8, 8, 3), np.uint8) for number in range(1, 21)}
-    boxes = [{"image_id": number, "category_id": 1, "bbox": [1, 1, 4, 4], "iscrowd": int(number < 15)} for number in (3, 18, 15)]
+    boxes = [
+        {"image_id": number, "category_id": 1, "bbox": [1, 1, 4, 4], "iscrowd": int(number < 15)}
+        for number in (3, 18, 15)
+    ]
     write_set(tmp_path / "data" / "few", images, boxes, ["car"])
     part = read_card(shrink(["few"], tmp_path / "data", tmp_path / "small") / "few").splits["train"]
     kept = json.loads((tmp_path / "small" / "few" / "train.json").read_text())["images"]
@@ -83,19 +103,34 @@ def test_a_smoke_test_takes_images_that_have_boxes(tmp_path):
 
 def test_studies_share_trials_with_one_another():
     digests = {
-        name: {row.name: trial.node.digest for row, trial in zip(STUDIES[name].rows, plan(STUDIES[name].rows), strict=True)}
+        name: {
+            row.name: trial.node.digest
+            for row, trial in zip(STUDIES[name].rows, plan(STUDIES[name].rows), strict=True)
+        }
         for name in STUDIES
     }
     assert digests["components"]["+ DT"] == digests["mae-use"]["none"] == digests["retrain-parts"]["none"]
-    assert digests["components"]["+ DT + MAE"] == digests["mask-ratio"]["0.8"] == digests["decay"]["hard"] == digests["mae-data"]["target"]
+    assert (
+        digests["components"]["+ DT + MAE"]
+        == digests["mask-ratio"]["0.8"]
+        == digests["decay"]["hard"]
+        == digests["mae-data"]["target"]
+    )
     assert digests["components"]["+ DT + MAE + retraining"] == digests["retrain-init"]["source + MAE"]
-    assert digests["components"]["+ DT + MAE + retraining"] == digests["mae-variant"]["published, padding ratios"]
+    assert (
+        digests["components"]["+ DT + MAE + retraining"]
+        == digests["mae-variant"]["published, padding ratios"]
+    )
 
 
 def test_stage_1_is_trained_for_each_seed_or_once():
     rows = STUDIES["decay"].rows
     assert kinds(plan(rows, (0, 1), preset="city2foggy")) == {"teach": 6, "mae": 2, "source": 2}
-    assert kinds(plan(rows, (0, 1), preset="city2foggy", shared_source=True)) == {"teach": 6, "mae": 2, "source": 1}
+    assert kinds(plan(rows, (0, 1), preset="city2foggy", shared_source=True)) == {
+        "teach": 6,
+        "mae": 2,
+        "source": 1,
+    }
     assert kinds(plan(rows, (0, 1))) == {"teach": 6, "mae": 2, "given": 1}
 
 
@@ -108,7 +143,9 @@ def test_data_is_part_of_a_node_by_its_content(tmp_path):
     sets = ["data.source=clear", "data.target=hazy", "init=none"]
     digests = {name: plan([Row("x")], overrides=sets, data_root=tmp_path / name)[0].node for name in "abc"}
     assert len({node.digest for node in digests.values()}) == 3
-    assert len({node.parent.parent.digest for node in digests.values()}) == 1, "stage 1 does not see the target"
+    assert len({node.parent.parent.digest for node in digests.values()}) == 1, (
+        "stage 1 does not see the target"
+    )
 
 
 def test_every_name_of_the_table_is_a_setting():
@@ -131,22 +168,68 @@ ELSEWHERE = {
             "loss.target_weight": 3.0,
             "domain.enabled": False,
         },
-        **{"mae.mask_ratio": 0.3, "teacher.box_loss": True, "teacher.threshold_max": 0.9, "retrain.every": 0, "mae_stage.lr": 1e-5},
-        **{"teach.epochs": 7, "engine.workers": 1, "engine.log_every": 3, "engine.eval_every": 1, "engine.eval_batch_size": 3},
+        **{
+            "mae.mask_ratio": 0.3,
+            "teacher.box_loss": True,
+            "teacher.threshold_max": 0.9,
+            "retrain.every": 0,
+            "mae_stage.lr": 1e-5,
+        },
+        **{
+            "teach.epochs": 7,
+            "engine.workers": 1,
+            "engine.log_every": 3,
+            "engine.eval_every": 1,
+            "engine.eval_batch_size": 3,
+        },
     },
     "mae": {
-        **{"data.validation_split": "train", "data.source_sides": [40], "data.source_crop": True, "domain.enabled": False},
-        **{"mae.use": "pretrain", "mae.decay": "none", "mae.carry_over": False, "teacher.ema": 0.5, "teacher.dynamic": False},
-        **{"retrain.every": 0, "retrain.source": "random", "pretrain.lr": 1e-5, "teach.epochs": 7, "engine.eval_every": 1},
+        **{
+            "data.validation_split": "train",
+            "data.source_sides": [40],
+            "data.source_crop": True,
+            "domain.enabled": False,
+        },
+        **{
+            "mae.use": "pretrain",
+            "mae.decay": "none",
+            "mae.carry_over": False,
+            "teacher.ema": 0.5,
+            "teacher.dynamic": False,
+        },
+        **{
+            "retrain.every": 0,
+            "retrain.source": "random",
+            "pretrain.lr": 1e-5,
+            "teach.epochs": 7,
+            "engine.eval_every": 1,
+        },
         **{"data.cache": "none", "engine.keep_checkpoints": 1},
     },
     "teach": {
-        **{"data.validation_split": "train", "data.source_sides": [40], "pretrain.lr": 1e-5, "mae_stage.lr": 1e-5, "mae_stage.epochs": 9},
+        **{
+            "data.validation_split": "train",
+            "data.source_sides": [40],
+            "pretrain.lr": 1e-5,
+            "mae_stage.lr": 1e-5,
+            "mae_stage.epochs": 9,
+        },
         **{"engine.eval_every": 1, "engine.workers": 1},
     },
     "fair": {
-        **{"loss.target_weight": 3.0, "domain.enabled": False, "mae.use": "none", "mae.mask_ratio": 0.1, "teacher.dynamic": False},
-        **{"teacher.threshold_start": 0.2, "retrain.every": 0, "pretrain.lr": 1e-5, "data.source_sides": [40]},
+        **{
+            "loss.target_weight": 3.0,
+            "domain.enabled": False,
+            "mae.use": "none",
+            "mae.mask_ratio": 0.1,
+            "teacher.dynamic": False,
+        },
+        **{
+            "teacher.threshold_start": 0.2,
+            "retrain.every": 0,
+            "pretrain.lr": 1e-5,
+            "data.source_sides": [40],
+        },
     },
 }
 
@@ -159,48 +242,168 @@ def starts(world, tmp_path_factory) -> dict[str, str]:
     return {"mae": str(source), "teach": str(mae), "fair": str(source)}
 
 
-def train(kind: str, config: Config, folder: Path, world: Path, starts: dict[str, str]) -> dict[str, torch.Tensor]:
+def train(
+    kind: str, config: Config, folder: Path, world: Path, starts: dict[str, str]
+) -> dict[str, torch.Tensor]:
     if kind == "source":
         stages.pretrain_source(config, folder, data_root=world)
     elif kind == "fair":
         stages.pretrain_source(config, folder, init=starts[kind], match_compute=True, data_root=world)
     else:
         stages.adapt(config, folder, stages=(kind,), init=starts[kind], data_root=world)
-    return load_detector(folder)[0].state_dict()
+    return weights_of(folder)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All that a run leaves to others: student, teacher, autoencoder."""
+    files = {file.stem: safetensors.torch.load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    return {f"{name}: {key}": value for name, tensors in files.items() for key, value in tensors.items()}
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    assert one and one.keys() == other.keys()
+    return [key for key in one if not torch.equal(one[key], other[key])]
+
+
+# A change that does reach the stage: it shows that the comparison would notice.
+HERE = {
+    "source": {"pretrain.lr": 3e-3},
+    "mae": {"mae_stage.lr": 3e-3},
+    "teach": {"teach.lr": 3e-3},
+    "fair": {"teach.lr": 3e-3},
+}
 
 
 @pytest.mark.parametrize("kind", ELSEWHERE)
 def test_what_does_not_reach_a_stage_does_not_change_it(world, starts, tmp_path, kind):
     configs = [tiny_config(), tiny_config(**ELSEWHERE[kind])]
     assert stage_settings(configs[0], kind) == stage_settings(configs[1], kind)
-    one, other = (train(kind, config, tmp_path / str(number), world, starts) for number, config in enumerate(configs))
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    configs.append(tiny_config(**HERE[kind]))
+    assert stage_settings(configs[0], kind) != stage_settings(configs[2], kind)
+    one, same, changed = (
+        train(kind, config, tmp_path / str(number), world, starts) for number, config in enumerate(configs)
+    )
+    assert differing(one, same) == [] and differing(one, changed)
 
 
 @pytest.mark.parametrize(
     "off",
     [
         ({"retrain.every": 2, "retrain.source": "random"}, {"retrain.parts": "none"}),
-        ({"teacher.dynamic": False}, {"teacher.dynamic": False, "teacher.threshold_gamma": 0.1, "teacher.threshold_max": 0.9}),
+        (
+            {"teacher.dynamic": False},
+            {"teacher.dynamic": False, "teacher.threshold_gamma": 0.1, "teacher.threshold_max": 0.9},
+        ),
         ({"mae.use": "none"}, {"mae.use": "pretrain", "mae.mask_ratio": 0.1, "mae.layers": 1}),
-        ({"domain.enabled": False}, {"domain.enabled": False, "domain.encoder_weight": 9.0, "domain.ramp": 0.5}),
+        (
+            {"domain.enabled": False},
+            {"domain.enabled": False, "domain.encoder_weight": 9.0, "domain.ramp": 0.5},
+        ),
     ],
     ids=lambda off: next(iter(off[0])),
 )
 def test_a_part_that_is_off_takes_its_settings_with_it(world, starts, tmp_path, off):
     configs = [tiny_config(**settings) for settings in off]
     assert all(stage_settings(config, "teach") == stage_settings(configs[0], "teach") for config in configs)
-    found = [train("teach", config, tmp_path / str(number), world, starts) for number, config in enumerate(configs)]
-    for one, other in itertools.pairwise(found):
-        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    found = [
+        train("teach", config, tmp_path / str(number), world, starts) for number, config in enumerate(configs)
+    ]
+    assert differing(*found) == []
 
 
-def test_the_hash_of_a_whole_run_is_of_what_changes_its_result():
+@pytest.fixture
+def gpu(monkeypatch):
+    """``gpu(True)``: as if this machine had one."""
+    return lambda there: monkeypatch.setattr(device, "has_gpu", lambda: there)
+
+
+def test_the_hash_of_a_whole_run_is_of_what_changes_its_result(gpu):
+    gpu(False)
     base = load_config("demo")
     same = load_config("demo", ["engine.device=cpu", "engine.workers=3", "engine.threads=2", "preset=other"])
     assert content_hash(base) == content_hash(same)
-    for change in ("seed=1", "mae.mask_ratio=0.5", "engine.batch_size=4", "data.target=other", "model.dropout=0.1"):
+    for change in (
+        "seed=1",
+        "mae.mask_ratio=0.5",
+        "engine.batch_size=4",
+        "data.target=other",
+        "model.dropout=0.1",
+        "engine.device=cuda",
+    ):
         assert content_hash(base) != content_hash(load_config("demo", [change])), change
+    on_a_cpu = content_hash(base)
+    gpu(True)
+    assert content_hash(base) == content_hash(load_config("demo", ["engine.device=cuda"])) != on_a_cpu
+    assert content_hash(same) == on_a_cpu
+
+
+def test_a_gpu_makes_other_nodes_and_results_than_a_cpu(gpu, tmp_path):
+    rows = [Row("start", end="source"), Row("all"), BASELINES[0]]
+
+    def found(asked: str, there: bool, *overrides: str) -> list[tuple[list[str], Path]]:
+        gpu(there)
+        trials = plan(rows, overrides=[f"engine.device={asked}", *overrides])
+        return [([node.digest for node in trial.node.chain], trial.result_file(tmp_path)) for trial in trials]
+
+    for start in ((), ("init=none",)):
+        cpu, cuda = found("auto", False, *start), found("auto", True, *start)
+        assert found("cpu", True, *start) == cpu and found("cuda", False, *start) == cuda
+        for (one, result), (other, its_result) in zip(cpu, cuda, strict=True):
+            assert not set(one) & set(other) and result != its_result
+    given = plan(rows, overrides=["engine.device=cpu"])[1].node.chain
+    known = file_sha256(find_weights(given[0].place))
+    assert given[0].digest == known, "a CPU's digests are those of older versions"
+    facts = {"kind": "mae", "settings": stage_settings(given[1].config, "mae"), "parent": given[0].digest}
+    facts["data"] = describe_data(given[1].config, "mae", NOWHERE)
+    assert given[1].digest == hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_device_as_an_axis_measures_the_given_weights_on_each(gpu, tmp_path):
+    gpu(True)
+    rows = [Row(kind, {"engine.device": kind}, end="source") for kind in ("cpu", "cuda")]
+    works = missing_work(plan(rows), tmp_path, NOWHERE)
+    assert [(work.device, work.config["engine"]["device"]) for work in works] == [
+        ("cpu", "cpu"),
+        ("cuda", "cuda"),
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch is asked")
+def test_a_machine_without_a_gpu_is_known_without_torch():
+    code = (
+        "import sys; from mrt.ablate import device; device.GPU_FILES = ()\n"
+        "print(device.device_kind('auto'), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["cpu", "False"], done.stderr
+
+
+def test_where_there_may_be_a_gpu_torch_is_asked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.has_gpu() and device.device_kind("auto") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not device.has_gpu() and device.device_kind("auto") == "cpu"
+    assert [device.device_kind(name) for name in ("cpu", "cuda")] == ["cpu", "cuda"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "expected"),
+    [
+        ("cpu", {"device_type": "cuda", "op": "cuda"}, "cpu"),
+        ("cuda", None, "cuda"),
+        ("auto", {"device_type": "cuda", "op": "python"}, "cuda"),
+        ("auto", {"device_type": "cpu", "op": "cpu"}, "cpu"),
+        ("auto", {"op": "cuda"}, "cuda"),
+        ("auto", {"op": "cpu"}, "cpu"),
+        ("auto", {"op": "python"}, None),
+        ("auto", None, None),
+    ],
+)
+def test_a_run_tells_what_kind_of_device_it_was_trained_on(tmp_path, asked, environment, expected):
+    (tmp_path / "config.json").write_text(load_config("demo", [f"engine.device={asked}"]).to_json())
+    (tmp_path / "run.json").write_text(json.dumps({"environment": environment} if environment else {}))
+    assert device.trained_on(tmp_path) == expected
+    assert device.trained_on(tmp_path / "nowhere") is None
 
 
 def test_the_hash_knows_the_starting_weights_by_their_content(tmp_path):

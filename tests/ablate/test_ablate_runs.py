@@ -1,4 +1,8 @@
-"""Whole studies on two tiny domains: what is trained, shared, resumed, and told of failures; here, in processes, as jobs."""
+"""Whole studies on two tiny domains: what is trained, shared, resumed, and told of failures.
+
+Here, in processes, and as jobs. Detectors of so few steps find nothing, so every figure of theirs is 0: tests
+compare weights, or put figures of their own into the results.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +25,9 @@ from PIL import Image
 from tiny_world import make_set, tiny_config
 
 from mrt import ablate
+from mrt.ablate import device
 from mrt.ablate.launch import LocalProcesses, Submitit, run_with, visible_gpus
-from mrt.ablate.work import Work, finish_run, locked
+from mrt.ablate.work import Work, do_work, finish_run, locked
 from mrt.config import load_config
 from mrt.engine import stages
 from mrt.engine.inference import evaluate_detector
@@ -96,11 +103,14 @@ def test_a_study_trains_every_stage_once(components):
 def test_a_trial_of_nodes_is_what_one_run_gives(world, components, tmp_path):
     root, trials, results, _ = components
     whole, fair = (
-        next(i for i, trial in enumerate(trials) if trial.row.name == name) for name in ("+ DT + MAE + retraining", "fair source-only")
+        next(i for i, trial in enumerate(trials) if trial.row.name == name)
+        for name in ("+ DT + MAE + retraining", "fair source-only")
     )
     source = next(trial.node for trial in trials if trial.row.end == "source").folder(root)
     adapted = stages.adapt(trials[whole].config, tmp_path / "adapt", init=str(source), data_root=world)
-    baseline = stages.pretrain_source(trials[fair].config, tmp_path / "fair", init=str(source), match_compute=True, data_root=world)
+    baseline = stages.pretrain_source(
+        trials[fair].config, tmp_path / "fair", init=str(source), match_compute=True, data_root=world
+    )
     for index, folder in ((whole, adapted), (fair, baseline)):
         found = evaluate_detector(folder, data="hazy", split="val", data_root=world)
         assert ablate.flat_metrics(found.metrics.to_dict()) == results[index]["metrics"]
@@ -120,10 +130,12 @@ def test_repeating_does_nothing_and_another_study_reuses(world, components):
     assert run(world, root, trials, again) == results
     assert not again.tasks and again.said == ["8 of 8 trials are already done"]
     other = Count()
-    run(world, root, plan(world, ablate.STUDIES["mae-use"].rows), other)  # none and branch are rows of the components
+    study = plan(world, ablate.STUDIES["mae-use"].rows)  # none and branch are rows of the components
+    run(world, root, study, other)
     assert (other.tasks["pretrain"], other.tasks["mae"], other.tasks["teach"]) == (0, 0, 1)
     measured = Count()
-    run(world, root, [ablate.Planner(world, "train").trials([trials[0].row], [0], world / "tiny.json", [], {})[0]], measured)
+    train = ablate.Planner(world, "train").trials([trials[0].row], [0], world / "tiny.json", [], {})
+    run(world, root, train, measured)
     assert measured.tasks == {"evaluate on hazy train": 1}
 
 
@@ -135,7 +147,9 @@ def test_retraining_from_the_source_goes_behind_stage_2(world, components, tmp_p
 
 
 @pytest.mark.parametrize("step", [3, 9])
-def test_after_a_kill_only_what_is_missing_is_done_and_the_result_is_the_same(world, components, tmp_path, step):
+def test_after_a_kill_only_what_is_missing_is_done_and_the_result_is_the_same(
+    world, components, tmp_path, step
+):
     """Killed in stage 1 and in stage 3; each stage has 4 steps."""
     trials = [trial for trial in components[1] if trial.row.name == "+ DT"]
     expected = [result for result in components[2] if result["row"]["name"] == "+ DT"]
@@ -143,14 +157,19 @@ def test_after_a_kill_only_what_is_missing_is_done_and_the_result_is_the_same(wo
         run(world, tmp_path, trials, Count(die_at=step))
     watcher = Count()
     found = run(world, tmp_path, trials, watcher)
-    assert [item["metrics"] for item in found] == [item["metrics"] for item in expected]
+    assert [item["node"] for item in found] == [item["node"] for item in expected]
+    assert weights(trials[0].node.folder(tmp_path)) == weights(trials[0].node.folder(components[0]))
     finished = (step - 1) // 4
     assert sum(watcher.tasks[name] for name in ("pretrain", "mae", "teach")) == 3 - finished
     assert not (trials[0].node.folder(tmp_path) / "checkpoints").exists(), "only resuming needs them"
 
 
 def test_a_failure_stops_only_what_needs_it_and_is_told(world, components, tmp_path, monkeypatch):
-    rows = [ablate.Row("good"), ablate.Row("bad", {"mae.mask_ratio": 0.5}), ablate.Row("worse", {"mae_stage.lr": 1e-5})]
+    rows = [
+        ablate.Row("good"),
+        ablate.Row("bad", {"mae.mask_ratio": 0.5}),
+        ablate.Row("worse", {"mae_stage.lr": 1e-5}),
+    ]
     adapt = stages.adapt
 
     def fail(config, folder, **options):
@@ -165,9 +184,15 @@ def test_a_failure_stops_only_what_needs_it_and_is_told(world, components, tmp_p
     good, bad, worse = run(world, tmp_path, trials)
     assert "metrics" in good and bad["failed"] == "a loss is not finite: total nan"
     assert worse["failed"].startswith("needs mae-") and worse["failed"].endswith("ZeroDivisionError: a bug")
-    assert "total nan" in Path(bad["log"]).read_text() and "ZeroDivisionError" in Path(worse["log"]).read_text()
+    assert (
+        "total nan" in Path(bad["log"]).read_text() and "ZeroDivisionError" in Path(worse["log"]).read_text()
+    )
     report = report_of([good, bad, worse], trials, "good")
-    assert [(row["name"], len(row["failures"])) for row in report["rows"]] == [("good", 0), ("bad", 1), ("worse", 1)]
+    assert [(row["name"], len(row["failures"])) for row in report["rows"]] == [
+        ("good", 0),
+        ("bad", 1),
+        ("worse", 1),
+    ]
     assert ablate.lines(report)[1][1:3] == ["failed", "0 (1 failed)"]
     monkeypatch.undo()
     watcher = Count()
@@ -176,33 +201,138 @@ def test_a_failure_stops_only_what_needs_it_and_is_told(world, components, tmp_p
 
 
 def report_of(results, trials, base: str) -> dict:
-    return ablate.make_report(results, trials, title="T", subject="row", base=base, about={"preset": "demo", "smoke": False})
+    return ablate.make_report(
+        results, trials, title="T", subject="row", base=base, about={"preset": "demo", "smoke": False}
+    )
 
 
 def test_tables_csv_and_picture_hold_the_numbers_of_the_json(components, tmp_path):
     _, trials, results, _ = components
-    report = report_of(results, trials, "teacher-student")
+    figures = [
+        {name: 10 * place + 3 * number + 0.25 for place, name in enumerate(result["metrics"])}
+        for number, result in enumerate(results)
+    ]
+    told = [{**result, "metrics": own} for result, own in zip(results, figures, strict=True)]
+    report = report_of(told, trials, "teacher-student")
     paths = ablate.write_report(report, tmp_path / "t")
     assert [path.suffix for path in paths] == [".json", ".csv", ".md", ".png", ".svg"]
     stored = json.loads(paths[0].read_text())
     by_name = {row["row"]: row for row in csv.DictReader(io.StringIO(paths[1].read_text()))}
-    markdown = {
-        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in paths[2].read_text().splitlines() if " | " in line
-    }
+    cells = [line.strip("| ").split(" | ") for line in paths[2].read_text().splitlines() if " | " in line]
+    markdown = {line[0]: line for line in cells}
     assert list(by_name) == [row["name"] for row in stored["rows"]] and len(by_name) == 8
-    for row in stored["rows"]:
-        mean, line = row["metrics"]["AP50"]["mean"], by_name[row["name"]]
-        assert mean == row["trials"][0]["metrics"]["AP50"] and float(line["AP50 mean"]) == mean
+    base = figures[[result["row"]["name"] for result in results].index("teacher-student")]
+    for row, own in zip(stored["rows"], figures, strict=True):
+        line, shown = by_name[row["name"]], markdown[row["name"]]
         assert line["paper AP50"] == ("" if row["paper"] is None else str(row["paper"]))
-        assert markdown[row["name"]][1] == f"{mean:.1f}"
-        base = next(item for item in stored["rows"] if item["base"])["metrics"]["AP50"]["mean"]
-        if row["base"]:
-            assert markdown[row["name"]][3] == "base" and line["delta AP50 mean"] == ""
-        else:
-            assert float(line["delta AP50 mean"]) == mean - base and markdown[row["name"]][3] == f"{mean - base:+.1f}"
+        for name, figure in own.items():
+            assert row["metrics"][name]["mean"] == row["trials"][0]["metrics"][name] == figure
+            assert float(line[f"{name} mean"]) == figure
+            gain = "" if row["base"] else str(figure - base[name])
+            assert line[f"delta {name} mean"] == gain
+        gain = "base" if row["base"] else f"{own['AP50'] - base['AP50']:+.1f}"
+        assert shown[1:6] == [f"{own['AP50']:.1f}", "1", gain, f"{own['AP']:.1f}", f"{own['AP75']:.1f}"]
     width, height = Image.open(paths[3]).size
     assert width > 1200 and height > 400 and paths[4].read_text().startswith("<?xml")
-    assert any("not comparable" in note for note in ablate.notes(report)) and "City→Foggy" in paths[2].read_text()
+    assert any("not comparable" in note for note in ablate.notes(report))
+    assert "City→Foggy" in paths[2].read_text()
+
+
+def rewrite(path: Path, change: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def copied(components, tmp_path) -> tuple[Path, list]:
+    """The components' folder, to be changed."""
+    shutil.copytree(components[0], tmp_path / "copied")
+    return tmp_path / "copied", components[1]
+
+
+def test_every_trial_has_its_own_figures_and_environments(world, copied, monkeypatch):
+    """What was trained and measured at other commits keeps them, whatever the code is at the table's time."""
+    root, trials = copied
+    for number, trial in enumerate(trials):
+
+        def measure(result: dict, number: int = number) -> None:
+            result["metrics"]["AP50"] = 1.5 * number
+            result["environment"]["commit"] = f"measured{number}"
+
+        rewrite(trial.result_file(root), measure)
+        for node in trial.node.chain:
+            file = node.folder(root) / "run.json"
+            rewrite(file, lambda facts, name=node.name: facts["environment"].update(commit=name))
+    monkeypatch.setattr("mrt.engine.folder._commit", lambda: "today")
+    report = report_of(run(world, root, trials), trials, "teacher-student")
+    for number, (row, trial) in enumerate(zip(report["rows"], trials, strict=True)):
+        (found,) = row["trials"]
+        assert found["metrics"]["AP50"] == 1.5 * number and found["measured"]["commit"] == f"measured{number}"
+        stages = [(node.name, [node.name]) for node in trial.node.chain]
+        assert [
+            (name, [one["commit"] for one in known]) for name, known in found["trained"].items()
+        ] == stages
+    notes = "\n".join(ablate.notes(report))
+    assert "today" not in ablate.to_markdown(report) + ablate.to_csv(report)
+    assert report["written_with"]["commit"] == "today" and "environment" not in report
+    assert "MIXED: trained at different commits: source-" in notes
+    assert "MIXED: measured at different commits: measured0 (source); measured1 (source + MAE);" in notes
+    assert "on different" not in notes and "trained and measured with mrt " in notes
+
+
+def test_results_without_an_environment_still_count(world, copied):
+    root, trials = copied
+    for file in [*root.glob("nodes/*/run.json"), *root.glob("nodes/*/result-*.json")]:
+        rewrite(file, lambda content: content.pop("environment"))
+    results = run(world, root, trials[:2])
+    assert [item["measured"] for item in results] == [None, None] and "metrics" in results[0]
+    assert list(results[0]["trained"].values()) == [[None]]
+    report = report_of(results, trials[:2], "source")
+    notes = ablate.notes(report)
+    assert "not recorded what these were trained with: source, source + MAE" in notes
+    assert "not recorded what these were measured with: source, source + MAE" in notes
+    (line, _) = csv.DictReader(io.StringIO(ablate.to_csv(report)))
+    assert line["trained: commit"] == line["measured: torch"] == "not recorded"
+    assert "not recorded what these were trained with: source" in ablate.to_markdown(report)
+
+
+def test_a_stage_that_is_resumed_with_other_code_tells_both(world, components, tmp_path, monkeypatch):
+    trials = plan(world, [ablate.Row("source + MAE", end="mae")], (0,), source_of(components))
+    for commit, step in (("one", 3), ("two", None), ("three", None)):
+        monkeypatch.setattr("mrt.engine.folder._commit", lambda commit=commit: commit)
+        if step:
+            with pytest.raises(Killed):
+                run(world, tmp_path, trials, Count(die_at=step))
+        else:
+            (result,) = run(world, tmp_path, trials)
+    trained = {name: [one["commit"] for one in known] for name, known in result["trained"].items()}
+    assert trained[trials[0].node.name] == ["one", "two"] and result["measured"]["commit"] == "two"
+    notes = ablate.notes(report_of([result], trials, "source + MAE"))
+    (mixed,) = (note for note in notes if note.startswith("MIXED: trained at different commits"))
+    assert "one (source + MAE)" in mixed and "two (source + MAE)" in mixed
+
+
+def test_what_was_trained_on_another_device_is_no_result(world, copied):
+    """As a folder looks in which mrt trained on a GPU before the device counted."""
+    root, (trial, *_) = copied
+    here = trial.node.device
+    other = "cuda" if here == "cpu" else "cpu"
+    file = trial.node.folder(root) / "run.json"
+    rewrite(file, lambda facts: facts.update(environment={"op": other}))
+    with pytest.raises(MrtError, match=f"was trained on device {other}, not on {here}"):
+        run(world, root, [trial])
+
+
+def test_work_is_done_on_the_kind_of_device_that_it_was_planned_for(world, components, tmp_path, monkeypatch):
+    trials = plan(world, [ablate.Row("source + MAE", end="mae")], (0,), source_of(components))
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    (planned,) = ablate.missing_work(trials, tmp_path, world)
+    assert planned.device == "cpu"
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    with pytest.raises(MrtError, match="planned for device cpu, but on this machine it would be cuda"):
+        do_work(planned, Watcher())
+    assert not (tmp_path / "nodes").exists()
 
 
 def test_without_matplotlib_there_are_still_tables(components, tmp_path, monkeypatch):
@@ -214,22 +344,37 @@ def test_without_matplotlib_there_are_still_tables(components, tmp_path, monkeyp
 
 def test_processes_share_the_work_and_tell_the_same(world, components, tmp_path):
     """Two at a time; one fails, and the other does not mind."""
-    rows, init = [ablate.Row("good", end="mae"), ablate.Row("broken", {"mae_stage.lr": 1e30}, end="mae")], source_of(components)
+    rows, init = (
+        [ablate.Row("good", end="mae"), ablate.Row("broken", {"mae_stage.lr": 1e30}, end="mae")],
+        source_of(components),
+    )
     trials = plan(world, rows, (0,), init)
     watcher = Count()
     found = run(world, tmp_path, trials, watcher, LocalProcesses(2))
     *good, broken = found
-    assert all("metrics" in item for item in good) and "not finite" in broken["failed"] and "not finite" in Path(broken["log"]).read_text()
+    assert (
+        all("metrics" in item for item in good)
+        and "not finite" in broken["failed"]
+        and "not finite" in Path(broken["log"]).read_text()
+    )
     assert [text[:16] for text in watcher.said[:2]] == ["started: stage 2"] * 2
-    here = run(world, tmp_path / "here", trials[:1])
-    assert here[0]["metrics"] == found[0]["metrics"]
+    run(world, tmp_path / "here", trials[:1])
+    assert weights(trials[0].node.folder(tmp_path / "here")) == weights(trials[0].node.folder(tmp_path))
 
 
 def test_jobs_of_a_cluster_do_the_same(world, components, tmp_path):
     trials = plan(world, [ablate.Row("source + MAE", end="mae")], (0,), source_of(components))
-    found = run(world, tmp_path, trials, None, Submitit("local", tmp_path / "logs", 1, {"partition": "gpu", "timeout_min": "5"}))
+    found = run(
+        world,
+        tmp_path,
+        trials,
+        None,
+        Submitit("local", tmp_path / "logs", 1, {"partition": "gpu", "timeout_min": "5"}),
+    )
     assert "metrics" in found[0], found
     assert list((tmp_path / "logs" / "jobs").glob("*/*_log.out"))
+    run(world, tmp_path / "here", trials)
+    assert weights(trials[0].node.folder(tmp_path / "here")) == weights(trials[0].node.folder(tmp_path))
 
 
 def test_options_of_a_cluster_that_do_not_exist(tmp_path):
@@ -252,7 +397,11 @@ class Scripted:
     def start(self, work: Work, file: Path, log: Path) -> Any:
         self.now.add(work.name)
         self.most = max(self.most, len(self.now))
-        return subprocess.Popen(["sh", "-c", self.commands.pop(0).format(outcome=file.with_suffix(".outcome"))]), None, work.name
+        return (
+            subprocess.Popen(["sh", "-c", self.commands.pop(0).format(outcome=file.with_suffix(".outcome"))]),
+            None,
+            work.name,
+        )
 
     def ended(self, handle: Any) -> str | None:
         end = self.processes.ended(handle[:2])
@@ -268,7 +417,7 @@ class Scripted:
 
 
 def work(name: str, *needs: str) -> Work:
-    return Work(name, "mae", {}, "", "", needs=list(needs), titles=[name])
+    return Work(name, "mae", {}, "", "", "cpu", needs=list(needs), titles=[name])
 
 
 DONE = "echo '{{\"failed\": null}}' > {outcome}"
@@ -276,20 +425,28 @@ DONE = "echo '{{\"failed\": null}}' > {outcome}"
 
 def test_a_process_that_dies_without_a_word_is_a_failure_with_a_reason(tmp_path):
     launcher = Scripted(DONE, "kill -9 $$", "exit 3", DONE)
-    failures = run_with(launcher, [work("a"), work("b"), work("c"), work("d", "b"), work("e", "a")], tmp_path, Watcher())
+    failures = run_with(
+        launcher, [work("a"), work("b"), work("c"), work("d", "b"), work("e", "a")], tmp_path, Watcher()
+    )
     assert launcher.most == 2 and set(failures) == {"b", "c", "d"}
-    assert "SIGKILL" in failures["b"].reason and "exit code 3" in failures["c"].reason and "needs b" in failures["d"].reason
+    assert (
+        "SIGKILL" in failures["b"].reason
+        and "exit code 3" in failures["c"].reason
+        and "needs b" in failures["d"].reason
+    )
 
 
 def test_two_processes_never_work_on_one_node_and_the_dead_do_not_lock(tmp_path):
     holder = (
-        "import sys, time; from pathlib import Path; from mrt.ablate.work import locked; from mrt.engine.report import Watcher\n"
+        "import sys, time; from pathlib import Path\n"
+        "from mrt.ablate.work import locked; from mrt.engine.report import Watcher\n"
         "with locked(Path(sys.argv[1]), Watcher()):\n    print('in', flush=True); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "in\n"
-        watcher = Count()
 
         class Kill(Count):
             def say(self, text: str) -> None:
@@ -336,17 +493,22 @@ def test_each_process_gets_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert all(int(threads) == launcher.threads for _, threads in gpus)
 
 
-def test_a_source_run_of_the_same_settings_is_taken_for_stage_1(world, tmp_path):
-    folder = stages.pretrain_source(load_config(world / "tiny.json"), tmp_path / "demo-source", data_root=world)
+def test_a_source_run_of_the_same_settings_is_taken_for_stage_1(world, tmp_path, monkeypatch):
+    config = load_config(world / "tiny.json")
+    folder = stages.pretrain_source(config, tmp_path / "demo-source", data_root=world)
 
-    def nodes(*overrides: str) -> str | None:
-        planner = ablate.Planner(world, "val", find_source=lambda config: folder)
-        return planner.trials(DECAY[:1], [0], world / "tiny.json", list(overrides), {})[0].node.parent.parent.place
+    def stage_1(*overrides: str, taken: Path | None = folder) -> ablate.Node:
+        planner = ablate.Planner(world, "val", find_source=lambda config: taken)
+        return planner.trials(DECAY[:1], [0], world / "tiny.json", list(overrides), {})[0].node.chain[0]
 
-    assert nodes() == nodes("mae.mask_ratio=0.5") == str(folder)
-    assert nodes("pretrain.lr=0.5") is None and nodes("model.num_queries=9") is None
-    plain = ablate.Planner(world, "val").trials(DECAY[:1], [0], world / "tiny.json", [], {})[0].node
-    assert plain.parent.parent.place is None and plain.digest, "the place is not part of the digest"
+    assert stage_1().place == stage_1("mae.mask_ratio=0.5").place == str(folder)
+    assert stage_1("pretrain.lr=0.5").place is None and stage_1("model.num_queries=9").place is None
+    plain = stage_1(taken=None)
+    assert plain.place is None and plain.digest == stage_1().digest, "the place is not part of the digest"
+    here = device.device_kind("auto")
+    monkeypatch.setattr(device, "has_gpu", lambda: here == "cpu")
+    assert stage_1().place is None, "it was trained on another kind of device"
+    assert stage_1(f"engine.device={here}").place == str(folder)
 
 
 def make_run(folder: Path, config, finished: list[str], checkpoint: bool) -> None:
@@ -358,7 +520,7 @@ def make_run(folder: Path, config, finished: list[str], checkpoint: bool) -> Non
         (folder / "checkpoints" / "last.pt").touch()
 
 
-def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path):
+def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path, monkeypatch):
     config, calls = load_config("demo"), []
     assert finish_run(tmp_path / "new", config, "teach", calls.append) and calls == [False]
     make_run(tmp_path / "half", config, ["mae"], checkpoint=True)
@@ -368,8 +530,15 @@ def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path):
     assert not (tmp_path / "killed").exists()
     make_run(tmp_path / "done", config, ["mae", "teach"], checkpoint=True)
     assert not finish_run(tmp_path / "done", config, "teach", calls.append) and len(calls) == 3
-    foreign = {"finished": {"run.json": '{"finished": ["mae"]}', "config.json": config.to_json()}, "mine": {"thesis.tex": "years of work"}}
-    foreign["last-lost"] = {"run.json": '{"finished": []}', "config.json": config.to_json(), "checkpoints/step3.pt": ""}
+    foreign = {
+        "finished": {"run.json": '{"finished": ["mae"]}', "config.json": config.to_json()},
+        "mine": {"thesis.tex": "years of work"},
+    }
+    foreign["last-lost"] = {
+        "run.json": '{"finished": []}',
+        "config.json": config.to_json(),
+        "checkpoints/step3.pt": "",
+    }
     for name, files in foreign.items():  # nothing that was not begun here is deleted
         for file, text in files.items():
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
@@ -379,3 +548,8 @@ def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path):
         assert len(calls) == 3 and all((tmp_path / name / file).is_file() for file in files)
     with pytest.raises(MrtError, match="other settings"):
         finish_run(tmp_path / "done", load_config("demo", ["seed=1"]), "teach", calls.append)
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    rewrite(tmp_path / "done" / "run.json", lambda facts: facts.update(environment={"device_type": "cuda"}))
+    with pytest.raises(MrtError, match="trained on device cuda, not on cpu"):
+        finish_run(tmp_path / "done", config, "teach", calls.append)
+    assert len(calls) == 3

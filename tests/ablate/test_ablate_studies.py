@@ -14,7 +14,13 @@ PAPER = json.loads((Path(__file__).parent.parent / "golden" / "paper_tables.json
 
 
 def test_a_setting_is_found_by_its_last_name_or_its_whole_key():
-    assert find_key("mask-ratio") == find_key("mask_ratio") == find_key("mae.mask_ratio") == find_key("mae.mask-ratio") == "mae.mask_ratio"
+    assert (
+        find_key("mask-ratio")
+        == find_key("mask_ratio")
+        == find_key("mae.mask_ratio")
+        == find_key("mae.mask-ratio")
+        == "mae.mask_ratio"
+    )
     assert all(find_key(key) == key for key in known_keys())
     with pytest.raises(MrtError, match=r"pretrain\.epochs, mae_stage\.epochs, teach\.epochs"):
         find_key("epochs")
@@ -37,8 +43,14 @@ def test_axes_that_make_no_sense(given, word):
 
 
 def test_a_grid_is_every_combination_once():
-    rows = grid_rows([Axis("mae.mask_ratio", ("0.5", "0.80", "0.8")), Axis("mae.decay", ("hard", "linear"))], "demo", ["teach.epochs=2"])
-    assert [row.name for row in rows] == [f"mask-ratio {ratio}, decay {decay}" for ratio in (0.5, 0.8) for decay in ("hard", "linear")]
+    rows = grid_rows(
+        [Axis("mae.mask_ratio", ("0.5", "0.80", "0.8")), Axis("mae.decay", ("hard", "linear"))],
+        "demo",
+        ["teach.epochs=2"],
+    )
+    assert [row.name for row in rows] == [
+        f"mask-ratio {ratio}, decay {decay}" for ratio in (0.5, 0.8) for decay in ("hard", "linear")
+    ]
     configs = [row_config(row, "demo", ["teach.epochs=2", "mae.mask_ratio=0.1"], {"seed": 3}) for row in rows]
     assert [config.mae.mask_ratio for config in configs] == [0.5, 0.5, 0.8, 0.8], "a row's own settings win"
     assert all(config.teach.epochs == 2 and config.seed == 3 for config in configs)
@@ -57,21 +69,45 @@ def test_every_figure_of_the_papers_tables_stands_beside_its_row():
     def figures(study: str, key: str) -> dict:
         return {row.settings[key]: row.paper for row in STUDIES[study].rows}
 
-    assert figures("mask-ratio", "mae.mask_ratio") == {float(key): value for key, value in PAPER["table5a_mask_ratio"].items()}
+    assert figures("mask-ratio", "mae.mask_ratio") == {
+        float(key): value for key, value in PAPER["table5a_mask_ratio"].items()
+    }
     decay = PAPER["table5b_lambda_mask_decay"]
-    assert figures("decay", "mae.decay") == {"none": decay["No decay"], "linear": decay["Linear"], "hard": decay["Hard"]}
+    assert figures("decay", "mae.decay") == {
+        "none": decay["No decay"],
+        "linear": decay["Linear"],
+        "hard": decay["Hard"],
+    }
     data = PAPER["table5c_mae_training_data"]
-    assert figures("mae-data", "mae.data") == {"source": data["Source"], "both": data["Source & Target"], "target": data["Target"]}
+    assert figures("mae-data", "mae.data") == {
+        "source": data["Source"],
+        "both": data["Source & Target"],
+        "target": data["Target"],
+    }
     use = PAPER["table5d_mae_usage"]
-    assert figures("mae-use", "mae.use") == {"none": use["w/o MAE"], "pretrain": use["Pretrain"], "branch": use["MAE branch"]}
+    assert figures("mae-use", "mae.use") == {
+        "none": use["w/o MAE"],
+        "pretrain": use["Pretrain"],
+        "branch": use["MAE branch"],
+    }
     init = PAPER["table6b_reinit_weights"]
-    assert figures("retrain-init", "retrain.source") == {"random": init["random"], "source": init["source"], "mae": init["source+MAE"]}
+    assert figures("retrain-init", "retrain.source") == {
+        "random": init["random"],
+        "source": init["source"],
+        "mae": init["source+MAE"],
+    }
     parts = {
-        name: ("backbone" in name or name == "all", "encoder" in name or name == "all", "decoder" in name or name == "all")
+        name: (
+            "backbone" in name or name == "all",
+            "encoder" in name or name == "all",
+            "decoder" in name or name == "all",
+        )
         for name in figures("retrain-parts", "retrain.parts")
     }
     modules = table(PAPER["table6a_retrained_modules"], "backbone", "encoder", "decoder")
-    assert {name: modules[part] for name, part in parts.items()} == figures("retrain-parts", "retrain.parts") and len(parts) == len(modules)
+    assert {name: modules[part] for name, part in parts.items()} == figures(
+        "retrain-parts", "retrain.parts"
+    ) and len(parts) == len(modules)
 
 
 def test_the_components_are_the_papers():
@@ -94,7 +130,9 @@ def test_rows_of_a_study_differ_in_what_it_is_about_and_its_base_is_one_of_them(
     assert len(set(names)) == len(names) and study.base in names
     for preset in ("city2foggy", "sim2city", "city2bdd", "demo"):
         configs = [row_config(row, preset) for row in study.rows]
-        assert len({(config.to_json(), row.end) for config, row in zip(configs, study.rows, strict=True)}) == len(names)
+        assert len(
+            {(config.to_json(), row.end) for config, row in zip(configs, study.rows, strict=True)}
+        ) == len(names)
     if name not in ("components", "mae-variant"):
         first = study.rows[0].settings
         varied = [key for key in first if len({row.settings[key] for row in study.rows}) > 1]

@@ -1,0 +1,51 @@
+"""The kind of device, "cpu" or "cuda", that a run is trained on: its numbers depend on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mrt.data.card import read_json
+from mrt.errors import MrtError
+
+GPU_FILES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")  # in /dev on Linux: no GPU for torch without one
+
+
+def device_kind(asked: str) -> str:
+    """What ``engine.device`` stands for on this machine: "auto" is a GPU if there is one."""
+    return asked if asked != "auto" else "cuda" if has_gpu() else "cpu"
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU; torch is not loaded where the system has none."""
+    if "torch" not in sys.modules and sys.platform == "linux":
+        if not any(next(Path("/dev").glob(name), None) for name in GPU_FILES):
+            return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def trained_on(folder: Path) -> str | None:
+    """The kind of device that the run in a folder was trained on; None where it does not tell."""
+    asked = _read(folder / "config.json").get("engine", {}).get("device", "auto")
+    if asked != "auto":
+        return asked
+    known = _read(folder / "run.json").get("environment") or {}
+    op = known.get("op")  # old records name no kind, and the PyTorch path ("python") may be on either
+    return known.get("device_type") or (op if op in ("cpu", "cuda") else None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def require_device(folder: Path, asked: str) -> None:
+    """MrtError if the run in a folder was trained on another kind of device than ``asked`` stands for."""
+    kind, before = device_kind(asked), trained_on(folder)
+    if before not in (None, kind):
+        raise MrtError(
+            f"{folder}: was trained on device {before}, not on {kind}",
+            f"say --device {before} to go on with it; otherwise delete it, or use another --run-root",
+        )
