@@ -1,4 +1,4 @@
-"""Where a number was measured: goes into every benchmark's JSON."""
+"""The machine and software that a number was measured on, as every benchmark's JSON records it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cpu_model() -> str:
 
 
 def environment(device: str) -> dict[str, str | int | float | None]:
-    """What every run records, with hardware and load at this moment, for ``device`` ("cpu" or "cuda")."""
+    """The facts that every run records, with the hardware and load now; ``device`` is "cpu" or "cuda"."""
     return {
         **provenance(),
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),

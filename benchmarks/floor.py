@@ -1,9 +1,12 @@
-"""The least time a training step can take on a card: ``python -m benchmarks.train_step --floor``, which needs no GPU.
+"""Lower bound for the time of a training step on a GPU (roofline model); calculating it needs no GPU.
 
-Each operation, one kernel after the other as without compilation, takes as long as its bytes or its multiplications do at the speeds that
-the card reached in a test of each; deformable attention takes the time of a prototype, which is bound by neither. No kernel is free of
-overhead and none reaches those speeds on small tensors, so a real step takes longer; what a step takes beyond its floor is worth looking
-for, and what raises the floor is worth saving.
+    python -m benchmarks.train_step --floor
+
+The operations run one kernel after the other, as without compilation. Each takes as long as moving its bytes
+or doing its multiplications takes at the speeds that the card reached in a test of each. Deformable attention
+is bound by neither and takes the measured time of a prototype. Every kernel has overhead and none reaches
+those speeds on small tensors, so a real step takes longer. The difference shows how much could still be
+gained.
 """
 
 from __future__ import annotations
@@ -20,13 +23,17 @@ from benchmarks.counting import Operation
 
 @dataclass(frozen=True)
 class Card:
-    """What a card was measured at: bytes a second of a copy, operations a second of a large product by precision, and nanoseconds of
-    deformable attention per thousand samples (N * Q * M * L * P * D), forward and backward, by whether value has 16 bits."""
+    """Measured speeds of a GPU.
+
+    ``bytes``: bytes a second of a copy. ``flops``: operations a second of a large matrix product, by
+    precision. ``attention``: nanoseconds of deformable attention per thousand samples
+    (N * Q * M * L * P * D), by (backward, whether value has 16 bits).
+    """
 
     name: str
     bytes: float
     flops: Mapping[str, float]
-    attention: Mapping[tuple[bool, bool], float]  # (backward, 16 bits)
+    attention: Mapping[tuple[bool, bool], float]
 
 
 E = 4 * 22_223 * 8 * 16 * 32 / 1e3  # thousands of samples of the case that the prototype was measured on
@@ -53,14 +60,22 @@ def milliseconds(operation: Operation, amp: str, card: Card) -> float:
     return max(operation.bytes / card.bytes, operation.flops / speed) * 1e3
 
 
+def _group(operation: Operation) -> str:
+    """The column of the table that an operation's time is added to."""
+    if operation.samples:
+        return "attention"
+    if not operation.flops:
+        return "other"
+    return "conv" if "conv" in operation.name else "products"
+
+
 def floor(operations: Sequence[Operation], amp: str, card: Card = H100) -> dict[str, Any]:
-    """Least milliseconds of a step, by what bounds them, and what it launches, moves and multiplies."""
+    """Least milliseconds of a step, by kind of operation, and how much it launches, moves and multiplies."""
     groups: dict[str, float] = defaultdict(float)
     names: dict[str, float] = defaultdict(float)
     for operation in operations:
-        group = "attention" if operation.samples else "other" if not operation.flops else "conv" if "conv" in operation.name else "products"
         took = milliseconds(operation, amp, card)
-        groups[group] += took
+        groups[_group(operation)] += took
         names[operation.name] += took
     costly = sorted(names.items(), key=lambda item: -item[1])[:12]
     return {
@@ -82,5 +97,6 @@ HEADS = f"{'step':12}{'amp':>5}" + "".join(f"{name:>{width}}" for name, width in
 def line(row: Mapping[str, Any]) -> str:
     """The row as text."""
     cells = f"{row['kind']:12}{row['amp']:>5}{row['floor_ms']:10.1f}"
-    cells += "".join(f"{row['groups_ms'].get(name, 0.0):{COLUMNS[name]}.1f}" for name in ("conv", "products", "attention", "other"))
+    for name in ("conv", "products", "attention", "other"):
+        cells += f"{row['groups_ms'].get(name, 0.0):{COLUMNS[name]}.1f}"
     return cells + f"{row['operations']:12}{row['gb_moved']:10.1f}{row['tflop']:8.2f}{row['peak_gb']:9.2f}"

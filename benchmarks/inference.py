@@ -1,17 +1,19 @@
-"""Detecting: our forms of a detector and Hugging Face's Deformable DETR on the same weights and the same images.
+"""Inference speed of this project's forms of a detector and of Hugging Face's Deformable DETR.
 
-    python -m benchmarks.inference [--sizes 480x640 800x1066] [--batch 1 8] [--threads 1] [--forms eager onnxruntime ...] [--quick]
+    python -m benchmarks.inference [--sizes 480x640 800x1066] [--batch 1 8] [--threads 1]
+                                   [--forms eager onnxruntime ...] [--quick]
 
-One detector with random weights (ResNet-50, 6 + 6 layers, 300 queries, 91 classes, offsets that depend on the query) is made by
-transformers itself, saved as a folder, and loaded by transformers and by mrt. What is timed is what a user waits for: from a batch of
-uint8 images of the size that the network sees, on the host, to the 300 best scores, labels and boxes of each image, on the host. Hugging
-Face's part is its image processor without scaling, the model in inference mode with its default attention, and
-``post_process_object_detection``.
+All use the same weights and the same images. transformers itself makes the detector, with random weights
+(ResNet-50, 6 + 6 layers, 300 queries, 91 classes, offsets that depend on the query), and saves it as a
+folder, which transformers and mrt load. What is timed is what a user waits for: from a batch of uint8 images
+of the network's input size, on the host, to the 300 best scores, labels and boxes of each image, on the host.
+Hugging Face's part is its image processor without scaling, the model in inference mode with its default
+attention, and ``post_process_object_detection``.
 
-Each form runs in a process of its own, so that the runtimes' threads do not meet. Forms take turns, one batch each, round after round;
-a ratio is the median of the rounds' ratios to Hugging Face's eager model, of CPU time with one thread on a CPU, else of wall time. In the
-first round, which is not counted unless it alone takes longer than --seconds, the detections of every form are compared with Hugging
-Face's.
+Each form runs in a process of its own, so that the runtimes' threads do not disturb each other. Forms take
+turns, one batch each, round after round; a ratio is the median of the rounds' ratios to Hugging Face's eager
+model, of CPU time with one thread on a CPU, else of wall time. In the first round, which is not counted
+unless it alone takes longer than --seconds, the detections of every form are compared with Hugging Face's.
 """
 
 from __future__ import annotations
@@ -47,23 +49,36 @@ NEEDS = {
 }
 FORMS = tuple(name for name in NEEDS if name != HUGGING_FACE)
 ON_A_GPU = ("eager", "bf16", "compiled", "torch-export")
-VARIANTS = {"plain": {}, "refine": {"with_box_refine": True}, "two-stage": {"with_box_refine": True, "two_stage": True}}
+VARIANTS = {
+    "plain": {},
+    "refine": {"with_box_refine": True},
+    "two-stage": {"with_box_refine": True, "two_stage": True},
+}
 SIZES, BATCHES = ("480x640", "800x1066"), (1, 8)
 TOP, CLASSES = 300, 91
 ALLOWED = 1e-3  # of scores, and of boxes as shares of the image; 16 bits may differ by more
-Step = Callable[["Tensor"], tuple[np.ndarray, np.ndarray, np.ndarray]]  # uint8 images to scores, labels, boxes as shares of the image
+# uint8 images to scores, labels, boxes as shares of the image
+Step = Callable[["Tensor"], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def make_folder(folder: Path, variant: str, seed: int = 0) -> None:
     """A detector of Hugging Face's own class with random weights, as it saves one."""
     import torch
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, DeformableDetrImageProcessor
+    from transformers import (
+        DeformableDetrConfig,
+        DeformableDetrForObjectDetection,
+        DeformableDetrImageProcessor,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     config = DeformableDetrConfig(
-        use_timm_backbone=True, backbone="resnet50", use_pretrained_backbone=False, num_labels=CLASSES, **VARIANTS[variant]
+        use_timm_backbone=True,
+        backbone="resnet50",
+        use_pretrained_backbone=False,
+        num_labels=CLASSES,
+        **VARIANTS[variant],
     )
     model = DeformableDetrForObjectDetection(config)
     with torch.no_grad():
@@ -82,13 +97,14 @@ def make_folder(folder: Path, variant: str, seed: int = 0) -> None:
 
 
 def write_programs(folder: Path, forms: list[str]) -> dict[str, str]:
-    """Write what the exported forms run into ``folder``; form -> why it takes no part."""
+    """Write the programs of the exported forms into ``folder``; returns form -> why it cannot take part."""
     from mrt.errors import MrtError
     from mrt.models.huggingface import load_huggingface
 
     missing: dict[str, str] = {}
     if importlib.util.find_spec("mrt.export.program") is None:
-        return {name: "mrt.export is not here" for name in forms if name not in ("eager", "bf16", "compiled", HUGGING_FACE)}
+        not_exported = ("eager", "bf16", "compiled", HUGGING_FACE)
+        return {name: "mrt.export is not here" for name in forms if name not in not_exported}
     from mrt.export.graphs import write_onnx, write_torch_export
     from mrt.export.program import Program, trace
 
@@ -151,8 +167,11 @@ def _hugging_face(folder: Path, device: str) -> Step:
             found = processor.post_process_object_detection(
                 model(**inputs), threshold=-1.0, target_sizes=[(height, width)] * len(images), top_k=TOP
             )
-            parts = [torch.stack([item[name] for item in found]).cpu().numpy() for name in ("scores", "labels", "boxes")]
-        return parts[0], parts[1], parts[2] / np.array([width, height, width, height], dtype=np.float32)
+            scores, labels, boxes = (
+                torch.stack([item[name] for item in found]).cpu().numpy()
+                for name in ("scores", "labels", "boxes")
+            )
+        return scores, labels, boxes / np.array([width, height, width, height], dtype=np.float32)
 
     return step
 
@@ -191,7 +210,8 @@ def _onnxruntime(path: Path, threads: int) -> Step:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(session.run(["scores", "labels", "boxes"], {"images": images.float().numpy()}))
+    names = ["scores", "labels", "boxes"]
+    return lambda images: tuple(session.run(names, {"images": images.float().numpy()}))
 
 
 def _openvino(path: Path, threads: int) -> Step:
@@ -221,7 +241,10 @@ def make_images(size: tuple[int, int], batch: int) -> Tensor:
 
 
 def work(pipe: Any, form: str, folder: str, threads: int, device: str) -> None:
-    """A form's process: told ("first", size, batch) it answers with seconds and detections, told "time" with wall and CPU seconds."""
+    """The process of one form.
+
+    To ("first", size, batch) it answers with seconds and detections, to "time" with wall and CPU seconds.
+    """
     try:
         begin = time.perf_counter()
         step = step_of(form, Path(folder), threads, device)
@@ -248,7 +271,8 @@ class Worker:
         self.form = form
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=work, args=(theirs, form, str(folder), threads, device), daemon=True)
+        arguments = (theirs, form, str(folder), threads, device)
+        self.process = spawn.Process(target=work, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.start_up_s = self._answer()[1]
@@ -282,14 +306,14 @@ class Worker:
 
 
 def disagreement(mine: tuple[np.ndarray, ...], reference: tuple[np.ndarray, ...]) -> float:
-    """How far detections of ``reference`` are from the nearest of their class in ``mine``, at most, in score or as a share of the image.
+    """The largest distance of a detection in ``reference`` from the nearest of its class in ``mine``.
 
-    The last ones of an image are left out where rounding decides which of two makes the list.
+    Distances are of scores, and of boxes as shares of the image. The last detections of an image are left out
+    where rounding decides which of two is among the best.
     """
     worst = 0.0
-    for (scores, labels, boxes), (their_scores, their_labels, their_boxes) in zip(
-        zip(*mine, strict=True), zip(*reference, strict=True), strict=True
-    ):
+    ours, theirs = zip(*mine, strict=True), zip(*reference, strict=True)
+    for (scores, labels, boxes), (their_scores, their_labels, their_boxes) in zip(ours, theirs, strict=True):
         worst = max(worst, float(np.abs(scores - their_scores).max()))
         sure = their_scores > their_scores[-1] + ALLOWED
         for score, label, box in zip(their_scores[sure], their_labels[sure], their_boxes[sure], strict=True):
@@ -299,8 +323,10 @@ def disagreement(mine: tuple[np.ndarray, ...], reference: tuple[np.ndarray, ...]
     return worst
 
 
-def measure(workers: dict[str, Worker], size: tuple[int, int], batch: int, rounds: int, seconds: float, by_cpu: bool) -> dict[str, dict]:
-    """One row per form: agreement, times, ratios. A form that fails leaves ``workers``."""
+def measure(
+    workers: dict[str, Worker], size: tuple[int, int], batch: int, rounds: int, seconds: float, by_cpu: bool
+) -> dict[str, dict]:
+    """One row per form: agreement, times, ratios. A form that fails is removed from ``workers``."""
     rows: dict[str, dict] = {}
     times: dict[str, list[tuple[float, float]]] = {}
     reference, begin = None, time.perf_counter()
@@ -336,8 +362,14 @@ def measure(workers: dict[str, Worker], size: tuple[int, int], batch: int, round
 
 def spread(numbers: list[float], unit: str) -> dict[str, Any]:
     """Median, least and quartiles."""
-    low, middle, high = statistics.quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
-    return {unit: digits(middle), f"{unit}_least": digits(min(numbers)), f"{unit}_quartiles": [digits(low), digits(high)]}
+    low, middle, high = (
+        statistics.quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
+    )
+    return {
+        unit: digits(middle),
+        f"{unit}_least": digits(min(numbers)),
+        f"{unit}_quartiles": [digits(low), digits(high)],
+    }
 
 
 def digits(number: float) -> float:
@@ -347,15 +379,18 @@ def digits(number: float) -> float:
 def table(rows: dict[str, dict], by_cpu: bool) -> str:
     """One line per form."""
     clock = "cpu" if by_cpu else "wall"
-    head = f"{'':14}{'ms an image (quartiles)':>28}{'least':>8}{'wall':>8}{'images/s':>10}{'times as fast':>24}"
-    lines = [head + f"{'first, s':>10}{'disagrees by':>14}"]
+    head = f"{'':14}{'ms an image (quartiles)':>28}{'least':>8}{'wall':>8}{'images/s':>10}"
+    lines = [head + f"{'times as fast':>24}{'first, s':>10}{'disagrees by':>14}"]
     for form, row in rows.items():
         low, high = row[f"{clock}_ms_quartiles"]
         text = f"{row[f'{clock}_ms']:.0f} ({low:.0f}-{high:.0f})"
-        ratio = f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f}-{row['ratio_quartiles'][1]:.2f})" if "ratio" in row else "-"
+        ratio = "-"
+        if "ratio" in row:
+            least, most = row["ratio_quartiles"]
+            ratio = f"{row['ratio']:.2f} ({least:.2f}-{most:.2f})"
         lines.append(
-            f"{form:14}{text:>28}{row[f'{clock}_ms_least']:8.0f}{row['wall_ms']:8.0f}{row['images_per_s']:10.2f}{ratio:>24}"
-            f"{row['first_s']:10.1f}{row['disagreement']:14.1e}"
+            f"{form:14}{text:>28}{row[f'{clock}_ms_least']:8.0f}{row['wall_ms']:8.0f}"
+            f"{row['images_per_s']:10.2f}{ratio:>24}{row['first_s']:10.1f}{row['disagreement']:14.1e}"
         )
     return "\n".join(lines)
 
@@ -370,17 +405,34 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """The command; gives the report that it also writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=parse_size, metavar="HxW", help=f"default: {' '.join(SIZES)}")
+    """The command. Returns the report that it also writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=parse_size, metavar="HxW", help=f"default: {' '.join(SIZES)}"
+    )
     parser.add_argument("--batch", nargs="+", type=int, help=f"default: {' '.join(map(str, BATCHES))}")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help=f"of {', '.join(FORMS)}; Hugging Face always takes part")
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        metavar="FORM",
+        help=f"of {', '.join(FORMS)}; Hugging Face always takes part",
+    )
     parser.add_argument("--variant", choices=VARIANTS, default="plain")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every form")
     parser.add_argument("--rounds", type=int, default=7, help="at most, of each size and batch")
-    parser.add_argument("--seconds", type=float, default=60.0, help="no round begins after this time; of one image there is one at least")
-    parser.add_argument("--quick", action="store_true", help="480x640, batch 1, without the compiled form, 2 rounds, no file")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="no round begins after this time; of one image there is one at least",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="480x640, batch 1, without the compiled form, 2 rounds, no file"
+    )
     parser.add_argument("--json", type=Path, help="file (default: benchmarks/results/inference-DEVICE.json)")
     options = parser.parse_args(arguments)
     sizes = options.sizes or [parse_size(text) for text in (SIZES[:1] if options.quick else SIZES)]
@@ -388,7 +440,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rounds = 2 if options.quick else options.rounds
     wanted = options.forms or [name for name in FORMS if not (options.quick and name == "compiled")]
     by_cpu = options.device == "cpu" and options.threads == 1
-    path = options.json or (None if options.quick else Path(__file__).parent / "results" / f"inference-{options.device}.json")
+    usual = Path(__file__).parent / "results" / f"inference-{options.device}.json"
+    path = options.json or (None if options.quick else usual)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if absent := _absent(HUGGING_FACE):
@@ -401,7 +454,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     from benchmarks.environment import environment
 
     torch.set_num_threads(options.threads)
-    versions = {name: metadata.version(name) for name in ("transformers", "onnxruntime", "openvino") if importlib.util.find_spec(name)}
+    versions = {
+        name: metadata.version(name)
+        for name in ("transformers", "onnxruntime", "openvino")
+        if importlib.util.find_spec(name)
+    }
     report: dict[str, Any] = {
         "environment": {**environment(options.device), **versions},
         "variant": options.variant,
@@ -428,10 +485,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for batch in batches:
                 for size in sizes:
                     rows = measure(workers, size, batch, rounds, options.seconds, by_cpu)
-                    report["cases"].append({"height": size[0], "width": size[1], "batch": batch, "load": _load(), "forms": rows})
+                    report["cases"].append(
+                        {"height": size[0], "width": size[1], "batch": batch, "load": _load(), "forms": rows}
+                    )
                     print(f"\n{size[0]}x{size[1]}, batch {batch}, {report['clock']}, load average {_load()}")
                     print(table(rows, by_cpu), flush=True)
-                    if path is not None:  # now, in case that a larger one does not fit into memory
+                    if path is not None:  # after each case, in case a larger one does not fit into memory
                         path.parent.mkdir(parents=True, exist_ok=True)
                         path.write_text(json.dumps(report, indent=1) + "\n")
         finally:
@@ -451,7 +510,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def _absent(form: str) -> str:
-    """Which packages a form lacks, in words; "" if none."""
+    """A message that names the packages a form lacks; "" if none."""
     missing = [name for name in NEEDS[form] if importlib.util.find_spec(name) is None]
     return f"{', '.join(missing)} not installed (pip install {' '.join(missing)})" if missing else ""
 

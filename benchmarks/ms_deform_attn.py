@@ -1,11 +1,14 @@
-"""Multi-scale deformable attention: our kernels, the grid_sample fallback and, if installed, PyPI's torch-ms-deform-attn.
+"""Speed of multi-scale deformable attention: our kernels, grid_sample and PyPI's torch-ms-deform-attn.
 
-    python -m benchmarks.ms_deform_attn [--case encoder decoder ...] [--backends ...] [--dtype float32 bfloat16] [--quick]
+    python -m benchmarks.ms_deform_attn [--case encoder decoder ...] [--backends ...]
+                                        [--dtype float32 bfloat16] [--quick]
 
-What is timed is the core of an attention layer: softmax, location arithmetic and sampling; forward, and backward alone. "plain op" is the
-sampling alone. Every implementation's output and gradients are checked against float64, on numbers that were not rounded, before anything
-is timed; then the implementations take turns, round after round over three sets of inputs, so that whatever else the machine does hits all
-of them. Figures are medians with their quartiles. A ratio is the median of the rounds' ratios to PyPI's (without that: to grid_sample).
+What is timed is the core of an attention layer: softmax, location arithmetic and sampling; forward, and
+backward alone. "plain op" is the sampling alone. PyPI's package takes part if it is installed. Before
+anything is timed, every implementation's output and gradients are checked against float64, calculated from
+inputs that were not rounded. Then the implementations take turns, round after round over three sets of
+inputs, so that other load of the machine affects all of them alike. Figures are medians with their quartiles.
+A ratio is the median of the rounds' ratios to PyPI's (without that: to grid_sample).
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ B = ((100, 167), (50, 84), (25, 42), (13, 21))  # 800x1333 at strides 8 to 64
 SMALLER = ((84, 167), (42, 84), (21, 42), (11, 21))  # 666x1333
 DEMO = ((16, 32), (8, 16), (4, 8))  # 128x256 at strides 8 to 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Relative L2 against float64: float32 as measured everywhere, 16 bits by the rounding of value, output and upstream gradient.
+# Relative L2 against float64: float32 as measured everywhere, 16 bits by the rounding of value, output and
+# upstream gradient.
 ALLOWED_ERROR = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
 PEER, GRID = "torch-ms-deform-attn", "grid_sample"
 WARM_UP = 1
@@ -54,18 +58,27 @@ class Case:
         return f"N={self.batch}, levels {levels}, {queries}, {sizes}"
 
     def inputs(self, seed: int) -> list[Tensor]:
-        """Value, reference points, offsets (a ring per head, plus noise, off the cell borders), logits, output gradient; all float64."""
+        """Value, reference points, offsets, logits and output gradient, all float64.
+
+        Offsets are a ring per head plus noise, kept away from the cell borders.
+        """
         generator = torch.Generator().manual_seed(seed)
         levels, double = len(self.shapes), {"generator": generator, "dtype": torch.float64}
         sizes = torch.tensor([(width, height) for height, width in self.shapes])
         if self.queries is None:
-            rows = [torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in self.shapes]
+            rows = [
+                torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1)
+                for h, w in self.shapes
+            ]
             centres = torch.cat(rows).double().expand(self.batch, -1, 2)
         else:
             centres = torch.rand(self.batch, self.queries, 2, **double)
         references = centres[:, :, None].repeat(1, 1, levels, 1).float().double()
         angles = torch.arange(self.heads) * (2 * torch.pi / self.heads)
-        ring = torch.stack((angles.cos(), angles.sin()), -1)[:, None, None] * torch.arange(1, self.points + 1)[:, None]
+        ring = (
+            torch.stack((angles.cos(), angles.sin()), -1)[:, None, None]
+            * torch.arange(1, self.points + 1)[:, None]
+        )
         shape = (self.batch, centres.shape[1], self.heads, levels, self.points)
         offsets = ring + self.spread * torch.randn(*shape, 2, **double)
         share = (references[:, :, None, :, None] * sizes[:, None] - 0.5 + offsets) % 1
@@ -103,9 +116,10 @@ Core = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # value, then three t
 
 
 def backends(case: Case, device: str) -> tuple[dict[str, Core], dict[str, Core]]:
-    """Name -> core, and name -> the sampling alone, for those that are here."""
+    """Name -> core, and name -> the sampling alone, for the implementations that are installed."""
     flat = [side for shape in case.shapes for side in shape]
-    sizes = torch.tensor([(width, height) for height, width in case.shapes], dtype=torch.float32, device=device)[:, None]
+    widths = [(width, height) for height, width in case.shapes]
+    sizes = torch.tensor(widths, dtype=torch.float32, device=device)[:, None]
 
     def around(op: Callable) -> Core:
         def core(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
@@ -114,7 +128,9 @@ def backends(case: Case, device: str) -> tuple[dict[str, Core], dict[str, Core]]
 
         return core
 
-    cores: dict[str, Core] = {GRID: lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points)}
+    cores: dict[str, Core] = {
+        GRID: lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points)
+    }
     ops: dict[str, Core] = {}
     try:
         from torch_ms_deform_attn import ms_deform_attn as peer
@@ -123,7 +139,8 @@ def backends(case: Case, device: str) -> tuple[dict[str, Core], dict[str, Core]]
     else:
         shapes = torch.tensor(case.shapes, device=device)
         starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
-        # It computes in float32 whatever it is given, and 16-bit locations would miss their cells: what autocast makes of it.
+        # It computes in float32 for every input type, and 16-bit locations would miss their cells. So the
+        # inputs are cast as autocast would do.
         ops[PEER] = lambda value, *points: peer(value.float(), shapes, starts, *points).to(value.dtype)
         cores[PEER] = around(ops[PEER])
     if fallback_reason(device) is None:
@@ -148,7 +165,10 @@ def check(core: Core, inputs: list[Tensor], exact: list[Tensor]) -> dict[str, fl
     """Relative L2 errors."""
     names = ("output", "value", "references", "offsets", "logits")
     mine = results(core, inputs)
-    return {name: digits(((a.double() - b).norm() / b.norm()).item()) for name, a, b in zip(names, mine, exact, strict=True)}
+    return {
+        name: digits(((a.double() - b).norm() / b.norm()).item())
+        for name, a, b in zip(names, mine, exact, strict=True)
+    }
 
 
 def timed(run: Callable[[], object], device: str) -> float:
@@ -166,7 +186,10 @@ def timed(run: Callable[[], object], device: str) -> float:
 
 
 class Eager:
-    """Times one implementation: forward, then backward (all but the reference points' gradient, as in an encoder)."""
+    """Times one implementation: forward, then backward.
+
+    As in an encoder, all gradients are computed except that of the reference points.
+    """
 
     def __init__(self, core: Core, sets: list[list[Tensor]], device: str) -> None:
         self.core, self.sets, self.device = core, sets, device
@@ -180,14 +203,20 @@ class Eager:
 
 
 class Graphs:
-    """The same from captured CUDA graphs: one of the forward pass and one of both, per set of inputs; backward is their difference."""
+    """As :class:`Eager`, from CUDA graphs: one of the forward pass and one of both passes, per set of inputs.
+
+    The time of the backward pass is their difference.
+    """
 
     def __init__(self, core: Core, sets: list[list[Tensor]], device: str) -> None:
         self.device, self.graphs = device, []
         stream = torch.cuda.Stream()
         for inputs in sets:
             leaves = leaves_of(inputs)
-            both = lambda leaves=leaves, inputs=inputs: torch.autograd.grad(core(*leaves), [leaves[0], *leaves[2:]], inputs[-1])  # noqa: E731
+
+            def both(leaves: list[Tensor] = leaves, inputs: list[Tensor] = inputs) -> object:
+                return torch.autograd.grad(core(*leaves), [leaves[0], *leaves[2:]], inputs[-1])
+
             pair = []
             for run in (lambda leaves=leaves: core(*leaves), both):
                 stream.wait_stream(torch.cuda.current_stream())
@@ -224,7 +253,10 @@ def measure(runs: dict[str, Callable[[int], tuple[float, float]]], budget: float
         summary[name] = {"rounds": len(own)}
         for label, part in (("forward", lambda t: t[0]), ("backward", lambda t: t[1]), ("both", sum)):
             ratios = [part(times[base][i]) / part(own[i]) for i in own if base in times and i in times[base]]
-            summary[name][label] = {**spread([part(t) for t in own.values()], "ms"), **spread(ratios, "ratio")}
+            summary[name][label] = {
+                **spread([part(t) for t in own.values()], "ms"),
+                **spread(ratios, "ratio"),
+            }
     return summary
 
 
@@ -232,24 +264,36 @@ def spread(numbers: list[float], unit: str) -> dict[str, float | list[float]]:
     """Median, least and quartiles; nothing of nothing."""
     if not numbers:
         return {}
-    low, middle, high = statistics.quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
-    return {unit: digits(middle), f"{unit}_least": digits(min(numbers)), f"{unit}_quartiles": [digits(low), digits(high)]}
+    low, middle, high = (
+        statistics.quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else numbers * 3
+    )
+    return {
+        unit: digits(middle),
+        f"{unit}_least": digits(min(numbers)),
+        f"{unit}_quartiles": [digits(low), digits(high)],
+    }
 
 
 def digits(number: float) -> float:
     return float(f"{number:.4g}")
 
 
-def run_case(case: Case, device: str, dtypes: Sequence[str], names: Sequence[str] | None, budget: float) -> dict[str, dict]:
+def run_case(
+    case: Case, device: str, dtypes: Sequence[str], names: Sequence[str] | None, budget: float
+) -> dict[str, dict]:
     """dtype -> {"core": {backend: errors and times}, "plain op": ...}."""
     cores, ops = backends(case, device)
     kept = [name for name in cores if names is None or name in names]
     exact_inputs = [[tensor.to(device) for tensor in case.inputs(seed)] for seed in range(3)]
-    exact = results(lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points), exact_inputs[0])
+    exact = results(
+        lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points), exact_inputs[0]
+    )
     report: dict[str, dict] = {}
     for dtype in dtypes:
         kinds = (DTYPES[dtype], *[torch.float32] * 3, DTYPES[dtype])
-        sets = [[tensor.to(kind) for tensor, kind in zip(inputs, kinds, strict=True)] for inputs in exact_inputs]
+        sets = [
+            [tensor.to(kind) for tensor, kind in zip(inputs, kinds, strict=True)] for inputs in exact_inputs
+        ]
         errors = {name: check(cores[name], sets[0], exact) for name in kept}
         for name, error in errors.items():
             if name.startswith("mrt") and not max(error.values()) <= ALLOWED_ERROR[dtype]:
@@ -266,8 +310,14 @@ def run_case(case: Case, device: str, dtypes: Sequence[str], names: Sequence[str
 
 def plain_inputs(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     value, references, offsets, logits, upstream = inputs
-    sizes = torch.tensor([(width, height) for height, width in case.shapes], dtype=offsets.dtype, device=offsets.device)[:, None]
-    return [value, references[:, :, None, :, None] + offsets / sizes, logits.softmax(-1).unflatten(-1, offsets.shape[3:5]), upstream]
+    widths = [(width, height) for height, width in case.shapes]
+    sizes = torch.tensor(widths, dtype=offsets.dtype, device=offsets.device)[:, None]
+    return [
+        value,
+        references[:, :, None, :, None] + offsets / sizes,
+        logits.softmax(-1).unflatten(-1, offsets.shape[3:5]),
+        upstream,
+    ]
 
 
 class PlainOp(Eager):
@@ -282,18 +332,23 @@ class PlainOp(Eager):
 
 def table(rows: dict[str, dict]) -> str:
     labels = ("forward", "backward", "both")
-    lines = [f"  {'':22}" + "".join(f"{label + ' ms':>26}{'':>8}" for label in labels) + f"{'worst error':>13}"]
+    heads = "".join(f"{label + ' ms':>26}{'':>8}" for label in labels)
+    lines = [f"  {'':22}{heads}{'worst error':>13}"]
     for name, row in rows.items():
         cells = f"  {name:22}"
         for label in labels:
             low, high = row[label]["ms_quartiles"]
-            cells += f"{row[label]['ms']:.2f} ({low:.2f}-{high:.2f})".rjust(26) + f"{row[label].get('ratio', float('nan')):.1f}x".rjust(8)
+            cells += f"{row[label]['ms']:.2f} ({low:.2f}-{high:.2f})".rjust(26)
+            cells += f"{row[label].get('ratio', float('nan')):.1f}x".rjust(8)
         lines.append(cells + (f"{max(row['errors'].values()):13.1e}" if "errors" in row else ""))
     return "\n".join(lines)
 
 
 def plot(report: dict, path: Path) -> bool:
-    """How many times faster than the peer each core is, per case; False without matplotlib or without the peer."""
+    """Draw how many times faster than the peer each core is, by case.
+
+    Returns False, without a plot, if matplotlib or the peer's results are missing.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -301,19 +356,39 @@ def plot(report: dict, path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [(name, dtype, report["cases"][name]["results"][dtype]["core"]) for name in report["cases"] for dtype in report["dtypes"]]
+    rows = [
+        (name, dtype, report["cases"][name]["results"][dtype]["core"])
+        for name in report["cases"]
+        for dtype in report["dtypes"]
+    ]
     if not all(PEER in core for _, _, core in rows):
         return False
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.3 * len(rows)), sharey=True, constrained_layout=True)
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(11, 1.2 + 0.3 * len(rows)), sharey=True, constrained_layout=True
+    )
     markers = {GRID: ("#D55E00", "x"), "mrt plain": ("#E69F00", "s"), "mrt fused": ("#0072B2", "o")}
-    for axis, (label, title) in zip(axes, (("forward", "forward"), ("both", "forward and backward")), strict=True):
+    parts = (("forward", "forward"), ("both", "forward and backward"))
+    for axis, (label, title) in zip(axes, parts, strict=True):
         for name, (colour, marker) in markers.items():
             points = [(core[name][label], -i) for i, (_, _, core) in enumerate(rows) if name in core]
             if points:
-                middle = [entry["ratio"] for entry, _ in points]
-                reach = [[abs(m - entry["ratio_quartiles"][side]) for m, (entry, _) in zip(middle, points, strict=True)] for side in (0, 1)]
-                at = [y for _, y in points]
-                axis.errorbar(middle, at, xerr=reach, fmt=marker, color=colour, label=name, capsize=2, markersize=5, linewidth=1)
+                entries, at = [entry for entry, _ in points], [y for _, y in points]
+                middle = [entry["ratio"] for entry in entries]
+                reach = [
+                    [abs(entry["ratio"] - entry["ratio_quartiles"][side]) for entry in entries]
+                    for side in (0, 1)
+                ]
+                axis.errorbar(
+                    middle,
+                    at,
+                    xerr=reach,
+                    fmt=marker,
+                    color=colour,
+                    label=name,
+                    capsize=2,
+                    markersize=5,
+                    linewidth=1,
+                )
         axis.axvline(1, color="black", linewidth=1)
         axis.set_xscale("log")
         axis.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
@@ -324,22 +399,48 @@ def plot(report: dict, path: Path) -> bool:
     axes[0].set_yticks([-i for i in range(len(rows))], [f"{name}, {dtype}" for name, dtype, _ in rows])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(markers))
     where = report["environment"]
-    title = f"{where['device']}, {where['threads']} threads, {where['cpu_capability']}, torch {where['torch']}; medians, quartiles"
+    title = (
+        f"{where['device']}, {where['threads']} threads, {where['cpu_capability']}, "
+        f"torch {where['torch']}; medians, quartiles"
+    )
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     return True
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--case", nargs="+", metavar="CASE", help=f"CPU: {', '.join(CPU_CASES)}; CUDA: {', '.join(CUDA_CASES)}")
-    parser.add_argument("--backends", nargs="+", choices=(GRID, PEER, "mrt plain", "mrt fused"), metavar="NAME", help="default: all here")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], help="of value and output")
+    parser.add_argument(
+        "--case",
+        nargs="+",
+        metavar="CASE",
+        help=f"CPU: {', '.join(CPU_CASES)}; CUDA: {', '.join(CUDA_CASES)}",
+    )
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=(GRID, PEER, "mrt plain", "mrt fused"),
+        metavar="NAME",
+        help="default: all here",
+    )
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], help="of value and output"
+    )
     parser.add_argument("--quick", action="store_true", help="two cases, one second each")
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long the cores of one case and dtype take turns")
-    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/ms_deform_attn-DEVICE.json; none with --quick)")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="how long the cores of one case and dtype take turns"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file (default: benchmarks/results/ms_deform_attn-DEVICE.json; none with --quick)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = CUDA_CASES if options.device == "cuda" else CPU_CASES
@@ -349,7 +450,8 @@ def main() -> None:
     report = {"environment": environment(options.device), "dtypes": options.dtype, "cases": {}}
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
     for name in chosen:
-        found = run_case(cases[name], options.device, options.dtype, options.backends, 1.0 if options.quick else options.seconds)
+        budget = 1.0 if options.quick else options.seconds
+        found = run_case(cases[name], options.device, options.dtype, options.backends, budget)
         report["cases"][name] = {"case": str(cases[name]), "results": found}
         for dtype, parts in found.items():
             for part, rows in parts.items():
@@ -360,7 +462,9 @@ def main() -> None:
     if options.output or not options.quick:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report) + "\n")
-        print(f"written to {path}" + (f" and {path.with_suffix('.png')}" if plot(report, path.with_suffix(".png")) else ", without a plot"))
+        picture = path.with_suffix(".png")
+        drawn = plot(report, picture)
+        print(f"written to {path}" + (f" and {picture}" if drawn else ", without a plot"))
 
 
 if __name__ == "__main__":

@@ -15,25 +15,26 @@ from benchmarks.bench import Bench
 from mrt.losses import HungarianMatcher, Matching
 
 PROFILED = 3  # steps
-REGIONS = {"step: optimiser": "optimiser", "step: average": "EMA", "matching": "matching"}  # everything inside one belongs to the group
+# Everything inside one of these regions belongs to the group.
+REGIONS = {"step: optimiser": "optimiser", "step: average": "EMA", "matching": "matching"}
 NAMES = (  # any other call belongs to the first group whose pattern its name contains
     ("op", r"mrt::|ms_deform|_FusedMSDA"),
     ("convolution", r"conv"),
-    ("matmul", r"mm\b|mm_|linear|matmul|mkldnn_reorder|scaled_dot_product|flash_attention|efficient_attention"),
+    (
+        "matmul",
+        r"mm\b|mm_|linear|matmul|mkldnn_reorder|scaled_dot_product|flash_attention|efficient_attention",
+    ),
     ("elementwise", r"^aten::|^torch::|Backward|AccumulateGrad"),
 )
 GROUPS = ("convolution", "matmul", "op", "elementwise", "optimiser", "EMA", "matching", "Python")
-WAITS = (
-    "aten::_local_scalar_dense",
-    "aten::nonzero",
-    "aten::masked_select",
-)  # would wait for a GPU (the optimiser reads its step counts, on the host)
+# Calls that would wait for a GPU. Those of the optimiser do not count: it reads its step counts, on the host.
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
 SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
 @contextmanager
 def matching_named() -> Iterator[None]:
-    """While inside, costs and assignment are a region of their own in a profile."""
+    """Within this context, matching costs and assignment are a region of their own in a profile."""
     parts = [(HungarianMatcher, "start", HungarianMatcher.start), (Matching, "result", Matching.result)]
 
     def named(method: Callable) -> Callable:
@@ -71,7 +72,7 @@ def busy_ms(kernels: list) -> float:
 
 
 def profiled(bench: Bench, steps: int = PROFILED) -> dict[str, Any]:
-    """Counts per step, and milliseconds by group: of the calling thread on the CPU, of the kernels on a GPU."""
+    """Counts per step and milliseconds by group, of the calling thread on the CPU or of a GPU's kernels."""
     cuda = bench.cuda
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     with matching_named(), profile(activities=activities) as trace:
@@ -84,11 +85,14 @@ def profiled(bench: Bench, steps: int = PROFILED) -> dict[str, Any]:
     groups, counts = Counter(), Counter(event.name for event in calls)
     for event in calls:
         groups[group_of(event)] += event.self_device_time_total if cuda else event.self_cpu_time_total
+    waiting = [event for event in calls if event.name in (SYNCS if cuda else WAITS)]
     found = {
         "groups_ms": {name: groups[name] / 1e3 / steps for name in GROUPS},
         "aten_calls": sum(count for name, count in counts.items() if name.startswith("aten::")) / steps,
         "copies": counts["aten::copy_"] / steps,
-        "host_syncs": sum(event.name in (SYNCS if cuda else WAITS) and group_of(event) != "optimiser" for event in calls) / steps,
+        "host_syncs": sum(group_of(event) != "optimiser" for event in waiting) / steps,
         "most_called": {name: count / steps for name, count in counts.most_common(12)},
     }
-    return found | ({"kernels": len(kernels) / steps, "gpu_busy_ms": busy_ms(kernels) / steps} if cuda else {})
+    if cuda:
+        found |= {"kernels": len(kernels) / steps, "gpu_busy_ms": busy_ms(kernels) / steps}
+    return found

@@ -1,4 +1,4 @@
-"""Raw data sets in their owners' layouts, as many images as asked for and as crowded as the real ones, for timing the converters."""
+"""Raw data sets for timing the converters: in the original layouts and as crowded as the real ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from PIL import Image, ImageDraw
 from mrt.data.convert import bdd100k, cityscapes, custom, sim10k
 from mrt.data.convert.recipe import Recipe
 
-Tree = tuple[str, Callable[..., Recipe]]  # what it is like, and the recipe to be called with ([raw], data root)
+# A description, and the recipe to be called with ([raw], data root).
+Tree = tuple[str, Callable[..., Recipe]]
 
-# Objects per image about as in the real sets (an estimate; the polygons of Cityscapes are coarser or finer from object to object).
+# Objects per image about as in the real sets (an estimate; the polygons of Cityscapes are coarser or finer
+# from object to object).
 CITYSCAPES_THINGS, CITYSCAPES_STUFF, POLYGON_POINTS = 18, 35, 40
 SIM10K_BOXES, BDD100K_BOXES, BDD100K_LINES, OWN_BOXES = 6, 18, 10, 8
 STUFF = (("road", 7), ("building", 11), ("vegetation", 21), ("sky", 23), ("pole", 17), ("traffic sign", 20))
@@ -25,17 +27,20 @@ THINGS = (("car", 26), ("person", 24), ("bicycle", 33), ("rider", 25), ("truck",
 
 
 def cityscapes_tree(raw: Path, photos: Sequence[Path], count: int, instance_ids: bool) -> Tree:
-    """``count`` frames of 2048x1024 with polygons, and with instance images if those are what should be read."""
+    """``count`` frames of 2048x1024 with polygons; with ``instance_ids`` also the instance images."""
     rng = np.random.default_rng(0)
     for number in range(count):
         name = f"aachen_{number:06}_000019"
         labels = raw / "gtFine" / "train" / "aachen"
         _link(photos, number, raw / "leftImg8bit" / "train" / "aachen" / f"{name}_leftImg8bit.png")
         labels.mkdir(parents=True, exist_ok=True)
-        chosen = [STUFF[n % len(STUFF)] for n in range(CITYSCAPES_STUFF)] + [THINGS[n % len(THINGS)] for n in range(CITYSCAPES_THINGS)]
+        chosen = [STUFF[n % len(STUFF)] for n in range(CITYSCAPES_STUFF)]
+        chosen += [THINGS[n % len(THINGS)] for n in range(CITYSCAPES_THINGS)]
         spread = [500] * CITYSCAPES_STUFF + [80] * CITYSCAPES_THINGS
         outlines = [_outline(rng, extent) for extent in spread]
-        objects = [{"label": label, "polygon": outline} for (label, _), outline in zip(chosen, outlines, strict=True)]
+        objects = [
+            {"label": label, "polygon": outline} for (label, _), outline in zip(chosen, outlines, strict=True)
+        ]
         content = {"imgHeight": 1024, "imgWidth": 2048, "objects": objects}
         (labels / f"{name}_gtFine_polygons.json").write_text(json.dumps(content))
         if instance_ids:
@@ -43,10 +48,13 @@ def cityscapes_tree(raw: Path, photos: Sequence[Path], count: int, instance_ids:
             draw = ImageDraw.Draw(picture)
             for order, ((_, number_of_class), outline) in enumerate(zip(chosen, outlines, strict=True)):
                 thing = order >= CITYSCAPES_STUFF
-                draw.polygon([tuple(point) for point in outline], fill=number_of_class * 1000 + order if thing else number_of_class)
+                fill = number_of_class * 1000 + order if thing else number_of_class
+                draw.polygon([tuple(point) for point in outline], fill=fill)
             pixels = np.asarray(picture).astype(np.uint16)
             Image.fromarray(pixels).save(labels / f"{name}_gtFine_instanceIds.png")
-    what = "instanceIds.png of 2048x1024" if instance_ids else f"{CITYSCAPES_STUFF + CITYSCAPES_THINGS} polygons of {POLYGON_POINTS} points"
+    what = f"{CITYSCAPES_STUFF + CITYSCAPES_THINGS} polygons of {POLYGON_POINTS} points"
+    if instance_ids:
+        what = "instanceIds.png of 2048x1024"
     return what, partial(cityscapes.recipe, splits=("train",))
 
 
@@ -62,10 +70,16 @@ def bdd100k_tree(raw: Path, photos: Sequence[Path], count: int) -> Tree:
     width, height = _size(photos[0])
     for number in range(count):
         _link(photos, number, raw / "bdd100k" / "images" / "100k" / "train" / f"{number:08}.jpg")
-        line = {"category": "lane", "attributes": {}, "poly2d": [{"vertices": _outline(rng, 300), "types": "L" * POLYGON_POINTS}], "id": 1}
+        line = {
+            "category": "lane",
+            "attributes": {},
+            "poly2d": [{"vertices": _outline(rng, 300), "types": "L" * POLYGON_POINTS}],
+            "id": 1,
+        }
         labels: list[dict[str, Any]] = [line] * BDD100K_LINES
         for x0, y0, x1, y1 in _boxes(rng, BDD100K_BOXES, width, height):
-            labels.append({"category": "car", "box2d": {"x1": x0, "y1": y0, "x2": x1, "y2": y1}, "id": len(labels), "attributes": {}})
+            box = {"x1": x0, "y1": y0, "x2": x1, "y2": y1}
+            labels.append({"category": "car", "box2d": box, "id": len(labels), "attributes": {}})
         attributes = {"weather": "clear", "scene": "city street", "timeofday": "daytime"}
         frames.append({"name": f"{number:08}.jpg", "attributes": attributes, "labels": labels})
     file = raw / "bdd100k" / "labels" / "bdd100k_labels_images_train.json"
@@ -103,7 +117,10 @@ def yolo_tree(raw: Path, photos: Sequence[Path], count: int) -> Tree:
     (raw / "data.yaml").write_text("train: images/train\nnames: [car]\n")
     for number in range(count):
         _link(photos, number, raw / "images" / "train" / f"{number}.jpg")
-        rows = [f"0 {(x0 + x1) / 2} {(y0 + y1) / 2} {x1 - x0} {y1 - y0}" for x0, y0, x1, y1 in _boxes(rng, OWN_BOXES, 1, 1)]
+        rows = [
+            f"0 {(x0 + x1) / 2} {(y0 + y1) / 2} {x1 - x0} {y1 - y0}"
+            for x0, y0, x1, y1 in _boxes(rng, OWN_BOXES, 1, 1)
+        ]
         (raw / "labels" / "train" / f"{number}.txt").write_text("\n".join(rows))
     return f"text files, {OWN_BOXES} boxes", partial(custom.recipe, format="yolo")
 
@@ -122,8 +139,9 @@ def _voc(folder: Path, photos: Sequence[Path], count: int, boxes: int) -> None:
     for number in range(count):
         _link(photos, number, folder / "JPEGImages" / f"{number}.jpg")
         objects = "".join(
-            f"<object><name>car</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox><xmin>{x0:.0f}</xmin>"
-            f"<ymin>{y0:.0f}</ymin><xmax>{x1:.0f}</xmax><ymax>{y1:.0f}</ymax></bndbox></object>"
+            "<object><name>car</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>"
+            f"<bndbox><xmin>{x0:.0f}</xmin><ymin>{y0:.0f}</ymin><xmax>{x1:.0f}</xmax><ymax>{y1:.0f}</ymax>"
+            "</bndbox></object>"
             for x0, y0, x1, y1 in _boxes(rng, boxes, width, height)
         )
         size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
@@ -152,5 +170,6 @@ def _outline(rng: np.random.Generator, extent: float) -> list[list[int]]:
     """A star-shaped polygon about ``extent`` pixels wide, somewhere in 2048x1024."""
     angles = np.linspace(0, 2 * np.pi, POLYGON_POINTS, endpoint=False)
     radii = extent / 2 * rng.uniform(0.6, 1, POLYGON_POINTS)
-    points = rng.uniform(0.1, 0.9, 2) * (2048, 1024) + radii[:, None] * np.stack((np.cos(angles), np.sin(angles)), 1)
+    directions = np.stack((np.cos(angles), np.sin(angles)), 1)
+    points = rng.uniform(0.1, 0.9, 2) * (2048, 1024) + radii[:, None] * directions
     return points.clip(0, (2047, 1023)).round().astype(int).tolist()

@@ -1,10 +1,11 @@
-"""The terms of docs/scaling.md, measured: steps of one process at several batches, an all-reduce of gradients, steps of several processes.
+"""Measures the terms of docs/scaling.md: steps of one process, an all-reduce, steps of several processes.
 
     python -m benchmarks.scaling [--processes 2] [--preset demo] [--kind teach+mae] [--batch 8] [--rounds 9]
 
-The processes, of one machine, take turns in each round: the first alone at every batch; all at once at their share of the batch, but
-each by itself; an all-reduce of as many numbers as there are gradients, in DDP's buckets, and of one bucket; and a step together. So one
-process and several meet the same machine. On GPUs: one process each, NCCL.
+All processes run on this machine. Each round measures: a step of the first process alone, at every batch
+size; steps of all processes at the same time, each on its share of the batch and without communication; an
+all-reduce of as many numbers as there are gradients, in DDP's buckets, and of one bucket; and a step
+together. So one process and several are measured under the same conditions. On GPUs: one process each, NCCL.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WARM_UP = 2
 
 @contextmanager
 def timed_backward(times: list[float]) -> Iterator[None]:
-    """While inside, the milliseconds of each backward pass go to ``times``."""
+    """Within this context, the milliseconds of each backward pass are appended to ``times``."""
     backward = Tensor.backward
 
     def timed(*arguments, **options) -> None:
@@ -53,14 +54,23 @@ def timed_backward(times: list[float]) -> Iterator[None]:
 
 
 def configured(options: argparse.Namespace, images: int) -> Config:
-    fixed = {"model.weights": "checkpoint", "engine.batch_size": images, "engine.amp": options.amp, "engine.threads": options.threads}
+    fixed = {
+        "model.weights": "checkpoint",
+        "engine.batch_size": images,
+        "engine.amp": options.amp,
+        "engine.threads": options.threads,
+    }
     return load_config(options.preset, options.set, fixed)
 
 
 def work(rank: int, options: argparse.Namespace, port: int) -> None:
     """One process; the first writes what was measured to ``options.output``."""
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(options.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(options.processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     torch.set_num_threads(options.threads)
     world = distributed.join(options.device)
@@ -106,15 +116,22 @@ def work(rank: int, options: argparse.Namespace, port: int) -> None:
                 values.clear()
     if world.main:
         report = summary(single, beside, together, times)
-        report |= {"environment": environment(options.device), "gradients": gradients, "image": image_size(config)}
-        report |= {name: getattr(options, name) for name in ("preset", "kind", "processes", "batch", "rounds", "threads", "amp")}
+        report |= {
+            "environment": environment(options.device),
+            "gradients": gradients,
+            "image": image_size(config),
+        }
+        given = ("preset", "kind", "processes", "batch", "rounds", "threads", "amp")
+        report |= {name: getattr(options, name) for name in given}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(report, indent=1) + "\n")
     world.wait()
     distributed.leave()
 
 
-def summary(single: dict[int, Bench], beside: Bench, together: Bench, times: dict[str, list[float]]) -> dict[str, Any]:
+def summary(
+    single: dict[int, Bench], beside: Bench, together: Bench, times: dict[str, list[float]]
+) -> dict[str, Any]:
     """Medians and quartiles, ms, and what the formula predicts for the step together."""
 
     def of(values: list[float]) -> dict[str, float]:
@@ -123,10 +140,14 @@ def summary(single: dict[int, Bench], beside: Bench, together: Bench, times: dic
     share = beside.images
     found: dict[str, Any] = {"alone": {images: of(one.wall) for images, one in single.items()}}
     found |= {"alone_cpu": {images: of(one.cpu) for images, one in single.items()}}
-    found |= {"side_by_side": of(beside.wall), "together": of(together.wall), **{name: of(values) for name, values in times.items()}}
+    found |= {
+        "side_by_side": of(beside.wall),
+        "together": of(together.wall),
+        **{name: of(values) for name, values in times.items()},
+    }
     extra = max(found["all_reduce"]["median"] - found["backward"]["median"], found["last_bucket"]["median"])
-    for name, step in (("alone", found["alone"][share]["median"]), ("side_by_side", found["side_by_side"]["median"])):
-        found[f"predicted_from_{name}"] = step + extra
+    found["predicted_from_alone"] = found["alone"][share]["median"] + extra
+    found["predicted_from_side_by_side"] = found["side_by_side"]["median"] + extra
     whole = single[max(single)]
     found["speed_up"] = statistics.median([a / b for a, b in zip(whole.wall, together.wall, strict=True)])
     return found
@@ -142,7 +163,8 @@ def shown(report: dict[str, Any]) -> str:
     lines = [f"{'milliseconds':52}{'median':>9}  (quartiles)"]
     lines += [line(f"T({images}), one process alone", values) for images, values in report["alone"].items()]
     lines += [line(f"   its CPU time, {images}", values) for images, values in report["alone_cpu"].items()]
-    lines.append(line(f"T({share}), {report['processes']} processes side by side, nothing shared", report["side_by_side"]))
+    beside = f"T({share}), {report['processes']} processes side by side, nothing shared"
+    lines.append(line(beside, report["side_by_side"]))
     lines.append(line("   of it the backward pass", report["backward"]))
     lines.append(line(f"all-reduce of {report['gradients'] * 4 / 1e6:.1f} MB", report["all_reduce"]))
     lines.append(line("all-reduce of the last bucket", report["last_bucket"]))
@@ -155,7 +177,7 @@ def shown(report: dict[str, Any]) -> str:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -163,7 +185,9 @@ def free_port() -> int:
 
 def main() -> None:
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--preset", help="default: city2foggy on GPUs, demo on the CPU")
@@ -174,7 +198,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any setting of the preset")
-    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/scaling-DEVICE.json)")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file (default: benchmarks/results/scaling-DEVICE.json)"
+    )
     options = parser.parse_args()
     if options.batch % options.processes:
         parser.error(f"--batch {options.batch} does not divide by {options.processes} processes")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .arguments import AXES, AxisCommand, parse_pairs
+from .arguments import AXES, AxisCommand, help_of, parse_pairs
 
 if TYPE_CHECKING:
     from mrt.ablate import Launcher, Trial
@@ -22,16 +22,28 @@ def ablate(
     study: Annotated[str | None, typer.Option(help=f"A table of the paper: {STUDIES}.")] = None,
     axis: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY VALUE...", help="An axis by its whole key, e.g. --axis teach.epochs 2 5; may be repeated."),
+        typer.Option(
+            metavar="KEY VALUE...",
+            help="An axis by its whole key, e.g. --axis teach.epochs 2 5; may be repeated.",
+        ),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option(min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0.")
+        list[int] | None,
+        typer.Option(
+            min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0."
+        ),
     ] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Add the fair source-only baseline and the oracles as rows of the table.")
+        bool,
+        typer.Option(
+            "--baselines", help="Add the fair source-only baseline and the oracles as rows of the table."
+        ),
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Name of the row that the others are compared with. Default: the study's, or the first.")
+        str | None,
+        typer.Option(
+            help="Name of the row that the others are compared with. Default: the study's, or the first."
+        ),
     ] = None,
     preset: options.Preset = None,
     source: options.Source = None,
@@ -39,25 +51,45 @@ def ablate(
     split: Annotated[str, typer.Option(help="Split of the target set to evaluate on.")] = "val",
     init: options.Init = None,
     shared_source: Annotated[
-        bool, typer.Option("--shared-source", help="Where stage 1 is trained here: once for all seeds, instead of once for each.")
+        bool,
+        typer.Option(
+            "--shared-source",
+            help="Where stage 1 is trained here: once for all seeds, instead of once for each.",
+        ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Name of the table's files. Default: the study's, or the axes' names.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the table's files. Default: the study's, or the axes' names.")
+    ] = None,
     overrides: options.Set = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="A few images and steps, to see that everything runs; the numbers mean nothing.")
+        bool,
+        typer.Option(
+            "--smoke", help="A few images and steps, to see that everything runs; the numbers mean nothing."
+        ),
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, as processes that share this machine's cores.")] = 1,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Train on so many GPUs of this machine, one trial each.")] = None,
-    launcher: Annotated[str | None, typer.Option(help="Train as jobs through submitit: slurm, or local to try that here.")] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Trials at a time, as processes that share this machine's cores.")
+    ] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many GPUs of this machine, one trial each.")
+    ] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="Train as jobs through submitit: slurm, or local to try that here.")
+    ] = None,
     slurm: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE...", help="Options of the jobs, e.g. --slurm partition=gpu time=240 gpus_per_node=1."),
+        typer.Option(
+            metavar="KEY=VALUE...",
+            help="Options of the jobs, e.g. --slurm partition=gpu time=240 gpus_per_node=1.",
+        ),
     ] = None,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
     amp: options.Amp = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials, and which are done on the split, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trials, and which are done on the split, and stop.")
+    ] = False,
 ) -> None:
     """Train and evaluate a grid of settings, or a table of the paper, and print it as one table.
 
@@ -65,8 +97,9 @@ def ablate(
 
     or: mrt ablate --study components --baselines --seeds 0 1 2
 
-    Every setting is an option here, by the last part of its name, and takes all the values that follow; several options make a grid.
-    The default preset is demo. Stages that trials share are trained once. Repeating a command only runs what is missing.
+    Every setting is an option here, by the last part of its name, and takes all the values that follow;
+    several options make a grid. The default preset is demo. Stages that trials share are trained once.
+    Repeating a command only runs what is missing.
     """
     from mrt import ablate as trials_of
     from mrt import experiment
@@ -85,12 +118,24 @@ def ablate(
             "leave out one of them; --set changes all rows",
         )
     if not (chosen or axes or seeds or baselines):
-        raise MrtError("mrt ablate: nothing to vary", "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components")
+        raise MrtError(
+            "mrt ablate: nothing to vary",
+            "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components",
+        )
     roots = experiment.find_roots(data_root, run_root)
     from_preset = preset or (experiment.choose_preset(source, target) if source or target else "demo")
     init = experiment.find_run(init, roots.run_root) if init else None
-    given = {"data.source": source, "data.target": target, "engine.device": device, "engine.amp": amp, "init": init}
-    changes = {**(trials_of.SMOKE if smoke else {}), **{key: value for key, value in given.items() if value is not None}}
+    given = {
+        "data.source": source,
+        "data.target": target,
+        "engine.device": device,
+        "engine.amp": amp,
+        "init": init,
+    }
+    changes = {
+        **(trials_of.SMOKE if smoke else {}),
+        **{key: value for key, value in given.items() if value is not None},
+    }
     seeds = list(dict.fromkeys(seeds or [0]))
 
     root, data = roots.run_root / "ablate", roots.data_root
@@ -101,9 +146,14 @@ def ablate(
     rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
     rows += trials_of.BASELINES if baselines else ()
     base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
-    stem = experiment.run_folder(root, name or study or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds")
+    stem = experiment.run_folder(
+        root, name or study or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds"
+    )
     planner = trials_of.Planner(
-        data, split, shared_source, lambda config: roots.run_root / experiment.default_name("source", config) if not smoke else None
+        data,
+        split,
+        shared_source,
+        lambda config: roots.run_root / experiment.default_name("source", config) if not smoke else None,
     )
     trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
     for trial in trials:
@@ -117,7 +167,8 @@ def ablate(
 
     with watching() as watcher, repeatable("ablate"):
         results = trials_of.run(trials, root, data_root=data, launcher=worker, watcher=watcher)
-    title = f"Ablation: {chosen.title}" if chosen else f"Ablation of {', '.join(axis.key for axis in axes) or 'seeds'}"
+    varied = ", ".join(axis.key for axis in axes) or "seeds"
+    title = f"Ablation: {chosen.title}" if chosen else f"Ablation of {varied}"
     about = {
         "preset": trials[0].config.preset,
         "study": study,
@@ -126,7 +177,12 @@ def ablate(
         "smoke": smoke,
     }
     report = trials_of.make_report(
-        results, trials, title=f"{title}, preset {trials[0].config.preset}", subject=study or "row", base=base, about=about
+        results,
+        trials,
+        title=f"{title}, preset {trials[0].config.preset}",
+        subject=study or "row",
+        base=base,
+        about=about,
     )
     paths = trials_of.write_report(report, stem)
     notes = trials_of.notes(report)
@@ -136,15 +192,16 @@ def ablate(
         say("No picture: matplotlib is not installed (pip install 'mrt-detection[report]').")
     failed = [result for result in results if "failed" in result]
     if failed:
-        told = [
-            f"  {item['row']['name']}, seed {item['seed']}: {item['failed']}" + (f" ({item['log']})" if item["log"] else "")
-            for item in failed
-        ]
-        raise RunFailed("\n".join([f"{len(failed)} of {len(trials)} trials failed:", *told, "repeating the command tries them again"]))
+        lines = [f"{len(failed)} of {len(trials)} trials failed:"]
+        for item in failed:
+            log = f" ({item['log']})" if item["log"] else ""
+            lines.append(f"  {item['row']['name']}, seed {item['seed']}: {item['failed']}{log}")
+        lines.append("repeating the command tries them again")
+        raise RunFailed("\n".join(lines))
 
 
 def _list(trials: Sequence[Trial], root: Path, data_root: Path, preset: str) -> None:
-    """The trials, their states, and how much work sharing saves."""
+    """Print the trials and their states, and how many stages remain to be trained."""
     from mrt import ablate as trials_of
 
     from .console import say, show_table
@@ -153,14 +210,16 @@ def _list(trials: Sequence[Trial], root: Path, data_root: Path, preset: str) -> 
     for trial in trials:
         state = "done" if trial.result_file(root).is_file() else "to run"
         rows.append([trial.row.name, str(trial.config.seed), trial.node.name, state])
-    show_table(f"{len(trials)} trials of preset {preset}", ["row", "seed", "stage", "state"], rows, text_columns=4)
+    show_table(
+        f"{len(trials)} trials of preset {preset}", ["row", "seed", "stage", "state"], rows, text_columns=4
+    )
     training = [work.kind for work in trials_of.missing_work(trials, root, data_root) if work.place is None]
     kinds = ", ".join(f"{training.count(kind)} {kind}" for kind in dict.fromkeys(training))
     say(f"{len(training)} stages to train" + (f": {kinds}" if kinds else ""))
 
 
 def _require(trial: Trial, data_root: Path) -> None:
-    """MrtError for a trial that cannot begin: data that is not there or has nothing to measure with, weights that are not there."""
+    """MrtError for a trial that cannot begin: its data, labels to measure with or weights are missing."""
     from mrt import experiment
     from mrt.data.registry import find_dataset
     from mrt.engine import labels
@@ -171,10 +230,14 @@ def _require(trial: Trial, data_root: Path) -> None:
     card = find_dataset(data.target, data_root)
     card.split(trial.split)
     if not card.labelled:
-        raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another target with --target")
-    if trial.learned_from:  # else the classes are those of weights that are there already
+        raise MrtError(
+            f"data set {card.name!r} has no labels to evaluate on", "name another target with --target"
+        )
+    if trial.learned_from:  # else the classes are those of weights that exist already
         classes = labels.class_names(trial.config, find_dataset(data.source, data_root))
-        labels.require_boxes(card, trial.split, classes, labels.class_map_for(trial.config, card), labels.MEASURE_TRIALS)
+        labels.require_boxes(
+            card, trial.split, classes, labels.class_map_for(trial.config, card), labels.MEASURE_TRIALS
+        )
     if init:
         from mrt.engine.load import find_weights
 
@@ -182,14 +245,21 @@ def _require(trial: Trial, data_root: Path) -> None:
 
 
 def _launcher(
-    jobs: int, gpus: int | None, cluster: str | None, settings: dict[str, str], logs: Path, trials: Sequence[Trial]
+    jobs: int,
+    gpus: int | None,
+    cluster: str | None,
+    settings: dict[str, str],
+    logs: Path,
+    trials: Sequence[Trial],
 ) -> Launcher | None:
-    """Who does the work: None is this process."""
+    """What runs the trials: other processes, or jobs of a cluster; None: this process."""
     from mrt.ablate.launch import LocalProcesses, Submitit, visible_gpus
     from mrt.errors import MrtError
 
     if cluster not in (None, "slurm", "local"):
-        raise MrtError(f"--launcher {cluster}: unknown", "choose slurm, or local; without it trials run on this machine")
+        raise MrtError(
+            f"--launcher {cluster}: unknown", "choose slurm, or local; without it trials run on this machine"
+        )
     if settings and not cluster:
         raise MrtError("--slurm: options for jobs that nobody asked for", "add --launcher slurm")
     if cluster and gpus:
@@ -207,4 +277,4 @@ MANY = 1000  # jobs in the queue: the cluster decides how many run
 
 
 def register(app: typer.Typer) -> None:
-    app.command("ablate", cls=AxisCommand)(ablate)
+    app.command("ablate", cls=AxisCommand, help=help_of(ablate))(ablate)

@@ -17,13 +17,14 @@ def adapt(
     source: options.Source = None,
     preset: options.Preset = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME...")
+        list[str] | None,
+        typer.Option(help="Only this stage: mae (2) or teach (3). Default: both.", metavar="NAME..."),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="Parts of the method: teacher (plain teacher-student); +dt, +mae, +retrain (that, and dynamic thresholds, added); "
-            "mrt (all). Default: what the preset says."
+            help="Parts of the method: teacher (plain teacher-student); +dt, +mae, +retrain "
+            "(that, and dynamic thresholds, added); mrt (all). Default: what the preset says."
         ),
     ] = None,
     init: options.Init = None,

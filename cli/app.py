@@ -1,4 +1,4 @@
-"""The door: ``mrt``. Commands import what they need when they run, so ``mrt --help`` is instant.
+"""The entry point: ``mrt``. Commands import what they need when they run, so ``mrt --help`` is instant.
 
 Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
 """
@@ -17,6 +17,10 @@ from mrt.errors import Interrupted, MrtError, RunFailed
 from . import ablate, adapt, demo, doctor, evaluate, export, predict, prepare_data, pretrain_source, report
 
 RUN_FAILED, BAD_INPUT = 1, 2
+ORDER = [
+    *("demo", "prepare-data", "pretrain-source", "adapt", "predict"),
+    *("eval", "export", "report", "ablate", "doctor"),
+]
 
 
 class Root(TyperGroup):
@@ -24,8 +28,7 @@ class Root(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which a newcomer meets them."""
-        order = ["demo", "prepare-data", "pretrain-source", "adapt", "predict", "eval", "export", "report", "ablate", "doctor"]
-        return sorted(self.commands, key=order.index)
+        return sorted(self.commands, key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -41,18 +44,20 @@ class Root(TyperGroup):
 
 
 def explain(error: BaseException) -> MrtError | RunFailed | None:
-    """What the user is told of an error; None: it is a bug (or an exit), and goes on."""
+    """The error that the user is shown for ``error``; None: it is a bug (or an exit) and is raised again."""
     if isinstance(error, (MrtError, RunFailed)):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, told by name: torch may not be loaded
+    # torch's error is recognised by its name, because torch may not be loaded.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return RunFailed(
             f"out of memory: {str(error).partition('. ')[0] or 'there is none left'}\n"
-            "take fewer images at a time: --set with a smaller engine.batch_size, or with engine.accumulate=2 or more, "
-            "which keeps the total batch (mrt eval: --batch-size)"
+            "take fewer images at a time: --set with a smaller engine.batch_size, or with "
+            "engine.accumulate=2 or more, which keeps the total batch (mrt eval: --batch-size)"
         )
-    if isinstance(error, OSError) and error.errno != errno.EPIPE:  # a closed pipe (mrt ... | head) is the door's own business
+    # Typer itself handles a closed pipe (mrt ... | head).
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
         reason = error.strerror or str(error) or type(error).__name__
         if error.filename is None:
             return RunFailed(reason)
@@ -66,7 +71,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Take an object detector from a labelled domain to an unlabelled one (MRT: masked retraining teacher-student).",
+    help=(
+        "Take an object detector from a labelled domain to an unlabelled one "
+        "(MRT: masked retraining teacher-student)."
+    ),
     epilog="New here? Run: mrt demo",
 )
 
@@ -82,7 +90,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
 ) -> None:
     """The options before any command."""
     if ctx.invoked_subcommand == "prepare-data" and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -105,7 +115,7 @@ doctor.register(app)
 
 def main() -> None:
     """Entry point of ``mrt`` and of ``python -m mrt_cli``."""
-    # Waiting OpenMP threads spin for some 50 microseconds, then sleep: as fast as spinning on idle cores, and several times faster on
-    # cores that other processes use too.
+    # Waiting OpenMP threads spin for some 50 microseconds, then sleep: as fast as spinning on idle cores, and
+    # several times faster on cores that other processes use too.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     app(prog_name="mrt")

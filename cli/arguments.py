@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -34,6 +34,12 @@ def parse_pairs(option: str, words: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
+def help_of(command: Callable[..., None]) -> str:
+    """A command's docstring with each paragraph on one line, because the help shows its line breaks."""
+    paragraphs = (command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 class ListCommand(TyperCommand):
     """A command without positional arguments, whose list options take all the values that follow them."""
 
@@ -49,7 +55,9 @@ class ListCommand(TyperCommand):
         while position < len(args):
             token = args[position]
             position += 1
-            values = list(takewhile(lambda word, option=token: self.takes(word, option), args[position:])) if token in lists else []
+            values: list[str] = []
+            if token in lists:
+                values += takewhile(lambda word, option=token: self.takes(word, option), args[position:])
             if not values:
                 spread.append(token)
             for value in values:
@@ -59,7 +67,7 @@ class ListCommand(TyperCommand):
 
 
 class PairsCommand(ListCommand):
-    """A command with positional arguments, whose list options take the words of the form NAME=VALUE that follow them."""
+    """A command with positional arguments, whose list options take the words NAME=VALUE that follow them."""
 
     def takes(self, word: str, option: str) -> bool:
         """Whether a word after a list option is one of its values."""
@@ -67,9 +75,10 @@ class PairsCommand(ListCommand):
 
 
 class AxisCommand(ListCommand):
-    """A ListCommand that takes options it does not know as axes: ``--mask-ratio 0.5 0.8``, ``--axis mae.mask_ratio 0.5 0.8``.
+    """A ListCommand that treats unknown options as axes of the grid.
 
-    What it found is in ``ctx.meta[AXES]``: a list of (name as typed, values as typed).
+    Both ``--mask-ratio 0.5 0.8`` and ``--axis mae.mask_ratio 0.5 0.8`` are axes. They are stored in
+    ``ctx.meta[AXES]``, a list of (name as typed, values as typed).
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -84,7 +93,8 @@ class AxisCommand(ListCommand):
             if not option.startswith("--") or option == "--" or option in known:
                 rest.append(token)
                 continue
-            values = ([first] if equals else []) + list(takewhile(lambda word, option=option: self.takes(word, option), args[position:]))
+            values = [first] if equals else []
+            values += takewhile(lambda word, option=option: self.takes(word, option), args[position:])
             position += len(values) - bool(equals)
             if option == "--axis":
                 axes.append((values[0] if values else "", values[1:]))

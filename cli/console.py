@@ -1,4 +1,7 @@
-"""What the user sees: messages, tables, progress. Under ``torchrun`` only the first process talks, but each reports its own errors."""
+"""What the user sees: messages, tables, progress.
+
+Under ``torchrun`` only the first process talks, but each reports its own errors.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def _console(stream: str) -> Console:
 
 
 def say(text: str = "", style: str | None = None, wrap: bool = False) -> None:
-    """One message on standard output; ``wrap`` breaks prose between words, and would spoil what is to be copied."""
+    """One message on standard output.
+
+    ``wrap`` breaks lines between words: for prose, not for text to copy.
+    """
     if RANK == 0:
         _console("stdout").print(text, style=style, soft_wrap=not wrap)
 
@@ -33,12 +39,16 @@ def say(text: str = "", style: str | None = None, wrap: bool = False) -> None:
 def show_error(error: Exception) -> None:
     """One clear message on standard error, without a traceback.
 
-    A stop that was asked for reaches every process; the one that the user started tells of it: mrt, or the first under torchrun.
+    A stop that the user asked for reaches every process, but only the one that the user started reports it:
+    mrt, or the first process under torchrun.
     """
-    if isinstance(error, Interrupted) and not isinstance(error, ProcessLost) and (RANK or STARTED in os.environ):
+    stopped = isinstance(error, Interrupted) and not isinstance(error, ProcessLost)
+    if stopped and (RANK or STARTED in os.environ):
         return
     console = _console("stderr")
-    message, hint = (error.message, error.hint) if isinstance(error, MrtError) else (str(error) or type(error).__name__, None)
+    message, hint = str(error) or type(error).__name__, None
+    if isinstance(error, MrtError):
+        message, hint = error.message, error.hint
     where = f"mrt (process {RANK}): " if RANK else "mrt: "
     console.print(where, style="bold red", end="", soft_wrap=True)
     console.print(message, soft_wrap=True)
@@ -47,7 +57,11 @@ def show_error(error: Exception) -> None:
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None, text_columns: int = 1
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str | None = None,
+    text_columns: int = 1,
 ) -> None:
     """A table on standard output; all but the first ``text_columns`` columns are numbers, flush right."""
     if RANK != 0:
@@ -80,7 +94,10 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def watching() -> Iterator[Watcher]:
-    """A watcher for the engine: a live view in a terminal, a line now and then elsewhere, nothing in processes other than the first."""
+    """A watcher for the engine: a live view in a terminal, elsewhere a line from time to time.
+
+    Processes other than the first show nothing.
+    """
     from .watchers import LineWatcher, LiveWatcher
 
     if RANK != 0:

@@ -1,4 +1,4 @@
-"""``mrt demo``: the whole road in minutes, from clear synthetic streets into fog, with the baseline that makes the gain honest."""
+"""``mrt demo``: all steps in minutes, from clear synthetic streets into fog, with a fair baseline."""
 
 from __future__ import annotations
 
@@ -26,13 +26,23 @@ EMPTY = {"mean": None, "std": None}
 
 def demo(
     seeds: Annotated[
-        list[int] | None, typer.Option(min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0.")
+        list[int] | None,
+        typer.Option(
+            min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0."
+        ),
     ] = None,
     oracle: Annotated[
-        bool, typer.Option("--oracle", help="Train the oracle too (on the target's labels), instead of showing its recorded figure.")
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Train the oracle too (on the target's labels), instead of showing its recorded figure.",
+        ),
     ] = False,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train the source detector, instead of starting from the shipped one.")
+        bool,
+        typer.Option(
+            "--from-scratch", help="Train the source detector, instead of starting from the shipped one."
+        ),
     ] = False,
     images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
     record: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
@@ -73,7 +83,7 @@ def _words(option: str, path: Path | None) -> list[str]:
 
 @dataclass
 class Road:
-    """The demo's steps, and what they found: per column of the table, a result for each seed."""
+    """The demo's steps and their results: for each column of the table, one result per seed."""
 
     roots: Settings
     name: str
@@ -94,10 +104,11 @@ class Road:
         return self.roots.run_root / self.name / name
 
     def show(self, command: str, *more: str, training: bool = True) -> None:
-        """The command that does what the next step does."""
+        """Print the command that does the same as the next step."""
         settings = ["--set", *self.overrides] if training and self.overrides else []
         device = ["--device", self.device] if self.device else []
-        self.watcher.say("\n$ " + shlex.join(["mrt", *command.split(), *more, *settings, *device, *self.words]))
+        words = ["mrt", *command.split(), *more, *settings, *device, *self.words]
+        self.watcher.say("\n$ " + shlex.join(words))
 
     def prepare(self) -> None:
         """Render the two data sets where they are missing."""
@@ -107,9 +118,11 @@ class Road:
 
         from .prepare_synthetic import DEMO_DOMAINS, DEMO_SIZE, make_synthetic, parse_size
 
-        missing = [world for world in DEMO_DOMAINS if not (self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME).is_file()]
-        words = self.words[: 2 * ("--data-root" in self.words)]
-        self.watcher.say("$ " + shlex.join(["mrt", "prepare-data", "synthetic", "--domain", *(missing or DEMO_DOMAINS), *words]))
+        cards = {world: self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME for world in DEMO_DOMAINS}
+        missing = [world for world, card in cards.items() if not card.is_file()]
+        words = ["mrt", "prepare-data", "synthetic", "--domain", *(missing or DEMO_DOMAINS)]
+        words += self.words[: 2 * ("--data-root" in self.words)]
+        self.watcher.say("$ " + shlex.join(words))
         if missing:
             make_synthetic(self.roots.data_root, missing, SPLITS, parse_size(DEMO_SIZE), watcher=self.watcher)
         else:
@@ -124,24 +137,31 @@ class Road:
         try:
             find_weights(init or "")
         except MrtError:
-            raise MrtError(f"the demo starts from {init!r}, which is not here", "train it first: mrt demo --from-scratch") from None
+            raise MrtError(
+                f"the demo starts from {init!r}, which is not here", "train it first: mrt demo --from-scratch"
+            ) from None
         return init
 
     def trained_source(self) -> str:
-        """The same, trained now: with the preset's own seed, whatever the seeds of the comparison."""
+        """A source detector trained now, with the preset's own seed for every seed of the comparison."""
         from mrt.engine import stages
 
         config, folder = self.config(0).model_copy(update={"init": None}), self.folder("source")
         self.show("pretrain-source --preset demo", "--name", f"{self.name}/source")
 
         def train(resume: bool) -> None:
-            stages.pretrain_source(config, folder, resume=resume, data_root=self.roots.data_root, watcher=self.watcher)
+            stages.pretrain_source(
+                config, folder, resume=resume, data_root=self.roots.data_root, watcher=self.watcher
+            )
 
         self._finish(folder, config, "pretrain", train)
         return str(folder)
 
     def compare(self, seed: int, start: str, oracle: bool) -> None:
-        """Train and evaluate the fair baseline, the adapted detector and, if asked for, the oracle, all from the same start."""
+        """Train and evaluate the fair baseline, the adapted detector and, with ``oracle``, the oracle.
+
+        All start from the same weights.
+        """
         from mrt.engine import stages
 
         config = self.config(seed, start)
@@ -160,10 +180,18 @@ class Road:
             )
 
         def adapt(resume: bool) -> None:
-            stages.adapt(config, folder, init=start, resume=resume, data_root=self.roots.data_root, watcher=self.watcher)
+            stages.adapt(
+                config,
+                folder,
+                init=start,
+                resume=resume,
+                data_root=self.roots.data_root,
+                watcher=self.watcher,
+            )
 
         folder = self.folder(f"fair-seed{seed}")
-        self.show("pretrain-source --preset demo --match-compute", "--name", f"{self.name}/{folder.name}", *options)
+        command = "pretrain-source --preset demo --match-compute"
+        self.show(command, "--name", f"{self.name}/{folder.name}", *options)
         self._finish(folder, config, "teach", baseline(None, folder))
         self._evaluate(FAIR, folder, config)
 
@@ -174,7 +202,8 @@ class Road:
 
         if oracle:
             folder = self.folder(f"oracle-seed{seed}")
-            self.show("pretrain-source --preset demo --match-compute --oracle target", "--name", f"{self.name}/{folder.name}", *options)
+            command = "pretrain-source --preset demo --match-compute --oracle target"
+            self.show(command, "--name", f"{self.name}/{folder.name}", *options)
             self._finish(folder, config, "teach", baseline("target", folder))
             self._evaluate(ORACLE, folder, config)
 
@@ -191,7 +220,12 @@ class Road:
 
         self.show("eval", str(folder), "--split", SPLIT, training=False)
         found = evaluate_detector(
-            folder, data=config.data.target, split=SPLIT, device=config.engine.device, data_root=self.roots.data_root, watcher=self.watcher
+            folder,
+            data=config.data.target,
+            split=SPLIT,
+            device=config.engine.device,
+            data_root=self.roots.data_root,
+            watcher=self.watcher,
         )
         evaluate.write([str(folder)], [evaluate.record(str(folder), found)], self.roots.run_root, None, None)
         self.results.setdefault(column, []).append(found)
@@ -220,16 +254,21 @@ def finish(road: Road, record: Path | None, images: int) -> None:
 
 
 def summarise(road: Road) -> dict[str, Any]:
-    """Mean and deviation over seeds of every column and metric, the gain seed by seed, and what it was measured on and with."""
+    """Mean and deviation over seeds of every column and metric, the gain per seed, and data and software."""
     from mrt.ablate import flat_metrics, spread_metrics
     from mrt.engine.folder import provenance
 
     first = road.results[FAIR][0]
-    metrics = {column: [flat_metrics(result.metrics.to_dict()) for result in results] for column, results in road.results.items()}
-    gains = [
-        {key: None if value is None or before[key] is None else value - before[key] for key, value in after.items()}
-        for before, after in zip(metrics[FAIR], metrics[ADAPTED], strict=True)
-    ]
+    metrics = {
+        column: [flat_metrics(result.metrics.to_dict()) for result in results]
+        for column, results in road.results.items()
+    }
+
+    def gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        missing = {key for key in after if after[key] is None or before[key] is None}
+        return {key: None if key in missing else after[key] - before[key] for key in after}
+
+    gains = [gain(*pair) for pair in zip(metrics[FAIR], metrics[ADAPTED], strict=True)]
     return {
         "seeds": list(road.seeds),
         "data": first.card.name,
@@ -268,25 +307,29 @@ def show(figures: dict[str, Any], recorded: dict[str, Any] | None) -> None:
     if recorded and ORACLE not in columns and ORACLE in recorded["columns"]:
         columns[f"{ORACLE} (recorded)"] = recorded["columns"][ORACLE]
     columns["gain"] = figures["gain"]
-    rows = [
-        [metric, *(figure(value["mean"], value["std"]) for value in (column.get(metric, EMPTY) for column in columns.values()))]
-        for metric in figures["gain"]
-    ]
+    rows = []
+    for metric in figures["gain"]:
+        values = [column.get(metric, EMPTY) for column in columns.values()]
+        rows.append([metric, *(figure(value["mean"], value["std"]) for value in values)])
     seeds = ", ".join(map(str, figures["seeds"]))
     over = f"mean ± deviation over seeds {seeds}" if len(figures["seeds"]) > 1 else f"seed {seeds}"
     notes = [figures["caption"], *(record_notes(figures, recorded) if recorded else [])]
-    show_table(f"{figures['data']}, split {figures['split']}, {over}", ["", *columns], rows, caption="\n".join(notes))
+    title = f"{figures['data']}, split {figures['split']}, {over}"
+    show_table(title, ["", *columns], rows, caption="\n".join(notes))
 
 
 def record_notes(figures: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """What the record says, and how far it may be compared."""
+    """The recorded figures, and a warning where they were measured on other images."""
     from .console import figure
 
     told = {**recorded["columns"], "gain": recorded["gain"]}
-    means = ", ".join(f"{name} {figure(column['AP50']['mean'], column['AP50']['std'])}" for name, column in told.items())
+    means = ", ".join(
+        f"{name} {figure(column['AP50']['mean'], column['AP50']['std'])}" for name, column in told.items()
+    )
     notes = [f"on record, AP50 over seeds {', '.join(map(str, recorded['seeds']))}: {means}"]
     if recorded["sha256"] != figures["sha256"]:
-        notes.append(f"the record was made on other images (annotations sha256 {recorded['sha256'][:12]}): compare with care")
+        sha256 = f"annotations sha256 {recorded['sha256'][:12]}"
+        notes.append(f"the record was made on other images ({sha256}): compare with care")
     return notes
 
 

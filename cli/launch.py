@@ -1,4 +1,4 @@
-"""``--gpus N``: the same command in N processes on this machine, started by torch's own elastic launcher (what ``torchrun`` is)."""
+"""``--gpus N``: the same command in N processes on this machine, by the launcher that torchrun uses."""
 
 from __future__ import annotations
 
@@ -15,36 +15,46 @@ from mrt.errors import Interrupted, MrtError, ProcessLost
 
 from .arguments import WORDS
 
-STARTED = "MRT_STARTED_BY_GPUS"  # set in the processes that --gpus starts: the one that started them tells the user how they ended
+# Environment variable of the processes that --gpus starts; their parent tells the user how they ended.
+STARTED = "MRT_STARTED_BY_GPUS"
 BAD_INPUT = 2
-HUNG = 5  # seconds that a process outlived the first one's failure: the launcher killed it in the end
+HUNG = 5  # seconds: a process killed so long after the first failure had hung, and the launcher ended it
 
 
 def needed(gpus: int, config: Any) -> bool:
-    """Whether ``--gpus`` asks for more than this process. MrtError if it asks for what is not there."""
+    """Whether ``--gpus`` asks for more than this process. MrtError if there are not so many GPUs."""
     import torch
 
     from mrt.engine.build import batch_share
 
     if "WORLD_SIZE" in os.environ:
-        raise MrtError(f"--gpus {gpus}: torchrun has started this process already", "give torchrun --nproc-per-node, and leave out --gpus")
+        raise MrtError(
+            f"--gpus {gpus}: torchrun has started this process already",
+            "give torchrun --nproc-per-node, and leave out --gpus",
+        )
     if config.engine.device == "cpu":
         raise MrtError(f"--gpus {gpus}: engine.device is cpu", "leave out --device cpu, or --gpus")
     there = torch.cuda.device_count()
     if there < gpus:
-        found = f"there {'is' if there == 1 else 'are'} {there} on this machine" if there else "torch sees none on this machine"
-        several = f"to try {gpus} processes on the CPU: torchrun --standalone --nproc-per-node {gpus} -m mrt_cli ..."
-        raise MrtError(f"--gpus {gpus}: {found}", "run mrt doctor; " + several if not there else f"take --gpus {there} or fewer")
+        if there:
+            found = f"there {'is' if there == 1 else 'are'} {there} on this machine"
+            raise MrtError(f"--gpus {gpus}: {found}", f"take --gpus {there} or fewer")
+        command = f"torchrun --standalone --nproc-per-node {gpus} -m mrt_cli ..."
+        raise MrtError(
+            f"--gpus {gpus}: torch sees none on this machine",
+            f"run mrt doctor; to try {gpus} processes on the CPU: {command}",
+        )
     batch_share(config, gpus)
     return gpus > 1
 
 
 def start(processes: int, ctx: typer.Context) -> None:
-    """Run this very command in so many processes, and return when they are done.
+    """Run the same command in so many processes, and return when they are done.
 
     Raises:
-        typer.Exit: they failed and have said why; the first one's exit code.
-        Interrupted: Ctrl-C, or a signal that ends processes; each was told, and had half a minute to save the run's state.
+        typer.Exit: they failed and have printed why; with the exit code of the first that failed.
+        Interrupted: Ctrl-C or a signal to terminate; each process received it and had half a minute to save
+            the run's state.
         ProcessLost: one was killed from outside.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -54,7 +64,8 @@ def start(processes: int, ctx: typer.Context) -> None:
     from mrt.data.staging import available_cores
 
     os.environ[STARTED] = str(processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))  # else each would start a thread per core
+    # Without this, each process would start a thread per core.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -64,9 +75,9 @@ def start(processes: int, ctx: typer.Context) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    # -P: a folder called mrt or torch in the working directory is not the package
+    # -P: do not import a folder called mrt or torch in the working directory instead of the package.
     words = ["-u", "-P", "-m", "mrt_cli", ctx.info_name, *without("--gpus", ctx.meta[WORDS])]
-    logging.disable(logging.ERROR)  # the launcher's account of what is told here in a line
+    logging.disable(logging.ERROR)  # the launcher's long report of errors that are reported here in one line
     try:
         elastic_launch(config, sys.executable)(*words)
     except SignalException:
@@ -91,10 +102,15 @@ def without(option: str, words: Sequence[str]) -> list[str]:
 
 
 def _told(error: Any) -> Exception:
-    """What to raise for processes that failed: an exit where they have told the user why, ProcessLost where one could not."""
+    """The exception for processes that failed.
+
+    It is an exit if they have told the user why, and ProcessLost if one was killed before it could.
+    """
     first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-    # The launcher ends the others by SIGTERM, and by SIGKILL after half a minute those that hang.
-    killed = {rank: -failure.exitcode for rank, failure in sorted(error.failures.items()) if failure.exitcode < 0}
+    # The launcher ends the others with SIGTERM, and after half a minute those that hang with SIGKILL.
+    killed = {
+        rank: -failure.exitcode for rank, failure in sorted(error.failures.items()) if failure.exitcode < 0
+    }
     killed = {rank: number for rank, number in killed.items() if number != signal.SIGTERM} or killed
     if first.exitcode == BAD_INPUT or not killed:
         return typer.Exit(first.exitcode)

@@ -9,34 +9,71 @@ import typer
 
 Preset = Annotated[
     str | None,
-    typer.Option(help="A preset's name (city2foggy, sim2city, city2bdd, demo) or a .toml file. Default: what fits the data sets."),
+    typer.Option(
+        help=(
+            "A preset's name (city2foggy, sim2city, city2bdd, demo) or a .toml file. "
+            "Default: what fits the data sets."
+        )
+    ),
 ]
-Source = Annotated[str | None, typer.Option(help="Labelled data set: a name under the data root, or a folder.")]
+Source = Annotated[
+    str | None, typer.Option(help="Labelled data set: a name under the data root, or a folder.")
+]
 Target = Annotated[str | None, typer.Option(help="Data set to adapt to; its labels are never trained on.")]
 MapClass = Annotated[
     list[str] | None,
-    typer.Option(help="A class that the detector calls otherwise, e.g. motor=motorcycle.", metavar="THEIRS=OURS..."),
+    typer.Option(
+        help="A class that the detector calls otherwise, e.g. motor=motorcycle.", metavar="THEIRS=OURS..."
+    ),
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="Any setting, e.g. --set mae.mask_ratio=0.5 teach.epochs=10.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE...", help="Any setting, e.g. --set mae.mask_ratio=0.5 teach.epochs=10."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random in the run.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Gpus = Annotated[
-    int | None, typer.Option(min=1, help="Train on so many GPUs of this machine, one process each. The total batch stays the same.")
+    int | None,
+    typer.Option(
+        min=1, help="Train on so many GPUs of this machine, one process each. The total batch stays the same."
+    ),
 ]
 Amp = Annotated[str | None, typer.Option(help="Precision: off (float32), tf32, bf16 or fp16.")]
 Profile = Annotated[
     int,
     typer.Option(
-        min=0, metavar="STEPS", help="Profile so many steps of each stage: its most expensive calls, and a trace in the run's folder."
+        min=0,
+        metavar="STEPS",
+        help=(
+            "Profile so many steps of each stage: its most expensive calls, and a trace in the run's folder."
+        ),
     ),
 ]
-Name = Annotated[str | None, typer.Option(help="The run's folder under the run root. Default: made from the command and the data sets.")]
-Init = Annotated[str | None, typer.Option(help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source).")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="The run's folder under the run root. Default: made from the command and the data sets."
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source)."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
 DataRoot = Annotated[
-    Path | None, typer.Option(help="Where prepared data sets are. Default: $MRT_DATA_ROOT, else ./data, else where the last were put.")
+    Path | None,
+    typer.Option(
+        help=(
+            "Where prepared data sets are. Default: $MRT_DATA_ROOT, else ./data, "
+            "else where the last were put."
+        )
+    ),
 ]
-RunRoot = Annotated[Path | None, typer.Option(help="Where runs are written. Default: $MRT_RUN_ROOT, else ./runs.")]
+RunRoot = Annotated[
+    Path | None, typer.Option(help="Where runs are written. Default: $MRT_RUN_ROOT, else ./runs.")
+]

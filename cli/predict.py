@@ -18,19 +18,23 @@ if TYPE_CHECKING:
     from mrt.predict.inputs import Frame, Source
     from mrt.predict.job import Tally
 
-KINDS = ("pictures", "frames", "json", "csv", "coco", "yolo", "voc", "none")  # mrt.predict.job.KINDS, which tells what each is
+# A copy of mrt.predict.job.KINDS, which explains each.
+KINDS = ("pictures", "frames", "json", "csv", "coco", "yolo", "voc", "none")
 SHOWN = 12  # thresholds by class that fit a message
 
 
 class PredictCommand(ListCommand):
-    """Its inputs may stand before, between and after options that take several values: a word is a value only if it looks like one.
+    """A ListCommand whose inputs may stand before, between and after options that take several values.
 
-    Class names look like anything, so ``--classes`` takes several words only after the inputs; ``--classes car,person`` does anywhere.
+    A word is a value of such an option only if it looks like one. Class names can look like anything, so
+    ``--classes`` takes several words only after the inputs; ``--classes car,person`` works anywhere.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         before = args[: args.index("--classes")] if "--classes" in args else []
-        free = (word for previous, word in zip(["", *before], before, strict=False) if not is_option(previous))
+        free = (
+            word for previous, word in zip(["", *before], before, strict=False) if not is_option(previous)
+        )
         self.inputs_come_first = any(word == "-" or os.path.exists(word) for word in free)
         return super().parse_args(ctx, args)
 
@@ -48,49 +52,88 @@ def predict(
         list[str],
         typer.Argument(
             metavar="RUN|WEIGHTS INPUT...",
-            help="The detector: a run, a weights file, an exported or Hugging Face folder, a shipped name, or coco (downloaded). Then "
-            "images, folders, globs, zip archives, videos, a camera's number, or - for standard input.",
+            help="The detector: a run, a weights file, an exported or Hugging Face folder, a shipped name, "
+            "or coco (downloaded). Then images, folders, globs, zip archives, videos, a camera's number, "
+            "or - for standard input.",
         ),
     ],
-    weights: Annotated[str | None, typer.Option(help="The detector, as an option; all words are inputs then.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The detector, as an option; all words are inputs then.")
+    ] = None,
     save: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KIND...",
-            help="What to write: pictures (default; videos as H.264), frames, json (COCO results), csv; labels to correct as coco, yolo or "
-            "voc sets; none.",
+            help="What to write: pictures (default; videos as H.264), frames, json (COCO results), csv; "
+            "labels to correct as coco, yolo or voc sets; none.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder to write to. Default: predictions, predictions-2, ...")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder to write to. Default: predictions, predictions-2, ...")
+    ] = None,
     threshold: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SCORE|CLASS=SCORE...",
-            help="Lowest score, for all classes or for some. Default: the run's dynamic thresholds where it has them, else 0.3.",
+            help=(
+                "Lowest score, for all classes or for some. "
+                "Default: the run's dynamic thresholds where it has them, else 0.3."
+            ),
         ),
     ] = None,
-    classes: Annotated[list[str] | None, typer.Option(metavar="NAME...", help="Keep these classes only.")] = None,
-    nms: Annotated[
-        float | None, typer.Option(metavar="IOU", help="Of two boxes of a class that overlap more than this, drop the lower score.")
+    classes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help="Keep these classes only.")
     ] = None,
-    agnostic: Annotated[bool, typer.Option("--agnostic", help="NMS and tiles look at all classes together.")] = False,
+    nms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="IOU", help="Of two boxes of a class that overlap more than this, drop the lower score."
+        ),
+    ] = None,
+    agnostic: Annotated[
+        bool, typer.Option("--agnostic", help="NMS and tiles look at all classes together.")
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, help="Most objects of an image.")] = 100,
-    crop: Annotated[bool, typer.Option("--crop", help="Also write each object as an image of its own.")] = False,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="Also write each object as an image of its own.")
+    ] = False,
     tile: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PIXELS", help="For large images: look at square tiles of this side, too, and merge (as sahi does)."),
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="For large images: look at square tiles of this side, too, and merge (as sahi does).",
+        ),
     ] = None,
     overlap: Annotated[float, typer.Option(help="Share of a tile that neighbours have in common.")] = 0.2,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos and cameras, look at every N-th frame.")] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at N images or frames of each input at most.")] = None,
+    every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Of videos and cameras, look at every N-th frame.")
+    ] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Look at N images or frames of each input at most.")
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of one size at a time. Default: 8 on a GPU, else 1. What is found does not depend on it."),
+        typer.Option(
+            min=1,
+            help=(
+                "Images of one size at a time. Default: 8 on a GPU, else 1. "
+                "What is found does not depend on it."
+            ),
+        ),
     ] = None,
     which: Annotated[
-        str, typer.Option(help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK")
+        str,
+        typer.Option(
+            help="Of a run: teacher, student, or auto: the teacher where there is one.", metavar="NETWORK"
+        ),
     ] = "auto",
-    show: Annotated[bool, typer.Option("--show", help="Show annotated pictures in a window, image by image, videos as they come.")] = False,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show", help="Show annotated pictures in a window, image by image, videos as they come."
+        ),
+    ] = False,
     run_root: options.RunRoot = None,
     device: options.Device = None,
     amp: options.Amp = None,
@@ -113,11 +156,13 @@ def predict(
     detector, *inputs = words if weights is None else [weights, *words]
     if Path(detector).suffix.lower() in (*asked.PICTURE_SUFFIXES, *asked.VIDEO_SUFFIXES):
         raise MrtError(
-            f"{detector}: is an image or a video, not a detector", f"name the detector first: mrt predict coco {shlex.quote(detector)}"
+            f"{detector}: is an image or a video, not a detector",
+            f"name the detector first: mrt predict coco {shlex.quote(detector)}",
         )
     if not inputs:
         raise MrtError(
-            f"mrt predict {detector}: predict on what?", f"name images, folders or videos: mrt predict {shlex.quote(detector)} photos/"
+            f"mrt predict {detector}: predict on what?",
+            f"name images, folders or videos: mrt predict {shlex.quote(detector)} photos/",
         )
     wanted = _thresholds(threshold)
     sources, broken = asked.find(inputs, every)
@@ -138,12 +183,23 @@ def predict(
     say(f"{_name(found)}; {len(found.classes)} classes. Thresholds: {_told(found, choice, wanted)}.")
     for source in sources:
         if source.passed_over:
-            say(f"Neither images nor videos, passed over: {len(source.passed_over)} files, such as {source.passed_over[0]}")
+            say(
+                f"Neither images nor videos, passed over: {len(source.passed_over)} files, "
+                f"such as {source.passed_over[0]}"
+            )
     window = _window() if show else None
     with watching() as watcher:
         progress = _Progress(watcher, window)
         try:
-            tally, paths = run(found, sources, choice, writers, limit=limit, on_source=progress.begin, on_frame=progress.frame)
+            tally, paths = run(
+                found,
+                sources,
+                choice,
+                writers,
+                limit=limit,
+                on_source=progress.begin,
+                on_frame=progress.frame,
+            )
         except KeyboardInterrupt:
             progress.end()
             if any(source.kind != "camera" for source in sources):
@@ -163,7 +219,7 @@ def predict(
 
 
 class _Progress:
-    """A line per image; for videos and cameras a bar, which knows when they end."""
+    """A line per image; a progress bar for videos and cameras."""
 
     def __init__(self, watcher: Any, window: Any) -> None:
         self.watcher, self.window, self.open = watcher, window, False
@@ -214,15 +270,21 @@ def _summarise(tally: Tally, choice: Any) -> None:
 def _listed(paths: Sequence[Path], folder: Path) -> str:
     """ "8 pictures, results.json, coco/"."""
     pictures = [path for path in paths if path.suffix in (".jpg", ".png")]
-    others = [f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}" for path in paths if path not in pictures]
-    first = [f"{len(pictures)} pictures" if len(pictures) > 1 else str(pictures[0].relative_to(folder))] if pictures else []
-    return ", ".join(first + others)
+    names = []
+    if pictures:
+        first = str(pictures[0].relative_to(folder))
+        names.append(first if len(pictures) == 1 else f"{len(pictures)} pictures")
+    for path in paths:
+        if path not in pictures:
+            names.append(f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}")
+    return ", ".join(names)
 
 
 def _name(detector: Detector) -> str:
     """ "Teacher of runs/x", or the file."""
     file, network = Path(str(detector.facts.get("file", ""))), detector.facts.get("network", "")
-    return f"{network.capitalize()} of {file.parent}" if (file.parent / "run.json").is_file() else f"Weights {file}"
+    in_run = (file.parent / "run.json").is_file()
+    return f"{network.capitalize()} of {file.parent}" if in_run else f"Weights {file}"
 
 
 def _told(detector: Detector, choice: Any, wanted: float | Mapping[str, float] | None) -> str:
@@ -232,7 +294,8 @@ def _told(detector: Detector, choice: Any, wanted: float | Mapping[str, float] |
         return f"{wanted:g} for every class"
     if wanted is None and len(set(values.values())) == 1:
         return detector.thresholds.origin
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in list(values.items())[:SHOWN]) + (", ..." if len(values) > SHOWN else "")
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in list(values.items())[:SHOWN])
+    shown += ", ..." if len(values) > SHOWN else ""
     return f"{detector.thresholds.origin if wanted is None else 'as asked, others by default'} ({shown})"
 
 
@@ -247,7 +310,8 @@ def _thresholds(words: Sequence[str] | None) -> float | dict[str, float] | None:
         name, _, number = word.rpartition("=")
         if not _is_number(number) or not 0 <= float(number) <= 1:
             raise MrtError(
-                f"--threshold {word}: expected a score between 0 and 1, or CLASS=SCORE", "for example --threshold 0.4 or car=0.5"
+                f"--threshold {word}: expected a score between 0 and 1, or CLASS=SCORE",
+                "for example --threshold 0.4 or car=0.5",
             )
         if name.strip() in values:
             raise MrtError(f"--threshold {word}: given twice")
@@ -273,7 +337,7 @@ def _is_number(text: str) -> bool:
 
 
 def _window() -> Any:
-    """A window to show pictures in; None, and a word about it, where there is no display."""
+    """A window to show pictures in; None, with a message, if there is no display."""
     from .console import say
     from .window import Window
 

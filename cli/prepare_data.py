@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import options
-from .arguments import ListCommand, parse_pairs
+from .arguments import ListCommand, help_of, parse_pairs
 from .prepare_synthetic import synthetic
 
 if TYPE_CHECKING:
@@ -19,32 +19,57 @@ if TYPE_CHECKING:
     from mrt.engine.report import Watcher
 
 FORMATS = (
-    "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, cvat, openimages, csv, via, createml, "
-    "datumaro, vott; auto finds the first four."
+    "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, cvat, "
+    "openimages, csv, via, createml, datumaro, vott; auto finds the first four."
 )
 Raw = Annotated[
     list[Path] | None,
-    typer.Option(help="The downloads: the unpacked folder, or the zip/tgz files as they came. Remembered.", metavar="PATH..."),
+    typer.Option(
+        help="The downloads: the unpacked folder, or the zip/tgz files as they came. Remembered.",
+        metavar="PATH...",
+    ),
 ]
-Name = Annotated[str | None, typer.Option(help="The set's name under the data root. Default: the data set's.")]
+Name = Annotated[
+    str | None, typer.Option(help="The set's name under the data root. Default: the data set's.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a set that exists.")]
-Preview = Annotated[int, typer.Option(min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png.")]
-Check = Annotated[bool, typer.Option("--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes.")]
-AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Make a labelled set even if it has no box at all.")]
+Preview = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png."
+    ),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes."
+    ),
+]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Make a labelled set even if it has no box at all.")
+]
 MaxPixels = Annotated[
-    int | None, typer.Option(min=1, help="Take images of up to so many pixels; more than 179 million need this word.", metavar="N")
+    int | None,
+    typer.Option(
+        min=1, help="Take images of up to so many pixels; more than 179 million need this word.", metavar="N"
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read as what, and write nothing.")]
 Classes = Annotated[
     list[str] | None,
-    typer.Option(help="Only these classes, in this order. Default: the benchmark's; of your own data, all.", metavar="NAME..."),
+    typer.Option(
+        help="Only these classes, in this order. Default: the benchmark's; of your own data, all.",
+        metavar="NAME...",
+    ),
 ]
-MapClass = Annotated[list[str] | None, typer.Option(help="Another name for a class.", metavar="THEIRS=OURS...")]
+MapClass = Annotated[
+    list[str] | None, typer.Option(help="Another name for a class.", metavar="THEIRS=OURS...")
+]
 
 
 class DataSets(TyperGroup):
-    """The group of data sets; the name of any prepared set is a command too, for ``--check`` and ``--preview``."""
+    """The group of data sets. The name of any prepared set is a command too: for --check and --preview."""
 
     def get_command(self, ctx: Any, name: str) -> Any:
         command = super().get_command(ctx, name)
@@ -59,101 +84,131 @@ class DataSets(TyperGroup):
         return [name for name in order if name in self.commands]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] in ("--check", "--preview", "--data-root"):  # `mrt prepare-data --check`: all that is there
+        # `mrt prepare-data --check` without a name: all prepared sets
+        if args and args[0] in ("--check", "--preview", "--data-root"):
             args = ["prepared", *args]
             ctx.meta["mrt.prepared"] = None
         return super().parse_args(ctx, args)
 
 
 def cityscapes(
-    raw: Raw = None, name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    raw: Raw = None,
+    name: Name = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
+) -> None:
     """Cityscapes: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. Boxes of the visible pixels."""
     from mrt.data.convert.cityscapes import recipe
 
-    _make(
-        name or "cityscapes",
-        recipe,
-        raw,
-        _raw_of("cityscapes"),
-        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
-        data_root,
-    )
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), how, data_root)
 
 
 def foggy(
     raw: Raw = None,
     fog_beta: Annotated[
-        str, typer.Option(help="0.02 (the benchmark), 0.01, 0.005, or all: three images of each frame, another benchmark.")
+        str,
+        typer.Option(
+            help="0.02 (the benchmark), 0.01, 0.005, or all: three images of each frame, another benchmark."
+        ),
     ] = "0.02",
     package: Annotated[
-        str | None, typer.Option(help="Which download: foggy (the benchmark) or foggyDBF. Default: what is there.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Which download: foggy (the benchmark) or foggyDBF. Default: what is there.",
+            metavar="NAME",
+        ),
     ] = None,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Make the fog from Cityscapes' disparity_trainvaltest.zip and camera_trainvaltest.zip.")
+        bool,
+        typer.Option(
+            "--simulate",
+            help="Make the fog from Cityscapes' disparity_trainvaltest.zip and camera_trainvaltest.zip.",
+        ),
     ] = False,
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    name: Name = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
+) -> None:
     """Foggy Cityscapes: leftImg8bit_trainvaltest_foggy.zip, with Cityscapes' labels."""
     from mrt.data.convert.foggy import recipe
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, fog_beta=fog_beta, simulate=simulate, package=package, **hooks)
 
-    _make(
-        name or "foggy",
-        make,
-        raw,
-        _raw_of("foggy", "cityscapes"),
-        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
-        data_root,
-        also="cityscapes",
-    )
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), how, data_root, also="cityscapes")
 
 
 def sim10k(
     raw: Raw = None,
-    classes: Annotated[list[str] | None, typer.Option(help="Classes to keep: car, person, motorcycle.", metavar="NAME...")] = ["car"],  # noqa: B006
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="Classes to keep: car, person, motorcycle.", metavar="NAME...")
+    ] = ["car"],  # noqa: B006
+    name: Name = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
+) -> None:
     """Sim10k: repro_10k_images.tgz and repro_10k_annotations.tgz. Cars only, as in the benchmark."""
     from mrt.data.convert.sim10k import recipe
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or ("car",)), **hooks)
 
-    _make(
-        name or "sim10k",
-        make,
-        raw,
-        _raw_of("sim10k"),
-        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
-        data_root,
-    )
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name or "sim10k", make, raw, _raw_of("sim10k"), how, data_root)
 
 
 def bdd100k(
     raw: Raw = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Only frames with these attributes, also weather=clear,overcast; all: no filter.", metavar="KEY=VALUE..."),
+        typer.Option(
+            help="Only frames with these attributes, also weather=clear,overcast; all: no filter.",
+            metavar="KEY=VALUE...",
+        ),
     ] = ["timeofday=daytime"],  # noqa: B006
     labels: Annotated[
         str | None,
-        typer.Option(help="2018 (the benchmark), per-image (the same, a file each), 2020. Default: the first there is.", metavar="KIND"),
+        typer.Option(
+            help=(
+                "2018 (the benchmark), per-image (the same, a file each), 2020. Default: the first there is."
+            ),
+            metavar="KIND",
+        ),
     ] = None,
     classes: Classes = None,
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    name: Name = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
-    """BDD100K: bdd100k_images_100k.zip and its labels, of 2018 (also one file per image) or 2020. Daytime, as in the benchmark."""
+) -> None:
+    """BDD100K: bdd100k_images_100k.zip and its labels, of 2018 (also one file per image) or 2020. Daytime, as
+    in the benchmark.
+    """
     from mrt.data.convert.bdd100k import BENCHMARK, recipe
 
     filters = parse_where(where or [])
@@ -161,109 +216,156 @@ def bdd100k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, where=filters, labels=labels, classes=tuple(classes or BENCHMARK), **hooks)
 
-    _make(
-        name or "bdd100k",
-        make,
-        raw,
-        _raw_of("bdd100k"),
-        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
-        data_root,
-    )
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name or "bdd100k", make, raw, _raw_of("bdd100k"), how, data_root)
 
 
 def acdc(
     raw: Raw = None,
     condition: Annotated[
-        list[str] | None, typer.Option(help="Of fog, night, rain, snow. Default: all. The set's name says which.", metavar="NAME...")
+        list[str] | None,
+        typer.Option(
+            help="Of fog, night, rain, snow. Default: all. The set's name says which.", metavar="NAME..."
+        ),
     ] = None,
     classes: Classes = None,
-    name: Annotated[str | None, typer.Option(help="The set's name under the data root. Default: acdc, or acdc-fog and so on.")] = None,
-    workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The set's name under the data root. Default: acdc, or acdc-fog and so on."),
+    ] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
-    """ACDC: rgb_anon_trainvaltest.zip and gt_detection_trainval.zip. Fog, night, rain and snow, train and val."""
+) -> None:
+    """ACDC: rgb_anon_trainvaltest.zip and gt_detection_trainval.zip. Fog, night, rain and snow, train and
+    val.
+    """
     from mrt.data.convert.acdc import CLASSES, CONDITIONS, recipe
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
-        return recipe(paths, root, conditions=tuple(condition or CONDITIONS), classes=tuple(classes or CLASSES), **hooks)
+        return recipe(
+            paths, root, conditions=tuple(condition or CONDITIONS), classes=tuple(classes or CLASSES), **hooks
+        )
 
     all_of_them = not condition or set(condition) == {*CONDITIONS}
     called = name or ("acdc" if all_of_them else "-".join(["acdc", *dict.fromkeys(condition or ())]))
-    _make(called, make, raw, _raw_of("acdc"), _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run), data_root)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(called, make, raw, _raw_of("acdc"), how, data_root)
 
 
 def kitti(
     raw: Raw = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option(help="Classes to keep: car, van, truck, person, person_sitting, cyclist, tram, misc.", metavar="NAME..."),
+        typer.Option(
+            help="Classes to keep: car, van, truck, person, person_sitting, cyclist, tram, misc.",
+            metavar="NAME...",
+        ),
     ] = ["car"],  # noqa: B006
-    name: Name = None, workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    name: Name = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
-    """KITTI: data_object_image_2.zip and data_object_label_2.zip. Cars only, as in the benchmark; all 7481 images for training."""
+) -> None:
+    """KITTI: data_object_image_2.zip and data_object_label_2.zip. Cars only, as in the benchmark; all 7481
+    images for training.
+    """
     from mrt.data.convert.kitti import BENCHMARK, recipe
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or BENCHMARK), **hooks)
 
-    _make(
-        name or "kitti", make, raw, _raw_of("kitti"), _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run), data_root
-    )
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name or "kitti", make, raw, _raw_of("kitti"), how, data_root)
 
 
 def cfc(
     raw: Raw = None,
     location: Annotated[
-        str | None, typer.Option(help="kenai (the source: train, val) or channel (the target: train, test).", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="kenai (the source: train, val) or channel (the target: train, test).", metavar="NAME"
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The set's name under the data root. Default: cfc-kenai or cfc-channel.")] = None,
-    workers: Workers = None, overwrite: Overwrite = False, allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None, dry_run: DryRun = False, preview: Preview = 0, check: Check = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The set's name under the data root. Default: cfc-kenai or cfc-channel."),
+    ] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    allow_empty: AllowEmpty = False,
+    max_pixels: MaxPixels = None,
+    dry_run: DryRun = False,
+    preview: Preview = 0,
+    check: Check = False,
     data_root: options.DataRoot = None,
-) -> None:  # fmt: skip
-    """CFC-DAOD, fish in sonar: cfc_train.zip, cfc_train.json and so on. A set for each of its two locations."""
+) -> None:
+    """CFC-DAOD, fish in sonar: cfc_train.zip, cfc_train.json and so on. A set for each of its two
+    locations.
+    """
     from mrt.data.convert.cfc import FILES, recipe
     from mrt.errors import MrtError
 
     if location not in FILES:
         given = "which of its locations?" if location is None else f"--location {location}: unknown"
-        raise MrtError(f"prepare-data cfc: {given}", "add --location kenai (the source) or --location channel (the target)")
+        raise MrtError(
+            f"prepare-data cfc: {given}",
+            "add --location kenai (the source) or --location channel (the target)",
+        )
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, location=location, **hooks)
 
-    _make(
-        name or f"cfc-{location}",
-        make,
-        raw,
-        _raw_of("cfc"),
-        _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run),
-        data_root,
-    )
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    _make(name or f"cfc-{location}", make, raw, _raw_of("cfc"), how, data_root)
 
 
 def custom(
     raw: Raw = None,
-    name: Annotated[str | None, typer.Option(help="The set's name under the data root: what --source and --target call it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The set's name under the data root: what --source and --target call it."),
+    ] = None,
     kind: Annotated[
         str,
         typer.Option("--format", help=FORMATS, metavar="KIND"),
     ] = "auto",
     annotations: Annotated[
-        list[str] | None, typer.Option(help="COCO files by split, if they are not found by their names.", metavar="SPLIT=FILE...")
+        list[str] | None,
+        typer.Option(
+            help="COCO files by split, if they are not found by their names.", metavar="SPLIT=FILE..."
+        ),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="The images' folder or zip, if it is not found below --raw.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The images' folder or zip, if it is not found below --raw.")
+    ] = None,
     classes: Classes = None,
     map_class: MapClass = None,
     val_share: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the images that becomes the split val, where there is only one split.")
+        float,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of the images that becomes the split val, where there is only one split.",
+        ),
     ] = 0.0,
     domain: Annotated[str, typer.Option(help="A word for tables, e.g. night.")] = "custom",
     boxes: Annotated[
-        str, typer.Option(help="COCO, YOLO: pixels, shares or corners (x0 y0 x1 y1), where the files leave a doubt.", metavar="KIND")
+        str,
+        typer.Option(
+            help="COCO, YOLO: pixels, shares or corners (x0 y0 x1 y1), where the files leave a doubt.",
+            metavar="KIND",
+        ),
     ] = "auto",
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -281,21 +383,35 @@ def custom(
     if not name and dry_run and raw:
         name = raw[0].absolute().stem
     if not name:
-        raise MrtError("prepare-data custom: what shall it be called?", "add --name WORD: --source and --target will call it that")
+        raise MrtError(
+            "prepare-data custom: what shall it be called?",
+            "add --name WORD: --source and --target will call it that",
+        )
     files = {split: Path(file) for split, file in parse_pairs("--annotations", annotations).items()}
     renamed = parse_pairs("--map-class", map_class)
 
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(
-            paths, root, format=kind, annotations=files or None, images=images, classes=tuple(classes) if classes else None,
-            class_map=renamed or None, val_share=val_share, domain=domain, boxes=boxes, **hooks,
-        )  # fmt: skip
+            paths,
+            root,
+            format=kind,
+            annotations=files or None,
+            images=images,
+            classes=tuple(classes) if classes else None,
+            class_map=renamed or None,
+            val_share=val_share,
+            domain=domain,
+            boxes=boxes,
+            **hooks,
+        )
 
     how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
     _make(name, make, raw, _raw_of(name), how, data_root)
 
 
-def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, data_root: options.DataRoot = None) -> None:
+def prepared(
+    ctx: typer.Context, check: Check = False, preview: Preview = 0, data_root: options.DataRoot = None
+) -> None:
     """Check or draw a set that is there."""
     from mrt.config import nearest
     from mrt.data.card import CARD_NAME
@@ -311,15 +427,20 @@ def prepared(ctx: typer.Context, check: Check = False, preview: Preview = 0, dat
         guess = nearest(name, [*makes, *there])
         raise MrtError(
             f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
-            f"it makes: {', '.join(makes)} (your own: custom --name {name}); prepared in {root}: {', '.join(there) or 'none'}",
+            f"it makes: {', '.join(makes)} (your own: custom --name {name}); prepared in {root}: "
+            f"{', '.join(there) or 'none'}",
         )
     if not there:
         raise MrtError(f"prepare-data: no prepared set in {root}", "name another place with --data-root")
     if not check and not preview and name is None:
-        raise MrtError("prepare-data: of which data set?", "name one, or add --check or --preview 12 for all that are there")
+        raise MrtError(
+            "prepare-data: of which data set?",
+            "name one, or add --check or --preview 12 for all that are there",
+        )
     if not check and not preview:
         raise MrtError(
-            f"prepare-data {name}: is prepared already, in {root / name}", "add --check to verify it, or --preview 12 to draw it"
+            f"prepare-data {name}: is prepared already, in {root / name}",
+            "add --check to verify it, or --preview 12 to draw it",
         )
     with watching() as watcher:
         _look_at([root / item for item in ([name] if name else there)], check, preview, watcher)
@@ -330,7 +451,10 @@ def parse_where(words: Sequence[str]) -> dict[str, frozenset[str]]:
     if list(words) == ["all"]:
         return {}
     pairs = parse_pairs("--where", words)
-    return {key: frozenset(part.strip() for part in value.split(",") if part.strip()) for key, value in pairs.items()}
+    return {
+        key: frozenset(part.strip() for part in value.split(",") if part.strip())
+        for key, value in pairs.items()
+    }
 
 
 def _raw_of(*names: str) -> dict[str, list[Path]]:
@@ -361,10 +485,13 @@ def _make(
     data_root: Path | None,
     also: str | None = None,
 ) -> None:
-    """Convert raw files to the set ``name``; or, if it is there and nothing asks to make it again, check or draw it.
+    """Convert raw files to the set ``name``, or only check or draw it.
+
+    A set that exists is only checked or drawn if ``how`` asks for that and nothing asks to make it again.
 
     Args:
-        known: remembered raw files; used where ``raw`` is not given, and ``also`` names those that are added to what is given.
+        known: remembered raw files by data set, used if ``raw`` is not given.
+        also: the name in ``known`` of files that are added to ``raw``.
     """
     from mrt.data.card import CARD_NAME
     from mrt.data.staging import check_output
@@ -374,17 +501,24 @@ def _make(
     from .console import watching
 
     root = find_roots(data_root, None).data_root
-    anew = bool(raw) or how.overwrite or how.dry_run
-    if (how.check or how.preview) and not anew and (root / name / CARD_NAME).is_file():
+    again = bool(raw) or how.overwrite or how.dry_run
+    if (how.check or how.preview) and not again and (root / name / CARD_NAME).is_file():
         with watching() as watcher:
             _look_at([root / name], how.check, how.preview, watcher)
         return
-    if how.check and not anew:
-        raise MrtError(f"prepare-data {name} --check: there is no set {name} in {root}", "make it with --raw, or name another --data-root")
-    paths = [*(raw or [path for found in known.values() for path in found]), *(known.get(also or "", []) if raw else [])]
+    if how.check and not again:
+        raise MrtError(
+            f"prepare-data {name} --check: there is no set {name} in {root}",
+            "make it with --raw, or name another --data-root",
+        )
+    paths = [
+        *(raw or [path for found in known.values() for path in found]),
+        *(known.get(also or "", []) if raw else []),
+    ]
     if not paths:
         raise MrtError(
-            f"prepare-data {name}: where are its files?", "add --raw FOLDER_OR_ARCHIVES: the downloads, unpacked or as they came"
+            f"prepare-data {name}: where are its files?",
+            "add --raw FOLDER_OR_ARCHIVES: the downloads, unpacked or as they came",
         )
     paths = list(dict.fromkeys(paths))
     if how.dry_run:
@@ -403,7 +537,12 @@ def _convert(
     data_root: Path | None,
     given: dict[str, list[Path]] | None,
 ) -> None:
-    """Make the set and tell of it. ``given``: raw files to remember; ``data_root``: as the option was given."""
+    """Make the set and print what it contains.
+
+    Args:
+        data_root: as the option was given.
+        given: raw files to remember.
+    """
     from mrt import remembered
     from mrt.data.convert.recipe import prepare
 
@@ -415,9 +554,15 @@ def _convert(
         unpacking.end()
         watcher.begin(f"convert {name}", sum(len(split.jobs) for split in recipe.splits.values()))
         card, warnings = prepare(
-            recipe, root, name, overwrite=how.overwrite, workers=how.workers, on_progress=lambda done, total: watcher.advance(1),
-            allow_empty=how.allow_empty, max_pixels=how.max_pixels,
-        )  # fmt: skip
+            recipe,
+            root,
+            name,
+            overwrite=how.overwrite,
+            workers=how.workers,
+            on_progress=lambda done, total: watcher.advance(1),
+            allow_empty=how.allow_empty,
+            max_pixels=how.max_pixels,
+        )
         watcher.end()
         remembered.remember(root if data_root is not None else None, given)
         _tell(card, warnings, watcher)
@@ -426,7 +571,10 @@ def _convert(
 
 
 def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how: _How, root: Path) -> None:
-    """Say what a conversion would give; nothing is left on the disk: tar archives are unpacked to a folder that is removed."""
+    """Print what a conversion would produce, without writing it.
+
+    Tar archives are unpacked to a temporary folder, which is removed afterwards.
+    """
     import tempfile
 
     from mrt.data.archives import TAR_SUFFIXES
@@ -442,19 +590,26 @@ def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how
         unpacking.end()
         watcher.begin(f"try {name}", sum(len(split.jobs) for split in recipe.splits.values()))
         card, warnings = rehearse(
-            recipe, name, workers=how.workers, on_progress=lambda done, total: watcher.advance(1), max_pixels=how.max_pixels
-        )  # fmt: skip
-        watcher.end()
-        kind = card.details.get("format")
-        watcher.say(
-            f"{name}: {card.source} would be read as {kind or f'the raw files of {name}'}{'' if card.labelled else ', without labels'}"
+            recipe,
+            name,
+            workers=how.workers,
+            on_progress=lambda done, total: watcher.advance(1),
+            max_pixels=how.max_pixels,
         )
+        watcher.end()
+        kind = card.details.get("format") or f"the raw files of {name}"
+        labels = "" if card.labelled else ", without labels"
+        watcher.say(f"{name}: {card.source} would be read as {kind}{labels}")
         _tell(card, warnings, watcher)
         if card.labelled:
             for split, part in card.splits.items():
                 watcher.say(f"{name} {split}: boxes by class: {_classes(part.boxes_per_class)}")
-        empty = card.labelled and not how.allow_empty and not any(part.num_boxes for part in card.splits.values())
-        watcher.say("It would be refused: no box counts. " * empty + "Nothing was written: leave out --dry-run to make the set.")
+        boxes = any(part.num_boxes for part in card.splits.values())
+        refused = card.labelled and not how.allow_empty and not boxes
+        watcher.say(
+            "It would be refused: no box counts. " * refused
+            + "Nothing was written: leave out --dry-run to make the set."
+        )
 
 
 def _classes(boxes: Mapping[str, int]) -> str:
@@ -466,12 +621,14 @@ def _classes(boxes: Mapping[str, int]) -> str:
 
 
 def _tell(card: DatasetCard, warnings: Sequence[str], watcher: Watcher) -> None:
-    """What a conversion found, decided and left out."""
+    """Print what a conversion found, decided and left out."""
     for note in card.details.get("notes", ()):
         watcher.say(f"note: {note}")
     for split, part in card.splits.items():
         ignored = f", {part.num_ignored} ignored" if part.num_ignored else ""
-        boxes = f" ({part.num_empty} without objects), {part.num_boxes} boxes{ignored}" if card.labelled else ", no labels"
+        boxes = ", no labels"
+        if card.labelled:
+            boxes = f" ({part.num_empty} without objects), {part.num_boxes} boxes{ignored}"
         watcher.say(f"{card.name} {split}: {part.num_images} images{boxes}")
         for reason, count in part.skipped.items():
             watcher.say(f"  left out: {count} x {reason}")
@@ -494,7 +651,7 @@ class _Unpacking:
         self._done = done >> 20
 
     def end(self) -> None:
-        """The archive at hand is unpacked."""
+        """Close the progress of the archive that was unpacked last, if any."""
         if self._archive is not None:
             self._watcher.end()
             self._archive = None
@@ -513,7 +670,7 @@ class _Counting:
 
 
 def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watcher) -> None:
-    """Verify and draw prepared sets; MrtError lists what no longer fits."""
+    """Verify and draw prepared sets. Raises MrtError with a list of what no longer fits."""
     from mrt.data.card import read_card
     from mrt.data.check import check_set
     from mrt.errors import MrtError
@@ -547,11 +704,13 @@ def draw_preview(folder: Path, images: int, watcher: Watcher) -> None:
 
 HELP = (
     "Make a data set: from official downloads, your own files, or rendered here. "
-    "Of a set that is there, --check verifies it and --preview 12 draws it: `mrt prepare-data NAME --check`; without NAME, all."
+    "Of a set that is there, --check verifies it and --preview 12 draws it: `mrt prepare-data NAME --check`; "
+    "without NAME, all."
 )
 group = typer.Typer(cls=DataSets, no_args_is_help=True, help=HELP)
 for _command in (synthetic, cityscapes, foggy, sim10k, bdd100k, acdc, kitti, cfc, custom, prepared):
-    group.command(_command.__name__, cls=ListCommand, hidden=_command is prepared)(_command)
+    _options = {"cls": ListCommand, "hidden": _command is prepared, "help": help_of(_command)}
+    group.command(_command.__name__, **_options)(_command)
 
 
 def register(app: typer.Typer) -> None:

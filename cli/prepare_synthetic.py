@@ -30,23 +30,43 @@ def parse_size(text: str) -> tuple[int, int]:
 def synthetic(
     domain: Annotated[
         list[str] | None,
-        typer.Option(help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME.", metavar="NAME..."),
+        typer.Option(
+            help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME.",
+            metavar="NAME...",
+        ),
     ] = DEMO_DOMAINS,
-    train: Annotated[int | None, typer.Option(min=0, help="Training images of each world. Default: as in the demo.")] = None,
-    val: Annotated[int | None, typer.Option(min=0, help="Validation images of each world. Default: as in the demo.")] = None,
-    test: Annotated[int | None, typer.Option(min=0, help="Test images of each world. Default: as in the demo.")] = None,
+    train: Annotated[
+        int | None, typer.Option(min=0, help="Training images of each world. Default: as in the demo.")
+    ] = None,
+    val: Annotated[
+        int | None, typer.Option(min=0, help="Validation images of each world. Default: as in the demo.")
+    ] = None,
+    test: Annotated[
+        int | None, typer.Option(min=0, help="Test images of each world. Default: as in the demo.")
+    ] = None,
     size: Annotated[
-        str, typer.Option(help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT")
+        str,
+        typer.Option(
+            help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT"
+        ),
     ] = DEMO_SIZE,
     beta: Annotated[
         list[float] | None,
-        typer.Option(help="Fog's extinction per metre, 3/visibility; of several, each image draws one.", metavar="NUMBER..."),
+        typer.Option(
+            help="Fog's extinction per metre, 3/visibility; of several, each image draws one.",
+            metavar="NUMBER...",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the worlds; every world and split shows other scenes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the worlds; every world and split shows other scenes.")
+    ] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sets that exist.")] = False,
     preview: Annotated[
-        int, typer.Option(min=0, help="Also draw this many images of each set, with their boxes, into its preview.png.")
+        int,
+        typer.Option(
+            min=0, help="Also draw this many images of each set, with their boxes, into its preview.png."
+        ),
     ] = 0,
     data_root: options.DataRoot = None,
 ) -> None:
@@ -62,9 +82,12 @@ def synthetic(
     if beta and "foggy" not in worlds:
         raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
     root = find_roots(data_root, None).data_root
-    for name in worlds:  # before the first is rendered
+    for name in worlds:  # check all before the first is rendered
         if (root / f"{SYNTHETIC}{name}").exists() and not overwrite:
-            raise MrtError(f"{root / f'{SYNTHETIC}{name}'}: exists already", "replace it with --overwrite, or use another --data-root")
+            raise MrtError(
+                f"{root / f'{SYNTHETIC}{name}'}: exists already",
+                "replace it with --overwrite, or use another --data-root",
+            )
     with watching() as watcher:
         make_synthetic(
             root,
@@ -105,7 +128,8 @@ def make_synthetic(
         if world not in DOMAINS:
             guess = nearest(world, DOMAINS)
             raise MrtError(
-                f"--domain {world}: unknown world" + (f", did you mean {guess}?" if guess else ""), f"choose among {', '.join(DOMAINS)}"
+                f"--domain {world}: unknown world" + (f", did you mean {guess}?" if guess else ""),
+                f"choose among {', '.join(DOMAINS)}",
             )
     splits = {split: count for split, count in counts.items() if count}
     for world in worlds:
@@ -125,7 +149,9 @@ def make_synthetic(
             **fog,
         )
         watcher.end()
-        boxes = ", ".join(f"{split} {part.num_images} images {part.num_boxes} boxes" for split, part in card.splits.items())
+        boxes = ", ".join(
+            f"{split} {part.num_images} images {part.num_boxes} boxes" for split, part in card.splits.items()
+        )
         watcher.say(f"{name}: {boxes}; in {card.folder}")
         if preview:
             draw_preview(card.folder, preview, watcher)

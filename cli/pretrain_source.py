@@ -1,4 +1,4 @@
-"""``mrt pretrain-source``: stage 1, and the two detectors that adaptation is compared with."""
+"""``mrt pretrain-source``: stage 1, and the two baselines that adaptation is compared with."""
 
 from __future__ import annotations
 
@@ -20,25 +20,43 @@ def pretrain_source(
     match_compute: Annotated[
         bool,
         typer.Option(
-            "--match-compute", help="The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, nothing adaptive."
+            "--match-compute",
+            help=(
+                "The fair source-only baseline: start, steps, augmentation and EMA of mrt adapt, "
+                "nothing adaptive."
+            ),
         ),
     ] = False,
     augment: Annotated[
         str | None,
         typer.Option(
-            help="Augmentation of labelled images: weak or strong. Default: the preset's; with --match-compute that of mrt adapt."
+            help=(
+                "Augmentation of labelled images: weak or strong. Default: the preset's; "
+                "with --match-compute that of mrt adapt."
+            )
         ),
     ] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Keep an average of the detector, too; --match-compute always does.")] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Keep an average of the detector, too; --match-compute always does.")
+    ] = False,
     oracle: Annotated[
         str | None,
         typer.Option(
-            help="Train on the target's labels, an upper bound: target, or source+target. Fair together with --match-compute.",
+            help=(
+                "Train on the target's labels, an upper bound: target, or source+target. "
+                "Fair together with --match-compute."
+            ),
             metavar="DOMAINS",
         ),
     ] = None,
     ship: Annotated[
-        Path | None, typer.Option(help="Also write the weights without the frozen pretrained backbone to this file, small enough to ship.")
+        Path | None,
+        typer.Option(
+            help=(
+                "Also write the weights without the frozen pretrained backbone to this file, "
+                "small enough to ship."
+            )
+        ),
     ] = None,
     init: options.Init = None,
     resume: options.Resume = False,

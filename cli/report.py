@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
+from .arguments import help_of
 
 
 def report(
@@ -15,22 +16,41 @@ def report(
         list[str],
         typer.Argument(
             metavar="[TITLE=]RUN...",
-            help="Run names or folders; also nodes of mrt ablate, such as teach-0123456789ab. What stands before a = is the run's title.",
+            help=(
+                "Run names or folders; also nodes of mrt ablate, such as teach-0123456789ab. "
+                "What stands before a = is the run's title."
+            ),
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the report. Default: the run's own; of several runs, reports/A-vs-B under the run root.")
+        Path | None,
+        typer.Option(
+            help=(
+                "Folder of the report. Default: the run's own; "
+                "of several runs, reports/A-vs-B under the run root."
+            )
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split to judge on. Default: test if all runs were evaluated on it, else the validation split.")
+        str | None,
+        typer.Option(
+            help=(
+                "Split to judge on. Default: test if all runs were evaluated on it, "
+                "else the validation split."
+            )
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images in each grid of pictures.")] = 4,
-    quick: Annotated[bool, typer.Option("--quick", help="Only what the runs' files say: no network is run.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only what the runs' files say: no network is run.")
+    ] = False,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
 ) -> None:
-    """Write a report of one run, or a comparison of several: report.html, report.md, report.json and figures/."""
+    """Write a report of one run, or a comparison of several: report.html, report.md, report.json and
+    figures/.
+    """
     from mrt import experiment
     from mrt.report import require_libraries, write_report
 
@@ -41,7 +61,8 @@ def report(
     require_libraries()
     roots = experiment.find_roots(data_root, run_root)
     titles, folders = zip(*(find_titled(name, roots.run_root) for name in runs), strict=True)
-    where = out or (folders[0] if len(folders) == 1 else roots.run_root / "reports" / "-vs-".join(folder.name for folder in folders))
+    together = roots.run_root / "reports" / "-vs-".join(folder.name for folder in folders)
+    where = out or (folders[0] if len(folders) == 1 else together)
     with watching() as watcher:
         page = write_report(
             folders,
@@ -54,14 +75,17 @@ def report(
             watcher=watcher,
             titles=titles,
         )
-    say(f"Written to {page}; the same as Markdown: {page.with_suffix('.md')}; numbers: {page.with_suffix('.json')}")
+    markdown, numbers = page.with_suffix(".md"), page.with_suffix(".json")
+    say(f"Written to {page}; the same as Markdown: {markdown}; numbers: {numbers}")
 
 
 def find_titled(word: str, run_root: Path) -> tuple[str | None, Path]:
     """A run's title, if it was given one (TITLE=RUN), and its folder."""
     folder = find_folder(word, run_root)
     title, equals, name = word.partition("=")
-    return (title.strip() or None, find_folder(name, run_root)) if equals and not folder.exists() else (None, folder)
+    if equals and not folder.exists():
+        return title.strip() or None, find_folder(name, run_root)
+    return None, folder
 
 
 def find_folder(name: str, run_root: Path) -> Path:
@@ -73,4 +97,4 @@ def find_folder(name: str, run_root: Path) -> Path:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("report")(report)
+    app.command("report", help=help_of(report))(report)

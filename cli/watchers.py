@@ -1,4 +1,4 @@
-"""Who watches a run for the user: a live view in a terminal, plain lines elsewhere."""
+"""Progress of a run: a live view in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ BAR = (8, 40)  # its least and greatest width
 LABEL = 12  # width of the live view's first column
 CLASSES_SHOWN = 16  # thresholds of more classes would fill the screen
 
-# A step's numbers, as metrics.jsonl and TensorBoard name them, in plainer words; "proposal_..." and the parts of "domain" are only there.
+# A step's numbers, by their names in metrics.jsonl and TensorBoard, in plainer words. "proposal_..." and the
+# parts of "domain" appear only in those files.
 WORDS = {
     "class": "class",
     "box": "box L1",
@@ -38,7 +39,7 @@ WORDS = {
 
 @dataclass
 class Task:
-    """Something that takes a while: how far it is, its latest numbers and, if it is a training stage, how its epochs stand.
+    """Progress of something that takes a while: steps done, latest numbers and, of a training stage, epochs.
 
     Another thread may read it at any time, so dicts are replaced and never changed.
     """
@@ -53,7 +54,7 @@ class Task:
     steps: int = 0  # since the first one, which is slower than the rest
     working: float = 0.0  # seconds they took
     paused: float = 0.0  # seconds that went to other tasks within this one: evaluation at the ends of epochs
-    epochs: int = 0  # that ended while somebody watched
+    epochs: int = 0  # that ended in this process, unlike those before a resume
     _since: float | None = None
 
     def advance(self, n: int, numbers: Mapping[str, float]) -> None:
@@ -65,14 +66,14 @@ class Task:
         self.numbers = dict(numbers) or self.numbers
 
     def pause(self, seconds: float) -> None:
-        """Another task took its time since the last step."""
+        """Do not count ``seconds`` that another task took since the last step."""
         self.paused += seconds
         if self._since is not None:
             self._since += seconds
 
     def learn(self, facts: Mapping[str, Any]) -> None:
-        """Take in what :meth:`Watcher.epoch` tells."""
-        self.epochs += bool(self.facts)  # the first call tells how the stage begins
+        """Store the facts that :meth:`Watcher.epoch` received."""
+        self.epochs += bool(self.facts)  # the first call describes the start of the stage
         self.facts = dict(facts)
         if "retrained" in facts:
             self.retrained = f"{facts['retrained']} after epoch {facts['epoch']}"
@@ -101,14 +102,19 @@ class Task:
 
     def losses(self) -> Iterator[tuple[str, list[str]]]:
         """The step's numbers in groups: the losses of each domain, and the step itself."""
+        numbers = self.numbers
         for domain in ("source", "target"):
-            named = {key.removeprefix(f"{domain}/"): value for key, value in self.numbers.items() if key.startswith(f"{domain}/")}
-            items = [f"{WORDS[name]} {short(named[name])}" for name in WORDS if name in named]
+            named = {name: f"{domain}/{name}" for name in WORDS}
+            items = [f"{WORDS[name]} {short(numbers[key])}" for name, key in named.items() if key in numbers]
             if items:
                 yield f"{domain} loss", items
-        step = [name for name in ("total", "grad_norm", "lr", "pseudo_labels") if name in self.numbers]
-        if step:
-            yield "step", [f"{WORDS[name]} {f'{self.numbers[name]:.1e}' if name == 'lr' else short(self.numbers[name])}" for name in step]
+        items = []
+        for name in ("total", "grad_norm", "lr", "pseudo_labels"):
+            if name in numbers:
+                shown = f"{numbers[name]:.1e}" if name == "lr" else short(numbers[name])
+                items.append(f"{WORDS[name]} {shown}")
+        if items:
+            yield "step", items
 
     def retraining(self) -> list[str]:
         """What selective retraining did last, and when it is due again."""
@@ -116,16 +122,17 @@ class Task:
         return [text for text in (self.retrained, due) if text]
 
     def thresholds(self) -> list[str]:
-        """Each class's; only the lowest where there are too many."""
+        """The threshold of each class; only the lowest where there are too many."""
         values = list(self.facts.get("thresholds", {}).items())
         rest = len(values) - CLASSES_SHOWN
         if rest > 0:
             values = sorted(values, key=lambda item: item[1])[:CLASSES_SHOWN]
-        return [f"{name} {value:.2f}" for name, value in values] + ([f"and {rest} higher ones"] if rest > 0 else [])
+        more = [f"and {rest} higher ones"] if rest > 0 else []
+        return [f"{name} {value:.2f}" for name, value in values] + more
 
 
 def short(value: float) -> str:
-    """Always about as wide, so that a line does not jump: 0.123, 12.3, 1.2e+04."""
+    """A number in about the same width for all values, so that a line does not jump: 0.123, 12.3, 1.2e+04."""
     size = abs(value)
     return f"{value:.3f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:.1e}"
 
@@ -139,7 +146,7 @@ def latest(measured: Mapping[str, tuple[float | None, int | None]]) -> list[str]
 
 
 class TaskWatcher(Watcher):
-    """Keeps the tasks that run, one in another, and the last AP50 of each network with the epoch after which it was measured.
+    """Keeps the running tasks, which can be nested, and each network's last AP50 with its epoch.
 
     Another thread may read both at any time, so they are replaced and never changed.
     """
@@ -191,7 +198,8 @@ class LineWatcher(TaskWatcher):
     def advance(self, n: int = 1, **numbers: float) -> None:
         super().advance(n, **numbers)
         now = time.monotonic()
-        if self.tasks and now - self._spoken >= SECONDS_BETWEEN_LINES and self.tasks[-1].done < self.tasks[-1].total:
+        due = now - self._spoken >= SECONDS_BETWEEN_LINES
+        if self.tasks and due and self.tasks[-1].done < self.tasks[-1].total:
             self._spoken, task = now, self.tasks[-1]
             groups = [f"{label}: {', '.join(items)}" for label, items in task.losses()]
             say("; ".join([f"{task.name}: {', '.join(task.progress())}", *groups]))
@@ -200,16 +208,20 @@ class LineWatcher(TaskWatcher):
         super().epoch(facts)
         if self.tasks and self.tasks[-1].epochs:
             task = self.tasks[-1]
-            parts = {"thresholds": task.thresholds(), "retraining": task.retraining(), "AP50": latest(self.measurements)}
+            parts = {
+                "thresholds": task.thresholds(),
+                "retraining": task.retraining(),
+                "AP50": latest(self.measurements),
+            }
             told = [f"{label}: {', '.join(items)}" for label, items in parts.items() if items]
             say("; ".join([f"{task.name}: epoch {facts['epoch']}/{facts['epochs']} done", *told]))
 
 
 class LiveWatcher(TaskWatcher):
-    """A few lines at the foot of the terminal, drawn anew four times a second; messages scroll by above them.
+    """A few lines at the bottom of the terminal, redrawn four times a second; messages scroll above them.
 
-    The drawing thread takes no lock of the run's, and a message from a signal handler that comes in the middle of another one is told
-    after it: else each of the two threads might wait for the other.
+    To avoid a deadlock of the two threads, the drawing thread takes no lock of the run, and a message from a
+    signal handler that interrupts another message is printed after it.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -233,7 +245,7 @@ class LiveWatcher(TaskWatcher):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        for text in self._unsaid:  # what a signal said while the last message ended
+        for text in self._unsaid:  # messages of a signal handler that arrived while the last one ended
             self._live.console.print(text, soft_wrap=True)
 
     def end(self) -> None:
@@ -252,11 +264,15 @@ class LiveWatcher(TaskWatcher):
             self._speaking = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        """The view as lines that fit: a terminal that wrapped one could not be drawn over."""
+        """The view as lines that fit the width: if the terminal wrapped one, redrawing would fail."""
         from rich.text import Text
 
         width = options.max_width - 1
-        lines = [line for task in self.tasks for line in self._task_lines(task, width, ascii_only=options.ascii_only)]
+        lines = [
+            line
+            for task in self.tasks
+            for line in self._task_lines(task, width, ascii_only=options.ascii_only)
+        ]
         for line in lines or [Text(f"preparing  {clock(time.monotonic() - self._idle)}", style="dim")]:
             line.truncate(width, overflow="ellipsis")
             line.no_wrap = True
@@ -271,19 +287,25 @@ class LiveWatcher(TaskWatcher):
         if room >= BAR[0]:
             full = min(room * task.done // max(task.total, 1), room)
             line = "-" if ascii_only else "━"
-            head.append("  ").append(line * full, style="green").append(line * (room - full), style="bright_black")
+            head.append("  ").append(line * full, style="green")
+            head.append(line * (room - full), style="bright_black")
         yield head.append("  ").append(numbers, style="not bold")
         groups = dict(task.losses())
         if "epochs" in task.facts:
-            more = {"thresholds": task.thresholds(), "retraining": task.retraining(), "last AP50": latest(self.measurements)}
+            more = {
+                "thresholds": task.thresholds(),
+                "retraining": task.retraining(),
+                "last AP50": latest(self.measurements),
+            }
             groups |= {label: items for label, items in more.items() if items}
         for label, items in groups.items():
             for number, row in enumerate(flow(items, width - LABEL)):
-                yield Text((label if number == 0 else "").ljust(LABEL), style="cyan").append(row, style="default")
+                text = Text((label if number == 0 else "").ljust(LABEL), style="cyan")
+                yield text.append(row, style="default")
 
 
 def flow(items: Sequence[str], width: int) -> list[str]:
-    """Items in lines of at most ``width`` characters, none of them broken (a longer one has a line of its own)."""
+    """Items in lines of at most ``width`` characters; no item is broken, a longer one has its own line."""
     rows: list[str] = []
     for item in items:
         if rows and len(rows[-1]) + 2 + len(item) <= width:

@@ -1,4 +1,4 @@
-"""A window for annotated pictures, by tkinter, which comes with most Pythons."""
+"""A window for annotated pictures, made with tkinter, which comes with most Pythons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SHARE = 0.85  # of the screen's sides that a picture may take
 
 
 class Window:
-    """One window; each picture takes the place of the one before. Closing it ends the showing, not the prediction."""
+    """One window; each picture replaces the one before. After it is closed, the prediction continues."""
 
     def __init__(self, root: Any) -> None:
         import tkinter
@@ -35,13 +35,17 @@ class Window:
             return None, str(error) or "no display"
 
     def show(self, picture: Any, title: str, stay: bool) -> None:
-        """Show a PIL image, scaled down to the screen if need be; ``stay``: until a key, a click, or the window's end."""
+        """Show a PIL image, scaled down to the screen if needed.
+
+        With ``stay``, wait for a key, a click, or the window's end.
+        """
         from PIL import ImageTk
 
         if self.closed:
             return
         picture = picture.copy()
-        picture.thumbnail((int(self.root.winfo_screenwidth() * SHARE), int(self.root.winfo_screenheight() * SHARE)))
+        screen = self.root.winfo_screenwidth(), self.root.winfo_screenheight()
+        picture.thumbnail((int(screen[0] * SHARE), int(screen[1] * SHARE)))
         self._photo = ImageTk.PhotoImage(picture)  # tkinter keeps no reference of its own
         self.label.configure(image=self._photo)
         self.root.title(f"mrt: {title}" + (" (any key: the next one)" if stay else ""))

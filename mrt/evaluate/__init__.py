@@ -1,4 +1,4 @@
-"""Figures of detections against labels: COCO metrics, intervals, kinds of mistakes, pictures."""
+"""Evaluation of detections against labels: COCO metrics, confidence intervals, kinds of errors, pictures."""
 
 from mrt.callable import make_callable
 

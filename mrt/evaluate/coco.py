@@ -28,7 +28,10 @@ Predict = Callable[[Batch], Sequence[dict[str, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """What was found in one image, best first. Arrays of n: ``scores``, ``labels`` from 0, ``boxes`` (n, 4) xyxy original pixels."""
+    """Detections in one image, best first.
+
+    Arrays of n: ``scores``, ``labels`` from 0, ``boxes`` (n, 4) xyxy in pixels of the original image.
+    """
 
     image_id: int
     scores: np.ndarray
@@ -48,10 +51,11 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO metrics in per cent; means are over the classes with ground truth, ``None`` where there is none at all.
+    """COCO metrics in per cent.
 
-    ``APs``, ``APm``, ``APl``: small, medium, large objects. ``AR100``: mean recall with 100 detections an image.
-    ``detections`` is what was measured, in the order of evaluation.
+    Means are over the classes with ground truth; ``None`` if no class has any. ``APs``, ``APm``, ``APl``:
+    small, medium, large objects. ``AR100``: mean recall with 100 detections an image. ``detections`` are
+    those that were evaluated, in the order of evaluation.
     """
 
     AP: float | None
@@ -72,22 +76,26 @@ class Metrics:
         return summary | {"per_class": {name: dict(vars(values)) for name, values in self.per_class.items()}}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per class, then one for all classes, with the same keys: what a CSV writer or a table needs."""
-        classes = [{"class": name, **vars(values)} for name, values in self.per_class.items()]
-        return [*classes, {"class": "all", "AP": self.AP, "AP50": self.AP50, "AP75": self.AP75, "num_boxes": self.num_boxes}]
+        """One row per class, then one for all classes, with the same keys: for a CSV file or a table."""
+        rows = [{"class": name, **vars(values)} for name, values in self.per_class.items()]
+        means = {"AP": self.AP, "AP50": self.AP50, "AP75": self.AP75}
+        return [*rows, {"class": "all", **means, "num_boxes": self.num_boxes}]
 
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
 
 def evaluate(
-    predict: Predict, loader: Iterable[Batch], dataset: DetectionDataset, progress: Callable[[int, int], None] | None = None
+    predict: Predict,
+    loader: Iterable[Batch],
+    dataset: DetectionDataset,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Metrics:
     """Run ``predict`` over the loader and score it against the dataset's labels.
 
     Args:
-        predict: batch -> one dict per image with ``scores`` (n,), ``labels`` (n,) from 0 and ``boxes`` (n, 4) xyxy in pixels of
-            ``target["original_size"]``.
+        predict: batch -> one dict per image with ``scores`` (n,), ``labels`` (n,) from 0 and ``boxes`` (n, 4)
+            xyxy in pixels of ``target["original_size"]``.
         loader: batches of ``dataset``, each image at least once (repeats count once).
         progress: called with (images done, images in all).
     """
@@ -95,15 +103,25 @@ def evaluate(
 
 
 def collect(
-    predict: Predict, loader: Iterable[Batch], total: int = 0, progress: Callable[[int, int], None] | None = None
+    predict: Predict,
+    loader: Iterable[Batch],
+    total: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[ImageDetections]:
-    """The predictions for every image of the loader, on the host. Under several processes: collect on each, gather, then :func:`score`."""
+    """The predictions for every image of the loader, on the host.
+
+    Under several processes: collect on each, gather, then :func:`score`.
+    """
     collected: list[ImageDetections] = []
     for batch in loader:
         for target, found in zip(batch.targets, predict(batch), strict=True):
-            scores, labels, boxes = (found[name].detach().float().cpu().numpy() for name in ("scores", "labels", "boxes"))
+            scores, labels, boxes = (
+                found[name].detach().float().cpu().numpy() for name in ("scores", "labels", "boxes")
+            )
             order = np.argsort(-scores, kind="stable")
-            collected.append(ImageDetections(int(target["image_id"]), scores[order], labels[order].astype(np.int64), boxes[order]))
+            labels = labels[order].astype(np.int64)
+            image_id = int(target["image_id"])
+            collected.append(ImageDetections(image_id, scores[order], labels, boxes[order]))
         if progress:
             progress(len(collected), total)
     return collected
@@ -112,7 +130,8 @@ def collect(
 def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> Metrics:
     """Average precision of collected detections.
 
-    Crowds and ignored objects are neither hits nor misses: a detection that lies in one is not counted as false.
+    Crowds and ignored objects are neither hits nor misses: a detection that lies in one is not counted as
+    false.
 
     Raises:
         MrtError: the set has no labels, or a detection is for an image that is not in it.
@@ -121,9 +140,12 @@ def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
     run = run_pycocotools(once, dataset)
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
-    # Precision (10 IoUs, 101 recalls, classes, 4 areas) and recall (10, classes, 4) with 100 detections an image; -1: no ground truth.
+    # Precision (10 IoUs, 101 recalls, classes, 4 areas) and recall (10, classes, 4) with 100 detections an
+    # image; -1: no ground truth.
     precision, recall = run.eval["precision"][..., 0], run.eval["recall"][..., 0]
-    counts = np.bincount(np.concatenate([record.labels.numpy() for record in dataset.records]), minlength=len(dataset.classes))
+    counts = np.bincount(
+        np.concatenate([record.labels.numpy() for record in dataset.records]), minlength=len(dataset.classes)
+    )
     per_class = {
         name: ClassMetrics(
             AP=_mean(precision[:, :, index, 0]),
@@ -149,35 +171,42 @@ def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
 
 
 def each_once(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> list[ImageDetections]:
-    """The detections of each image once, where an image was seen twice.
+    """One entry for each image: the last, where an image was seen more than once.
 
     Raises:
         MrtError: the set has no labels, or a detection is for an image that is not in it.
     """
     if not dataset.labelled:
         raise MrtError(
-            f"{dataset.card.name}/{dataset.split} has no labels to evaluate against", "Choose a labelled set or split with --data."
+            f"{dataset.card.name}/{dataset.split} has no labels to evaluate against",
+            "Choose a labelled set or split with --data.",
         )
     once = {found.image_id: found for found in detections}
     unknown = once.keys() - {record.image_id for record in dataset.records}
     if unknown:
-        raise MrtError(f"detections for image {min(unknown)}, which is not in {dataset.card.name}/{dataset.split}")
+        name = f"{dataset.card.name}/{dataset.split}"
+        raise MrtError(f"detections for image {min(unknown)}, which is not in {name}")
     return list(once.values())
 
 
-def run_pycocotools(detections: Sequence[ImageDetections], dataset: DetectionDataset, areas: Sequence[str] = tuple(AREAS)) -> COCOeval:
-    """pycocotools after matching, before accumulation. Its detections have the ids 1.. in the order given, image after image.
+def run_pycocotools(
+    detections: Sequence[ImageDetections], dataset: DetectionDataset, areas: Sequence[str] = tuple(AREAS)
+) -> COCOeval:
+    """Run pycocotools up to matching, without accumulation.
+
+    Its detections have the ids 1, 2, ... in the given order, image after image.
 
     Args:
         detections: at most one entry for each image of the set.
         areas: ranges of object sizes to match in, of :data:`AREAS`.
     """
     ground_truth = dataset.coco_ground_truth()
-    rows = [
-        np.column_stack((np.full(len(f.scores), f.image_id), f.boxes[:, :2], f.boxes[:, 2:] - f.boxes[:, :2], f.scores, f.labels + 1))
-        for f in detections
-        if len(f.scores)
-    ]
+
+    def row_of(found: ImageDetections) -> np.ndarray:
+        ids, sizes = np.full(len(found.scores), found.image_id), found.boxes[:, 2:] - found.boxes[:, :2]
+        return np.column_stack((ids, found.boxes[:, :2], sizes, found.scores, found.labels + 1))
+
+    rows = [row_of(found) for found in detections if len(found.scores)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         reference, results = COCO(), COCO()
         reference.dataset = ground_truth
@@ -198,6 +227,6 @@ def run_pycocotools(detections: Sequence[ImageDetections], dataset: DetectionDat
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean in per cent of what is not -1."""
+    """Mean, in per cent, of the values that are not -1."""
     valid = values[values > -1]
     return float(valid.mean() * 100) if valid.size else None

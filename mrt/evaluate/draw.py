@@ -12,8 +12,18 @@ from mrt.data.dataset import DetectionDataset
 from mrt.data.images import read_image
 from mrt.evaluate.coco import ImageDetections
 
-# Okabe and Ito's set for all kinds of colour vision, without black; further classes start again (their labels tell them apart).
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255))
+# Okabe and Ito's palette for all kinds of colour vision, without black. With more classes it starts again;
+# then the labels distinguish them.
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (255, 255, 255),
+)
 MIN_WIDTH = 640  # narrower images are enlarged by a whole factor before boxes and text go on
 BACKGROUND, INK = (255, 255, 255), (20, 20, 20)
 
@@ -31,18 +41,21 @@ def draw_detections(
 
     Args:
         image: any size and mode; left as it is.
-        detections: ``boxes`` (n, 4) xyxy pixels of the image, ``labels`` (n,) from 0, and ``scores`` (n,) unless it is ground truth;
-            arrays, tensors or lists.
+        detections: ``boxes`` (n, 4) xyxy pixels of the image, ``labels`` (n,) from 0, and ``scores`` (n,)
+            unless it is ground truth; arrays, tensors or lists.
         classes: names by label.
         threshold: detections scored lower are left out.
         scale: enlarge so many times first; default: until the image is at least 640 pixels wide.
-        text_size: height of the labels in pixels of the result; default: for a picture that is seen at its full width.
+        text_size: height of the labels in pixels of the result; default: for a picture that is seen at its
+            full width.
     """
     found = detections if isinstance(detections, Mapping) else vars(detections)
-    boxes, labels = np.asarray(found["boxes"], dtype=float).reshape(-1, 4), np.asarray(found["labels"], dtype=int)
+    boxes = np.asarray(found["boxes"], dtype=float).reshape(-1, 4)
+    labels = np.asarray(found["labels"], dtype=int)
     scores = np.asarray(found["scores"], dtype=float) if found.get("scores") is not None else None
     scale = scale or max(-(-MIN_WIDTH // image.width), 1)
-    canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    size = image.width * scale, image.height * scale
+    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=text_size or max(canvas.width // 55, 11))
     line = max(canvas.width // 320, 1)
@@ -50,13 +63,15 @@ def draw_detections(
     for i in sorted(shown, key=lambda i: -_area(boxes[i])):  # small boxes on top of large ones
         x0, y0, x1, y1 = (boxes[i] * scale).tolist()
         x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
-        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=INK, width=line + 2)  # a dark rim shows the colour on any ground
+        # A dark rim makes the colour visible on any background.
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=INK, width=line + 2)
         draw.rectangle((x0, y0, x1, y1), outline=COLOURS[labels[i] % len(COLOURS)], width=line)
     taken: list[tuple[float, float, float, float]] = []
     order = shown if scores is None else sorted(shown, key=lambda i: -scores[i])
     for i in order:
         text = classes[labels[i]] if scores is None else f"{classes[labels[i]]} {100 * scores[i]:.0f}"
-        _write_label(draw, text, boxes[i] * scale, COLOURS[labels[i] % len(COLOURS)], font, canvas.size, taken)
+        colour = COLOURS[labels[i] % len(COLOURS)]
+        _write_label(draw, text, boxes[i] * scale, colour, font, canvas.size, taken)
     return canvas
 
 
@@ -64,8 +79,10 @@ def _area(box: np.ndarray) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def _write_label(draw: Any, text: str, box: np.ndarray, colour: tuple, font: Any, size: tuple[int, int], taken: list) -> None:
-    """Put the label above its box, below it, or inside at the top or the bottom: where it hides least of the labels there are."""
+def _write_label(
+    draw: Any, text: str, box: np.ndarray, colour: tuple, font: Any, size: tuple[int, int], taken: list
+) -> None:
+    """Put the label above its box, below it, or inside at the top or bottom: where it hides others least."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(box[0], 0), size[0] - width)
@@ -78,7 +95,8 @@ def _write_label(draw: Any, text: str, box: np.ndarray, colour: tuple, font: Any
     taken.append(rectangle)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     draw.rectangle(rectangle, fill=colour)
-    draw.text((rectangle[0] + 2 - left, rectangle[1] + 2 - top), text, font=font, fill=INK if luminance > 110 else BACKGROUND)
+    ink = INK if luminance > 110 else BACKGROUND
+    draw.text((rectangle[0] + 2 - left, rectangle[1] + 2 - top), text, font=font, fill=ink)
 
 
 def _overlap(a: tuple, b: tuple) -> float:
@@ -86,7 +104,11 @@ def _overlap(a: tuple, b: tuple) -> float:
 
 
 def side_by_side(
-    rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), *, gap: int = 8, width: int | None = None
+    rows: Sequence[Sequence[Image.Image]],
+    titles: Sequence[str] = (),
+    *,
+    gap: int = 8,
+    width: int | None = None,
 ) -> Image.Image:
     """A grid of images with a title over each column.
 
@@ -96,15 +118,21 @@ def side_by_side(
         width: of a column in pixels; default: the widest image's.
     """
     width = width or max(image.width for row in rows for image in row)
-    cells = [[image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS) for image in row] for row in rows]
+
+    def scaled(image: Image.Image) -> Image.Image:
+        return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+
+    cells = [[scaled(image) for image in row] for row in rows]
     font = ImageFont.load_default(size=max(width // 28, 14))
     head = 2 * gap + max(width // 28, 14) if titles else gap
     heights = [max(cell.height for cell in row) for row in cells]
     columns = max(len(row) for row in cells)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, head + sum(height + gap for height in heights)), BACKGROUND)
+    size = columns * (width + gap) + gap, head + sum(height + gap for height in heights)
+    sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((gap + column * (width + gap) + width / 2, head / 2), title, font=font, fill=INK, anchor="mm")
+        middle = gap + column * (width + gap) + width / 2, head / 2
+        draw.text(middle, title, font=font, fill=INK, anchor="mm")
     y = head
     for row, height in zip(cells, heights, strict=True):
         for column, cell in enumerate(row):
@@ -121,21 +149,27 @@ def comparison(
     threshold: float = 0.3,
     width: int | None = None,
 ) -> Image.Image:
-    """The same images once per column of detections, and their ground truth last where the dataset has labels.
+    """The same images once per column of detections; the ground truth, if there is any, is the last column.
 
     Args:
         image_ids: one row each.
-        columns: title -> detections, such as ``Metrics.detections`` of the detector before and after adaptation.
+        columns: title -> detections, such as ``Metrics.detections`` of the detector before and after
+            adaptation.
         threshold: detections scored lower are left out.
         width: of a column in pixels.
     """
     records = {record.image_id: record for record in dataset.records}
-    by_image = {title: {found.image_id: found for found in detections} for title, detections in columns.items()}
+    by_image = {
+        title: {found.image_id: found for found in detections} for title, detections in columns.items()
+    }
     rows = []
     for image_id in image_ids:
         record = records[image_id]
         picture = Image.fromarray(read_image(record.path, record.size).permute(1, 2, 0).numpy())
-        row = [draw_detections(picture, found[image_id], dataset.classes, threshold=threshold) for found in by_image.values()]
+        row = [
+            draw_detections(picture, found[image_id], dataset.classes, threshold=threshold)
+            for found in by_image.values()
+        ]
         if dataset.labelled:
             truth = {"boxes": record.boxes.numpy(), "labels": record.labels.numpy()}
             row.append(draw_detections(picture, truth, dataset.classes))

@@ -1,6 +1,7 @@
-"""What kind of mistake costs how much: the error split of TIDE (Bolya et al., ECCV 2020, arXiv 2008.08115).
+"""How much each kind of error costs: the error split of TIDE (Bolya et al., ECCV 2020, arXiv 2008.08115).
 
-Every false positive has one kind, and so has every object that was not found, at IoU 0.5 (foreground) and 0.1 (background):
+Every false positive and every object that was not found has one kind, by IoU thresholds of 0.5 (foreground)
+and 0.1 (background):
 
 - class: overlaps an object of another class by 0.5 or more;
 - localisation: overlaps an object of its class by 0.1 to 0.5;
@@ -9,12 +10,14 @@ Every false positive has one kind, and so has every object that was not found, a
 - background: overlaps nothing by more than 0.1;
 - missed: an object that was not found, and that neither a class nor a localisation error would find.
 
-A kind's dAP is the AP50 gained if its mistakes were mended and nothing else: class and localisation errors become hits (the best-scored one
-of an object that was not found; the others vanish), "both", duplicates and background vanish, missed objects do not count. Besides, all
-false positives vanish, or no object counts that was not found. The order of the tests and what becomes of several mistakes at one object
-are those of the authors' toolbox. The kinds' dAP do not sum up to 100 - AP50: mending one kind changes what another costs.
+A kind's dAP is the AP50 gained if only its errors were fixed. Fixing means: a class or localisation error
+becomes a hit if it is the best-scored one of an object that was not found, and is removed otherwise; "both",
+duplicates and background are removed; missed objects do not count. Two more figures are the gains if all
+false positives were removed, and if no object counted that was not found. The order of the tests and the
+treatment of several errors at one object are those of the authors' toolbox. The kinds' dAP do not sum to
+100 - AP50, because fixing one kind changes what another costs.
 
-Detections of crowds and ignored objects are no mistakes, as in COCO, and have no kind.
+As in COCO, detections of crowds and ignored objects are not errors and have no kind.
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ FOREGROUND, BACKDROP = 0.5, 0.1
 class ErrorSplit:
     """Per cent of AP50; ``None`` where the split has no object.
 
-    ``gains`` and ``counts``: dAP and number of mistakes of each kind, by name. ``false_positives`` and ``false_negatives``: dAP if there
-    were none; ``num_false_positives`` and ``num_false_negatives``: how many there are.
+    ``gains`` and ``counts``: dAP and number of mistakes of each kind, by name. ``false_positives`` and
+    ``false_negatives``: dAP if there were none; ``num_false_positives`` and ``num_false_negatives``: how many
+    there are.
     """
 
     AP50: float | None
@@ -62,8 +66,10 @@ class ErrorSplit:
         }
 
 
-def split_errors(detections: Sequence[ImageDetections] | Matches, dataset: DetectionDataset | None = None) -> ErrorSplit:
-    """The error split of detections of the dataset's images, or of what :func:`mrt.evaluate.matching.match` made of them."""
+def split_errors(
+    detections: Sequence[ImageDetections] | Matches, dataset: DetectionDataset | None = None
+) -> ErrorSplit:
+    """The error split of detections of the dataset's images, or of their :class:`Matches`."""
     matches = detections if isinstance(detections, Matches) else match(detections, dataset)
     hits, found = matches.hits[:, 0], matches.found[:, 0]
     false = ~hits & ~matches.ignored[:, 0]
@@ -76,11 +82,14 @@ def split_errors(detections: Sequence[ImageDetections] | Matches, dataset: Detec
 
     def precision(keep: np.ndarray, hits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float | None:
         values = []
+        once = np.ones((1, len(matches.image_ids)), dtype=np.int32)
         for label in np.flatnonzero(everything):
             rows = keep & (labels == label)
-            once, nothing = np.ones((1, len(matches.image_ids)), dtype=np.int32), np.zeros((int(rows.sum()), 1), dtype=bool)
-            ap = average_precision(matches.scores[rows], hits[rows, None], nothing, matches.images[rows], once, counts[label : label + 1])
-            values.append(100 * float(np.nan_to_num(ap[0, 0])))  # a class without a hit, all of its misses forgiven: still nothing
+            ignored = np.zeros((int(rows.sum()), 1), dtype=bool)
+            scores, images, number = matches.scores[rows], matches.images[rows], counts[label : label + 1]
+            ap = average_precision(scores, hits[rows, None], ignored, images, once, number)
+            # NaN: a class without a hit, whose misses do not count. Its precision is 0.
+            values.append(100 * float(np.nan_to_num(ap[0, 0])))
         return sum(values) / len(values) if values else None
 
     counting, labels = hits | false, matches.labels
@@ -98,10 +107,11 @@ def split_errors(detections: Sequence[ImageDetections] | Matches, dataset: Detec
         gains[KINDS[kind]] = gain(precision(counting & ~(mine & ~mended), hits | better, moved, everything))
     gains[KINDS[MISSED]] = gain(precision(counting, hits, labels, everything - _count(matches, missed)))
     numbers = np.bincount(kinds[false], minlength=len(KINDS))
+    numbers[MISSED] = missed.sum()
     return ErrorSplit(
         AP50=now,
         gains=gains,
-        counts={name: int(missed.sum()) if name == "missed" else int(numbers[kind]) for kind, name in enumerate(KINDS)},
+        counts={name: int(number) for name, number in zip(KINDS, numbers, strict=True)},
         false_positives=gain(precision(hits, hits, labels, everything)),
         false_negatives=gain(precision(counting, hits, labels, _count(matches, found))),
         num_false_positives=int(false.sum()),
@@ -114,9 +124,11 @@ def _count(matches: Matches, which: np.ndarray) -> np.ndarray:
 
 
 def _kinds(matches: Matches, false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each false positive's kind, and the object that a class or localisation error meant; -1 for what has none."""
+    """Each false positive's kind, and the object that belongs to a class or localisation error; -1: none."""
     kinds, objects = np.full(len(false), -1), np.full(len(false), -1)
-    rows_of, objects_of = (_by_image(images, len(matches.image_ids)) for images in (matches.images, matches.object_images))
+    rows_of, objects_of = (
+        _by_image(images, len(matches.image_ids)) for images in (matches.images, matches.object_images)
+    )
     found = matches.found[:, 0]
     for rows, there in zip(rows_of, objects_of, strict=True):
         rows = rows[false[rows]]
@@ -128,18 +140,16 @@ def _kinds(matches: Matches, false: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         overlap = mask.iou(_xywh(matches.boxes[rows]), _xywh(matches.object_boxes[there]), [0] * len(there))
         same = matches.labels[rows][:, None] == matches.object_labels[there]
         own, other = overlap * same, overlap * ~same
-        kind = np.select(
-            [
-                (own.max(1) >= BACKDROP) & (own.max(1) <= FOREGROUND),
-                other.max(1) >= FOREGROUND,
-                (own * found[there]).max(1) >= FOREGROUND,
-                overlap.max(1) <= BACKDROP,
-            ],
-            [LOCALISATION, CLASS, DUPLICATE, BACKGROUND],
-            BOTH,
-        )
+        tests = [
+            (own.max(1) >= BACKDROP) & (own.max(1) <= FOREGROUND),
+            other.max(1) >= FOREGROUND,
+            (own * found[there]).max(1) >= FOREGROUND,
+            overlap.max(1) <= BACKDROP,
+        ]
+        kind = np.select(tests, [LOCALISATION, CLASS, DUPLICATE, BACKGROUND], BOTH)
         kinds[rows] = kind
-        objects[rows] = np.select([kind == LOCALISATION, kind == CLASS], [there[own.argmax(1)], there[other.argmax(1)]], -1)
+        candidates = [there[own.argmax(1)], there[other.argmax(1)]]
+        objects[rows] = np.select([kind == LOCALISATION, kind == CLASS], candidates, -1)
     return kinds, objects
 
 
@@ -154,7 +164,7 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def _mended(kinds: np.ndarray, objects: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Class and localisation errors that would find their object: of each that was not found the first, which is the best-scored."""
+    """Class and localisation errors that become hits: the first, and so best-scored, of each object."""
     candidates = np.flatnonzero(objects >= 0)
     candidates = candidates[~found[objects[candidates]]]
     _, first = np.unique(objects[candidates], return_index=True)

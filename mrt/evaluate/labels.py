@@ -1,4 +1,4 @@
-"""How good pseudo labels are, where somebody knows the truth: for looking only, nothing here is ever trained on."""
+"""Quality of pseudo labels where true labels are known. Only for analysis: training never uses it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ IOU = 0.5
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """Precision and recall of labels in per cent; ``None`` where there are no labels, or no boxes, to divide by.
+    """Precision and recall of labels in per cent; ``None`` where there are no labels, or no boxes.
 
-    ``num_labels``: those judged (not the ones on crowds and ignored objects). ``num_boxes``: true boxes. ``per_class`` holds the same four.
+    ``num_labels``: labels that count (not those on crowds and ignored objects). ``num_boxes``: true boxes.
+    ``per_class`` has the same four values for each class.
     """
 
     precision: float | None
@@ -37,8 +38,9 @@ class LabelQuality:
 def label_quality(labels: Sequence[ImageDetections], dataset: DetectionDataset) -> LabelQuality:
     """Judge labels of some of the dataset's images against its boxes.
 
-    From the best score down, a label is right if it overlaps a true box of its class, not yet taken, with IoU of at least 0.5. A wrong
-    one is not counted if half of it lies in a crowd or an ignored object. Only the given images count.
+    In the order of decreasing scores, a label is right if it overlaps a true box of its class that no earlier
+    label has matched, with IoU of at least 0.5. A wrong one is not counted if half of it lies in a crowd or
+    an ignored object. Only the given images count.
     """
     records = {record.image_id: record for record in dataset.records}
     counts = np.zeros((3, len(dataset.classes)), dtype=np.int64)  # right labels, judged labels, boxes
@@ -48,7 +50,10 @@ def label_quality(labels: Sequence[ImageDetections], dataset: DetectionDataset) 
         right, judged = _judge(image, record)
         counts[0] += np.bincount(image.labels[right], minlength=len(dataset.classes))
         counts[1] += np.bincount(image.labels[judged], minlength=len(dataset.classes))
-    return LabelQuality(**_shares(*counts.sum(1)), per_class={name: _shares(*counts[:, i]) for i, name in enumerate(dataset.classes)})
+    return LabelQuality(
+        **_shares(*counts.sum(1)),
+        per_class={name: _shares(*counts[:, i]) for i, name in enumerate(dataset.classes)},
+    )
 
 
 def _judge(image: ImageDetections, record: ImageRecord) -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +76,10 @@ def _judge(image: ImageDetections, record: ImageRecord) -> tuple[np.ndarray, np.
 
 def _inside(boxes: torch.Tensor, others: torch.Tensor) -> np.ndarray:
     """(n, m) share of each box (n, 4) that lies in each other box (m, 4)."""
-    corners = torch.minimum(boxes[:, None, 2:], others[None, :, 2:]) - torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    starts = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    ends = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1).clamp(min=1e-6)
-    return (corners.clamp(min=0).prod(-1) / area[:, None]).numpy()
+    return ((ends - starts).clamp(min=0).prod(-1) / area[:, None]).numpy()
 
 
 def _shares(right: int, labels: int, boxes: int) -> dict[str, Any]:
@@ -85,11 +91,13 @@ def _shares(right: int, labels: int, boxes: int) -> dict[str, Any]:
     }
 
 
-def as_pseudo_labels(detections: Sequence[ImageDetections], thresholds: Sequence[float], nms_iou: float) -> list[ImageDetections]:
-    """The pseudo labels among a teacher's detections, by the rule of :func:`mrt.adapt.pseudo_labels.pseudo_labels`.
+def as_pseudo_labels(
+    detections: Sequence[ImageDetections], thresholds: Sequence[float], nms_iou: float
+) -> list[ImageDetections]:
+    """The pseudo labels among a teacher's detections, as :func:`mrt.adapt.pseudo_labels.pseudo_labels`.
 
-    Detections list (query, class) pairs. A query's entries share their box to the last bit, so the best of equal boxes is the query's best
-    class. (The list ends after 100 pairs: labels beyond it are missed.)
+    Detections are (query, class) pairs. All entries of a query have exactly the same box, so the best of
+    equal boxes is the query's best class. (Only 100 pairs are stored, so labels after those are missed.)
     """
     limits = np.asarray(thresholds)
     kept = []
@@ -98,7 +106,8 @@ def as_pseudo_labels(detections: Sequence[ImageDetections], thresholds: Sequence
         _, first = np.unique(found.boxes[order], axis=0, return_index=True)
         best = order[np.sort(first)]
         best = best[found.scores[best] > limits[found.labels[best]]]
-        survivors = nms(torch.as_tensor(found.boxes[best]).float(), torch.as_tensor(found.scores[best]).float(), nms_iou).numpy()
-        best = best[survivors]
-        kept.append(ImageDetections(found.image_id, found.scores[best], found.labels[best], found.boxes[best]))
+        boxes, scores = (torch.as_tensor(part[best]).float() for part in (found.boxes, found.scores))
+        best = best[nms(boxes, scores, nms_iou).numpy()]
+        scores, labels, boxes = (part[best] for part in (found.scores, found.labels, found.boxes))
+        kept.append(ImageDetections(found.image_id, scores, labels, boxes))
     return kept

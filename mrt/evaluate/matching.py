@@ -1,7 +1,7 @@
-"""Which detection found which object, and the average precision that follows: the arithmetic under intervals and error splits.
+"""Matches of detections with objects, and average precision from these, for intervals and error splits.
 
-The matching is pycocotools' own; what is done with it here is the same as in ``COCOeval.accumulate``, but for many weightings of the images
-at once.
+The matching is that of pycocotools; average precision is calculated as in ``COCOeval.accumulate``, but for
+many weightings of the images at once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CELLS = 4_000_000  # of the largest array that average_precision makes
 
 @dataclass(frozen=True)
 class Matches:
-    """All detections and objects of a split after matching at COCO's ten IoU thresholds (0.50, 0.55, ... 0.95).
+    """All detections and objects of a split, matched at COCO's ten IoU thresholds (0.50, 0.55, ... 0.95).
 
-    Detections (n), image after image in the order of ``image_ids``, best first in each, at most 100 of a class in an image:
-    ``images`` (n,) indices into ``image_ids``, ``labels`` (n,), ``scores`` (n,), ``boxes`` (n, 4) xyxy, ``hits`` and ``ignored`` (n, 10)
-    bool. Objects that count (m), neither crowds nor ignored: ``object_images``, ``object_labels`` (m,), ``object_boxes`` (m, 4), ``found``
-    (m, 10) bool.
+    The n detections are ordered by image as in ``image_ids``, best first in each, at most 100 of a class in
+    an image: ``images`` (n,) indices into ``image_ids``, ``labels`` (n,), ``scores`` (n,), ``boxes`` (n, 4)
+    xyxy, ``hits`` and ``ignored`` (n, 10) bool. The m objects are those that count, neither crowds nor
+    ignored: ``object_images``, ``object_labels`` (m,), ``object_boxes`` (m, 4), ``found`` (m, 10) bool.
     """
 
     classes: tuple[str, ...]
@@ -43,7 +43,11 @@ class Matches:
 
 
 def match(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> Matches:
-    """Match detections to the split's objects, of whatever size, as COCO does. Raises as :func:`mrt.evaluate.coco.score`."""
+    """Match detections to the split's objects of all sizes, as COCO does.
+
+    Raises:
+        MrtError: the set has no labels, or a detection is for an image that is not in it.
+    """
     listed = sorted(each_once(detections, dataset), key=lambda item: item.image_id)
     run = run_pycocotools(listed, dataset, areas=["all"])
     image_ids = np.array(run.params.imgIds, dtype=np.int64)
@@ -62,10 +66,10 @@ def match(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
     def joined(name: str, empty: tuple[int, ...]) -> np.ndarray:
         return np.concatenate([np.empty(empty), *(getattr(item, name) for item in listed)])
 
-    owners = np.repeat(np.searchsorted(image_ids, [item.image_id for item in listed]), [len(item.scores) for item in listed]).astype(
-        np.int64
-    )
-    labels, scores, boxes = joined("labels", (0,)).astype(np.int64), joined("scores", (0,)), joined("boxes", (0, 4))
+    places = np.searchsorted(image_ids, [item.image_id for item in listed])
+    owners = np.repeat(places, [len(item.scores) for item in listed]).astype(np.int64)
+    labels, scores = joined("labels", (0,)).astype(np.int64), joined("scores", (0,))
+    boxes = joined("boxes", (0, 4))
     order = np.lexsort((-scores, owners))
     order = order[kept[order]]
     counted = np.array([not item["iscrowd"] for item in objects], dtype=bool)
@@ -88,17 +92,24 @@ def match(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
 
 
 def average_precision(
-    scores: np.ndarray, hits: np.ndarray, ignored: np.ndarray, images: np.ndarray, weights: np.ndarray, objects: np.ndarray
+    scores: np.ndarray,
+    hits: np.ndarray,
+    ignored: np.ndarray,
+    images: np.ndarray,
+    weights: np.ndarray,
+    objects: np.ndarray,
 ) -> np.ndarray:
     """COCO's average precision of one class, as a fraction, for many weightings of the images at once.
 
-    An image of weight k counts as if it were in the set k times. (Its copies' equal scores stand side by side; whether hits or misses come
-    first among them leaves the envelope as it is, so the result is that of a set with k copies.)
+    An image of weight k counts as if it were in the set k times. (Its copies have equal scores; the order of
+    hits and misses among these does not change the envelope, so the result is that of a set with k copies.)
 
     Args:
-        scores: (n,) of the class's detections, in the order of their images. hits, ignored: (n, thresholds) bool.
-        images: (n,) each detection's image. weights: (samples, images) whole numbers.
-        objects: (samples,) how many objects there are under each weighting.
+        scores: (n,) of the class's detections, in the order of their images.
+        hits, ignored: (n, thresholds) bool.
+        images: (n,) each detection's image.
+        weights: (samples, images) whole numbers.
+        objects: (samples,) number of objects under each weighting.
 
     Returns:
         (samples, thresholds); NaN where there is no object.
@@ -114,14 +125,16 @@ def average_precision(
     return result
 
 
-def _average_precision(hits: np.ndarray, ignored: np.ndarray, each: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """The same for detections in order of their scores; ``each`` (samples, n): how often a detection counts."""
+def _average_precision(
+    hits: np.ndarray, ignored: np.ndarray, each: np.ndarray, objects: np.ndarray
+) -> np.ndarray:
+    """As :func:`average_precision`, of detections sorted by score; ``each`` (samples, n): their weights."""
     samples = np.arange(len(each))[:, None]
     seen = np.cumsum(each, axis=1, dtype=np.int64)
     needed = _needed(objects)
     result = np.zeros((len(each), hits.shape[1]))
     for threshold in range(hits.shape[1]):
-        places = np.flatnonzero(hits[:, threshold])  # precision only has its peaks at hits
+        places = np.flatnonzero(hits[:, threshold])  # the maxima of precision are at hits
         if not len(places):
             continue
         true, counted = np.cumsum(each[:, places], axis=1, dtype=np.int64), seen[:, places]
@@ -133,8 +146,10 @@ def _average_precision(hits: np.ndarray, ignored: np.ndarray, each: np.ndarray, 
         precision = true / np.maximum(counted, 1)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         envelope = np.concatenate([envelope, np.zeros_like(envelope[:, :1])], axis=1)  # beyond the last hit
-        apart = samples * (max(true[:, -1].max(), needed.max()) + 1)  # one search for all samples: rows that follow one another
-        first = np.searchsorted((true + apart).ravel(), (needed + apart).ravel()).reshape(needed.shape) - samples * len(places)
+        # One search for all samples: offsets make their rows one increasing sequence.
+        apart = samples * (max(true[:, -1].max(), needed.max()) + 1)
+        first = np.searchsorted((true + apart).ravel(), (needed + apart).ravel())
+        first = first.reshape(needed.shape) - samples * len(places)
         result[:, threshold] = np.take_along_axis(envelope, first, axis=1).mean(axis=1)
     return result
 

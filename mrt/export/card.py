@@ -1,4 +1,4 @@
-"""What a folder of ``mrt export`` says of itself: ``export.json``, read and written here, and a model card for people."""
+"""Descriptions in a folder of ``mrt export``: ``export.json`` for programs, and a model card for people."""
 
 from __future__ import annotations
 
@@ -20,23 +20,39 @@ from mrt.predict.detector import Detector
 VERSION = 1
 AGAIN = "export the detector again"
 LICENCE = (
-    "mrt is under Apache-2.0. Weights carry the terms of the data and the weights that they were trained from: "
-    "look them up before passing these on."
+    "mrt is under Apache-2.0. Weights carry the terms of the data and the weights that they were "
+    "trained from: look them up before passing these on."
 )
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime", "transformers", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "transformers",
+    "safetensors",
+)
 EVALUATIONS = "eval-*.json"  # what mrt eval leaves in a run's folder
 
 
 def make_card(
-    kind: str, file: str, eager: Detector, detector: Mapping[str, Any], source: Mapping[str, Any], more: Mapping[str, Any]
+    kind: str,
+    file: str,
+    eager: Detector,
+    detector: Mapping[str, Any],
+    source: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of ``export.json``, without parity and hashes.
 
     Args:
         kind, file: the format, and the file in the folder that holds the detector.
-        eager: the detector that was exported. detector: arguments of its network.
+        eager: the detector that was exported.
+        detector: arguments of its network.
         source: where it came from, see :func:`describe_source`.
-        more: what this format has to say beside.
+        more: further entries of this format.
     """
     preprocessing = eager.preprocessing
     return {
@@ -64,15 +80,19 @@ def make_card(
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write ``export.json``, with the hashes of all other files of the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / EXPORT_CARD)
-    hashes = {path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files}
-    write_text(folder / EXPORT_CARD, json.dumps({**card, "files": hashes}, indent=1, ensure_ascii=False) + "\n")
+    hashes = {
+        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in files
+    }
+    text = json.dumps({**card, "files": hashes}, indent=1, ensure_ascii=False)
+    write_text(folder / EXPORT_CARD, text + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The content of a folder's ``export.json``, every field that a program needs being there and of its kind.
+    """The content of a folder's ``export.json``, after a check of every field that a program needs.
 
     Raises:
-        MrtError: it is missing, cut short, or of another version; it names the field that is wrong.
+        MrtError: it is missing, cut short, or of another version; the message names the field that is wrong.
     """
     path = folder / EXPORT_CARD
     card = read_json(path)
@@ -80,24 +100,24 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise MrtError(f"{path}: holds no JSON object", AGAIN)
     if card.get("version") != VERSION:
         raise MrtError(f"{path}: version is {card.get('version')!r}, this mrt reads {VERSION}", AGAIN)
-    sizes = card.get("preprocessing")
     values = card["thresholds"].get("values") if isinstance(card.get("thresholds"), dict) else None
-    classes = card.get("classes")
+    classes, listed = card.get("classes"), isinstance(card.get("classes"), list)
+    named = listed and bool(classes) and all(isinstance(name, str) for name in classes)
     fine = {
         "format": isinstance(card.get("format"), str),
         "file": isinstance(card.get("file"), str) and Path(card["file"]).name == card["file"],
-        "classes": isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes),
-        "thresholds": isinstance(values, dict) and isinstance(classes, list) and set(values) == set(map(str, classes)),
-        "preprocessing": isinstance(sizes, dict)
-        and all(_is_count(sizes.get(name)) for name in ("short_side", "max_size"))
-        and (sizes.get("fixed") is None or (_is_list_of_counts(sizes["fixed"]) and len(sizes["fixed"]) == 2)),
-        "files": isinstance(card.get("files"), dict)
-        and all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in card["files"].values()),
+        "classes": named,
+        "thresholds": isinstance(values, dict) and listed and set(values) == set(map(str, classes)),
+        "preprocessing": _is_preprocessing(card.get("preprocessing")),
+        "files": isinstance(card.get("files"), dict) and all(map(_has_hash, card["files"].values())),
     }
     wrong = [name for name, holds in fine.items() if not holds]
     wrong += ["thresholds"] if not wrong and not all(_is_score(value) for value in values.values()) else []
     if wrong:
-        raise MrtError(f"{path}: {wrong[0]} is {_shown(card.get(wrong[0]))}", f"the file was changed or cut short: {AGAIN}")
+        raise MrtError(
+            f"{path}: {wrong[0]} is {_shown(card.get(wrong[0]))}",
+            f"the file was changed or cut short: {AGAIN}",
+        )
     return card
 
 
@@ -107,8 +127,23 @@ def check_file(folder: Path, card: Mapping[str, Any], name: str) -> Path:
     if not path.is_file():
         raise MrtError(f"{path}: no such file", f"copy the whole folder, or {AGAIN}")
     if entry is None or file_sha256(path) != entry["sha256"]:
-        raise MrtError(f"{path}: is not the file that was exported ({EXPORT_CARD} has another sha256)", f"copy it again, or {AGAIN}")
+        raise MrtError(
+            f"{path}: is not the file that was exported ({EXPORT_CARD} has another sha256)",
+            f"copy it again, or {AGAIN}",
+        )
     return path
+
+
+def _is_preprocessing(sizes: Any) -> bool:
+    if not isinstance(sizes, dict):
+        return False
+    fixed = sizes.get("fixed")
+    fits = fixed is None or (_is_list_of_counts(fixed) and len(fixed) == 2)
+    return fits and all(_is_count(sizes.get(name)) for name in ("short_side", "max_size"))
+
+
+def _has_hash(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
 
 
 def _is_count(value: Any) -> bool:
@@ -129,7 +164,7 @@ def _shown(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of mrt, Python, and the packages that had a part in this."""
+    """Versions of mrt, Python, and the packages that an export uses."""
     found = {"mrt": mrt.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -140,28 +175,31 @@ def versions() -> dict[str, str]:
 
 
 def describe_source(where: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a detector comes from: what it was called, the hash of its weights, the run's command, data and commit, its figures.
+    """Where a detector comes from: name, hash of its weights, the run's command, data and commit, metrics.
 
     Args:
-        where: as the user named it. facts: of :func:`mrt.engine.load.load_detector`.
+        where: as the user named it.
+        facts: of :func:`mrt.engine.load.load_detector`.
     """
     file = Path(facts["file"])
-    where = Path(where).name if Path(where).is_absolute() else where  # not the folders of this machine
+    where = Path(where).name if Path(where).is_absolute() else where  # without the folders of this machine
     source: dict[str, Any] = {"where": where, "network": facts.get("network"), "file": file.name}
     if file.is_file():
         source["sha256"] = file_sha256(file)
     run, evaluations = facts.get("run"), []
     if (file.parent / "run.json").is_file():
-        run, evaluations = read_json(file.parent / "run.json"), _evaluations(file.parent, facts.get("network"))
+        run = read_json(file.parent / "run.json")
+        evaluations = _evaluations(file.parent, facts.get("network"))
     if isinstance(run, dict) and run:
-        source["run"] = {name: run[name] for name in ("command", "data", "finished", "environment") if name in run}
+        kept = ("command", "data", "finished", "environment")
+        source["run"] = {name: run[name] for name in kept if name in run}
     if evaluations:
         source["evaluations"] = evaluations
     return source
 
 
 def _evaluations(folder: Path, network: str | None) -> list[dict[str, Any]]:
-    """The figures that ``mrt eval`` left beside the weights, of the same network, without those of single classes."""
+    """The metrics that ``mrt eval`` stored beside the weights of this network, without single classes."""
     found = []
     for path in sorted(folder.glob(EVALUATIONS)):
         try:
@@ -169,17 +207,22 @@ def _evaluations(folder: Path, network: str | None) -> list[dict[str, Any]]:
         except MrtError:
             continue
         for record in records if isinstance(records, list) else ():
-            if not isinstance(record, dict) or record.get("network") != network or not isinstance(record.get("metrics"), dict):
+            if not isinstance(record, dict) or record.get("network") != network:
                 continue
-            figures = {name: value for name, value in record["metrics"].items() if isinstance(value, (int, float))}
-            intervals = record.get("intervals") if isinstance(record.get("intervals"), dict) else {}
-            known = {name: record.get(name) for name in ("network", "data", "domain", "split", "sha256", "last")}
-            found.append({**known, "metrics": figures, "interval of AP50": (intervals.get("figures") or {}).get("AP50")})
+            metrics, intervals = record.get("metrics"), record.get("intervals")
+            if not isinstance(metrics, dict):
+                continue
+            known = ("network", "data", "domain", "split", "sha256", "last")
+            item = {name: record.get(name) for name in known}
+            item["metrics"] = {k: value for k, value in metrics.items() if isinstance(value, (int, float))}
+            bounds = intervals.get("figures") if isinstance(intervals, dict) else None
+            item["interval of AP50"] = (bounds or {}).get("AP50")
+            found.append(item)
     return found
 
 
 def model_card(card: Mapping[str, Any], name: str) -> str:
-    """README.md of a Hugging Face folder: what the model is, what it was trained and measured on, how it is used, under which terms."""
+    """README.md of a Hugging Face folder: what the model is, how to use it, its data, figures and terms."""
     source, sizes = card["source"], card["preprocessing"]
     run = source.get("run") or {}
     lines = [
@@ -215,7 +258,8 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         'image = Image.open("photo.jpg").convert("RGB")',
         "with torch.no_grad():",
         '    outputs = model(**processor(images=image, return_tensors="pt"))',
-        "found = processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=[image.size[::-1]])[0]",
+        "found = processor.post_process_object_detection(outputs, threshold=0.3, "
+        "target_sizes=[image.size[::-1]])[0]",
         "```",
         "",
         "With mrt:",
@@ -226,8 +270,8 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         f'found = mrt.load("{name}").predict("photo.jpg")',
         "```",
         "",
-        f"Images are scaled so that the short side has {sizes['short_side']} pixels, or fewer where the long one would have more than "
-        f"{sizes['max_size']}. {_thresholds(card)}",
+        f"Images are scaled so that the short side has {sizes['short_side']} pixels, or fewer where "
+        f"the long one would have more than {sizes['max_size']}. {_thresholds(card)}",
         "",
         "## Training data",
         "",
@@ -249,10 +293,14 @@ def _what(card: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     network = card["network"]
     kind = "two-stage " if network.get("two_stage") else ""
     kind += "with iterative box refinement " if network.get("box_refine") else ""
-    text = f"A Deformable DETR object detector ({kind}{network['num_queries']} queries, backbone {network.get('backbone', 'unknown')}), "
-    command = {"adapt": "adapted to another domain without labels of it", "pretrain-source": "trained"}.get(run.get("command", ""), "")
-    commit = (run.get("environment") or {}).get("commit")
-    made = f"{command} with mrt {(run.get('environment') or {}).get('mrt', '')}".strip() if command else "exported with mrt"
+    text = (
+        f"A Deformable DETR object detector ({kind}{network['num_queries']} queries, "
+        f"backbone {network.get('backbone', 'unknown')}), "
+    )
+    commands = {"adapt": "adapted to another domain without labels of it", "pretrain-source": "trained"}
+    command, environment = commands.get(run.get("command", ""), ""), run.get("environment") or {}
+    commit = environment.get("commit")
+    made = f"{command} with mrt {environment.get('mrt', '')}".strip() if command else "exported with mrt"
     return text.replace(" , ", ", ") + made + (f", commit {commit}" if commit else "") + "."
 
 
@@ -260,40 +308,57 @@ def _thresholds(card: Mapping[str, Any]) -> str:
     values = card["thresholds"]["values"]
     if len(set(values.values())) == 1:
         return f"mrt takes detections from a score of {next(iter(values.values())):g}."
-    return "mrt takes detections from these scores: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()) + "."
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    return f"mrt takes detections from these scores: {scores}."
 
 
 def _data(run: Mapping[str, Any]) -> Sequence[str]:
     data = run.get("data")
     if not isinstance(data, dict) or not data:
         return ["Not on record: the weights were not trained by a run of mrt that is at hand."]
-    lines = ["| part | set | domain | details | sha256 of the annotations |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| part | set | domain | details | sha256 of the annotations |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for part, card in data.items():
         details = ", ".join(f"{key} {value}" for key, value in (card.get("details") or {}).items())
-        hashes = ", ".join(f"{split} `{value[:12]}`" for split, value in (card.get("sha256") or {}).items() if value)
-        lines.append(f"| {part} | {card.get('name')} | {card.get('domain')} | {details or '-'} | {hashes or '-'} |")
+        sha256 = card.get("sha256") or {}
+        hashes = ", ".join(f"{split} `{value[:12]}`" for split, value in sha256.items() if value)
+        lines.append(
+            f"| {part} | {card.get('name')} | {card.get('domain')} | {details or '-'} | {hashes or '-'} |"
+        )
     if "target" in data:
-        lines += ["", "Labels of the target set were not trained on, unless the command was one for an upper bound (oracle)."]
+        lines += [
+            "",
+            "Labels of the target set were not trained on, unless the command was one for an upper bound "
+            "(oracle).",
+        ]
     return lines
 
 
 def _figures(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     if not evaluations:
         return ["None on record. `mrt eval` leaves them with the run, and the next export has them here."]
-    lines = ["| set, split | domain | AP50 | AP | AP75 | sha256 of the annotations |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| set, split | domain | AP50 | AP | AP75 | sha256 of the annotations |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for item in evaluations:
         figures = [_figure(item["metrics"].get(name)) for name in ("AP50", "AP", "AP75")]
         interval = item.get("interval of AP50")
         if isinstance(interval, dict) and interval.get("low") is not None:
             figures[0] += f" [{interval['low']:.1f}, {interval['high']:.1f}]"
         sha256 = str(item.get("sha256") or "")[:12]
-        lines.append(f"| {item.get('data')}, {item.get('split')} | {item.get('domain')} | {' | '.join(figures)} | `{sha256}` |")
+        lines.append(
+            f"| {item.get('data')}, {item.get('split')} | {item.get('domain')} | {' | '.join(figures)} | "
+            f"`{sha256}` |"
+        )
     last = all(item.get("last") for item in evaluations)
     weights = "the run's last weights" if last else "weights of which nobody knows how they were picked"
     lines += [
         "",
-        f"COCO figures in per cent of {weights}, by `mrt eval`: 100 detections an image, no NMS, ignored objects left out; in brackets a "
-        "bootstrap interval over the images.",
+        f"COCO figures in per cent of {weights}, by `mrt eval`: 100 detections an image, no NMS, "
+        "ignored objects left out; in brackets a bootstrap interval over the images.",
     ]
     return lines
 

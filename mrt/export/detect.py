@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def read(path: str) -> Image.Image:
-    """The photo as its EXIF entry says to hold it, in 8-bit RGB; of 16-bit grey the high byte."""
+    """The photo in 8-bit RGB, turned upright by its EXIF entry; of 16-bit grey the high byte."""
     with Image.open(path) as file:
         picture = ImageOps.exif_transpose(file)
         if picture.mode.startswith("I") or picture.mode == "F":
@@ -36,7 +36,7 @@ def read(path: str) -> Image.Image:
 
 
 def network_size(width: int, height: int, sizes: dict) -> tuple[int, int]:
-    """(width, height) that the network sees: the short side as set, or less where the long side would be too long."""
+    """The network's input size (width, height): the short side as set, or less to limit the long side."""
     if sizes["fixed"]:
         return sizes["fixed"][1], sizes["fixed"][0]
     short, long = min(width, height), max(width, height)
@@ -48,7 +48,11 @@ def network_size(width: int, height: int, sizes: dict) -> tuple[int, int]:
 
 
 def detect(
-    session: onnxruntime.InferenceSession, card: dict, picture: Image.Image, threshold: float | None = None, top: int = 100
+    session: onnxruntime.InferenceSession,
+    card: dict,
+    picture: Image.Image,
+    threshold: float | None = None,
+    top: int = 100,
 ) -> list[tuple[str, float, list[float]]]:
     """(class, score, [x0, y0, x1, y1]) of the objects in an RGB picture, best first.
 
@@ -57,20 +61,23 @@ def detect(
     classes, own = card["classes"], card["thresholds"]["values"]
     scaled = picture.resize(network_size(*picture.size, card["preprocessing"]), Image.Resampling.BILINEAR)
     images = np.asarray(scaled, dtype=np.float32).transpose(2, 0, 1)[None]
-    scores, labels, boxes = (part[0] for part in session.run(["scores", "labels", "boxes"], {"images": np.ascontiguousarray(images)}))
+    outputs = session.run(["scores", "labels", "boxes"], {"images": np.ascontiguousarray(images)})
+    scores, labels, boxes = (part[0] for part in outputs)
     limits = np.array([*picture.size, *picture.size], dtype=np.float32)
     boxes = np.clip(boxes * limits, 0, limits)
     lowest = np.array([own[name] if threshold is None else threshold for name in classes], dtype=np.float32)
     keep = (scores >= lowest[labels]) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    rows = zip(scores[keep][:top].tolist(), labels[keep][:top].tolist(), boxes[keep][:top].tolist(), strict=True)
-    return [(classes[label], score, box) for score, label, box in rows]
+    scores, labels, boxes = (part[keep][:top].tolist() for part in (scores, labels, boxes))
+    return [(classes[k], score, box) for score, k, box in zip(scores, labels, boxes, strict=True)]
 
 
 def main() -> int:
     """0: done; 1: some photos could not be read; 2: the program cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", nargs="+")
-    parser.add_argument("--threshold", type=float, help="lowest score; default: each class's own, from export.json")
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score; default: each class's own, from export.json"
+    )
     parser.add_argument("--top", type=int, default=100, help="most objects of a photo")
     asked = parser.parse_args()
     try:
@@ -87,12 +94,17 @@ def main() -> int:
     for path in asked.photos:
         try:
             found = detect(session, card, read(path), asked.threshold, asked.top)
-        except Exception as error:  # whatever is wrong with one photo, the others have their turn
+        except Exception as error:  # an error in one photo must not stop the others
             print(f"{path}: {error}", file=sys.stderr)
             failed += 1
             continue
         for name, score, box in found:
-            line = {"image": path, "class": name, "score": round(score, 5), "box": [round(number, 2) for number in box]}
+            line = {
+                "image": path,
+                "class": name,
+                "score": round(score, 5),
+                "box": [round(number, 2) for number in box],
+            }
             print(json.dumps(line, ensure_ascii=False))
     return 1 if failed else 0
 
@@ -101,7 +113,7 @@ if __name__ == "__main__":
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has had enough (| head)
+    except BrokenPipeError:  # the reader has stopped, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Traced programs as files: PyTorch's own archive, and ONNX. Neither says where on this machine it was made."""
+"""Traced programs as files: PyTorch's own archive, and ONNX. Neither contains paths of this machine."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ def require_onnx(opset: int) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MrtError(f"the package {error.name} is not installed, which writes ONNX files", INSTALL) from None
+        what = f"the package {error.name} is not installed, which writes ONNX files"
+        raise MrtError(what, INSTALL) from None
 
 
 def write_onnx(graph: ExportedProgram, path: Path, opset: int) -> None:
     """An ONNX file of standard operators; its free dimensions are called batch, height and width.
 
     Args:
-        graph: traced without kernels. opset: of :data:`OPSETS`.
+        graph: traced without kernels.
+        opset: one of :data:`OPSETS`.
 
     Raises:
         MrtError: the exporter refuses the program, or its packages are missing.
@@ -62,11 +64,19 @@ def write_onnx(graph: ExportedProgram, path: Path, opset: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             written = torch.onnx.export(
-                graph, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
+                graph,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                verbose=False,
             )
         model = written.model_proto
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        raise MrtError(f"this detector cannot be written as ONNX: {_first_line(error)}", "Give one size: --size WIDTHxHEIGHT.") from error
+        raise MrtError(
+            f"this detector cannot be written as ONNX: {_first_line(error)}",
+            "Give one size: --size WIDTHxHEIGHT.",
+        ) from error
     finally:
         quiet.setLevel(level)
     found = model.opset_import[0].version
@@ -78,17 +88,23 @@ def write_onnx(graph: ExportedProgram, path: Path, opset: int) -> None:
 
 
 def _tidy(model: onnx.ModelProto) -> None:
-    """Name the free dimensions, and leave out what only a developer of the exporter wants: stack traces and shapes in between."""
+    """Name the free dimensions, and remove stack traces and the shapes of intermediate results."""
     names: dict[str, str] = {}
-    for dimension, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=True):
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    for dimension, name in zip(dimensions, ("batch", "", "height", "width"), strict=True):
         if dimension.dim_param:
             names[dimension.dim_param] = name
-    for value in (*model.graph.input, *model.graph.output):
+
+    def renamed(text: str) -> str:
+        return re.sub(r"\w+", lambda found: names.get(found[0], found[0]), text)
+
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:
-                dimension.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dimension.dim_param)
-    del model.graph.value_info[:]
-    for item in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+                dimension.dim_param = renamed(dimension.dim_param)
+    del graph.value_info[:]
+    for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         item.doc_string = ""
         del item.metadata_props[:]
 

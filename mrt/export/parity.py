@@ -1,4 +1,4 @@
-"""Does an exported detector detect the same? Its boxes, scores and classes on real images, against those of eager PyTorch."""
+"""Whether an exported detector detects the same: its results on images against those of eager PyTorch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from mrt.predict.detections import Detections
 from mrt.predict.detector import TOP_K, Detector, Options
 from mrt.predict.network import CANDIDATES, TorchNetwork, pixels_to_input
 
-SAME_PLACE = 0.5  # intersection over union from which on two boxes of a class are one object that is boxed differently
-FAR = 1e3  # times the tolerance: what no pair is farther apart than, so that pairs that are far apart do not decide who is whose
-TIED = 1e-4  # of the scores' standard deviation: proposals closer than this may be ranked either way by rounding
+# Intersection over union: two boxes of a class that overlap so much are the same object with different boxes.
+SAME_PLACE = 0.5
+# Distances are limited to so many tolerances, so that distant pairs do not influence the assignment of
+# others.
+FAR = 1e3
+# Rounding may swap the ranks of proposals whose scores differ by less, in standard deviations of the scores.
+TIED = 1e-4
 
 
 class Tolerance(NamedTuple):
-    """What two detections that count as one and the same may differ by: in score, and in any of a box's sides by pixels of the image."""
+    """How much two detections that count as the same may differ: in score, and in pixels of a box's side."""
 
     score: float = 2e-4
     box: float = 0.1
@@ -35,11 +39,13 @@ class Check:
 
     Attributes:
         name: what was compared, in words.
-        images: number of images; ``undecided`` of them were left out, because the eager detector's own choice of proposals hangs on
-            rounding there.
-        compared: detections that had to have a partner: the :data:`TOP_K` best of either side in each image.
-        objects: those of the eager detector that reach its thresholds.
-        different: whose partner is there, but differs by more than the tolerance. missing: those without a partner.
+        images: number of images.
+        undecided: images that were left out, because rounding decides the eager detector's choice of
+            proposals there.
+        compared: detections that must have a partner: the :data:`TOP_K` best of both sides in each image.
+        objects: detections of the eager detector that reach its thresholds.
+        different: detections with a partner that differs by more than the tolerance.
+        missing: detections without a partner.
         score, box: largest difference of partners in score, and in pixels.
     """
 
@@ -56,23 +62,35 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether there were detections and all are the same, on at least half of the images."""
-        return bool(self.compared) and not (self.different or self.missing) and 2 * self.undecided <= self.images
+        decided = 2 * self.undecided <= self.images
+        return bool(self.compared) and not (self.different or self.missing) and decided
 
 
-COLUMNS = ("", "images", "objects", "compared", "missing", "different", "largest score difference", "largest box difference, px", "same")
+COLUMNS = (
+    "",
+    "images",
+    "objects",
+    "compared",
+    "missing",
+    "different",
+    "largest score difference",
+    "largest box difference, px",
+    "same",
+)
 
 
 def table_row(check: Check) -> list[str]:
     """A check as a row under :data:`COLUMNS`."""
     images = str(check.images) + (f" ({check.undecided} undecided)" if check.undecided else "")
     counts = (str(number) for number in (check.objects, check.compared, check.missing, check.different))
-    return [check.name, images, *counts, f"{check.score:.1e}", f"{check.box:.4f}", "yes" if check.ok else "NO"]
+    largest = f"{check.score:.1e}", f"{check.box:.4f}"
+    return [check.name, images, *counts, *largest, "yes" if check.ok else "NO"]
 
 
 class Tensors(NamedTuple):
-    """What became of the weights: how many of the detector's tensors are in the file bit by bit, and the names of those that differ.
+    """Comparison of weights: how many tensors are bit for bit equal in the file, and the names of the others.
 
-    Those that a format holds in another form (joined, transposed) are in neither.
+    Tensors that a format stores in another form (joined, transposed) are in neither.
     """
 
     equal: int
@@ -80,30 +98,40 @@ class Tensors(NamedTuple):
 
 
 def compare_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensors:
-    """Compare tensors of one name and shape."""
+    """Compare tensors of the same name and shape."""
     common = [name for name, value in ours.items() if name in theirs and theirs[name].shape == value.shape]
-    different = [name for name in common if not torch.equal(ours[name].cpu(), theirs[name].cpu().to(ours[name].dtype))]
+
+    def equal(name: str) -> bool:
+        return torch.equal(ours[name].cpu(), theirs[name].cpu().to(ours[name].dtype))
+
+    different = [name for name in common if not equal(name)]
     return Tensors(len(common) - len(different), different)
 
 
 class ParityFailed(RunFailed):
-    """An exported detector does not detect the same, or has other weights; ``checks`` and ``tensors`` are the figures."""
+    """An exported detector does not detect the same, or has other weights: see ``checks`` and ``tensors``."""
 
-    def __init__(self, what: str, checks: Sequence[Check], tensors: Tensors, tolerance: Tolerance, note: str = "") -> None:
+    def __init__(
+        self, what: str, checks: Sequence[Check], tensors: Tensors, tolerance: Tolerance, note: str = ""
+    ) -> None:
         self.checks, self.tensors = list(checks), tensors
         lines = [f"{what}: does not do what the detector itself does; nothing was written"]
         if tensors.different:
-            names = ", ".join(tensors.different[:3]) + (", ..." if len(tensors.different) > 3 else "")
-            lines.append(f"{len(tensors.different)} of {tensors.equal + len(tensors.different)} tensors have other values: {names}")
+            number = len(tensors.different)
+            names = ", ".join(tensors.different[:3]) + (", ..." if number > 3 else "")
+            lines.append(f"{number} of {tensors.equal + number} tensors have other values: {names}")
         table = [COLUMNS, *(table_row(check) for check in checks)]
         widths = [max(len(row[column]) for row in table) for column in range(len(COLUMNS))]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-        lines += [f"allowed: {tolerance.score:g} in score, {tolerance.box:g} px in a box's sides", *([note] if note else [])]
+        for row in table:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  ".join(cells).rstrip())
+        lines.append(f"allowed: {tolerance.score:g} in score, {tolerance.box:g} px in a box's sides")
+        lines += [note] if note else []
         super().__init__("\n".join(lines))
 
 
 def as_dict(checks: Sequence[Check], tensors: Tensors, tolerance: Tolerance, images: str) -> dict[str, Any]:
-    """The checks as plain values for ``export.json``; ``images`` says which they were made on."""
+    """The checks as plain values for ``export.json``; ``images`` describes the images that were used."""
     return {
         "images": images,
         "tolerance": tolerance._asdict(),
@@ -123,20 +151,24 @@ def compare(
     size: tuple[int, int] | None = None,
     same_order: bool = False,
 ) -> Check:
-    """Show both detectors the same images, and pair what they find by class, place and score.
+    """Run both detectors on the same images, and pair their detections by class, place and score.
 
-    Each of the best detections of one side must be among all candidates of the other, which reach further down: so it does not matter in
-    which order detections of nearly one score come, and where exactly a list ends.
+    Each of the best detections of one side must be among all candidates of the other, which include lower
+    scores. So the order of detections with almost equal scores and the exact end of a list do not matter.
 
     Args:
-        eager: with a :class:`TorchNetwork`. exported: anything.
-        size: (height, width) that both stretch images to; None: as they are made to.
-        same_order: classes are the same by label, whatever they are called.
+        eager: with a :class:`TorchNetwork`.
+        exported: with any network.
+        size: (height, width) that both stretch images to; None: as their preprocessing does.
+        same_order: classes are matched by label, not by name.
     """
     tolerance = tolerance or Tolerance()
     if size is not None:
         eager, exported = (_resized(detector, size) for detector in (eager, exported))
-    sides = [detector.predict(list(pictures), threshold=0.0, top_k=CANDIDATES, batch=batch) for detector in (eager, exported)]
+    sides = [
+        detector.predict(list(pictures), threshold=0.0, top_k=CANDIDATES, batch=batch)
+        for detector in (eager, exported)
+    ]
     labels = _labels(exported.classes, eager.classes, same_order)
     lowest = eager.threshold_of(Options())
     undecided = compared = objects = different = missing = 0
@@ -168,9 +200,10 @@ class _Partners(NamedTuple):
 def _partners(ours: Detections, theirs: Detections, end: float, tolerance: Tolerance) -> _Partners:
     """Partners for the best of ``ours`` among all of ``theirs``, whose list ends at the score ``end``."""
     best = ours[:TOP_K]
-    # What scores no more than where the other list ends may have been left out of it, and a sliver may have been no box there.
-    owed = (best.scores > end + tolerance.score) & ((best.boxes[:, 2:] - best.boxes[:, :2]).min(1, initial=np.inf) > tolerance.box)
-    best = best[owed]
+    # The other list may lack detections whose scores are not above its end, and very thin boxes, which may
+    # have been empty there.
+    thinnest = (best.boxes[:, 2:] - best.boxes[:, :2]).min(1, initial=np.inf)
+    best = best[(best.scores > end + tolerance.score) & (thinnest > tolerance.box)]
     scores = np.abs(best.scores[:, None] - theirs.scores[None])
     boxes = np.abs(best.boxes[:, None] - theirs.boxes[None]).max(2, initial=0)
     other = best.labels[:, None] != theirs.labels[None]
@@ -191,20 +224,21 @@ def _partners(ours: Detections, theirs: Detections, end: float, tolerance: Toler
 
 
 def _end(found: Detections) -> float:
-    """Below which score a list of candidates says nothing."""
+    """The score at which a list of candidates ends."""
     return float(found.scores[-1]) if len(found) else -1.0
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(n,) intersection over union of boxes (n, 4), pair by pair."""
-    sides = np.clip(np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2]), 0, None)
+    starts, ends = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
+    sides = np.clip(ends - starts, 0, None)
     areas = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second))
     common = np.prod(sides, axis=1)
     return common / np.maximum(sum(areas) - common, 1e-9)
 
 
 def _labels(theirs: Sequence[str], ours: Sequence[str], same_order: bool) -> np.ndarray:
-    """Our label for each of their labels, -1 for classes that we do not have."""
+    """Our label for each of their labels; -1 for classes that we do not have."""
     if same_order:
         return np.arange(len(theirs))
     return np.array([list(ours).index(name) if name in ours else -1 for name in theirs])
@@ -216,7 +250,10 @@ def _resized(detector: Detector, size: tuple[int, int]) -> Detector:
 
 
 def _proposals_tied(eager: Detector, picture: Image.Image) -> bool:
-    """Whether it is a matter of rounding which proposals of a two-stage detector become queries: another one changes all detections."""
+    """Whether rounding decides which proposals of a two-stage detector become queries.
+
+    If another proposal is chosen, all detections change.
+    """
     network = eager.network
     if not isinstance(network, TorchNetwork) or not network.detector.two_stage:
         return False
@@ -224,16 +261,19 @@ def _proposals_tied(eager: Detector, picture: Image.Image) -> bool:
     with torch.inference_mode():
         features = detector.extract(pixels_to_input(eager.preprocessing(picture)[None].to(network.device)))
         memory = detector.encode(features)
-        candidates, _, valid = detector.transformer.propose(memory, features.shapes, features.valid_ratios, None)
+        candidates, _, valid = detector.transformer.propose(
+            memory, features.shapes, features.valid_ratios, None
+        )
         scores = detector.proposal_class_embed(candidates)[0, :, 0].masked_fill(~valid[0], -torch.inf)
     ranked = scores.sort(descending=True).values
     if len(ranked) <= detector.num_queries:
         return False
     last, next_one = ranked[detector.num_queries - 1 : detector.num_queries + 1]
-    return not bool(last - next_one > TIED * ranked[torch.isfinite(ranked)].std())  # also where both are -inf: too few may be chosen
+    # The comparison is also False where both are -inf, that is where there are too few valid proposals.
+    return not bool(last - next_one > TIED * ranked[torch.isfinite(ranked)].std())
 
 
 def pick(count: int, wanted: int) -> list[int]:
-    """``wanted`` of ``count`` things, or all, spread evenly."""
+    """Indices of ``wanted`` of ``count`` items, or of all, spread evenly."""
     wanted = min(count, wanted)
     return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

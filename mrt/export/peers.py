@@ -1,4 +1,4 @@
-"""A Hugging Face folder as the transformers package runs it."""
+"""A Hugging Face folder, run by the transformers package."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mrt.predict.network import CANDIDATES, pixels_to_input
 
 
 class TransformersNetwork:
-    """A folder's model, loaded by transformers alone, with the interface of :class:`mrt.predict.network.Network`.
+    """A folder's model, loaded by transformers alone, as a :class:`mrt.predict.network.Network`.
 
     Attributes:
         classes: names of its columns.
 
     Raises:
-        MrtError: transformers has no place for such a network, e.g. one of a single decoder layer.
+        MrtError: transformers does not support such a network, e.g. one with a single decoder layer.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
@@ -37,7 +37,8 @@ class TransformersNetwork:
         except (ValueError, RuntimeError, OSError) as error:
             version = metadata.version("transformers")
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise MrtError(f"transformers {version} cannot load this detector: {reason}", "take another format") from error
+            what = f"transformers {version} cannot load this detector: {reason}"
+            raise MrtError(what, "take another format") from error
         self.model = model.to(self.device).eval()
         names = self.model.config.id2label
         self.classes = [names[column] for column in sorted(names)]

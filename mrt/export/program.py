@@ -1,4 +1,4 @@
-"""A detector as one function from pixels to candidates, and its graph: what the program formats are written from."""
+"""A detector as one function from pixels to candidates, and its graph, from which programs are written."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from mrt.predict.network import CANDIDATES
 
 INPUT, OUTPUTS = "images", ("scores", "labels", "boxes")
 
-# The tracer takes equations that happen to hold for the example for laws. These sides give different numbers of cells on every level, and
-# this batch is no divisor of anything.
+# The tracer takes relations that happen to hold for the example as general. So these sides give different
+# numbers of cells on every level, and this batch size divides none of them.
 EXAMPLE_BATCH, EXAMPLE_SIZE = 3, (517, 709)
 
 
 class Program(nn.Module):
-    """Pixels in, candidates out.
+    """A network from pixels to candidates.
 
-    Calling it: ``images``, (B, 3, H, W) float32, RGB from 0 to 255, of the size that the network shall see -> ``scores`` (B, K), falling;
-    ``labels`` (B, K) int64; ``boxes`` (B, K, 4), x0, y0, x1, y1 as shares of the image, not clipped. K is the number of (query, class)
-    pairs, at most :data:`mrt.predict.network.CANDIDATES`.
+    Its input ``images`` is (B, 3, H, W) float32, RGB from 0 to 255, in the network's input size. Its outputs
+    are ``scores`` (B, K), decreasing; ``labels`` (B, K) int64; ``boxes`` (B, K, 4), x0, y0, x1, y1 as shares
+    of the image, not clipped. K is the number of (query, class) pairs, at most
+    :data:`mrt.predict.network.CANDIDATES`.
 
     Args:
-        detector: is copied; frozen norms of the copy are folded into its convolutions.
+        detector: is copied; frozen batch norms of the copy are folded into its convolutions.
     """
 
     def __init__(self, detector: DeformableDETR) -> None:
@@ -55,26 +56,28 @@ class Program(nn.Module):
 
 
 class _SameConv2d(nn.Module):
-    """What :class:`mrt.models.backbone.SameConv2d` computes, with a kernel that does not depend on the image's size.
+    """As :class:`mrt.models.backbone.SameConv2d`, in a form that can be traced for images of any size.
 
-    Sides of even length are padded by a cell less on the near side. The output is cut to the length that it has anyway, so that shapes
-    behind it are simple expressions of the image's.
+    Sides of even length are padded by one cell less at their start. The output is cut to the length that it
+    has anyway, so that later shapes are simple expressions of the image's shape.
     """
 
     def __init__(self, conv: SameConv2d) -> None:
         super().__init__()
-        self.conv, self.margin = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, 2, groups=conv.groups), conv.padding[0]
+        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, 2, groups=conv.groups)
+        self.margin = conv.padding[0]
         self.conv.weight, self.conv.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # A row and a column too many, and always cut: else "nothing to cut" would be a case of its own, and the program one for odd sides.
+        # Pad by one row and column too many, and always cut. Otherwise "nothing to cut" would be a special
+        # case, and the program would only accept odd sides.
         padded = F.pad(x, (self.margin + 1, self.margin) * 2)[..., 2 - height % 2 :, 2 - width % 2 :]
         return self.conv(padded)[..., : (height + 1) // 2, : (width + 1) // 2]
 
 
 def _row_by_row(decoder: nn.Module, arguments: tuple) -> tuple:
-    """Queries and their positions as tensors of their own: as halves of one, their strides would tie the program's batch."""
+    """Copies queries and their positions: as halves of one tensor, their strides would fix the batch size."""
     queries, position, *rest = arguments
     return queries.contiguous(), position.contiguous(), *rest
 
@@ -84,7 +87,8 @@ def trace(program: Program, size: tuple[int, int] | None = None, *, kernels: boo
 
     Args:
         size: (height, width) that images will have; None: any.
-        kernels: with mrt's own op in it, which whoever loads the graph must have; else PyTorch's operators only.
+        kernels: use mrt's own op, which must then be installed to load the graph; False: only PyTorch's
+            operators.
 
     Raises:
         MrtError: this network cannot be traced.
@@ -95,6 +99,7 @@ def trace(program: Program, size: tuple[int, int] | None = None, *, kernels: boo
         try:
             return torch.export.export(program, (example,), dynamic_shapes={INPUT: dimensions}, strict=False)
         except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            hint = None if size else "Something in it may be tied to the image's size: give one, --size WIDTHxHEIGHT."
-            raise MrtError(f"this detector cannot be traced: {reason}", hint) from error
+            lines = (line.strip() for line in str(error).splitlines() if line.strip())
+            what = f"this detector cannot be traced: {next(lines, type(error).__name__)}"
+            hint = "Something in it may be tied to the image's size: give one, --size WIDTHxHEIGHT."
+            raise MrtError(what, None if size else hint) from error

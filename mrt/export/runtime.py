@@ -1,4 +1,4 @@
-"""Exported programs as detectors: ONNX files through onnxruntime, ``torch.export`` archives through PyTorch."""
+"""Exported programs as detectors: ONNX files by onnxruntime, ``torch.export`` archives by PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrt.predict.detector import Detector, Thresholds
 from mrt.predict.network import Preprocessing
 
 ONNX, GRAPH = "onnx", "torch-export"
-SILENT = 4  # onnxruntime's level of messages: what goes wrong is told by our own errors
+SILENT = 4  # onnxruntime's level of messages: failures are reported by our own errors
 
 
 def load_program(folder: Path, device: str = "auto") -> Detector:
@@ -29,15 +29,18 @@ def load_program(folder: Path, device: str = "auto") -> Detector:
         device: "auto" (a GPU where both the machine and the runtime have one), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        MrtError: no such folder, a file that is missing, damaged or of another version, a package that is not installed, or a device that
-            is not there.
+        MrtError: no such folder, a file that is missing, damaged or of another version, a package that is not
+            installed, or a device that is not there.
     """
     folder = Path(folder)
     card = read_card(folder)
     path = check_file(folder, card, card["file"])
     makers: Mapping[str, Callable[..., Any]] = {ONNX: OnnxNetwork, GRAPH: GraphNetwork}
     if card["format"] not in makers:
-        raise MrtError(f"{folder}: holds no program but weights ({card['format']})", f"mrt.load({str(folder)!r}) reads them, too")
+        raise MrtError(
+            f"{folder}: holds no program but weights ({card['format']})",
+            f"mrt.load({str(folder)!r}) reads them, too",
+        )
     if card["format"] == GRAPH and not card.get("portable"):
         _require_kernels(folder)
     network = makers[card["format"]](path, device)
@@ -45,32 +48,38 @@ def load_program(folder: Path, device: str = "auto") -> Detector:
     fixed = tuple(sizes["fixed"]) if sizes["fixed"] else None
     values = {name: float(value) for name, value in card["thresholds"]["values"].items()}
     thresholds = Thresholds(values, str(card["thresholds"].get("origin")))
-    facts = {"network": (card.get("source") or {}).get("network") or "student", "file": str(path), "classes": card["classes"]}
-    return Detector(network, card["classes"], Preprocessing(sizes["short_side"], sizes["max_size"], fixed), thresholds, facts)
+    which = (card.get("source") or {}).get("network") or "student"
+    facts = {"network": which, "file": str(path), "classes": card["classes"]}
+    preprocessing = Preprocessing(sizes["short_side"], sizes["max_size"], fixed)
+    return Detector(network, card["classes"], preprocessing, thresholds, facts)
 
 
 class OnnxNetwork:
     """A program in an ONNX file.
 
     Args:
-        path: of the file. device: "auto", "cpu", "cuda" or "cuda:1".
+        path: of the file.
+        device: "auto", "cpu", "cuda" or "cuda:1".
 
     Raises:
-        MrtError: onnxruntime is not installed, has no CUDA although that was asked for, or cannot read the file.
+        MrtError: onnxruntime is not installed, has no CUDA although ``device`` asks for it, or cannot read
+            the file.
     """
 
     def __init__(self, path: Path, device: str = "auto") -> None:
         try:
             import onnxruntime
         except ImportError:
-            raise MrtError("the package onnxruntime is not installed, which runs ONNX files", "pip install onnxruntime") from None
+            raise MrtError(
+                "the package onnxruntime is not installed, which runs ONNX files", "pip install onnxruntime"
+            ) from None
         self.path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
         self.providers = _providers(onnxruntime.get_available_providers(), device)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=self.providers)
-        except Exception as error:  # onnxruntime's errors have no class of their own in common
+        except Exception as error:  # onnxruntime's errors have no common class
             raise MrtError(f"{path}: onnxruntime cannot read it: {_reason(error)}", AGAIN) from None
 
     def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,17 +92,24 @@ class OnnxNetwork:
         """The file's constants by name; needs the package onnx."""
         import onnx
 
-        graph = onnx.load(self.path).graph
-        return {item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer}
+        constants = onnx.load(self.path).graph.initializer
+        arrays = {item.name: onnx.numpy_helper.to_array(item) for item in constants}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def _providers(available: list[str], device: str) -> list[Any]:
     kind, _, number = str(device).partition(":")
     if kind not in ("auto", "cpu", "cuda"):
-        raise MrtError(f"device {device!r}: onnxruntime is asked for cpu or cuda here", "choose auto, cpu, cuda or cuda:NUMBER")
+        raise MrtError(
+            f"device {device!r}: onnxruntime is asked for cpu or cuda here",
+            "choose auto, cpu, cuda or cuda:NUMBER",
+        )
     there = "CUDAExecutionProvider" in available
     if kind == "cuda" and not there:
-        raise MrtError(f"device {device!r}: this onnxruntime has no CUDA", "pip install onnxruntime-gpu, or take the device cpu")
+        raise MrtError(
+            f"device {device!r}: this onnxruntime has no CUDA",
+            "pip install onnxruntime-gpu, or take the device cpu",
+        )
     if kind == "cpu" or not there:
         return ["CPUExecutionProvider"]
     return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
@@ -103,7 +119,8 @@ class GraphNetwork:
     """A program in an archive of ``torch.export``.
 
     Args:
-        path: of the file. device: "auto", "cpu", "cuda" or "cuda:1".
+        path: of the file.
+        device: "auto", "cpu", "cuda" or "cuda:1".
 
     Raises:
         MrtError: the file cannot be read, or the device is not there.
@@ -140,7 +157,7 @@ class GraphNetwork:
 
 
 def kernels_there() -> bool:
-    """Whether the op that programs with kernels call exists here; ``MRT_OPS_BACKEND`` does not matter to them."""
+    """Whether the op that programs with kernels call is installed; they ignore ``MRT_OPS_BACKEND``."""
     return hasattr(torch.ops.mrt, "ms_deform_attn_fused")
 
 
@@ -156,8 +173,8 @@ def _failed(path: Path, images: Tensor, error: Exception) -> MrtError:
     height, width = images.shape[-2:]
     return MrtError(
         f"{path}: the program failed on {len(images)} images of {width}x{height} pixels: {_reason(error)}",
-        "A program for any size needs some 65 pixels a side, and a two-stage one at least as many cells as it has queries; one for a "
-        "fixed size takes no other.",
+        "A program for any size needs some 65 pixels a side, and a two-stage one at least as many cells as "
+        "it has queries; one for a fixed size takes no other.",
     )
 
 

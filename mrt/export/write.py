@@ -1,4 +1,4 @@
-"""Exporting: every format is written beside its place, compared with the detector itself, and only then put there."""
+"""Writing exports: each is written to a temporary folder, compared with the detector, and then moved."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from mrt.predict.inputs import find
 from mrt.predict.network import Preprocessing
 
 FORMATS = ("safetensors", "huggingface", "torch-export", "onnx", "mrt-published")
-IMAGES = 8  # that the exported detector is compared on
-TOGETHER = 4  # of these once more at another size, in batches of BATCH
+IMAGES = 8  # number of images that the exported detector is compared on
+TOGETHER = 4  # so many of these are compared again at another size, in batches of BATCH
 BATCH = 2
-SCENE = (640, 320)  # width and height in pixels of rendered images, where there are no others
+SCENE = (640, 320)  # width and height in pixels of rendered images, used if there are no others
 BEYOND = (
-    "transformers, unlike mrt, lets candidates that reach beyond the image become queries where an empty cell scores higher than the best "
-    "of others, as it may before the proposals are trained"
+    "transformers, unlike mrt, lets candidates that reach beyond the image become queries where an empty "
+    "cell scores higher than the best of others, as it may before the proposals are trained"
 )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was written, and the figures that it was found good by."""
+    """A folder that was written, and the checks that it passed."""
 
     format: str
     folder: Path
@@ -58,11 +58,14 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all formats are written from.
+    """The input of an export, the same for all formats.
 
     Attributes:
-        where: as the user named it. facts: of the weights. eager: the detector as it predicts. pictures, shown: what it is compared on, and
-            that in words.
+        where: as the user named it.
+        facts: of the weights.
+        eager: the detector as it predicts.
+        pictures: images that it is compared on.
+        shown: a description of these images.
         size: (height, width) of programs for one size.
     """
 
@@ -79,7 +82,7 @@ class _Job:
     say: Callable[[str], None]
 
     def detector(self) -> DeformableDETR:
-        """The network once more, as it was saved: that of ``eager`` may have been rebuilt to run faster."""
+        """The network as it was saved; that of ``eager`` may have been changed to run faster."""
         return load_detector(self.where, which=self.which)[0]
 
 
@@ -88,15 +91,18 @@ def export_detector(where: str | Path, format: str, out: Path | str | None = Non
 
     Args:
         where: a run, weights, a Hugging Face folder, a shipped name: as in :func:`mrt.load`.
-        format: of :data:`FORMATS`. out: the folder to write, new or empty; default: ``exports/NAME-FORMAT``.
-        options: of :func:`export_formats`: which, images, size, opset, portable, device, data_root, run_root, say.
+        format: one of :data:`FORMATS`.
+        out: the folder to write, new or empty; default: ``exports/NAME-FORMAT``.
+        options: of :func:`export_formats`: which, images, size, opset, portable, device, data_root, run_root,
+            say.
 
     Returns:
         The folder.
 
     Raises:
-        MrtError: no such detector, a format that cannot hold it, a folder that is taken, or a package that is not installed.
-        ParityFailed: what was written did not detect the same; it is gone again.
+        MrtError: no such detector, a format that cannot store it, a folder that is not empty, or a package
+            that is not installed.
+        ParityFailed: the export did not detect the same; it was removed.
     """
     (found,) = export_formats(where, [format], None if out is None else [Path(out)], **options)
     if isinstance(found, Exception):
@@ -119,28 +125,33 @@ def export_formats(
     run_root: Path | str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Exported | MrtError | ParityFailed]:
-    """:func:`export_detector` for several formats, one after the other; a format that fails does not keep the others.
+    """:func:`export_detector` for several formats, one after the other.
+
+    One that fails does not stop the others.
 
     Args:
         out: a folder for each format.
         which: of a run: "teacher", "student" or "auto".
-        images: photos to compare on, as ``mrt predict`` takes them; default: the run's own target or source set where it is prepared,
-            else rendered street scenes.
-        size: (width, height) in pixels of a program for images of one size, which others are stretched to; None: any size.
+        images: photos to compare on, as ``mrt predict`` takes them; default: the run's own target or source
+            set where it is prepared, else rendered street scenes.
+        size: (width, height) in pixels of a program for images of one size, which others are stretched to;
+            None: any size.
         opset: of the ONNX file, 18 to 23.
         portable: torch-export without mrt's own op: runs where mrt is not installed.
         device: where both sides are compared: "cpu", "cuda", "auto".
-        say: is told what is done.
+        say: called with progress messages.
 
     Yields:
-        For each format what was written, or why it was not.
+        For each format what was written, or the error.
 
     Raises:
-        MrtError: what concerns all formats: no such detector, unreadable images, a folder that is taken.
+        MrtError: errors that concern all formats: no such detector, unreadable images, a folder that is not
+            empty.
     """
     wrong = [name for name in formats if name not in FORMATS]
     if wrong or not formats:
-        raise MrtError(f"format {wrong[0] if wrong else ''!r} is unknown", f"choose from {', '.join(FORMATS)}")
+        unknown = wrong[0] if wrong else ""
+        raise MrtError(f"format {unknown!r} is unknown", f"choose from {', '.join(FORMATS)}")
     if "onnx" in formats:
         require_onnx(opset)
     if size is not None and min(size) < 1:
@@ -153,8 +164,8 @@ def export_formats(
     facts = load_detector(found, which=which)[1]
     eager = api.load(found, which=which, device=device, run_root=roots.run_root)
     pictures, shown = choose_images(images, facts, roots.data_root)
-    height_width = (size[1], size[0]) if size else None
-    job = _Job(found, which, device, facts, eager, pictures, shown, height_width, opset, portable, say or (lambda text: None))
+    height_width, say = (size[1], size[0]) if size else None, say or (lambda text: None)
+    job = _Job(found, which, device, facts, eager, pictures, shown, height_width, opset, portable, say)
     for kind, folder in zip(formats, folders, strict=True):
         try:
             yield _export(job, kind, folder)
@@ -165,7 +176,10 @@ def export_formats(
 def default_folder(where: str | Path, kind: str) -> Path:
     """``exports/NAME-FORMAT`` in the working folder."""
     path = Path(where)
-    name = path.stem if path.suffix in (".safetensors", ".pth", ".pt", ".bin") else path.resolve().name if path.exists() else path.name
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        name = path.stem
+    else:
+        name = path.resolve().name if path.exists() else path.name
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-")
     return Path("exports") / f"{safe or 'detector'}-{kind}"
 
@@ -173,13 +187,15 @@ def default_folder(where: str | Path, kind: str) -> Path:
 def choose_images(
     images: str | Path | Sequence[str | Path] | None, facts: dict[str, Any], data_root: Path
 ) -> tuple[list[Image.Image], str]:
-    """The pictures that the two detectors are compared on, and what they are, in words."""
+    """The pictures that the two detectors are compared on, and a description of them."""
     if images is not None:
         asked = [images] if isinstance(images, (str, Path)) else list(images)
         sources, broken = find(asked)
         frames = [frame for source in sources if source.kind == "images" for frame in source.frames()]
-        if broken or not frames:
-            raise broken[0] if broken else MrtError(f"{' '.join(map(str, asked))}: holds no images", "name a folder of photos")
+        if broken:
+            raise broken[0]
+        if not frames:
+            raise MrtError(f"{' '.join(map(str, asked))}: holds no images", "name a folder of photos")
         pictures = [frames[index].read() for index in pick(len(frames), IMAGES)]
         names = ", ".join("/".join(Path(name).resolve().parts[-2:]) for name in asked)
         return pictures, f"{len(pictures)} of {len(frames)} images of {names}"
@@ -187,14 +203,17 @@ def choose_images(
     for name in filter(None, (data.get("target"), data.get("source"))):
         try:
             card = find_dataset(name, data_root)
-            split = data.get("validation_split") if data.get("validation_split") in card.splits else next(iter(card.splits))
+            split = data.get("validation_split")
+            split = split if split in card.splits else next(iter(card.splits))
             records = DetectionDataset(card, split, labelled=False).records
-            pictures = [read_picture(records[index].path, records[index].size) for index in pick(len(records), IMAGES)]
+            chosen = [records[index] for index in pick(len(records), IMAGES)]
+            pictures = [read_picture(record.path, record.size) for record in chosen]
         except (MrtError, StopIteration):
             continue
         return pictures, f"{len(pictures)} images of {card.name}, split {split}"
     scenes = [render(0, "clear", "export", number, SCENE).image for number in range(IMAGES)]
-    return [Image.fromarray(scene) for scene in scenes], f"{IMAGES} rendered street scenes (no photos were named, no data set is prepared)"
+    shown = f"{IMAGES} rendered street scenes (no photos were named, no data set is prepared)"
+    return [Image.fromarray(scene) for scene in scenes], shown
 
 
 def _export(job: _Job, kind: str, folder: Path) -> Exported:
@@ -206,16 +225,18 @@ def _export(job: _Job, kind: str, folder: Path) -> Exported:
         job.say(f"{kind}: comparing on {job.shown}")
         checks, tensors = _compare(job, kind, work, weights)
         if tensors.different or not all(check.ok for check in checks):
-            raise ParityFailed(
-                f"{job.where} as {kind}", checks, tensors, Tolerance(), BEYOND if _only_transformers(checks, detector) else ""
-            )
+            note = BEYOND if _only_transformers(checks, detector) else ""
+            raise ParityFailed(f"{job.where} as {kind}", checks, tensors, Tolerance(), note)
         card["parity"] = as_dict(checks, tensors, Tolerance(), job.shown)
         cards.write_card(work, card)
     return Exported(kind, folder, checks, job.shown)
 
 
 def _compare(job: _Job, kind: str, work: Path, weights: Mapping[str, Tensor]) -> tuple[list[Check], Tensors]:
-    """The checks of a folder that is not in its place yet, read as its users will read it; ``weights`` is what it should hold."""
+    """The checks of a folder before it is moved to its place, read as its users will read it.
+
+    ``weights`` are those that it should contain.
+    """
     tensors = compare_tensors(weights, load_detector(work)[0].state_dict() if kind not in PROGRAMS else {})
     exported = api.load(work, device=job.device)
     if kind in PROGRAMS:
@@ -229,9 +250,13 @@ def _compare(job: _Job, kind: str, work: Path, weights: Mapping[str, Tensor]) ->
     if kind in PROGRAMS:
         size = fixed or _other_size(job.eager.preprocessing, job.pictures[0])
         some = job.pictures[:TOGETHER] if len(job.pictures) > 1 else job.pictures * BATCH
-        checks.append(compare(job.eager, exported, some, f"{kind}, {size[1]}x{size[0]}, batches of {BATCH}", size=size, batch=BATCH))
+        name = f"{kind}, {size[1]}x{size[0]}, batches of {BATCH}"
+        checks.append(compare(job.eager, exported, some, name, size=size, batch=BATCH))
     if kind == "huggingface" and not TransformersNetwork.there():
-        job.say("huggingface: transformers is not installed (pip install transformers), so the folder was only read back by mrt")
+        job.say(
+            "huggingface: transformers is not installed (pip install transformers), "
+            "so the folder was only read back by mrt"
+        )
     elif kind == "huggingface":
         network = TransformersNetwork(work, job.eager.network.device)
         theirs = Detector(network, network.classes, job.eager.preprocessing)
@@ -240,18 +265,18 @@ def _compare(job: _Job, kind: str, work: Path, weights: Mapping[str, Tensor]) ->
 
 
 def _only_transformers(checks: Sequence[Check], detector: DeformableDETR) -> bool:
-    """Whether only transformers finds other things, and may have a reason."""
+    """Whether only transformers detects differently, for which :data:`BEYOND` may be the reason."""
     return detector.two_stage and len(checks) == 2 and checks[0].ok
 
 
 def _other_size(preprocessing: Preprocessing, picture: Image.Image) -> tuple[int, int]:
-    """An odd (height, width) away from what the images have: smaller, or larger where they are small."""
+    """An odd (height, width) unlike that of the images: smaller, or larger if they are small."""
     height, width = preprocessing.size(picture.height, picture.width)
     scale = 0.75 if min(height, width) >= 300 else 1.3
     return round(height * scale) | 1, round(width * scale) | 1
 
 
-# --- the formats: each writes into the folder, and gives its card and the weights that should be in it
+# --- the formats: each function writes to the folder and returns its card and the weights it should contain
 
 _Written = tuple[dict[str, Any], Mapping[str, Tensor]]
 
@@ -266,21 +291,27 @@ def _write_safetensors(job: _Job, detector: DeformableDETR, work: Path) -> _Writ
     if (dynamic := dynamic_thresholds(job.facts)) is not None:
         facts["thresholds"] = dynamic
     card = _card(job, "safetensors", "model.safetensors", detector)
-    save_weights(work / "model.safetensors", detector, facts | ({"run": card["source"]["run"]} if "run" in card["source"] else {}))
+    if "run" in card["source"]:
+        facts["run"] = card["source"]["run"]
+    save_weights(work / "model.safetensors", detector, facts)
     return card, detector.state_dict()
 
 
 def _write_published(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
     columns = _published_columns(job.eager.classes)
     usual = ModelConfig()
-    fixed = ["hidden_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "feedforward_dim", "num_levels", "num_points"]
-    fixed += ["num_queries"] if detector.two_stage else []
-    different = [f"{name} {detector.arguments[name]}" for name in fixed if detector.arguments[name] != getattr(usual, name)]
-    different += [f"backbone {detector.backbone.name}"] if detector.backbone.name != "resnet50" else []
-    different += ["proposals with content"] if detector.two_stage and detector.proposal_content != "position" else []
+    fixed = ["hidden_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "feedforward_dim"]
+    fixed += ["num_levels", "num_points"] + (["num_queries"] if detector.two_stage else [])
+    own = detector.arguments
+    different = [f"{name} {own[name]}" for name in fixed if own[name] != getattr(usual, name)]
+    if detector.backbone.name != "resnet50":
+        different.append(f"backbone {detector.backbone.name}")
+    if detector.two_stage and detector.proposal_content != "position":
+        different.append("proposals with content")
     if different:
         raise MrtError(
-            f"{job.where}: the published layout is that of one network, and this one differs: {', '.join(different)}",
+            f"{job.where}: the published layout is that of one network, and this one differs: "
+            f"{', '.join(different)}",
             "take another format: safetensors holds every detector",
         )
     state = published_state(detector, classes=job.eager.classes, checkpoint_classes=columns)
@@ -292,19 +323,20 @@ def _write_published(job: _Job, detector: DeformableDETR, work: Path) -> _Writte
 
 
 def _published_columns(classes: Sequence[str]) -> Sequence[str]:
-    """The names of class columns 1, 2, ... in the published layout, which holds no names itself.
+    """The names of class columns 1, 2, ... in the published layout, which stores no names itself.
 
     Raises:
-        MrtError: a reader would take them for others, because there are as many as in a list that it knows.
+        MrtError: a reader would give them other names, because it knows a list of the same length.
     """
     coco = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
     for known in (PUBLISHED_CLASSES, coco):
         if set(classes) <= set(known):
             return known
     if len(classes) + 1 in (len(PUBLISHED_CLASSES) + 1, COCO_COLUMNS):
+        others = PUBLISHED_CLASSES if len(classes) < COCO_COLUMNS - 1 else coco
         raise MrtError(
-            f"{len(classes)} classes ({', '.join(classes[:3])}, ...): the published layout holds no names, and readers would take so many "
-            f"columns for {', '.join((PUBLISHED_CLASSES if len(classes) < COCO_COLUMNS - 1 else coco)[:3])}, ...",
+            f"{len(classes)} classes ({', '.join(classes[:3])}, ...): the published layout holds no names, "
+            f"and readers would take so many columns for {', '.join(others[:3])}, ...",
             "take another format: safetensors and huggingface hold the names",
         )
     return classes
@@ -315,26 +347,28 @@ def _write_huggingface(job: _Job, detector: DeformableDETR, work: Path) -> _Writ
     sizes = job.eager.preprocessing
     name = default_folder(job.where, "huggingface").name.removesuffix("-huggingface")
     text = cards.model_card(card, name)
-    write_huggingface(work, detector, job.eager.classes, short_side=sizes.short_side, max_size=sizes.max_size, card=text)
+    write_huggingface(
+        work, detector, job.eager.classes, short_side=sizes.short_side, max_size=sizes.max_size, card=text
+    )
     return card, detector.state_dict()
 
 
-def _program_card(job: _Job, kind: str, file: str, program: Program, detector: DeformableDETR, **more: Any) -> dict[str, Any]:
+def _program_card(
+    job: _Job, kind: str, file: str, program: Program, detector: DeformableDETR, **more: Any
+) -> dict[str, Any]:
     height, width = job.size or ("height", "width")
-    shapes = {"scores": ["batch", program.candidates], "labels": ["batch", program.candidates], "boxes": ["batch", program.candidates, 4]}
-    card = _card(
-        job,
-        kind,
-        file,
-        detector,
-        input={"name": INPUT, "shape": ["batch", 3, height, width], "type": "float32", "values": "RGB, 0 to 255, not normalised"},
-        outputs={
-            "scores": {"shape": shapes["scores"], "type": "float32", "values": "falling, in [0, 1]"},
-            "labels": {"shape": shapes["labels"], "type": "int64", "values": "indices into classes"},
-            "boxes": {"shape": shapes["boxes"], "type": "float32", "values": "x0, y0, x1, y1 as shares of the image, not cut to it"},
-        },
-        **more,
-    )
+
+    def tensor(shape: list[int | str], dtype: str, values: str) -> dict[str, Any]:
+        return {"shape": shape, "type": dtype, "values": values}
+
+    pairs = ["batch", program.candidates]
+    pixels = tensor(["batch", 3, height, width], "float32", "RGB, 0 to 255, not normalised")
+    outputs = {
+        "scores": tensor([*pairs], "float32", "falling, in [0, 1]"),
+        "labels": tensor([*pairs], "int64", "indices into classes"),
+        "boxes": tensor([*pairs, 4], "float32", "x0, y0, x1, y1 as shares of the image, not cut to it"),
+    }
+    card = _card(job, kind, file, detector, input={"name": INPUT, **pixels}, outputs=outputs, **more)
     card["preprocessing"]["fixed"] = list(job.size) if job.size else None
     return card
 
@@ -342,14 +376,16 @@ def _program_card(job: _Job, kind: str, file: str, program: Program, detector: D
 def _write_torch_export(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
     program = Program(detector)
     write_torch_export(trace(program, job.size, kernels=not job.portable), work / "model.pt2")
-    return _program_card(job, "torch-export", "model.pt2", program, detector, portable=job.portable), program.state_dict()
+    card = _program_card(job, "torch-export", "model.pt2", program, detector, portable=job.portable)
+    return card, program.state_dict()
 
 
 def _write_onnx(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
     program = Program(detector)
     write_onnx(trace(program, job.size, kernels=False), work / "model.onnx", job.opset)
     shutil.copyfile(Path(__file__).with_name("detect.py"), work / "detect.py")
-    return _program_card(job, "onnx", "model.onnx", program, detector, opset=job.opset), program.state_dict()
+    card = _program_card(job, "onnx", "model.onnx", program, detector, opset=job.opset)
+    return card, program.state_dict()
 
 
 _WRITERS: dict[str, Callable[[_Job, DeformableDETR, Path], _Written]] = {

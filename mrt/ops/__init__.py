@@ -1,10 +1,10 @@
-"""Multi-scale deformable attention: one op, three backends (CUDA and C++ kernels from ``csrc/``, plain PyTorch).
+"""Multi-scale deformable attention with three backends: CUDA and C++ kernels from ``csrc/``, plain PyTorch.
 
-``MRT_OPS_BACKEND`` (read when this module is imported) overrides the choice: ``auto`` (default), ``python`` (never the kernels),
-``cpu`` or ``cuda`` (the kernels or an error; tensors on other devices as in ``auto``).
+``MRT_OPS_BACKEND`` (read when this module is imported) overrides the choice: ``auto`` (default), ``python``
+(never the kernels), ``cpu`` or ``cuda`` (the kernels or an error; tensors on other devices as in ``auto``).
 
-``torch.vmap`` works on the kernels; inside ``torch.func.grad`` and its kin the PyTorch path is taken. The kernels have no second derivative
-(an error says so), the PyTorch path has from PyTorch 2.13 on.
+``torch.vmap`` works with the kernels; inside ``torch.func.grad`` and similar transforms the PyTorch path is
+taken. The kernels have no second derivative and raise an error; the PyTorch path has one since PyTorch 2.13.
 """
 
 from __future__ import annotations
@@ -21,30 +21,40 @@ from mrt.ops.native import backend, fallback_reason, without_kernels
 __all__ = ["backend", "fallback_reason", "ms_deform_attn", "ms_deform_attn_fused", "without_kernels"]
 
 
-def ms_deform_attn(value: Tensor, spatial_shapes: Sequence[Sequence[int]], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples from several feature maps (Deformable DETR, equation 2, without its linear layers).
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Weighted sum of bilinear samples from several feature maps.
 
-    A sampling point that is not finite, or a cell or more outside its map, adds nothing and receives zero gradient.
+    This is equation 2 of Deformable DETR without its linear layers. A sampling point that is not finite, or
+    one or more cells outside its map, contributes nothing and receives zero gradient.
 
     Args:
-        value: (N, S, M, D) features of M heads, D channels each; the S cells are the levels' rows one after another.
-            float32, bfloat16, float16 (arithmetic in float32) or float64.
+        value: (N, S, M, D) features of M heads, D channels each; the S cells are the flattened levels, one
+            after another. float32, bfloat16, float16 (arithmetic in float32) or float64.
         spatial_shapes: (H, W) of each of the L levels, plain integers; their areas sum to S.
-        sampling_locations: (N, Q, M, L, P, 2), (x, y) as shares of the level, (0, 0) its top left corner; float32 (float64 where value is).
+        sampling_locations: (N, Q, M, L, P, 2), (x, y) as shares of the level, (0, 0) its top left corner;
+            float32 (float64 if value is).
         attention_weights: (N, Q, M, L, P), same dtype as the locations.
 
     Returns:
         (N, Q, M*D), dtype of ``value``.
 
     Raises:
-        ValueError, TypeError: a shape, device or dtype does not fit; the message states what was given and what is expected.
+        ValueError, TypeError: a shape, device or dtype does not fit; the message states what was given and
+            what is expected.
     """
     if transforms.under_autocast(value):
-        sampling_locations, attention_weights = _to_float32(value, sampling_locations), _to_float32(value, attention_weights)
+        sampling_locations = _to_float32(value, sampling_locations)
+        attention_weights = _to_float32(value, attention_weights)
     check_plain(value, spatial_shapes, sampling_locations, attention_weights)
     if backend(value) == "python" or transforms.differentiating():
         return reference.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
-    return native.ms_deform_attn(value, [side for shape in spatial_shapes for side in shape], sampling_locations, attention_weights)
+    sides = [side for shape in spatial_shapes for side in shape]
+    return native.ms_deform_attn(value, sides, sampling_locations, attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -54,16 +64,19 @@ def ms_deform_attn_fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """:func:`ms_deform_attn` with the softmax and the location arithmetic inside: what an attention layer really needs.
+    """:func:`ms_deform_attn` that includes an attention layer's softmax and location arithmetic.
 
-    Samples level l at ``reference_points * (W, H) - 0.5 + sampling_offsets`` cells, with softmax over all L*P logits of a head.
+    Samples level l at ``reference_points * (W, H) - 0.5 + sampling_offsets`` cells, with softmax over all L*P
+    logits of a head.
 
     Args:
         value, spatial_shapes: as in :func:`ms_deform_attn`.
-        reference_points: (N, Q, L, 2), (x, y) as shares of the level; float32 (float64 for a float64 value), like the two below.
+        reference_points: (N, Q, L, 2), (x, y) as shares of the level; float32 (float64 for a float64 value),
+            like the two below.
         sampling_offsets: (N, Q, M, L, P, 2), (x, y) in cells of the level.
-        attention_logits: (N, Q, M, L*P). -inf gives a point no weight, as in ``torch.softmax``; where all of a head's logits are -inf, or
-            one is inf or NaN, its output is NaN for this query (to mask a query, mask the output or use large finite logits).
+        attention_logits: (N, Q, M, L*P). A point with -inf has no weight, as in ``torch.softmax``; if all
+            logits of a head are -inf, or one is inf or NaN, its output is NaN for this query (to mask a
+            query, mask the output or use large finite logits).
 
     Returns:
         (N, Q, M*D), dtype of ``value``.
@@ -73,17 +86,23 @@ def ms_deform_attn_fused(
     """
     given = sampling_offsets, attention_logits
     if transforms.under_autocast(value):
-        reference_points, sampling_offsets = _to_float32(value, reference_points), _to_float32(value, sampling_offsets)
+        reference_points = _to_float32(value, reference_points)
+        sampling_offsets = _to_float32(value, sampling_offsets)
         attention_logits = _to_float32(value, attention_logits)
     check_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     if backend(value) == "python" or transforms.differentiating():
-        return reference.ms_deform_attn_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
+        return reference.ms_deform_attn_fused(
+            value, spatial_shapes, reference_points, sampling_offsets, attention_logits
+        )
     shapes = [side for shape in spatial_shapes for side in shape]
     if given[0] is not sampling_offsets and given[1] is not attention_logits and transforms.none():
-        return native.FusedOf16Bits.apply(value, shapes, reference_points, *given, sampling_offsets.detach(), attention_logits.detach())
+        return native.FusedOf16Bits.apply(
+            value, shapes, reference_points, *given, sampling_offsets.detach(), attention_logits.detach()
+        )
     return native.ms_deform_attn_fused(value, shapes, reference_points, sampling_offsets, attention_logits)
 
 
 def _to_float32(value: Tensor, tensor: Tensor) -> Tensor:
-    """Under autocast the 16-bit outputs of linear layers are raised, as autocast does for its own float32 ops."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) and value.dtype != torch.float64 else tensor
+    """Cast 16-bit outputs of linear layers to float32, as autocast does for its own float32 ops."""
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.float() if half and value.dtype != torch.float64 else tensor

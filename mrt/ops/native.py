@@ -1,4 +1,4 @@
-"""The compiled kernels: loading them, describing them to PyTorch (shapes for fake tensors, gradients), and choosing a backend."""
+"""The compiled kernels: loading, registration in PyTorch (fake tensors, gradients), choice of a backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(libraries[-1])
     except OSError as error:
-        return f"{libraries[-1].name} could not be loaded ({error.__cause__ or error})"  # PyTorch says which, the loader says why
+        # PyTorch's error names only the file; its cause, from the system's loader, gives the reason.
+        return f"{libraries[-1].name} could not be loaded ({error.__cause__ or error})"
     return None
 
 
@@ -37,18 +38,23 @@ _announced = False
 
 
 def build_hint() -> str:
-    """What to do where kernels are missing: build them in the source tree this file lies in, or in one that is not here."""
+    """How to get missing kernels: build them in this source tree, or if this is none, in another."""
     if Path(__file__).resolve().parents[2].joinpath("csrc").is_dir():
-        return "With a C++ compiler at hand, for CUDA also nvcc: make clean build (or: pip install --no-build-isolation -e .)"
+        return (
+            "With a C++ compiler at hand, for CUDA also nvcc: make clean build "
+            "(or: pip install --no-build-isolation -e .)"
+        )
     return (
-        "Kernels for this machine are built from mrt's sources, with a C++ compiler at hand, for CUDA also nvcc: "
-        "pip install --no-build-isolation --no-deps --force-reinstall CHECKOUT_OR_TAR_GZ"
+        "Kernels for this machine are built from mrt's sources, with a C++ compiler at hand, for CUDA also "
+        "nvcc: pip install --no-build-isolation --no-deps --force-reinstall CHECKOUT_OR_TAR_GZ"
     )
 
 
 def _has_kernel(device_type: str) -> bool:
     key = {"cpu": "CPU", "meta": "CPU", "cuda": "CUDA"}.get(device_type)
-    return load_error is None and key is not None and torch._C._dispatch_has_kernel_for_dispatch_key("mrt::ms_deform_attn", key)
+    if load_error is not None or key is None:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key("mrt::ms_deform_attn", key)
 
 
 def fallback_reason(device_type: str) -> str | None:
@@ -64,23 +70,27 @@ def choose(device_type: str, setting: str) -> str:
     """The backend for a device under a value of ``MRT_OPS_BACKEND``.
 
     Raises:
-        MrtError: the value is unknown, or it demands kernels that are not there.
+        MrtError: the value is unknown, or it requires kernels that are missing.
     """
     if setting not in ("auto", "python", "cpu", "cuda"):
-        raise MrtError(f"{SETTING}={setting} is not a backend", f"Set {SETTING} to auto, python, cpu or cuda, or unset it.")
+        raise MrtError(
+            f"{SETTING}={setting} is not a backend",
+            f"Set {SETTING} to auto, python, cpu or cuda, or unset it.",
+        )
     if setting == "python":
         return "python"
     if _has_kernel(device_type):
         return "cuda" if device_type == "cuda" else "cpu"
     if setting == device_type:
-        raise MrtError(f"{SETTING}={setting}, but {fallback_reason(device_type)}", f"{build_hint()}\nOr unset {SETTING}.")
+        what = f"{SETTING}={setting}, but {fallback_reason(device_type)}"
+        raise MrtError(what, f"{build_hint()}\nOr unset {SETTING}.")
     return "python"
 
 
 def backend(tensor: Tensor) -> str:
-    """Which implementation serves this tensor: ``"cuda"``, ``"cpu"`` (the kernels of ``csrc/``) or ``"python"`` (plain PyTorch).
+    """The implementation for this tensor: ``"cuda"`` or ``"cpu"`` for kernels, ``"python"`` for PyTorch's.
 
-    Falling back to ``"python"`` unasked is announced once, on stderr, with the reason.
+    A fallback to ``"python"`` that was not requested is reported once, on stderr, with the reason.
     """
     device_type = tensor.device.type
     chosen = _chosen.get(device_type)
@@ -93,9 +103,9 @@ def backend(tensor: Tensor) -> str:
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Every device on the PyTorch path while the block runs: for programs that shall be exported with PyTorch's own operators only.
+    """Use the PyTorch path on every device within this context: to export programs without mrt's own op.
 
-    For the whole process, not for a thread.
+    It affects the whole process, not only the current thread.
     """
     kept = dict(_chosen)
     _chosen.update(dict.fromkeys(("cpu", "cuda", "meta"), "python"))
@@ -111,7 +121,8 @@ def _announce(device_type: str) -> None:
     _announced = True
     if requested != "python":
         hint = f". {build_hint()}" if device_type in ("cpu", "cuda") else ""
-        print(f"mrt: deformable attention runs on the slower PyTorch path: {fallback_reason(device_type)}{hint}", file=sys.stderr)
+        reason = f"{fallback_reason(device_type)}{hint}"
+        print(f"mrt: deformable attention runs on the slower PyTorch path: {reason}", file=sys.stderr)
 
 
 def _pairs(shapes: Shapes) -> list[Sequence[int]]:
@@ -133,7 +144,9 @@ def _fake_plain(value, spatial_shapes, sampling_locations, attention_weights) ->
     return _output(value, sampling_locations.shape[1])
 
 
-def _fake_plain_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights, deterministic=False):
+def _fake_plain_backward(
+    grad_output, value, spatial_shapes, sampling_locations, attention_weights, deterministic=False
+):
     check_plain(value, _pairs(spatial_shapes), sampling_locations, attention_weights)
     check_grad_output("ms_deform_attn_backward", value, sampling_locations.shape[1], grad_output)
     return _fresh(value), _fresh(sampling_locations), _fresh(attention_weights)
@@ -144,7 +157,15 @@ def _fake_fused(value, spatial_shapes, reference_points, sampling_offsets, atten
     return _output(value, sampling_offsets.shape[1])
 
 
-def _fake_fused_backward(grad_output, value, spatial_shapes, reference_points, sampling_offsets, attention_logits, deterministic=False):
+def _fake_fused_backward(
+    grad_output,
+    value,
+    spatial_shapes,
+    reference_points,
+    sampling_offsets,
+    attention_logits,
+    deterministic=False,
+):
     check_fused(value, _pairs(spatial_shapes), reference_points, sampling_offsets, attention_logits)
     check_grad_output("ms_deform_attn_fused_backward", value, sampling_offsets.shape[1], grad_output)
     return _fresh(value), _fresh(reference_points), _fresh(sampling_offsets), _fresh(attention_logits)
@@ -155,24 +176,32 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(value, *points)
 
 
-def _gradient(backward, ctx, grad_output: Tensor, value: Tensor, *points: Tensor) -> tuple[Tensor | None, ...]:
-    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, torch.are_deterministic_algorithms_enabled())
+def _gradient(backward, ctx, grad_output: Tensor, value: Tensor, *points: Tensor) -> tuple:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, deterministic)
     return grad_value, None, *grads
 
 
 def _plain_gradient(ctx, grad_output: Tensor):
-    return _gradient(torch.ops.mrt.ms_deform_attn_backward.default, ctx, grad_output, *ctx.saved_tensors)
+    backward = torch.ops.mrt.ms_deform_attn_backward.default
+    return _gradient(backward, ctx, grad_output, *ctx.saved_tensors)
 
 
 def _fused_gradient(ctx, grad_output: Tensor):
-    return _gradient(torch.ops.mrt.ms_deform_attn_fused_backward.default, ctx, grad_output, *ctx.saved_tensors)
+    backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
+    return _gradient(backward, ctx, grad_output, *ctx.saved_tensors)
 
 
 class FusedOf16Bits(torch.autograd.Function):
-    """The fused op on offsets and logits that a linear layer gave in 16 bits: the kernels take them raised, only these are kept."""
+    """The fused op for offsets and logits that a linear layer computed in 16 bits.
+
+    The kernels take them in float32, but only the 16-bit tensors are stored for the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx, value, spatial_shapes, references, offsets, logits, raised_offsets, raised_logits) -> Tensor:
+    def forward(
+        ctx, value, spatial_shapes, references, offsets, logits, raised_offsets, raised_logits
+    ) -> Tensor:
         ctx.spatial_shapes = spatial_shapes
         ctx.save_for_backward(value, references, offsets, logits)
         return ms_deform_attn_fused(value, spatial_shapes, references, raised_offsets, raised_logits)
@@ -181,7 +210,8 @@ class FusedOf16Bits(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         value, references, *given = ctx.saved_tensors
         points = (references, *(tensor.float() for tensor in given))
-        *others, offsets, logits = _gradient(torch.ops.mrt.ms_deform_attn_fused_backward.default, ctx, grad_output, value, *points)
+        backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
+        *others, offsets, logits = _gradient(backward, ctx, grad_output, value, *points)
         return *others, offsets.to(given[0].dtype), logits.to(given[1].dtype), None, None
 
 

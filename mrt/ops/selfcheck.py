@@ -1,6 +1,7 @@
-"""Do the compiled kernels compute what plain PyTorch does? A second's check of an installation, without the test suite.
+"""Whether the compiled kernels compute the same as plain PyTorch: a quick check of an installation.
 
-``python -m mrt.ops.selfcheck [DEVICE]`` prints every comparison and ends with exit code 1 if one fails; ``mrt doctor`` gives the summary.
+``python -m mrt.ops.selfcheck [DEVICE]`` prints every comparison and ends with exit code 1 if one fails;
+``mrt doctor`` prints a summary.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from torch import Tensor
 from mrt.errors import MrtError
 from mrt.ops import native, reference
 
-# Arithmetic is in float32 for both; a bfloat16 result is then rounded once, by up to 2^-9 of itself.
+# Arithmetic is in float32 for both; a bfloat16 result is then rounded once, by a relative error of up to
+# 2^-9.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-SMALLEST = 1e-3  # arrays whose largest value is below this are compared as if it were this
+SMALLEST = 1e-3  # differences are relative to the array's largest value, but at least to this
 
 
 class Size(NamedTuple):
-    """How large one case is; the letters are those of :func:`mrt.ops.ms_deform_attn`."""
+    """The sizes of one case; letters as in :func:`mrt.ops.ms_deform_attn`."""
 
     name: str
     levels: tuple[tuple[int, int], ...]  # (H, W)
@@ -33,33 +35,41 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size("encoder", ((8, 12), (4, 6)), batch=2, heads=2, channels=32, queries=120, points=4),  # every cell a query: maps are copied
-    Size("decoder", ((16, 24), (8, 12)), batch=1, heads=4, channels=32, queries=7, points=4),  # few queries: maps are read in place
-    Size("odd", ((5, 7), (3, 2), (1, 1)), batch=2, heads=3, channels=5, queries=4, points=3),  # rows that fill no register
+    # Every cell is a query: the kernel copies the maps.
+    Size("encoder", ((8, 12), (4, 6)), batch=2, heads=2, channels=32, queries=120, points=4),
+    # Few queries: the kernel reads the maps in place.
+    Size("decoder", ((16, 24), (8, 12)), batch=1, heads=4, channels=32, queries=7, points=4),
+    # Rows that are shorter than a vector register.
+    Size("odd", ((5, 7), (3, 2), (1, 1)), batch=2, heads=3, channels=5, queries=4, points=3),
 )
 
 
 class Agreement(NamedTuple):
-    """What came out of one case."""
+    """The result of one case.
+
+    ``error`` is the largest difference of the output or a gradient, as a share of the largest value of that
+    array; ``limit`` is the largest error allowed.
+    """
 
     case: str
     dtype: torch.dtype  # of value and the output
-    error: float  # largest difference of the output or a gradient, as a share of the largest value of that array
-    limit: float  # and what it may be
+    error: float
+    limit: float
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is within its limit; one that is not a number never is."""
+        """Whether the error is within its limit; NaN never is."""
         return self.error <= self.limit
 
 
 def selfcheck(device: str = "cpu", seed: int = 0) -> list[Agreement]:
-    """Compare the kernels for ``device`` ("cpu" or "cuda") with the PyTorch path in float64: outputs and all gradients, both ops.
+    """Compare the kernels for ``device`` ("cpu" or "cuda") with the PyTorch path in float64.
 
-    Global random state is left alone. Some tens of milliseconds on a CPU.
+    Compared are outputs and all gradients of both ops. The global random state does not change. It takes some
+    tens of milliseconds on a CPU.
 
     Raises:
-        MrtError: there are no kernels for the device, or ``MRT_OPS_BACKEND=python`` asked for none.
+        MrtError: there are no kernels for the device, or ``MRT_OPS_BACKEND=python`` is set.
     """
     reason = native.fallback_reason(device)
     if reason is not None:
@@ -69,19 +79,23 @@ def selfcheck(device: str = "cpu", seed: int = 0) -> list[Agreement]:
     with torch.enable_grad():
         for size in SIZES:
             fused = _inputs(size, generator)
-            upstream = torch.randn(size.batch, size.queries, size.heads * size.channels, generator=generator, dtype=torch.float64)
+            shape = size.batch, size.queries, size.heads * size.channels
+            upstream = torch.randn(shape, generator=generator, dtype=torch.float64)
             for op, inputs in (("ms_deform_attn_fused", fused), ("ms_deform_attn", _plain(size, *fused))):
+                value, points = inputs[0], [tensor.float() for tensor in inputs[1:]]
                 for dtype, limit in LIMITS.items():
-                    given = [inputs[0].to(dtype), *(tensor.float() for tensor in inputs[1:]), upstream.to(dtype)]
+                    given = [value.to(dtype), *points, upstream.to(dtype)]
                     error = _difference(op, size.levels, given, device)
-                    found.append(Agreement(f"{op}, {size.name}, {str(dtype).removeprefix('torch.')}", dtype, error, limit))
+                    case = f"{op}, {size.name}, {str(dtype).removeprefix('torch.')}"
+                    found.append(Agreement(case, dtype, error, limit))
     return found
 
 
 def _inputs(size: Size, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random (value, reference_points, sampling_offsets, attention_logits) in float64; some points lie outside the maps.
+    """Random (value, reference_points, sampling_offsets, attention_logits) in float64.
 
-    Points keep a tenth of a cell away from the lines between cell centres: gradients jump there, and rounding would decide on which side.
+    Some points lie outside the maps. All are at least a tenth of a cell away from the lines between cell
+    centres: gradients are discontinuous there, and rounding would decide the side.
     """
 
     def normal(*shape: int) -> Tensor:
@@ -96,8 +110,10 @@ def _inputs(size: Size, generator: torch.Generator) -> tuple[Tensor, ...]:
     return value, references, cells - start, normal(n, q, m, levels * p)
 
 
-def _plain(size: Size, value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-    """The same sampling as the plain op takes it: (value, sampling_locations, attention_weights)."""
+def _plain(
+    size: Size, value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor
+) -> tuple[Tensor, ...]:
+    """The inputs of the plain op for the same sampling: (value, sampling_locations, attention_weights)."""
     locations = references[:, :, None, :, None] + offsets / _widths(size)
     return value, locations, logits.softmax(-1).unflatten(-1, offsets.shape[3:5])
 
@@ -108,7 +124,10 @@ def _widths(size: Size) -> Tensor:
 
 
 def _difference(op: str, levels: Sequence[tuple[int, int]], given: Sequence[Tensor], device: str) -> float:
-    """The largest relative difference between kernels and float64 on the same inputs; the last of ``given`` is the output's gradient."""
+    """The largest relative difference between kernels and float64 on the same inputs.
+
+    The last of ``given`` is the output's gradient.
+    """
     flat = [side for level in levels for side in level]
     actual = _results(getattr(native, op), flat, [tensor.to(device) for tensor in given])
     expected = _results(getattr(reference, op), levels, [tensor.double() for tensor in given])
@@ -121,20 +140,21 @@ def _difference(op: str, levels: Sequence[tuple[int, int]], given: Sequence[Tens
 
 def _results(function, levels, given: Sequence[Tensor]) -> list[Tensor]:
     """The output and the gradient of every input."""
-    value, *points = (tensor.requires_grad_() for tensor in (tensor.detach().clone() for tensor in given[:-1]))
+    value, *points = (tensor.detach().clone().requires_grad_() for tensor in given[:-1])
     output = function(value, levels, *points)
     return [output.detach(), *torch.autograd.grad(output, (value, *points), given[-1])]
 
 
 def main(words: Sequence[str]) -> int:
-    """Print every comparison; returns the exit code: 0 all agree, 1 one does not, 2 there is nothing to compare."""
+    """Print every comparison. Returns the exit code: 0 if all agree, 1 if not, 2 without kernels."""
     try:
         found = selfcheck(*words[:1])
     except MrtError as error:
         print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
         return 2
     for row in found:
-        print(f"{'ok' if row.ok else 'WRONG':6}{row.case:42}differs by {row.error:.1e}, may by {row.limit:.0e}")
+        state = "ok" if row.ok else "WRONG"
+        print(f"{state:6}{row.case:42}differs by {row.error:.1e}, may by {row.limit:.0e}")
     return 0 if all(row.ok for row in found) else 1
 
 

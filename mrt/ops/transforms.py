@@ -1,4 +1,4 @@
-"""The kernels under ``torch.func``: a mapped dimension joins the batch; transforms that differentiate need the PyTorch path."""
+"""The kernels under ``torch.func``: ``vmap`` extends the batch, other transforms need plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ OPS = ("ms_deform_attn", "ms_deform_attn_backward", "ms_deform_attn_fused", "ms_
 
 
 def differentiating() -> bool:
-    """Whether ``torch.func.grad``, ``vjp``, ``jacrev``, ``jvp`` or forward-mode differentiation is under way.
+    """Whether ``torch.func.grad``, ``vjp``, ``jacrev``, ``jvp`` or forward-mode differentiation is active.
 
-    Custom operators have no part in these: PyTorch (2.11 to 2.14) refuses the first three without naming a remedy and takes the tangents of
-    the last two for zero, in silence. Plain PyTorch operators differentiate properly, or say that they cannot.
+    These do not support custom operators: PyTorch (2.11 to 2.14) raises an error without a remedy in the
+    first three, and silently assumes zero tangents in the last two. Plain PyTorch operators differentiate
+    properly, or raise an error.
     """
     if torch.compiler.is_compiling():
         return False
@@ -25,27 +26,31 @@ def differentiating() -> bool:
 
 
 def none() -> bool:
-    """Whether code runs as it stands: neither compiled nor mapped or differentiated by ``torch.func`` or forward mode.
+    """Whether code is neither compiled nor transformed by ``torch.func`` or forward-mode differentiation.
 
-    Only then do autograd functions written in Python fit in.
+    Only then can autograd functions written in Python be used.
     """
     return not torch.compiler.is_compiling() and not get_interpreter_stack() and forward_ad._current_level < 0
 
 
 def under_autocast(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's device; PyTorch knows none for "meta", and says so loudly."""
+    """Whether autocast is on for the tensor's device. (For "meta", PyTorch would raise an error.)"""
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
 def _joined(op):
-    """The rule of ``torch.vmap`` for ``op``: every tensor and result is a stack along N, so B mapped batches of N are one of B*N."""
+    """The rule of ``torch.vmap`` for ``op``.
+
+    N is the first dimension of every tensor and result, so B mapped batches of N are one batch of B*N.
+    """
+
+    def stacked(arg, dim, size: int):
+        if not isinstance(arg, Tensor):
+            return arg
+        return arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
 
     def rule(info, in_dims, *args):
-        size = info.batch_size
-        stacks = [
-            arg if not isinstance(arg, Tensor) else arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            for arg, dim in zip(args, in_dims, strict=True)
-        ]
+        stacks = [stacked(*pair, info.batch_size) for pair in zip(args, in_dims, strict=True)]
         results = op(*(stack.flatten(0, 1) if isinstance(stack, Tensor) else stack for stack in stacks))
         split = stacks[0].shape[:2]  # (B, N); the first argument is a tensor
         if isinstance(results, Tensor):

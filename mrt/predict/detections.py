@@ -1,4 +1,4 @@
-"""What a detector found in one image."""
+"""Detections in one image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Detections:
 
     Attributes:
         boxes: (n, 4) float32, x0, y0, x1, y1 in pixels of the upright image, inside it.
-        scores: (n,) float32 in [0, 1], falling.
+        scores: (n,) float32 in [0, 1], decreasing.
         labels: (n,) int64, indices into ``classes``.
         classes: the detector's class names.
         image_size: (height, width) in pixels of the upright image.
-        name: of the image, as it was given; "" where it had none.
+        name: of the image, as it was given; "" if it had none.
     """
 
     boxes: np.ndarray
@@ -47,12 +47,16 @@ class Detections:
         return zip(self.boxes.tolist(), self.scores.tolist(), self.names, strict=True)
 
     def __getitem__(self, chosen: Any) -> Detections:
-        """Some of the objects, by anything that numpy arrays are indexed with, e.g. ``found[found.scores > 0.5]`` or ``found[:3]``."""
+        """Some of the objects, by any index of numpy arrays: ``found[found.scores > 0.5]``, ``found[:3]``."""
         pick = [chosen] if isinstance(chosen, (int, np.integer)) else chosen
         return replace(self, boxes=self.boxes[pick], scores=self.scores[pick], labels=self.labels[pick])
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
-        """COCO results: one dict each with image_id, category_id (label + 1), bbox [x, y, width, height] in pixels, and score."""
+        """COCO results: a dict per object with image_id, category_id (label + 1), bbox and score.
+
+        ``bbox`` is [x, y, width, height] in pixels.
+        """
+        rows = zip(self.boxes.tolist(), self.scores, self.labels, strict=True)
         return [
             {
                 "image_id": image_id,
@@ -60,11 +64,11 @@ class Detections:
                 "bbox": [round(number, 2) for number in (x0, y0, x1 - x0, y1 - y0)],
                 "score": round(float(score), 5),
             }
-            for (x0, y0, x1, y1), score, label in zip(self.boxes.tolist(), self.scores, self.labels, strict=True)
+            for (x0, y0, x1, y1), score, label in rows
         ]
 
     def to_supervision(self) -> Any:
-        """As ``supervision.Detections``, with the class names under ``data["class_name"]``.
+        """The detections as ``supervision.Detections``, with the class names in ``data["class_name"]``.
 
         Raises:
             MrtError: the package supervision is not installed.
@@ -74,16 +78,19 @@ class Detections:
         except ImportError:
             raise MrtError("the package supervision is not installed", "pip install supervision") from None
         names = {"class_name": np.array(self.names, dtype=str)}
-        return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=names)
+        arrays = {"xyxy": self.boxes, "confidence": self.scores, "class_id": self.labels}
+        return supervision.Detections(**arrays, data=names)
 
     def draw(self, image: Image.Image | None = None) -> Image.Image:
-        """A picture with a box, a class and a score in per cent for each object; images less than 640 pixels wide are enlarged.
+        """A picture with a box, a class and a score in per cent for each object.
+
+        Images less than 640 pixels wide are enlarged.
 
         Args:
             image: to draw on; default: the image that the objects were found in.
 
         Raises:
-            MrtError: the image was not given and cannot be had any more.
+            MrtError: the image was not given and is no longer available.
         """
         if image is None:
             if self._image is None:

@@ -1,4 +1,4 @@
-"""A detector as its users hold it: images of any kind in, :class:`Detections` out."""
+"""The detector class for users: images of any kind in, :class:`Detections` out."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ from mrt.predict.video import SourceBroken
 
 DEFAULT_THRESHOLD = 0.3
 TOP_K = 100
-_AHEAD = 4  # images that are read and scaled while the network computes, besides a batch
-_WAITING = 4  # batches' worth of images of other sizes, at most, that wait for a batch of one size to fill
+_AHEAD = 4  # images beyond a batch that are read and scaled while the network computes
+_WAITING = 4  # so many batches of images, at most, wait for a batch of one size to fill
 
 
 @dataclass(frozen=True)
 class Options:
-    """What becomes of a network's candidates.
+    """How detections are chosen from a network's candidates.
 
     Attributes:
-        threshold: lowest score, one for all classes or by class name (others keep the detector's); None: the detector's.
-        batch: images of one size that the network sees at a time.
-        nms: of two boxes of a class that overlap more than this (intersection over union), the lower score goes; None: both stay.
-        agnostic: NMS and merging of tiles look at all classes together.
+        threshold: lowest score, one for all classes or by class name (others keep the detector's); None: the
+            detector's.
+        batch: number of images of one size in a batch of the network.
+        nms: of two boxes of a class that overlap more than this (intersection over union), the one with the
+            lower score is removed; None: both stay.
+        agnostic: NMS and merging of tiles treat all classes as one.
         top_k: most objects of an image.
         classes: names of the classes to keep; None: all.
-        tile: side in pixels of square tiles that are looked at beside the whole image; None: the whole image only.
+        tile: side in pixels of square tiles that are predicted on in addition to the whole image; None: only
+            the whole image.
         overlap: share of a tile's side that neighbours have in common.
     """
 
@@ -57,7 +60,7 @@ class Options:
 
 
 class Thresholds(NamedTuple):
-    """Lowest score by class name, and where they come from, in words."""
+    """Lowest scores by class name, and a description of where they come from."""
 
     values: dict[str, float]
     origin: str
@@ -67,11 +70,12 @@ class Detector:
     """A trained detector. Made by :func:`mrt.load`.
 
     Attributes:
-        classes: what it detects, by label.
+        classes: class names by label.
         preprocessing: how images are scaled.
-        thresholds: lowest score by class unless the caller says otherwise.
-        facts: what its file says of itself: "network", "file", "config".
-        network: from pixels to candidates; a :class:`mrt.predict.network.TorchNetwork` has the PyTorch module as ``network.detector``.
+        thresholds: lowest scores by class, used unless the caller gives others.
+        facts: information from its file: "network", "file", "config".
+        network: from pixels to candidates; a :class:`mrt.predict.network.TorchNetwork` has the PyTorch module
+            as ``network.detector``.
     """
 
     def __init__(
@@ -106,10 +110,12 @@ class Detector:
         """Detect objects.
 
         Args:
-            images: one image or a list of them: a path; a PIL image; a numpy array (H, W, 3) RGB or (H, W) grey, uint8; a tensor
-                (3, H, W) uint8, or float in [0, 1]. A batch (N, 3, H, W) or (N, H, W, 3) counts as a list.
-            threshold, batch, nms, agnostic, top_k, classes, tile, overlap: see :class:`Options`. What is found in an image does not depend
-                on the others of its batch: only images of one size share one, without padding.
+            images: one image or a list of them: a path; a PIL image; a numpy array (H, W, 3) RGB or (H, W)
+                grey, uint8; a tensor (3, H, W) uint8, or float in [0, 1]. A batch (N, 3, H, W) or (N, H, W,
+                3) counts as a list.
+            threshold, batch, nms, agnostic, top_k, classes, tile, overlap: see :class:`Options`. What is
+                found in an image does not depend on the others of its batch: only images of one size share
+                one, without padding.
 
         Returns:
             A :class:`Detections` for one image, a list of them for a list.
@@ -129,18 +135,21 @@ class Detector:
 
     __call__ = predict
 
-    def stream(self, frames: Iterable[Frame], options: Options | None = None) -> Iterator[tuple[Frame, Detections | MrtError]]:
-        """Detect objects in one image after the other, as they come; reading and scaling run in a thread beside.
+    def stream(
+        self, frames: Iterable[Frame], options: Options | None = None
+    ) -> Iterator[tuple[Frame, Detections | MrtError]]:
+        """Detect objects in a stream of images; another thread reads and scales them.
 
         Args:
             frames: as :mod:`mrt.predict.inputs` gives them.
 
         Yields:
-            Each frame in order (its ``read`` gives the picture that was looked at, without reading it again), with what was found, or the
-            error with which it could not be read.
+            Each frame in order (its ``read`` returns the picture without reading it again), with its
+            detections, or the error if it could not be read.
 
         Raises:
-            MrtError: an option that does not fit; SourceBroken, after the frames before it: a video that is cut short.
+            MrtError: an option that does not fit.
+            SourceBroken: a video that is cut short, after the frames before that.
         """
         options = options or Options()
         self.check(options)
@@ -153,7 +162,7 @@ class Detector:
                     self._look(_unseen(pending), options.batch, wait=True)
                     while pending and pending[0].done:
                         yield self._finish(pending.pop(0), options)
-            except SourceBroken as error:  # what came before it counts
+            except SourceBroken as error:  # raised after the frames before it
                 broken = error
             self._look(_unseen(pending), options.batch)
             yield from (self._finish(item, options) for item in pending)
@@ -162,13 +171,10 @@ class Detector:
 
     def check(self, options: Options) -> None:
         """MrtError if an option does not fit this detector."""
-        for name in options.classes or ():
+        by_class = isinstance(options.threshold, Mapping)
+        for name in (*(options.classes or ()), *(options.threshold if by_class else ())):
             self._require_class(name)
-        if isinstance(options.threshold, Mapping):
-            for name in options.threshold:
-                self._require_class(name)
-        numbers = options.threshold.values() if isinstance(options.threshold, Mapping) else [options.threshold]
-        for number in numbers:
+        for number in options.threshold.values() if by_class else [options.threshold]:
             if number is not None and not 0 <= number <= 1:
                 raise MrtError(f"threshold {number}: a score lies between 0 and 1")
         if options.batch < 1 or options.top_k < 1:
@@ -191,13 +197,17 @@ class Detector:
             import difflib
 
             near = difflib.get_close_matches(name, self.classes, n=1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
             raise MrtError(
-                f"class {name!r}: this detector does not know it" + (f"; did you mean {near[0]!r}?" if near else ""),
+                f"class {name!r}: this detector does not know it{guess}",
                 f"it detects {', '.join(self.classes)}",
             )
 
     def _look(self, views: list[_View], batch: int, wait: bool = False) -> None:
-        """Run the network over views, in batches of one size; with ``wait`` a batch that may still grow is left for later."""
+        """Run the network on views, in batches of one size.
+
+        With ``wait``, incomplete batches are left for later unless too many images are waiting.
+        """
         while views:
             shapes = Counter(view.pixels.shape for view in views)
             shape, count = shapes.most_common(1)[0]
@@ -224,18 +234,21 @@ class Detector:
             boxes, kept = merge(boxes, scores, np.zeros_like(labels) if options.agnostic else labels)
             scores, labels = scores[kept], labels[kept]
         if options.nms is not None:
-            tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
-            chosen = nms(*tensors, options.nms) if options.agnostic else batched_nms(*tensors, torch.from_numpy(labels), options.nms)
-            boxes, scores, labels = boxes[chosen.numpy()], scores[chosen.numpy()], labels[chosen.numpy()]
+            tensors = [torch.from_numpy(part) for part in (boxes, scores, labels)]
+            chosen = (
+                nms(*tensors[:2], options.nms) if options.agnostic else batched_nms(*tensors, options.nms)
+            )
+            boxes, scores, labels = (part[chosen.numpy()] for part in (boxes, scores, labels))
         order = np.argsort(-scores, kind="stable")[: options.top_k]
-        found = Detections(boxes[order], scores[order], labels[order], self.classes, (height, width), work.frame.name, _again(work.frame))
-        picture = work.picture  # alone: who keeps the frame need not keep the network's input
+        arrays = boxes[order], scores[order], labels[order]
+        found = Detections(*arrays, self.classes, (height, width), work.frame.name, _again(work.frame))
+        picture = work.picture  # the frame must not keep all of ``work``, with the network's input, in memory
         return replace(work.frame, read=lambda: picture), found
 
 
 @dataclass
 class _View:
-    """What the network is shown of an image: scaled pixels of a region (x0, y0, x1, y1), and what it found there."""
+    """An input of the network: scaled pixels of an image's region (x0, y0, x1, y1), and its candidates."""
 
     pixels: Tensor
     region: tuple[int, int, int, int]
@@ -262,7 +275,8 @@ def _in_image(view: _View, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     """Boxes in pixels of the whole image, cut to it; scores; labels."""
     scores, labels, shares = view.found
     x0, y0, x1, y1 = view.region
-    boxes = shares * np.array([x1 - x0, y1 - y0] * 2, dtype=np.float32) + np.array([x0, y0] * 2, dtype=np.float32)
+    sides, corner = (np.array(pair * 2, dtype=np.float32) for pair in ([x1 - x0, y1 - y0], [x0, y0]))
+    boxes = shares * sides + corner
     limits = np.array([size[1], size[0]] * 2, dtype=np.float32)
     return np.clip(boxes, 0, limits).astype(np.float32), scores.astype(np.float32), labels.astype(np.int64)
 
@@ -299,7 +313,7 @@ class _Reader:
                 if not self._put(self._prepare(frame)):
                     return
             self._put(None)
-        except BaseException as error:  # told to whoever waits for the next image
+        except BaseException as error:  # raised again in the thread that waits for the next image
             self._put(error)
 
     def _put(self, item: Any) -> bool:
@@ -321,17 +335,18 @@ class _Reader:
         if self.options.tile is not None:
             tiles = tile_boxes(height, width, self.options.tile, self.options.overlap)
             regions = tiles + (regions if len(tiles) > 1 else [])
-        views = [_View(self.preprocessing(picture if region == regions[-1] else picture.crop(region)), region) for region in regions]
+        parts = [picture if region == regions[-1] else picture.crop(region) for region in regions]
+        views = [_View(self.preprocessing(part), region) for part, region in zip(parts, regions, strict=True)]
         return _Work(frame, picture, views)
 
 
 def _again(frame: Frame) -> Any:
-    """How to get the image once more, for drawing; None where that would keep it in memory."""
+    """A function that reads the image again, for drawing; None where that would keep it in memory."""
     return frame.read if frame.number is None and frame.name != "stdin" else None
 
 
 def _as_list(images: Any) -> tuple[list[Any], bool]:
-    """The images one by one, and whether it was one alone."""
+    """The images as a list, and whether a single image was given."""
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images), False
     if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
@@ -339,22 +354,31 @@ def _as_list(images: Any) -> tuple[list[Any], bool]:
     try:
         return list(images), False
     except TypeError:
-        raise MrtError(f"an image cannot be a {type(images).__name__}", "give a path, a PIL image, a numpy array or a tensor") from None
+        raise MrtError(
+            f"an image cannot be a {type(images).__name__}",
+            "give a path, a PIL image, a numpy array or a tensor",
+        ) from None
 
 
 def _frame(image: Any, number: int) -> Frame:
-    """A frame of what a caller calls an image."""
+    """A frame for an image of any supported type."""
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         return Frame(str(path), lambda: read_picture(path), path)
     if not isinstance(image, (Image.Image, np.ndarray, Tensor)):
-        raise MrtError(f"image {number}: cannot be a {type(image).__name__}", "give a path, a PIL image, a numpy array or a tensor")
+        raise MrtError(
+            f"image {number}: cannot be a {type(image).__name__}",
+            "give a path, a PIL image, a numpy array or a tensor",
+        )
     picture = image.convert("RGB") if isinstance(image, Image.Image) else _picture_of(image, number)
     return Frame("", lambda: picture)
 
 
 def _picture_of(image: np.ndarray | Tensor, number: int) -> Image.Image:
-    array = image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
+    if isinstance(image, Tensor) and image.ndim == 3:
+        array = image.detach().cpu().permute(1, 2, 0).numpy()
+    else:
+        array = np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
@@ -367,5 +391,6 @@ def _picture_of(image: np.ndarray | Tensor, number: int) -> Image.Image:
     if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
         return Image.fromarray((array * 255).round().astype(np.uint8))
     raise MrtError(
-        f"image {number}: is {array.dtype} from {array.min():.4g} to {array.max():.4g}", "give uint8 from 0 to 255, or float from 0 to 1"
+        f"image {number}: is {array.dtype} from {array.min():.4g} to {array.max():.4g}",
+        "give uint8 from 0 to 255, or float from 0 to 1",
     )

@@ -1,4 +1,4 @@
-"""What a detector can be shown: images, folders, globs, zip archives, videos, cameras, and one image on standard input."""
+"""Inputs of a prediction: images, folders, globs, zip archives, videos, cameras, and standard input."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from mrt.errors import MrtError
 from mrt.predict import video
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg"),
+    *(".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv"),
+)
 STDIN = "-"
 MARK = ".mrt-predictions"  # in a folder that predictions were written to
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image to look at.
+    """One image to predict on.
 
     Attributes:
-        name: what to call it and its results: a path inside the folder, archive or list it came from; of a video, the video's.
-        read: gives the upright RGB picture, or raises MrtError.
-        path: the image's own file (which may lie in a zip archive); None for frames of a video, a camera and standard input.
+        name: for it and its results: a path inside the folder, archive or list it came from; of a video, the
+            video's name.
+        read: returns the upright RGB picture, or raises MrtError.
+        path: the image's own file (which may lie in a zip archive); None for frames of a video, a camera and
+            standard input.
         number, seconds: of a video's or camera's frame, from 0; None for an image.
     """
 
@@ -44,15 +49,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Source:
-    """One thing that was asked for.
+    """One input.
 
     Attributes:
-        name: as results and messages call it.
+        name: as in results and messages.
         kind: "images", "video" or "camera".
-        frames: iterates over what it holds, once; raises MrtError where a video cannot be read (further).
-        total: number of frames, or None where nobody knows.
-        rate: frames per second that ``frames`` gives, of a video or camera.
-        passed_over: of the first source: files among all inputs that are neither images nor videos.
+        frames: iterates over its frames, once; raises MrtError where a video cannot be read (further).
+        total: number of frames, or None if unknown.
+        rate: frames per second of ``frames``, of a video or camera.
+        passed_over: only of the first source: files among all inputs that are neither images nor videos.
     """
 
     name: str
@@ -64,15 +69,16 @@ class Source:
 
 
 def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], list[MrtError]]:
-    """What the inputs hold: all their images as one source, and one for each video and camera; and what is wrong with some of them.
+    """The sources in the inputs: one for all images, and one for each video and camera; and their errors.
 
     Args:
-        inputs: paths of images, folders (looked through to the bottom; hidden files and folders of predictions are left out), globs, zip
-            archives, videos; a number is a camera; "-" is one image on standard input. What has no known suffix is taken for an image.
-        every: of videos and cameras, each so many-th frame only.
+        inputs: paths of images, folders (searched recursively; hidden files and folders of predictions are
+            left out), globs, zip archives, videos; a number is a camera; "-" is one image on standard input.
+            A file without a known suffix is treated as an image.
+        every: of videos and cameras, only every so many-th frame.
 
     Raises:
-        MrtError: an input that is not there, or all of them hold nothing.
+        MrtError: an input does not exist, or there is nothing in any of them.
     """
     images: dict[str, Frame] = {}
     videos: list[Path] = []
@@ -105,12 +111,15 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
         sources[0] = replace(sources[0], passed_over=passed_over)
     if not sources and not broken:
         found = f"; found {len(passed_over)} other files, such as {passed_over[0]}" if passed_over else ""
-        raise MrtError(f"{' '.join(map(str, inputs))}: no images or videos{found}", f"images are {', '.join(PICTURE_SUFFIXES)}")
+        raise MrtError(
+            f"{' '.join(map(str, inputs))}: no images or videos{found}",
+            f"images are {', '.join(PICTURE_SUFFIXES)}",
+        )
     return sources, broken
 
 
 def _add(images: dict[str, Frame], frame: Frame) -> None:
-    """Under a name of its own; the same file twice is one image."""
+    """Add a frame under a unique name; the same file twice is one image."""
     name, number = frame.name, 2
     while name in images:
         if images[name].path is not None and images[name].path == frame.path:
@@ -121,7 +130,7 @@ def _add(images: dict[str, Frame], frame: Frame) -> None:
 
 
 def _files(text: str) -> Iterator[tuple[Path | None, Path]]:
-    """(what names are relative to, file) of an input; a file that was named itself has no root, whatever its suffix."""
+    """(root that names are relative to, file) of each file of an input; no root for a file named directly."""
     path = Path(text).expanduser()
     if path.is_dir():
         yield from ((path, file) for file in _walk(path))
@@ -131,24 +140,27 @@ def _files(text: str) -> Iterator[tuple[Path | None, Path]]:
     elif path.exists():
         yield None, path
     elif glob.has_magic(text):
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if not _hidden(PurePosixPath(Path(name).name))]
+        places = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        found = [place for place in places if not _hidden(PurePosixPath(place.name))]
         if not found:
             raise MrtError(f"{text}: nothing matches this pattern", "try the folder alone")
-        for place in found:
-            if place.is_dir():
-                continue
-            yield place.parent, place
+        yield from ((place.parent, place) for place in found if not place.is_dir())
     else:
         near = _near(path)
-        raise MrtError(f"{text}: no such file or folder", f"did you mean {near}?" if near else "check the path")
+        hint = f"did you mean {near}?" if near else "check the path"
+        raise MrtError(f"{text}: no such file or folder", hint)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
-        raise MrtError(f"{error.filename}: cannot be read ({error.strerror})", "mend its permissions, or name the images themselves")
+        raise MrtError(
+            f"{error.filename}: cannot be read ({error.strerror})",
+            "mend its permissions, or name the images themselves",
+        )
 
     for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=False):
-        folders[:] = sorted(name for name in folders if not _hidden(PurePosixPath(name)) and not (Path(where) / name / MARK).exists())
+        shown = (name for name in folders if not _hidden(PurePosixPath(name)))
+        folders[:] = sorted(name for name in shown if not (Path(where) / name / MARK).exists())
         yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
 
 

@@ -32,12 +32,15 @@ KINDS = {
 
 @dataclass
 class Tally:
-    """What a prediction came to.
+    """Counts of a prediction.
 
     Attributes:
-        images: looked at. seconds: it took, reading and writing included.
-        objects, images_with: by class, numbers of objects and of images that have one. scores: sums of scores by class.
-        broken: what could not be read, and why.
+        images: number of images predicted on.
+        seconds: time taken, including reading and writing.
+        objects: number of objects by class.
+        images_with: number of images with at least one object, by class.
+        scores: sum of scores by class.
+        broken: messages about inputs that could not be read.
     """
 
     images: int = 0
@@ -57,7 +60,9 @@ class Tally:
             self.scores[name] += score
 
 
-def make_writers(kinds: Sequence[str], folder: Path, classes: Sequence[str], crop: bool = False) -> list[Writer]:
+def make_writers(
+    kinds: Sequence[str], folder: Path, classes: Sequence[str], crop: bool = False
+) -> list[Writer]:
     """A writer for each kind of output (:data:`KINDS`), below ``folder``.
 
     Raises:
@@ -77,7 +82,8 @@ def make_writers(kinds: Sequence[str], folder: Path, classes: Sequence[str], cro
         "yolo": lambda: YoloLabels(folder, classes),
         "voc": lambda: VocLabels(folder, classes),
     }
-    return [*(makers[kind]() for kind in dict.fromkeys(kinds) if kind in makers), *([Crops(folder)] if crop else []), Mark(folder)]
+    writers = [makers[kind]() for kind in dict.fromkeys(kinds) if kind in makers]
+    return [*writers, *([Crops(folder)] if crop else []), Mark(folder)]
 
 
 def run(
@@ -90,13 +96,13 @@ def run(
     on_source: Callable[[Source], None] = lambda source: None,
     on_frame: Callable[[Source, Frame, Detections | MrtError], None] = lambda source, frame, result: None,
 ) -> tuple[Tally, list[Path]]:
-    """Predict, write, and count. What cannot be read is passed over and kept in the tally.
+    """Predict, write, and count. Inputs that cannot be read are skipped and listed in the tally.
 
-    The writers' files are ended whatever happens; on Ctrl-C what was found until then is written.
+    The writers' files are always completed; after Ctrl-C they contain the detections so far.
 
     Args:
-        limit: look at so many images or frames of each source at most.
-        on_source, on_frame: told of each source before, of each frame after it was looked at.
+        limit: predict on at most so many images or frames of each source.
+        on_source, on_frame: called before each source and after each frame.
 
     Returns:
         The tally, and the files that were written.

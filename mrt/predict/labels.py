@@ -1,6 +1,7 @@
-"""Label sets that annotation tools import, so that predictions can be corrected and then trained on: COCO, YOLO and Pascal VOC.
+"""Label sets for annotation tools, to correct predictions and then train on them: COCO, YOLO and Pascal VOC.
 
-Each is a folder with its images in it. ``mrt prepare-data custom --raw FOLDER --name NAME`` reads all three, before and after correction.
+Each is a folder that includes its images. ``mrt prepare-data custom --raw FOLDER --name NAME`` reads all
+three, before and after correction.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from mrt.predict.outputs import UniqueNames, Writer, frame_name, save_picture
 
 
 class LabelSet(Writer):
-    """Copies images under flat names that differ without their suffixes, too.
+    """Copies images into one folder, under names that are unique even without their suffixes.
 
-    A file is copied as it is. What has no file (frames of a video) and photos that EXIF says to turn, which annotation tools show
-    differently, are written upright as JPEG.
+    Files are copied unchanged. Images without a file (frames of a video) and photos with an EXIF rotation,
+    which annotation tools treat differently, are written upright as JPEG.
     """
 
     def __init__(self, folder: Path, images: Path, classes: Sequence[str]) -> None:
@@ -63,13 +64,21 @@ class CocoLabels(LabelSet):
             self._annotations.append({"id": len(self._annotations) + 1, **item, "area": area, "iscrowd": 0})
 
     def finish(self) -> list[Path]:
-        content = {"images": self._images, "annotations": self._annotations, "categories": coco_categories(self.classes)}
-        write_text(self.folder / "annotations" / "instances_default.json", json.dumps(content, ensure_ascii=False) + "\n")
+        content = {
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": coco_categories(self.classes),
+        }
+        file = self.folder / "annotations" / "instances_default.json"
+        write_text(file, json.dumps(content, ensure_ascii=False) + "\n")
         return [self.folder]
 
 
 class YoloLabels(LabelSet):
-    """``yolo/``: data.yaml, images/train/ and labels/train/, a text file per image with "label cx cy w h" as shares of the image."""
+    """``yolo/``: data.yaml, images/train/ and labels/train/.
+
+    Labels are a text file per image with lines "label cx cy w h", as shares of the image.
+    """
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         super().__init__(folder / "yolo", folder / "yolo" / "images" / "train", classes)
@@ -84,13 +93,17 @@ class YoloLabels(LabelSet):
         write_text(self.folder / "labels" / "train" / f"{PurePosixPath(name).stem}.txt", "".join(lines))
 
     def finish(self) -> list[Path]:
-        names = "".join(f"  {label}: {json.dumps(name, ensure_ascii=False)}\n" for label, name in enumerate(self.classes))
+        quoted = [json.dumps(name, ensure_ascii=False) for name in self.classes]
+        names = "".join(f"  {label}: {name}\n" for label, name in enumerate(quoted))
         write_text(self.folder / "data.yaml", f"path: .\ntrain: images/train\nnames:\n{names}")
         return [self.folder]
 
 
 class VocLabels(LabelSet):
-    """``voc/``: JPEGImages/, Annotations/ with an XML file per image, and ImageSets/Main/train.txt. Boxes count pixels from 1."""
+    """``voc/``: JPEGImages/, Annotations/ with an XML file per image, and ImageSets/Main/train.txt.
+
+    Boxes count pixels from 1.
+    """
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         super().__init__(folder / "voc", folder / "voc" / "JPEGImages", classes)
@@ -100,20 +113,24 @@ class VocLabels(LabelSet):
         name = self.copy(frame)
         stem = PurePosixPath(name).stem
         self._stems.append(stem)
+        height, width = found.image_size
         root = ElementTree.Element("annotation")
         _elements(root, {"folder": "JPEGImages", "filename": name})
-        _elements(ElementTree.SubElement(root, "size"), {"width": found.image_size[1], "height": found.image_size[0], "depth": 3})
+        _elements(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
         for (x0, y0, x1, y1), score, label in found:
             item = ElementTree.SubElement(root, "object")
-            _elements(item, {"name": label, "pose": "Unspecified", "truncated": 0, "difficult": 0, "score": f"{score:.5f}"})
+            _elements(item, {"name": label, "pose": "Unspecified", "truncated": 0, "difficult": 0})
+            _elements(item, {"score": f"{score:.5f}"})
             box = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
-            _elements(ElementTree.SubElement(item, "bndbox"), {key: f"{value:.2f}" for key, value in box.items()})
+            texts = {key: f"{value:.2f}" for key, value in box.items()}
+            _elements(ElementTree.SubElement(item, "bndbox"), texts)
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode") + "\n"
         write_text(self.folder / "Annotations" / f"{stem}.xml", text)
 
     def finish(self) -> list[Path]:
-        write_text(self.folder / "ImageSets" / "Main" / "train.txt", "".join(f"{stem}\n" for stem in self._stems))
+        lines = "".join(f"{stem}\n" for stem in self._stems)
+        write_text(self.folder / "ImageSets" / "Main" / "train.txt", lines)
         return [self.folder]
 
 

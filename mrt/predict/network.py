@@ -1,4 +1,4 @@
-"""What turns pixels into candidates: a detector in PyTorch here, an exported program in :mod:`mrt.export.runtime`."""
+"""Networks from pixels to candidates: a detector in PyTorch. Exported programs: :mod:`mrt.export.runtime`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Preprocessing:
     """How an image is scaled for the network, in pixels.
 
     Attributes:
-        short_side, max_size: the short side becomes ``short_side``, or less where the long one would exceed ``max_size``.
-        fixed: (height, width) that every image is stretched to instead, for programs that were exported for one size.
+        short_side, max_size: the short side becomes ``short_side``, or less if the long one would exceed
+            ``max_size``.
+        fixed: (height, width) that every image is stretched to instead, for programs exported for one size.
     """
 
     short_side: int
@@ -40,15 +41,18 @@ class Preprocessing:
         return self.fixed or resized_size(height, width, self.short_side, self.max_size)
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """An RGB picture as (3, height, width) uint8 of the network's input size: Pillow's antialiased bilinear filter."""
+        """An RGB picture as (3, height, width) uint8, scaled by Pillow's antialiased bilinear filter."""
         return resize(picture, torch.empty(0, 4), self.size(picture.height, picture.width))[0]
 
 
 class Network(Protocol):
-    """Images of one size to candidates."""
+    """A function from images of one size to candidates."""
 
     def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(B, 3, h, w) uint8 RGB -> (B, k) scores, falling; (B, k) labels; (B, k, 4) boxes xyxy as shares of the image."""
+        """(B, 3, h, w) uint8 RGB -> decreasing scores (B, k), labels (B, k), boxes (B, k, 4) xyxy.
+
+        Boxes are shares of the image.
+        """
         ...
 
 
@@ -63,8 +67,8 @@ class TorchNetwork:
     """A detector in eager PyTorch.
 
     Args:
-        detector: in evaluation mode on its device; frozen norms are folded into its convolutions, and on a CPU its layers rebuilt to run
-            faster, so it is no longer for training.
+        detector: in evaluation mode on its device. It is changed and cannot be trained afterwards: frozen
+            batch norms are folded into its convolutions, and on a CPU layers are replaced by faster ones.
         amp: "off" (float32), "tf32", "bf16" or "fp16".
     """
 

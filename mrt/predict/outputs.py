@@ -1,4 +1,7 @@
-"""What is kept of a prediction: annotated pictures and videos, COCO results, CSV, cut-out objects. Label sets are in :mod:`.labels`."""
+"""Outputs of a prediction: annotated pictures and videos, COCO results, CSV, crops of objects.
+
+Label sets are in :mod:`.labels`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ JPEG_QUALITY = 92
 
 
 class Writer:
-    """Takes what was found in one image after the other; :meth:`finish` ends its files. Also called when a prediction was broken off."""
+    """Writes the detections of one image after the other.
+
+    :meth:`finish` completes its files; it is also called after an interruption.
+    """
 
     def begin(self, source: Source) -> None:
         """The next frames come from ``source``."""
@@ -33,12 +39,12 @@ class Writer:
         """One image, which could be read."""
 
     def finish(self) -> list[Path]:
-        """End all files; returns them, or their folder where they are many."""
+        """Complete all files. Returns them, or their folder if there are many."""
         return []
 
 
 class UniqueNames:
-    """Names of files that would overwrite each other, told apart: ``a.jpg``, ``a-2.jpg``. Compared without suffix and case."""
+    """Makes file names unique, compared without suffix and case: ``a.jpg``, ``a-2.jpg``."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -61,7 +67,7 @@ def frame_name(frame: Frame) -> str:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """As a whole: PNG where the name says so, else JPEG."""
+    """Write a picture: PNG if the suffix is .png, else JPEG; the file appears only once it is complete."""
     with replacing(path) as file:
         if path.suffix.lower() == ".png":
             picture.save(file, format="PNG")
@@ -78,7 +84,8 @@ class Pictures(Writer):
     """Annotated images under their own names, and an annotated H.264 video for each video and camera.
 
     Args:
-        folder: where. frames: write videos' frames as images instead.
+        folder: where to write.
+        frames: write videos' frames as images instead.
     """
 
     def __init__(self, folder: Path, frames: bool = False) -> None:
@@ -98,7 +105,8 @@ class Pictures(Writer):
             self._video.add(picture)
             return
         place = PurePosixPath(frame_name(frame))
-        path = self.folder / self._names(str(place if place.suffix.lower() == ".png" else place.with_suffix(".jpg")))
+        name = str(place if place.suffix.lower() == ".png" else place.with_suffix(".jpg"))
+        path = self.folder / self._names(name)
         save_picture(picture, path)
         self._written.append(path)
 
@@ -114,8 +122,9 @@ class Pictures(Writer):
 
 
 class CocoResults(Writer):
-    """COCO results in ``results.json``, with each image's name under "file_name"; ``images.json`` lists images and categories.
+    """COCO results in ``results.json``; images and classes in ``images.json``.
 
+    Each result also has the name of its image, as "file_name".
     Image ids count from 1 in the order of the images, category ids are labels + 1.
     """
 
@@ -125,20 +134,25 @@ class CocoResults(Writer):
         self._images: list[dict[str, Any]] = []
 
     def add(self, frame: Frame, found: Detections) -> None:
-        number = len(self._images) + 1
+        number, (height, width) = len(self._images) + 1, found.image_size
         more = {} if frame.number is None else {"frame": frame.number, "seconds": round(frame.seconds, 3)}
-        self._images.append({"id": number, "file_name": frame.name, "height": found.image_size[0], "width": found.image_size[1], **more})
+        image = {"id": number, "file_name": frame.name, "height": height, "width": width}
+        self._images.append(image | more)
         self._results += [{**item, "file_name": frame.name, **more} for item in found.to_coco(number)]
 
     def finish(self) -> list[Path]:
         results, images = self.folder / "results.json", self.folder / "images.json"
         write_text(results, json.dumps(self._results) + "\n")
-        write_text(images, json.dumps({"images": self._images, "categories": coco_categories(self.classes)}, ensure_ascii=False) + "\n")
+        content = {"images": self._images, "categories": coco_categories(self.classes)}
+        write_text(images, json.dumps(content, ensure_ascii=False) + "\n")
         return [results, images]
 
 
 class Csv(Writer):
-    """``detections.csv``: a line per object. Columns: file, frame, seconds (empty for images), class, score, x0, y0, x1, y1 in pixels."""
+    """``detections.csv``: a line per object.
+
+    Columns: file, frame, seconds (empty for images), class, score, x0, y0, x1, y1 in pixels.
+    """
 
     COLUMNS = ("file", "frame", "seconds", "class", "score", "x0", "y0", "x1", "y1")
 
@@ -150,7 +164,8 @@ class Csv(Writer):
     def add(self, frame: Frame, found: Detections) -> None:
         when = ("", "") if frame.number is None else (frame.number, f"{frame.seconds:.3f}")
         for box, score, name in found:
-            self._lines.writerow([frame.name, *when, name, f"{score:.5f}", *(f"{number:.2f}" for number in box)])
+            corners = [f"{number:.2f}" for number in box]
+            self._lines.writerow([frame.name, *when, name, f"{score:.5f}", *corners])
 
     def finish(self) -> list[Path]:
         path = self.folder / "detections.csv"
@@ -167,9 +182,10 @@ class Crops(Writer):
     def add(self, frame: Frame, found: Detections) -> None:
         picture, place = frame.read(), PurePosixPath(frame_name(frame))
         for number, (box, _, name) in enumerate(found, 1):
-            x0, y0, x1, y1 = (int(box[0]), int(box[1]), min(int(box[2]) + 1, picture.width), min(int(box[3]) + 1, picture.height))
+            x0, y0, x1, y1 = map(int, box)
+            region = x0, y0, min(x1 + 1, picture.width), min(y1 + 1, picture.height)
             inside = f"{safe_name(name)}/{str(place.with_suffix('')).replace('/', '_')}-{number}.jpg"
-            save_picture(picture.crop((x0, y0, x1, y1)), self.folder / self._names(inside))
+            save_picture(picture.crop(region), self.folder / self._names(inside))
             self._any = True
 
     def finish(self) -> list[Path]:
@@ -177,7 +193,7 @@ class Crops(Writer):
 
 
 class Mark(Writer):
-    """A hidden file by which a folder of predictions is known, so that pictures in it are not taken for photos the next time."""
+    """A hidden file that marks a folder of predictions, so that its pictures are not used as inputs later."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -190,14 +206,15 @@ class Mark(Writer):
 
 def safe_name(name: str) -> str:
     """A class name as a folder's name."""
-    return "".join(letter if letter.isalnum() or letter in " -_.()" else "_" for letter in name).strip(" .") or "_"
+    letters = (letter if letter.isalnum() or letter in " -_.()" else "_" for letter in name)
+    return "".join(letters).strip(" .") or "_"
 
 
 def free_folder(asked: Path | None, usual: Path) -> Path:
-    """Where to write: the folder that was asked for, which must be new or empty; else ``usual``, or ``usual-2`` and so on where it is not.
+    """The folder to write to: ``asked``, which must be new or empty, else ``usual``, ``usual-2`` and so on.
 
     Raises:
-        MrtError: the folder that was asked for is a file, or holds something.
+        MrtError: ``asked`` is a file or a folder that is not empty.
     """
     if asked is not None:
         require_free(asked, "--out ")
@@ -210,7 +227,7 @@ def free_folder(asked: Path | None, usual: Path) -> Path:
 
 
 def finish_all(writers: Sequence[Writer]) -> list[Path]:
-    """End all writers' files, every one even where another cannot; raises what the first one that could not said."""
+    """Complete the files of all writers, even if one of them fails; then raise the first error."""
     paths: list[Path] = []
     failed: list[MrtError] = []
     for writer in writers:

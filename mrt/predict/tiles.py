@@ -1,4 +1,7 @@
-"""Large images in tiles, by the rules of sahi (Akyon et al., Slicing Aided Hyper Inference, ICIP 2022), so that figures can be compared."""
+"""Large images in tiles, as in sahi (Akyon et al., Slicing Aided Hyper Inference, ICIP 2022).
+
+With the same rules, metrics can be compared with those of sahi.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,29 @@ import numpy as np
 
 from mrt.errors import MrtError
 
-MATCH = 0.5  # intersection over the smaller box, from which on two boxes of a class are one object (sahi's default)
+# Two boxes of a class are one object if their intersection is so much of the smaller box (sahi's default).
+MATCH = 0.5
 
 
 def tile_boxes(height: int, width: int, side: int, overlap: float) -> list[tuple[int, int, int, int]]:
     """(x0, y0, x1, y1) in pixels of square tiles that cover an image, row by row.
 
-    Neighbours share ``int(overlap * side)`` pixels; the last of a row or column is moved back into the image, so it may share more. An
-    image that is no larger than a tile is one tile.
+    Neighbours share ``int(overlap * side)`` pixels; the last of a row or column is moved back into the image,
+    so it may share more. An image that is no larger than a tile is one tile.
 
     Args:
-        height, width: of the image in pixels. side: of a tile in pixels. overlap: share of the side, from 0 to below 1.
+        height, width: of the image in pixels.
+        side: of a tile in pixels.
+        overlap: share of the side, from 0 to below 1.
 
     Raises:
         MrtError: a side below 1, or an overlap outside [0, 1).
     """
     if side < 1 or not 0 <= overlap < 1:
-        raise MrtError(f"tiles of {side} pixels with overlap {overlap} cannot be cut", "a tile has at least 1 pixel, overlap is in [0, 1)")
+        raise MrtError(
+            f"tiles of {side} pixels with overlap {overlap} cannot be cut",
+            "a tile has at least 1 pixel, overlap is in [0, 1)",
+        )
     rows, columns = (_starts(length, side, int(overlap * side)) for length in (height, width))
     return [(x, y, min(x + side, width), min(y + side, height)) for y in rows for x in columns]
 
@@ -37,14 +46,18 @@ def _starts(length: int, side: int, shared: int) -> list[int]:
 def merge(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of several tiles as boxes of one image: greedy non-maximum merging within each class.
 
-    From the best score down, a box takes in those that it overlaps by at least half of the smaller one (of the boxes as they came, and
-    still so when it has grown by those before); its score stays.
+    In the order of decreasing scores, a box is merged with those that it overlaps by at least half of the
+    smaller one. This must hold for the original boxes, and for the box after the merges before. Its score
+    stays.
 
     Args:
-        boxes: (n, 4) xyxy. scores: (n,). labels: (n,); all the same where classes do not matter.
+        boxes: (n, 4) xyxy.
+        scores: (n,).
+        labels: (n,); all the same if classes do not matter.
 
     Returns:
-        The merged boxes (m, 4), and which of the n each one's score and class are: (m,) indices, falling by score.
+        The merged boxes (m, 4), and the indices (m,) of the boxes that they have score and class of, by
+        decreasing score.
     """
     kept_boxes, kept = [], []
     order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -scores))
@@ -52,11 +65,13 @@ def merge(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> tuple[np
     while left:
         best, *rest = left
         overlaps = _over_smaller(boxes[best], boxes[rest])
-        same = [labels[i] == labels[best] and overlap >= MATCH for i, overlap in zip(rest, overlaps, strict=True)]
+        pairs = zip(rest, overlaps, strict=True)
+        same = [labels[i] == labels[best] and overlap >= MATCH for i, overlap in pairs]
         grown = boxes[best].copy()
         for index in (i for i, mine in zip(rest, same, strict=True) if mine):
             if _over_smaller(grown, boxes[[index]])[0] >= MATCH:
-                grown[:2], grown[2:] = np.minimum(grown[:2], boxes[index, :2]), np.maximum(grown[2:], boxes[index, 2:])
+                grown[:2] = np.minimum(grown[:2], boxes[index, :2])
+                grown[2:] = np.maximum(grown[2:], boxes[index, 2:])
         kept_boxes.append(grown)
         kept.append(best)
         left = [i for i, mine in zip(rest, same, strict=True) if not mine]

@@ -14,18 +14,18 @@ from PIL import Image
 
 from mrt.errors import MrtError
 
-CAMERA_RATE = 30.0  # frames per second that a camera's recording is played at, if the camera does not say
-ENCODERS = ("libx264", "libopenh264", "h264")  # whichever FFmpeg has; all write H.264
+CAMERA_RATE = 30.0  # assumed frames per second of a camera, and of videos that do not state theirs
+ENCODERS = ("libx264", "libopenh264", "h264")  # the first that FFmpeg has is used; all write H.264
 QUALITY = "20"  # x264's constant rate factor: 18 is nearly without loss, 23 its default
 
 
 class SourceBroken(MrtError):
-    """A video or camera that gives no more frames, though it should."""
+    """A video or camera that stops giving frames too early."""
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """A video's size in pixels, frames per second, and number of frames (0 where the file does not say)."""
+    """A video's size in pixels, frames per second, and number of frames (0 if the file does not state it)."""
 
     width: int
     height: int
@@ -38,13 +38,14 @@ def require_av() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise MrtError("reading videos and cameras needs PyAV, which is not installed", "pip install av") from None
+        what = "reading videos and cameras needs PyAV, which is not installed"
+        raise MrtError(what, "pip install av") from None
     av.logging.set_level(av.logging.PANIC)  # errors come as exceptions
     return av
 
 
 def describe(path: Path) -> VideoFacts:
-    """What a video's header says.
+    """The facts in a video's header.
 
     Raises:
         MrtError: not a video, or PyAV is not installed.
@@ -54,7 +55,9 @@ def describe(path: Path) -> VideoFacts:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or CAMERA_RATE)
-            frames = stream.frames or (int(float(container.duration / av.time_base) * rate) if container.duration else 0)
+            frames = stream.frames
+            if not frames and container.duration:
+                frames = int(float(container.duration / av.time_base) * rate)
             return VideoFacts(stream.codec_context.width, stream.codec_context.height, rate, frames)
     except (av.FFmpegError, IndexError, OSError) as error:
         raise MrtError(f"{path}: cannot be read as a video ({_reason(error)})") from None
@@ -77,10 +80,10 @@ def read(path: Path, every: int = 1) -> Iterator[tuple[int, float, Image.Image]]
 
 
 def read_camera(index: int, every: int = 1) -> Iterator[tuple[int, float, Image.Image]]:
-    """As :func:`read`, of a camera, without end.
+    """As :func:`read`, from a camera, without end.
 
     Raises:
-        SourceBroken: no such camera, or it went away.
+        SourceBroken: no such camera, or it was disconnected.
     """
     av = require_av()
     name, driver = {
@@ -92,7 +95,8 @@ def read_camera(index: int, every: int = 1) -> Iterator[tuple[int, float, Image.
         with av.open(name, format=driver) as container:
             yield from _pictures(container.decode(video=0), every, CAMERA_RATE)
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise SourceBroken(f"camera {index} ({name}): cannot be read ({_reason(error)})", "is it connected, and free?") from None
+        what = f"camera {index} ({name}): cannot be read ({_reason(error)})"
+        raise SourceBroken(what, "is it connected, and free?") from None
 
 
 def _pictures(frames: Iterator[Any], every: int, rate: float) -> Iterator[tuple[int, float, Image.Image]]:
@@ -100,7 +104,8 @@ def _pictures(frames: Iterator[Any], every: int, rate: float) -> Iterator[tuple[
         if number % every == 0:
             seconds = float(frame.time) if frame.time is not None else number / rate
             picture = frame.to_image()
-            turned = int(getattr(frame, "rotation", 0) or 0) % 360  # phones store upright films on their side, degrees counterclockwise
+            # Phones store upright videos rotated; degrees counterclockwise.
+            turned = int(getattr(frame, "rotation", 0) or 0) % 360
             yield number, seconds, picture.rotate(turned, expand=True) if turned else picture
 
 
@@ -112,7 +117,8 @@ class VideoWriter:
     """An H.264 file, written under a temporary name and put in place by :meth:`close`.
 
     Args:
-        path: ends in .mp4. rate: frames per second.
+        path: ends in .mp4.
+        rate: frames per second.
 
     Raises:
         MrtError: PyAV is not installed, it has no H.264 encoder, or the file cannot be written.
@@ -120,14 +126,15 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate, self.av = path, Fraction(rate).limit_denominator(1001), require_av()
-        self.encoder = next((name for name in ENCODERS if name in self.av.codecs_available and _encodes(self.av, name)), None)
+        known = (name for name in ENCODERS if name in self.av.codecs_available)
+        self.encoder = next((name for name in known if _encodes(self.av, name)), None)
         if self.encoder is None:
             raise MrtError("this FFmpeg has no H.264 encoder", "save pictures instead: --save frames")
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
         self._container = self._stream = None
 
     def add(self, picture: Image.Image) -> None:
-        """The next frame; all are cut to the first one's size, less a row or column where that is odd (H.264 takes even sizes)."""
+        """Write the next frame, cropped to the first one's size, made even as H.264 requires."""
         try:
             if self._container is None:
                 self._part.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +147,10 @@ class VideoWriter:
             whole = picture.crop((0, 0, self._stream.width, self._stream.height))
             self._container.mux(self._stream.encode(self.av.VideoFrame.from_image(whole)))
         except (self.av.FFmpegError, OSError) as error:
-            raise MrtError(f"{self.path}: could not be written ({_reason(error)})", "check the folder and the free space") from None
+            raise self._failed(error) from None
 
     def close(self) -> Path | None:
-        """End the file and give it its name; None if it got no frame."""
+        """Complete the file and give it its name; returns None if there was no frame."""
         if self._container is None:
             return None
         try:
@@ -152,8 +159,12 @@ class VideoWriter:
             self._container = None
             self._part.replace(self.path)
         except (self.av.FFmpegError, OSError) as error:
-            raise MrtError(f"{self.path}: could not be written ({_reason(error)})", "check the folder and the free space") from None
+            raise self._failed(error) from None
         return self.path
+
+    def _failed(self, error: Exception) -> MrtError:
+        what = f"{self.path}: could not be written ({_reason(error)})"
+        return MrtError(what, "check the folder and the free space")
 
 
 def _encodes(av: ModuleType, name: str) -> bool:

@@ -1,4 +1,7 @@
-"""``mrt report``: what happened in a run, or in several, as one page. Needs the extra ``report``: matplotlib, scikit-learn, jinja2."""
+"""``mrt report``: what happened in a run, or in several, as one page.
+
+Needs the extra ``report``: matplotlib, scikit-learn, jinja2.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "jinja2": "jinj
 
 
 def require_libraries() -> None:
-    """MrtError if something of the extra is not installed."""
+    """MrtError if a package of the extra is not installed."""
     missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise MrtError(f"mrt report needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
-                       "install what reports need: pip install 'mrt-detection[report]'")  # fmt: skip
+        are = "is" if len(missing) == 1 else "are"
+        raise MrtError(
+            f"mrt report needs {', '.join(missing)}, which {are} not installed",
+            "install what reports need: pip install 'mrt-detection[report]'",
+        )
 
 
 def write_report(
@@ -36,17 +42,22 @@ def write_report(
     watcher: Watcher | None = None,
     titles: Sequence[str | None] | None = None,
 ) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` about one run or several into ``out``; returns the page.
+    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` about one or several runs.
 
     Args:
-        folders: of the runs; changes are counted from the first of several, from the start of a single one.
-        split: of the target set; see :func:`mrt.report.collect.choose_split` for what is taken without one.
+        folders: of the runs. Differences are to the first of several runs, or to the start of a single one.
+        out: the folder to write to.
+        split: of the target set; default: see :func:`mrt.report.collect.choose_split`.
         images: rows of pictures.
-        quick: only what the runs' files say; no network is run.
-        titles: what the runs are called in it, in their order; None: after their folders.
+        quick: use only the runs' files; no network is run.
+        titles: names of the runs in the report, in their order; None: the names of their folders.
+
+    Returns:
+        The page.
 
     Raises:
-        MrtError: libraries are missing, a folder is no run, the split does not exist, or the runs' classes differ.
+        MrtError: libraries are missing, a folder is no run, the split does not exist, or the runs' classes
+            differ.
     """
     require_libraries()
     from mrt.report import collect, sections, study
@@ -55,7 +66,14 @@ def write_report(
     started = time.monotonic()
     runs = collect.load_runs(folders, titles)
     about = study.open_study(
-        runs, out, data_root=data_root, split=split, images=images, quick=quick, device=device, watcher=watcher or Watcher()
+        runs,
+        out,
+        data_root=data_root,
+        split=split,
+        images=images,
+        quick=quick,
+        device=device,
+        watcher=watcher or Watcher(),
     )
     sections.fill_record(about)
     made = [section(about) for section in sections.ALL]
@@ -64,6 +82,10 @@ def write_report(
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     seconds = round(time.monotonic() - started, 1)
     kind = sections.kind_of(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
-    lead = f"{kind[:1].upper()}{kind[1:]}; preset {runs[0].config.preset}; written {when} by mrt report in {seconds:.0f} s."
-    write_text(out / "report.json", json.dumps({**about.record, "written": when, "seconds": seconds}, indent=1) + "\n")
+    lead = (
+        f"{kind[:1].upper()}{kind[1:]}; preset {runs[0].config.preset}; "
+        f"written {when} by mrt report in {seconds:.0f} s."
+    )
+    record = {**about.record, "written": when, "seconds": seconds}
+    write_text(out / "report.json", json.dumps(record, indent=1) + "\n")
     return write_page(out, title, lead, sections.headlines(about), made)[0]

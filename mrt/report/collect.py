@@ -1,4 +1,4 @@
-"""What runs wrote down: settings, provenance, numbers over time, stored results, recorded pseudo labels."""
+"""Contents of run folders: settings, provenance, logged numbers, stored results, recorded pseudo labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from mrt.errors import MrtError
 
 SECTION_OF_STAGE = {"pretrain": "pretrain", "mae": "mae_stage", "teach": "teach"}
 STAGE_TITLES = {"pretrain": "source training", "mae": "masked autoencoder", "teach": "teaching"}
-MATCHED_TITLES = {"mae": "steps of stage 2", "teach": "steps of stage 3"}  # of a baseline or an oracle, which has no adaptive part
+# Of a baseline or an oracle, which has no adaptive part.
+MATCHED_TITLES = {"mae": "steps of stage 2", "teach": "steps of stage 3"}
 NODES = "nodes"  # the folder of an ablation's runs
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stage on the axis of epochs: its name and title, where it begins, its length, and optimiser steps per epoch."""
+    """A stage on the axis of epochs: name, title, begin and length in epochs, and steps per epoch."""
 
     name: str
     title: str
@@ -33,12 +34,14 @@ class Span:
 
 @dataclass
 class RunData:
-    """A run folder as read.
+    """The contents of a run folder.
 
     Attributes:
-        title: what tables and legends call it. facts: ``run.json``. lines: ``metrics.jsonl``.
+        title: the run's name in tables and legends.
+        facts: ``run.json``.
+        lines: ``metrics.jsonl``.
         snapshots: ``pseudo_labels.jsonl``, a line per epoch of teaching.
-        results: stored evaluations: run, network, data, split, sha256, metrics, and "file", where they came from.
+        results: stored evaluations: run, network, data, split, sha256, metrics, and "file", their source.
     """
 
     title: str
@@ -55,12 +58,15 @@ class RunData:
 
     @property
     def domain(self) -> str:
-        """Whose images were measured while it trained: "target", or "source" where it knows no target."""
+        """The domain that was evaluated on during training: "target", or "source" if there was no target."""
         return "target" if "target" in self.facts["data"] else "source"
 
     @property
     def matched(self) -> bool:
-        """Whether it is a baseline or an oracle with the compute of adaptation (a run of an earlier version calls it match_adapt)."""
+        """Whether it is a baseline or an oracle with the compute of adaptation.
+
+        Earlier versions of mrt called this match_adapt.
+        """
         return bool(self.facts.get("match_compute") or self.facts.get("match_adapt"))
 
     @property
@@ -69,7 +75,7 @@ class RunData:
 
     @property
     def unfinished(self) -> list[str]:
-        """Stages that are still to come, or to be finished."""
+        """Stages that have not finished yet."""
         if self.facts["command"] == "adapt":
             stages = self.facts.get("stages") or ["mae", "teach"]
         else:
@@ -112,16 +118,22 @@ class RunData:
 
     @property
     def retrained(self) -> list[float]:
-        """Epochs after which parts of the student went back to where teaching began."""
+        """Epochs after which parts of the student were reset to their weights at the start of teaching."""
         return [self.place(line) for line in self.of("epoch") if "retrained" in line]
 
     def best_epoch(self) -> dict[str, Any] | None:
-        """The line of the epoch with the highest AP50 on labelled target images: a choice that adaptation without labels cannot make."""
+        """The line of the epoch with the highest AP50 on labelled target images.
+
+        Adaptation without labels cannot make this choice.
+        """
         measured = [line for line in self.of("eval") if line.get("AP50") is not None]
         return max(measured, key=lambda line: line["AP50"], default=None)
 
     def result(self, data: str, split: str, sha256: str | None) -> dict[str, Any] | None:
-        """The stored evaluation of the last network (its teacher, where it has one) on a split, of these annotations if they are given."""
+        """The stored evaluation of the last network on a split, or None.
+
+        The network is the teacher if there is one. If ``sha256`` is given, annotations must have this hash.
+        """
         network = "teacher" if self.has_teacher else "student"
         for item in self.results:
             known = (item["network"], item["data"], item["split"]) == (network, data, split)
@@ -151,13 +163,14 @@ def load_run(folder: Path) -> RunData:
 
 
 def load_runs(folders: Sequence[Path], titles: Sequence[str | None] | None = None) -> list[RunData]:
-    """Read several, with titles that differ.
+    """Read several runs and give them unique titles.
 
-    Those given; else folder names, or, for an ablation's nodes, the settings in which they differ.
+    Titles are those given, else folder names, or for an ablation's nodes the settings in which they differ.
     """
     runs = [load_run(folder) for folder in folders]
     if len(runs) > 1 and all(run.folder.resolve().parent.name == NODES for run in runs):
-        changed = {key: values for key, values in changed_settings([run.config for run in runs]).items() if key != "init"}
+        changed = changed_settings([run.config for run in runs])
+        changed.pop("init", None)
         for number, run in enumerate(runs):
             settings = [f"{flag_name(key)} {values[number]}" for key, values in changed.items()]
             run.title = run.title.partition("-")[0] + (f" ({', '.join(settings)})" if settings else "")
@@ -170,7 +183,7 @@ def load_runs(folders: Sequence[Path], titles: Sequence[str | None] | None = Non
 
 
 def start_of(run: RunData) -> str | None:
-    """Where the run started: a shipped name, or a run by its name under the run root if it lies there, else its path."""
+    """The weights that the run started from: a shipped name, a run's name under the run root, or a path."""
     init = run.facts.get("init")
     folder = run.folder.resolve()
     root = folder.parents[2] if folder.parent.name == NODES else folder.parent
@@ -178,21 +191,23 @@ def start_of(run: RunData) -> str | None:
 
 
 def _stored_results(folder: Path) -> list[dict[str, Any]]:
-    """What ``mrt eval`` (eval-*.json) and ``mrt ablate`` (result-*.json) left in a run's folder."""
+    """Results that ``mrt eval`` (eval-*.json) and ``mrt ablate`` (result-*.json) stored in a run's folder."""
     found = []
     for path in sorted(folder.glob("eval-*.json")):
         found += [{**item, "file": path.name} for item in read_json(path)]
     for path in sorted(folder.glob("result-*.json")):
         item = read_json(path)
-        found.append({**item, "data": item["data"]["name"], "sha256": item["data"].get("sha256"), "file": path.name})
+        data = item["data"]
+        found.append({**item, "data": data["name"], "sha256": data.get("sha256"), "file": path.name})
     return found
 
 
 def choose_split(runs: Sequence[RunData], data: str, asked: str | None) -> str:
-    """The split to judge on: the one asked for; else test, if every run has been evaluated on it already; else the validation split."""
+    """The split to evaluate on: ``asked``, else test if every run has results on it, else validation."""
     if asked:
         return asked
-    return "test" if all(run.result(data, "test", None) for run in runs) else runs[0].config.data.validation_split
+    tested = all(run.result(data, "test", None) for run in runs)
+    return "test" if tested else runs[0].config.data.validation_split
 
 
 def find_card(run: RunData, domain: str, data_root: Path) -> DatasetCard | None:
@@ -215,9 +230,10 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def changed_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all: dotted key -> one value per configuration."""
+    """The settings that differ: dotted key -> one value per configuration."""
     flat = [flatten(config) for config in configs]
-    return {key: [item[key] for item in flat] for key in flat[0] if any(item[key] != flat[0][key] for item in flat)}
+    values = {key: [item[key] for item in flat] for key in flat[0]}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 
 def preset_of(run: RunData) -> Config | None:

@@ -1,6 +1,7 @@
-"""Plots of a report: 7 inches wide, as a paper's text, in Okabe and Ito's colours; classes and runs differ in dashes or markers too.
+"""Plots of a report, 7 inches wide like the text of a paper, in Okabe and Ito's colours.
 
-Every function takes plain numbers and returns a matplotlib figure; :func:`publish` writes it as PNG and SVG and gives the SVG for a page.
+Classes and runs also differ in dashes or markers. Every function takes plain numbers and returns a matplotlib
+figure; :func:`publish` writes it as PNG and SVG and returns the SVG for a page.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from matplotlib.lines import Line2D
 from mrt.files import replacing
 from mrt.report.collect import RunData, Span
 
-# Okabe and Ito's set, with grey for yellow, which is too pale on white.
+# Okabe and Ito's palette, with grey instead of yellow, which is too pale on white.
 INK, GROUND = "#1a1a1a", "#ffffff"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A8A8A", INK)
 SOURCE, TARGET = COLOURS[0], COLOURS[3]
@@ -31,7 +32,7 @@ TEACHER, STUDENT = COLOURS[0], COLOURS[1]
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "osD^vPX*"
 WIDTH, ROW = 7.0, 2.1  # inches
-MANY = 150  # points of a curve above which its running mean is drawn on top
+MANY = 150  # for a curve of more points, its running mean is drawn on top
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -65,23 +66,26 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-_styled = matplotlib.rc_context(STYLE)  # as a decorator: artists take their looks when they are made
+_styled = matplotlib.rc_context(STYLE)  # a decorator, because artists take their style when they are created
 
 
 @dataclass(frozen=True)
 class Published:
-    """A figure's files, and itself as SVG to put into a page: ink takes the page's text colour."""
+    """A figure's file, and the figure as SVG to put into a page, in the page's text colour."""
 
     png: Path
     inline: str
 
 
 def publish(figure: Figure, folder: Path, name: str) -> Published:
-    """Write ``name.png`` (200 dpi) and ``name.svg`` (text as outlines, so that it looks the same everywhere) into ``folder``."""
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``.
+
+    The SVG file has text as outlines, so that it looks the same everywhere.
+    """
     png = folder / f"{name}.png"
     with matplotlib.rc_context(STYLE), replacing(png) as file:
         figure.savefig(file, format="png", dpi=200, facecolor=GROUND)
-    figure.set_layout_engine("none")  # the layout is made
+    figure.set_layout_engine("none")  # keep the layout that was calculated for the PNG
     with matplotlib.rc_context({**STYLE, "svg.fonttype": "path"}), replacing(folder / f"{name}.svg") as file:
         figure.savefig(file, format="svg", facecolor=GROUND, metadata={"Date": None})
     text = io.StringIO()
@@ -91,42 +95,52 @@ def publish(figure: Figure, folder: Path, name: str) -> Published:
 
 
 def _for_page(svg: str, name: str) -> str:
-    """The SVG element alone, without addresses of the web, with ids of its own, in the page's font and ink."""
+    """The SVG element alone, without web addresses, with unique ids, in the page's font and text colour."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+
+    def unique_id(found: re.Match) -> str:
+        return f' id="{name}-{found[1]}"' if found[1] in used else ""
+
+    def plain_font(found: re.Match) -> str:
+        return f"font{found[1] or ''}: {found[2]}sans-serif"
+
+    svg = re.sub(r' id="([\w.-]+)"', unique_id, svg)
     svg = re.sub(r"(url\(#|href=\"#)", lambda found: f"{found[1]}{name}-", svg)
-    svg = re.sub(r"font(-family)?: ([^;\"]*?)'?DejaVu Sans'?[^;\"]*", lambda found: f"font{found[1] or ''}: {found[2]}sans-serif", svg)
-    svg = (
-        svg.replace(INK, "currentColor")
-        .replace(GROUND, f"var(--ground, {GROUND})")
-        .replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")
-    )
-    return re.sub(r'<svg height="[^"]*"', "<svg", re.sub(r'<svg ([^>]*?) ?width="[^"]*"', r"<svg \1", svg), count=1)
+    svg = re.sub(r"font(-family)?: ([^;\"]*?)'?DejaVu Sans'?[^;\"]*", plain_font, svg)
+    svg = svg.replace(INK, "currentColor").replace(GROUND, f"var(--ground, {GROUND})")
+    svg = svg.replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")
+    svg = re.sub(r'<svg ([^>]*?) ?width="[^"]*"', r"<svg \1", svg)
+    return re.sub(r'<svg height="[^"]*"', "<svg", svg, count=1)
 
 
-def _new(rows: int = 1, columns: int = 1, height: float = ROW, width: float = WIDTH, **options: Any) -> tuple[Figure, np.ndarray]:
+def _new(
+    rows: int = 1, columns: int = 1, height: float = ROW, width: float = WIDTH, **options: Any
+) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _side_by_side(labels: Iterable[str], most: int) -> int:
-    """How many columns a legend may have in which the longest label fits."""
+    """The number of columns of a legend, at most ``most``, so that the longest label fits."""
     labels = list(labels)
     return max(1, min(len(labels), most, 90 // (8 + max(len(label) for label in labels))))
 
 
 def look_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and dashes by name, the same in every figure."""
-    count = len(COLOURS)
-    return {name: {"color": COLOURS[i % count], "linestyle": DASHES[i // count % len(DASHES)]} for i, name in enumerate(names)}
+    looks: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        turn, place = divmod(number, len(COLOURS))
+        looks[name] = {"color": COLOURS[place], "linestyle": DASHES[turn % len(DASHES)]}
+    return looks
 
 
 def _curve(axis: Axes, x: Sequence[float], y: Sequence[float], label: str, **look: Any) -> None:
-    """A curve; a long one faintly, with its running mean over a fiftieth of its length on top."""
+    """Draw a curve; a long one faintly, with its running mean over a fiftieth of its length on top."""
     if not x:
         return
     marker = {"marker": "o", "markersize": 3, "clip_on": False} if len(x) <= 12 else {}
@@ -140,7 +154,7 @@ def _curve(axis: Axes, x: Sequence[float], y: Sequence[float], label: str, **loo
 
 
 def _mark(axis: Axes, spans: Sequence[Span], retrained: Sequence[float]) -> None:
-    """Borders of stages (solid) and selective retraining (dotted), and the epochs' axis."""
+    """Mark borders of stages (solid) and selective retraining (dotted), and set up the axis of epochs."""
     for span in spans[1:]:
         axis.axvline(span.begin, color=INK, linewidth=0.8)
     for epoch in retrained:
@@ -151,42 +165,51 @@ def _mark(axis: Axes, spans: Sequence[Span], retrained: Sequence[float]) -> None
 
 
 def _from_zero(axis: Axes, room: float = 1.05) -> None:
-    """The axis of values begins at 0 and ends above the highest curve, or bar, by a factor."""
+    """Let the axis of values begin at 0 and end at ``room`` times the highest value."""
     axis.set_ylim(0, max(axis.dataLim.y1, 1e-9) * room)
 
 
 def _legend_of_marks(figure: Figure, run: RunData, borders: bool = True) -> None:
-    """What the vertical lines mean; ``borders``: whether the figure shows more than one stage."""
+    """A legend of the vertical lines; ``borders``: whether the figure shows more than one stage."""
     handles = []
     if borders and len(run.spans) > 1:
         handles.append(Line2D([], [], color=INK, linewidth=0.8, label="a new stage begins"))
     if run.retrained:
-        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.5)), label="selective retraining"))
+        look = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 1.5))}
+        handles.append(Line2D([], [], **look, label="selective retraining"))
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
 
 
-PARTS = (  # panel title, then the log's names and what they are called
-    ("source: detection", {"source/class": "class (focal)", "source/box": "box (L1)", "source/giou": "box (GIoU)"}),
-    ("target: pseudo labels", {"target/class": "class (focal)", "target/box": "box (L1)", "target/giou": "box (GIoU)"}),
-    ("proposals", {"source/proposal_class": "source: class", "source/proposal_giou": "source: GIoU",
-                   "target/proposal_class": "target: class", "target/proposal_giou": "target: GIoU"}),
-    ("discriminators", {"domain_backbone": "backbone", "domain_encoder": "encoder", "domain_decoder": "decoder"}),
+DETECTION = {"class": "class (focal)", "box": "box (L1)", "giou": "box (GIoU)"}
+PROPOSALS = {"proposal_class": "class", "proposal_giou": "GIoU"}
+PARTS = (  # title of the panel; name of each curve in the log -> its label
+    ("source: detection", {f"source/{key}": label for key, label in DETECTION.items()}),
+    ("target: pseudo labels", {f"target/{key}": label for key, label in DETECTION.items()}),
+    (
+        "proposals",
+        {
+            f"{domain}/{key}": f"{domain}: {label}"
+            for domain in ("source", "target")
+            for key, label in PROPOSALS.items()
+        },
+    ),
+    ("discriminators", {f"domain_{place}": place for place in ("backbone", "encoder", "decoder")}),
     ("masked autoencoder", {"target/mae": "target", "source/mae": "source"}),
     ("weighted sum", {"total": "total"}),
-)  # fmt: skip
+)
 
 
 @_styled
 def losses(run: RunData) -> Figure | None:
-    """The losses by part, unweighted, and their weighted sum; a discriminator's curve is the mean of its two domains."""
+    """The unweighted losses by part, and their weighted sum; discriminators: the mean of both domains."""
     panels = []
     for title, parts in PARTS:
         curves = {}
         for key, label in parts.items():
             if key.startswith("domain_"):
-                sides = [run.series(f"{side}/{key}") for side in ("source", "target")]
-                curves[label] = (sides[0][0], [(a + b) / 2 for a, b in zip(sides[0][1], sides[1][1], strict=False)])
+                (x, source), (_, target) = (run.series(f"{side}/{key}") for side in ("source", "target"))
+                curves[label] = x, [(a + b) / 2 for a, b in zip(source, target, strict=False)]
             else:
                 curves[label] = run.series(key)
         if any(x for x, _ in curves.values()):
@@ -205,7 +228,15 @@ def losses(run: RunData) -> Figure | None:
         several = len(curves) > 1
         _from_zero(axis, 1.4 if several else 1.05)
         if several:
-            axis.legend(loc="upper right", ncols=2, handlelength=1.4, labelspacing=0.2, columnspacing=0.9, fontsize=6.5, borderaxespad=0.1)
+            axis.legend(
+                loc="upper right",
+                ncols=2,
+                handlelength=1.4,
+                labelspacing=0.2,
+                columnspacing=0.9,
+                fontsize=6.5,
+                borderaxespad=0.1,
+            )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     _legend_of_marks(figure, run)
@@ -214,14 +245,15 @@ def losses(run: RunData) -> Figure | None:
 
 @_styled
 def average_precision(run: RunData) -> Figure | None:
-    """AP50 of teacher and student over the epochs, and the teacher's by class, where the run was measured while it trained."""
+    """AP50 of teacher and student over the epochs, and the teacher's by class; None if not measured."""
     networks = [name for name in ("teacher", "student") if run.series("AP50", "eval", network=name)[0]]
     if not networks:
         return None
     figure, axes = _new(1, 2, height=2.6, width_ratios=[1, 1.35])
     for name in networks:
         x, y = run.series("AP50", "eval", network=name)
-        _curve(axes[0, 0], x, y, name, color=TEACHER if name == "teacher" else STUDENT, linestyle=DASHES[0 if name == "teacher" else 1])
+        colour, dash = (TEACHER, DASHES[0]) if name == "teacher" else (STUDENT, DASHES[1])
+        _curve(axes[0, 0], x, y, name, color=colour, linestyle=dash)
     axes[0, 0].set_title("all classes†")
     axes[0, 0].legend(loc="lower right")
     lines = [line for line in run.of("eval") if line["network"] == networks[0]]
@@ -253,9 +285,12 @@ def thresholds(run: RunData) -> Figure | None:
         x = [begin, *(run.place(line) for line in lines)]
         y = [run.config.teacher.threshold_start, *(line["thresholds"][name] for line in lines)]
         _curve(axis, x, y, name, **look)
-    for limit, what in ((run.config.teacher.threshold_min, "lowest allowed"), (run.config.teacher.threshold_max, "highest allowed")):
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (3, 2), "textcoords": "offset points"}
+    teacher = run.config.teacher
+    limits = {"lowest allowed": teacher.threshold_min, "highest allowed": teacher.threshold_max}
+    for what, limit in limits.items():
         axis.axhline(limit, color=INK, linewidth=0.6, linestyle=(0, (6, 3)))
-        axis.annotate(what, (0, limit), xycoords=("axes fraction", "data"), xytext=(3, 2), textcoords="offset points", fontsize=6.5)
+        axis.annotate(what, (0, limit), **place, fontsize=6.5)
     axis.set_ylabel("threshold on the score")
     axis.set_xlabel("epoch")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -267,7 +302,7 @@ def thresholds(run: RunData) -> Figure | None:
 
 @dataclass(frozen=True)
 class QualityCurve:
-    """Precision and recall of pseudo labels over epochs (on the axis of all stages), and on which images."""
+    """Precision and recall of pseudo labels over epochs (counted over all stages), and on which images."""
 
     where: str
     epochs: list[float]
@@ -276,8 +311,10 @@ class QualityCurve:
 
 
 @_styled
-def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: float | None, target_boxes: float | None) -> Figure | None:
-    """Pseudo labels per target image by class, beside the boxes per labelled image; and how good they are, where that is known."""
+def pseudo_labels(
+    run: RunData, quality: Sequence[QualityCurve], source_boxes: float | None, target_boxes: float | None
+) -> Figure | None:
+    """Pseudo labels per target image by class, compared with boxes per labelled image; and their quality."""
     counted = [line for line in run.of("epoch") if line.get("labels_per_image")]
     x, y = run.series("pseudo_labels")
     if not x:
@@ -291,43 +328,39 @@ def pseudo_labels(run: RunData, quality: Sequence[QualityCurve], source_boxes: f
         hatches = ("", "///", "...")
         for number, name in enumerate(run.classes):
             values = np.array([line["labels_per_image"].get(name, 0.0) for line in counted])
-            hatch = hatches[number // len(COLOURS) % len(hatches)]
-            axis.bar(
-                places,
-                values,
-                0.8 if len(counted) <= 20 else 1.0,
-                bottom,
-                label=name,
-                color=COLOURS[number % len(COLOURS)],
-                hatch=hatch,
-                linewidth=0,
-            )
+            turn, place = divmod(number, len(COLOURS))
+            look = {"color": COLOURS[place], "hatch": hatches[turn % len(hatches)], "linewidth": 0}
+            width = 0.8 if len(counted) <= 20 else 1.0
+            axis.bar(places, values, width, bottom, label=name, **look)
             bottom += values
     else:
         _curve(axis, x, y, "all classes", color=TEACHER)
-    for value, label, dash in ((source_boxes, "labelled boxes, source", DASHES[0]), (target_boxes, "true boxes, target†", DASHES[1])):
+    for value, label, dash in (
+        (source_boxes, "labelled boxes, source", DASHES[0]),
+        (target_boxes, "true boxes, target†", DASHES[1]),
+    ):
         if value is not None:
             axis.axhline(value, color=INK, linewidth=1, linestyle=dash, label=label)
     axis.set_title("how many")
     axis.set_ylabel("pseudo labels per image")
     _from_zero(axis, 1.6 if counted else 1.25)
-    axis.legend(ncols=2, loc="upper center", fontsize=6.5, handlelength=1.4, labelspacing=0.25, columnspacing=1)
+    small = {"fontsize": 6.5, "labelspacing": 0.25}
+    axis.legend(ncols=2, loc="upper center", handlelength=1.4, columnspacing=1, **small)
     for number, curve in enumerate(quality):
-        marker = {"marker": MARKERS[number] if len(curve.epochs) <= 20 else "", "markersize": 3.5, "clip_on": False}
-        for what, values, colour in (("precision", curve.precision, COLOURS[0]), ("recall", curve.recall, COLOURS[3])):
-            points = [(place, value) for place, value in zip(curve.epochs, values, strict=True) if value is not None]
-            axes[0, 1].plot(
-                [p for p, _ in points],
-                [v for _, v in points],
-                label=f"{what}, {curve.where}",
-                color=colour,
-                linestyle=DASHES[number],
-                **marker,
-            )
+        marker = MARKERS[number] if len(curve.epochs) <= 20 else ""
+        look = {"marker": marker, "markersize": 3.5, "clip_on": False, "linestyle": DASHES[number]}
+        for what, values, colour in (
+            ("precision", curve.precision, COLOURS[0]),
+            ("recall", curve.recall, COLOURS[3]),
+        ):
+            pairs = zip(curve.epochs, values, strict=True)
+            points = [(place, value) for place, value in pairs if value is not None]
+            places, shown = [place for place, _ in points], [value for _, value in points]
+            axes[0, 1].plot(places, shown, label=f"{what}, {curve.where}", color=colour, **look)
         axes[0, 1].set_title("how good (IoU 0.5)†")
         axes[0, 1].set_ylabel("per cent of labels / of true boxes")
         axes[0, 1].set(ylim=(0, 118 + 9 * len(axes[0, 1].lines)), yticks=range(0, 101, 20))
-        axes[0, 1].legend(fontsize=6.5, loc="upper right", labelspacing=0.25)
+        axes[0, 1].legend(loc="upper right", **small)
     for axis in axes.flat:
         axis.set_xlabel("epoch")
         _mark(axis, run.spans, run.retrained)
@@ -344,7 +377,7 @@ def bars(
     colours: Sequence[str] | None = None,
     decimals: int = 0,
 ) -> Figure:
-    """Bars of several results side by side, a group per class (or error); what is not known is left out."""
+    """Bars of several results side by side, a group per class or error; unknown values are left out."""
     figure, axes = _new(1, 1, height=2.4)
     axis = axes[0, 0]
     width = 0.8 / max(len(values), 1)
@@ -352,9 +385,11 @@ def bars(
         x = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
         y = [0.0 if value is None else value for value in row]
         colour = (colours or COLOURS)[number % len(colours or COLOURS)]
-        drawn = axis.bar(x, y, width * 0.92, label=name, color=colour, hatch=("", "///", "...")[number // len(COLOURS) % 3], linewidth=0)
+        hatch = ("", "///", "...")[number // len(COLOURS) % 3]
+        drawn = axis.bar(x, y, width * 0.92, label=name, color=colour, hatch=hatch, linewidth=0)
         if len(values) <= 3:
-            axis.bar_label(drawn, ["-" if value is None else f"{value:.{decimals}f}" for value in row], fontsize=6.5, padding=1)
+            texts = ["-" if value is None else f"{value:.{decimals}f}" for value in row]
+            axis.bar_label(drawn, texts, fontsize=6.5, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel(label)
     axis.tick_params(axis="x", length=0)
@@ -373,7 +408,10 @@ def overlay(runs: Sequence[RunData]) -> Figure | None:
         "pseudo labels": ("pseudo_labels", "train", {}, "per image"),
         "teacher on validation images†": ("AP50", "eval", {"network": "teacher"}, "AP50 (%)"),
     }
-    curves = {title: {run.title: run.series(key, kind, **where) for run in runs} for title, (key, kind, where, _) in panels.items()}
+    curves = {
+        title: {run.title: run.series(key, kind, **where) for run in runs}
+        for title, (key, kind, where, _) in panels.items()
+    }
     curves["mean threshold"] = {run.title: _mean_thresholds(run) for run in runs}
     units = {title: unit for title, (_, _, _, unit) in panels.items()} | {"mean threshold": "score"}
     curves = {title: found for title, found in curves.items() if any(x for x, _ in found.values())}
@@ -395,24 +433,34 @@ def overlay(runs: Sequence[RunData]) -> Figure | None:
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=_side_by_side([handle.get_label() for handle in handles], 3))
+    columns = _side_by_side([handle.get_label() for handle in handles], 3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
 def _mean_thresholds(run: RunData) -> tuple[list[float], list[float]]:
     lines = [line for line in run.of("epoch") if line.get("thresholds")]
-    return [run.place(line) for line in lines], [float(np.mean(list(line["thresholds"].values()))) for line in lines]
+    means = [float(np.mean(list(line["thresholds"].values()))) for line in lines]
+    return [run.place(line) for line in lines], means
 
 
 @_styled
 def embedding(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, float]]]) -> Figure:
-    """t-SNE: a row per detector, a column per place. Each: points (n, 2), which are of the target (n,), share of mixed neighbours."""
+    """t-SNE: a row per detector, a column per place.
+
+    Each entry has points (n, 2), whether they are of the target (n,), and the share of neighbours of the
+    other domain.
+    """
     columns = list(next(iter(rows.values())))
     figure, axes = _new(len(rows), len(columns), height=2.25)
     for line, (title, places) in zip(axes, rows.items(), strict=True):
         for axis, (place, (points, target, mixing)) in zip(line, places.items(), strict=True):
-            for mask, colour, marker, name in ((~target, SOURCE, "o", "source"), (target, TARGET, "^", "target")):
-                axis.scatter(*points[mask].T, s=7, c=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
+            for mask, colour, marker, name in (
+                (~target, SOURCE, "o", "source"),
+                (target, TARGET, "^", "target"),
+            ):
+                look = {"s": 7, "c": colour, "marker": marker, "alpha": 0.75, "linewidths": 0}
+                axis.scatter(*points[mask].T, **look, label=name)
             axis.set_title("\n".join(textwrap.wrap(f"{title}: {place}", 38)))
             axis.set_xlabel(f"neighbours of the other domain: {100 * mixing:.0f} %", fontsize=7)
             axis.set(xticks=[], yticks=[])
@@ -427,7 +475,10 @@ def embedding(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, floa
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """One image of the masked-autoencoder figure: pixels (H, W, 3), then (h, w) energy of the real map, mask, energy of the rebuilt map."""
+    """One image of the masked-autoencoder figure.
+
+    ``pixels`` (H, W, 3); all others (h, w): energy of the real map, mask, energy of the rebuilt map.
+    """
 
     name: str
     pixels: np.ndarray
@@ -438,7 +489,7 @@ class Rebuilt:
 
 @_styled
 def reconstructions(rows: Sequence[Rebuilt]) -> Figure:
-    """Image, energy of C5, what the encoder was left with, energy of the rebuilt C5, which has a scale of its own."""
+    """Image, energy of C5, its visible part, and energy of the rebuilt C5 with a colour scale of its own."""
     height = WIDTH / 4.7 * rows[0].pixels.shape[0] / rows[0].pixels.shape[1] + 0.12
     figure, axes = _new(len(rows), 4, height=height)
     scale = matplotlib.colormaps["cividis"].with_extremes(bad="#c0c0c0")

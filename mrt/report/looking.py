@@ -1,4 +1,4 @@
-"""The sections for which the networks and the images are looked at: pseudo labels, detections, rebuilt maps, features, errors."""
+"""Sections that need networks or images: pseudo labels, detections, rebuilt maps, features, errors."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ JUDGED_IMAGES = 32  # for the share that the masked autoencoder explains
 
 
 def pseudo_labels(study: Study) -> Section:
-    """How many pseudo labels there were, how good they are, and what they look like over time."""
+    """Number and quality of pseudo labels, and pictures of them over time."""
     section = Section("pseudo-labels", "Pseudo labels")
     for run in study.runs:
-        if not run.of("epoch", "teach") or not run.config.teacher.pseudo_labels or run.facts["command"] != "adapt":
+        taught = run.of("epoch", "teach") and run.facts["command"] == "adapt"
+        if not taught or not run.config.teacher.pseudo_labels:
             section.blocks.append(lacking(f"{run.title} was not taught by pseudo labels"))
             continue
         prefix = f"{slug(run.title)}-" if study.several else ""
         target = _target_images(study, run)
         quality = _quality(run, target)
         study.record["runs"][run.title]["pseudo_labels"] = [vars(curve) for curve in quality]
-        figure = figures.pseudo_labels(run, quality, *(_boxes_per_image(study, run, domain) for domain in ("source", "target")))
+        boxes = [_boxes_per_image(study, run, domain) for domain in ("source", "target")]
+        figure = figures.pseudo_labels(run, quality, *boxes)
         if figure is not None:
             caption = (
-                f"{run.title}: pseudo labels per target image as the student met them, mean over each epoch. {LOOKING} "
-                "Labels on crowds and ignored objects do not count as wrong."
+                f"{run.title}: pseudo labels per target image as the student met them, mean over each epoch. "
+                f"{LOOKING} Labels on crowds and ignored objects do not count as wrong."
             )
             alt = span_words(run, "Number and quality of pseudo labels")
             section.blocks.append(study.plot(f"{prefix}pseudo-labels", figure, alt, caption))
@@ -57,16 +59,18 @@ def pseudo_labels(study: Study) -> Section:
 
 
 def _boxes_per_image(study: Study, run: RunData, domain: str) -> float | None:
-    """Of the domain's training split."""
+    """Mean number of boxes per image of the domain's training split; None if unknown."""
     card = find_card(run, domain, study.data_root)
     part = card.splits.get(getattr(run.config.data, f"{domain}_split")) if card else None
     return part.num_boxes / part.num_images if part and part.num_images and part.num_boxes else None
 
 
 def _target_images(study: Study, run: RunData) -> DetectionDataset | None:
-    """The target's training images with their labels, for looking; none if they are not those that the run knew."""
+    """The target's training images with their labels, for analysis; None if changed since training."""
     split, card = run.config.data.target_split, find_card(run, "target", study.data_root)
-    if card is None or split not in card.splits or card.splits[split].sha256 != run.facts["data"]["target"]["sha256"].get(split):
+    if card is None or split not in card.splits:
+        return None
+    if card.splits[split].sha256 != run.facts["data"]["target"]["sha256"].get(split):
         return None
     return DetectionDataset(card, split, classes=run.classes, class_map=class_map_for(run.config, card))
 
@@ -91,13 +95,15 @@ def _quality(run: RunData, target: DetectionDataset | None) -> list[QualityCurve
         judged = [label_quality(_recorded(run, line), target) for line in run.snapshots]
         where = f"{len(run.snapshots[0]['images'])} training images ({judged[0].num_boxes} boxes)"
         epochs = [begin + line["epoch"] for line in run.snapshots]
-        found.append(QualityCurve(where, epochs, [item.precision for item in judged], [item.recall for item in judged]))
+        precision, recall = [item.precision for item in judged], [item.recall for item in judged]
+        found.append(QualityCurve(where, epochs, precision, recall))
     measured = [line for line in run.of("eval", "teach") if "pseudo_labels" in line]
     if measured:
         labels = [line["pseudo_labels"] for line in measured]
         where = f"{run.config.data.validation_split} ({labels[0]['num_boxes']} boxes)"
-        places = [run.place(line) for line in measured]
-        found.append(QualityCurve(where, places, [item["precision"] for item in labels], [item["recall"] for item in labels]))
+        epochs = [run.place(line) for line in measured]
+        precision, recall = [item["precision"] for item in labels], [item["recall"] for item in labels]
+        found.append(QualityCurve(where, epochs, precision, recall))
     return found
 
 
@@ -111,26 +117,26 @@ def _over_time(study: Study, run: RunData, target: DetectionDataset, prefix: str
     for image_id in ids:
         row = []
         for line, column in zip(picked, columns, strict=True):
-            labels = [run.classes[label] for label in column[image_id].labels]
-            alt = f"Image {image_id} after epoch {line['epoch']} of teaching: {', '.join(labels) or 'no pseudo labels'}"
+            labels = ", ".join(run.classes[label] for label in column[image_id].labels)
+            when = f"after epoch {line['epoch']} of teaching"
+            alt = f"Image {image_id} {when}: {labels or 'no pseudo labels'}"
             row.append(Cell(picture_of(target, image_id, column[image_id], wide), alt))
         if target.labelled:
-            row.append(Cell(picture_of(target, image_id, "truth", wide), f"Image {image_id} with its true boxes"))
+            alt = f"Image {image_id} with its true boxes"
+            row.append(Cell(picture_of(target, image_id, "truth", wide), alt))
         rows.append(row)
     titles = [f"after epoch {line['epoch']}" if line["epoch"] else "before teaching" for line in picked]
     titles += ["truth†"] if target.labelled else []
-    return study.grid(
-        f"{prefix}pseudo-labels-over-time",
-        f"Pseudo labels of {len(ids)} target images over the epochs of teaching",
-        f"{run.title}: the teacher's pseudo labels of the same target training images, with the thresholds of the time; "
-        f"{len(ids)} of the {len(recorded)} recorded images (pseudo_labels.jsonl). {LOOKING}",
-        titles,
-        rows,
+    alt = f"Pseudo labels of {len(ids)} target images over the epochs of teaching"
+    caption = (
+        f"{run.title}: the teacher's pseudo labels of the same target training images, with the thresholds "
+        f"of the time; {len(ids)} of the {len(recorded)} recorded images (pseudo_labels.jsonl). {LOOKING}"
     )
+    return study.grid(f"{prefix}pseudo-labels-over-time", alt, caption, titles, rows)
 
 
 def pictures(study: Study) -> Section:
-    """The same images before and after, and the truth."""
+    """Detections on the same images before and after, and the ground truth."""
     section = Section("detections", "Detections before and after")
     if not study.last or study.dataset is None:
         section.blocks.append(lacking(study.missing.get("networks", "there are no weights yet")))
@@ -138,7 +144,8 @@ def pictures(study: Study) -> Section:
     columns = {"before: the start": study.start} if study.start else {}
     for run in study.runs:
         if run.title in study.last:
-            columns[run.title if study.several else f"after: last {study.last[run.title].network}"] = study.last[run.title]
+            judged = study.last[run.title]
+            columns[run.title if study.several else f"after: last {judged.network}"] = judged
     found = {title: by_image(judged) for title, judged in columns.items()}
     ids = chosen_images(study.dataset, study.images)
     rows, wide = [], len(found) + study.dataset.labelled
@@ -146,30 +153,33 @@ def pictures(study: Study) -> Section:
         row = []
         for title, detections in found.items():
             kept = detections[image_id]
-            names = [study.dataset.classes[label] for label, score in zip(kept.labels, kept.scores, strict=True) if score >= THRESHOLD]
+            names = [study.dataset.classes[label] for label in kept.labels[kept.scores >= THRESHOLD]]
             alt = f"Image {image_id}, {title}: {', '.join(names) or 'nothing'}"
             row.append(Cell(picture_of(study.dataset, image_id, kept, wide, THRESHOLD), alt))
         if study.dataset.labelled:
-            row.append(Cell(picture_of(study.dataset, image_id, "truth", wide), f"Image {image_id} with its true boxes"))
+            alt = f"Image {image_id} with its true boxes"
+            row.append(Cell(picture_of(study.dataset, image_id, "truth", wide), alt))
         rows.append(row)
     titles = [*found, *(["ground truth"] if study.dataset.labelled else [])]
     caption = (
-        f"{study.card.name} {study.split}: detections scored at least {THRESHOLD}, with their score in per cent. "
-        "The images are spread evenly over the split, not picked; ignored objects are not drawn."
+        f"{study.card.name} {study.split}: detections scored at least {THRESHOLD}, with their score in per "
+        "cent. The images are spread evenly over the split, not picked; ignored objects are not drawn."
     )
-    section.blocks.append(study.grid("detections", "Detections on the same images: " + ", ".join(titles), caption, titles, rows))
+    alt = "Detections on the same images: " + ", ".join(titles)
+    section.blocks.append(study.grid("detections", alt, caption, titles, rows))
     if "start" in study.missing:
         section.blocks.append(lacking(f"detections before: {study.missing['start']}"))
     return section
 
 
 def reconstructions(study: Study) -> Section:
-    """What the masked autoencoder rebuilds."""
+    """Feature maps that the masked autoencoder rebuilds."""
     section = Section("reconstruction", "Masked autoencoder")
     for run in study.runs:
         card = find_card(run, "target", study.data_root)
         if study.quick or card is None:
-            section.blocks.append(lacking(study.missing.get("networks") or study.missing.get("data", f"no data for {run.title}")))
+            why = study.missing.get("networks") or study.missing.get("data", f"no data for {run.title}")
+            section.blocks.append(lacking(why))
             return section
         autoencoders = networks.find_autoencoders(run, study.device)
         if not autoencoders:
@@ -181,59 +191,82 @@ def reconstructions(study: Study) -> Section:
         tried = [(item, *networks.rebuild(item, batches, ratio, seed, study.device)) for item in autoencoders]
         best = max(tried, key=lambda item: -np.inf if item[2] is None else item[2])
         explained = {item.about: share for item, _, share in tried}
-        study.record["runs"][run.title]["reconstruction"] = {"explained": explained, "mask_ratio": ratio, "images": len(best[1])}
+        study.record["runs"][run.title]["reconstruction"] = {
+            "explained": explained,
+            "mask_ratio": ratio,
+            "images": len(best[1]),
+        }
         rows = [best[1][index] for index in spread_evenly(len(best[1]), study.images)]
-        shares = "; ".join(f"{about}: {100 * share:.0f} %" for about, share in explained.items() if share is not None)
+        known = {about: share for about, share in explained.items() if share is not None}
+        shares = "; ".join(f"{about}: {100 * share:.0f} %" for about, share in known.items())
         caption = (
-            f"{run.title}: energy (mean square over channels) of the backbone's last map, what masking of {100 * ratio:.0f} % leaves of "
-            f"it, and of the map that the auxiliary decoder rebuilds from {best[0].about}. Share of the masked cells' variance that is "
-            f"explained, over {len(best[1])} images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar "
+            f"{run.title}: energy (mean square over channels) of the backbone's last map, what masking of "
+            f"{100 * ratio:.0f} % leaves of it, and of the map that the auxiliary decoder rebuilds from "
+            f"{best[0].about}. Share of the masked cells' variance that is explained, over {len(best[1])} "
+            f"images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar "
             "has its scale."
         )
         prefix = f"{slug(run.title)}-" if study.several else ""
         alt = f"Feature energy of {len(rows)} target images: real, masked and rebuilt"
-        section.blocks.append(study.plot(f"{prefix}reconstruction", figures.reconstructions(rows), alt, caption))
+        figure = figures.reconstructions(rows)
+        section.blocks.append(study.plot(f"{prefix}reconstruction", figure, alt, caption))
     return section
 
 
 def features(study: Study) -> Section:
-    """t-SNE of both domains' features, at the places where the discriminators judge."""
+    """t-SNE of both domains' features, at the inputs of the discriminators."""
     section = Section("features", "Features of both domains")
     run = study.subject
     cards = {domain: find_card(run, domain, study.data_root) for domain in ("source", "target")}
     if study.quick or not study.last or None in cards.values():
-        section.blocks.append(lacking(study.missing.get("networks") or study.missing.get("data") or "one of the two data sets is not here"))
+        why = study.missing.get("networks") or study.missing.get("data")
+        section.blocks.append(lacking(why or "one of the two data sets is not here"))
         return section
-    split = run.config.data.validation_split
-    splits = {d: split if split in card.splits else getattr(run.config.data, f"{d}_split") for d, card in cards.items()}
-    batches = {d: networks.views(run.config, card, splits[d], run.classes, study.points) for d, card in cards.items()}
+    splits, batches = {}, {}
+    for domain, card in cards.items():
+        split = run.config.data.validation_split
+        splits[domain] = split if split in card.splits else getattr(run.config.data, f"{domain}_split")
+        batches[domain] = networks.views(run.config, card, splits[domain], run.classes, study.points)
     detectors = {"before": study.start} if study.start else {}
-    detectors |= {(item.title if study.several else "after"): study.last[item.title] for item in study.runs if item.title in study.last}
+    for item in study.runs:
+        if item.title in study.last:
+            detectors[item.title if study.several else "after"] = study.last[item.title]
     rows: dict[str, Any] = {}
     for title, judged in detectors.items():
         found = {d: networks.features(judged.detector, batches[d], study.device) for d in batches}
         rows[title] = {
-            place: networks.embed(found["source"][place], found["target"][place], PERPLEXITY, run.config.seed) for place in networks.PLACES
+            place: networks.embed(found["source"][place], found["target"][place], PERPLEXITY, run.config.seed)
+            for place in networks.PLACES
         }
     counts = {d: sum(len(batch) for batch in items) for d, items in batches.items()}
     mixing = {title: {place: item[2] for place, item in places.items()} for title, places in rows.items()}
     perplexity = min(PERPLEXITY, (sum(counts.values()) - 1) / 3)
-    study.record["features"] = {"perplexity": perplexity, "seed": run.config.seed, "images": counts, "mixing": mixing}
+    study.record["features"] = {
+        "perplexity": perplexity,
+        "seed": run.config.seed,
+        "images": counts,
+        "mixing": mixing,
+    }
     caption = (
-        f"t-SNE of one vector per image: the backbone's C5 and the encoder's output, averaged over the image's cells, and the decoder's "
-        f"queries, weighted by their best score: where the three discriminators judge. {counts['source']} {cards['source'].name} and "
-        f"{counts['target']} {cards['target'].name} images (split {splits['target']}), perplexity {perplexity:g}, "
-        f"seed {run.config.seed}; every panel is an embedding of its own. Below each: of the {networks.NEIGHBOURS} nearest neighbours in "
-        "the space of the features, the share of the other domain (50 %: cannot be told apart)."
+        "t-SNE of one vector per image: the backbone's C5 and the encoder's output, averaged over the "
+        "image's cells, and the decoder's queries, weighted by their best score: where the three "
+        f"discriminators judge. {counts['source']} {cards['source'].name} and {counts['target']} "
+        f"{cards['target'].name} images (split {splits['target']}), perplexity {perplexity:g}, seed "
+        f"{run.config.seed}; every panel is an embedding of its own. Below each: of the "
+        f"{networks.NEIGHBOURS} nearest neighbours in the space of the features, the share of the other "
+        "domain (50 %: cannot be told apart)."
     )
-    shares = "; ".join(f"{title} {place}: {100 * value:.0f} %" for title, places in mixing.items() for place, value in places.items())
-    alt = f"Source and target images as points, by detector and place. Neighbours of the other domain: {shares}"
+    shares = []
+    for title, places in mixing.items():
+        shares += [f"{title} {place}: {100 * value:.0f} %" for place, value in places.items()]
+    alt = "Source and target images as points, by detector and place. Neighbours of the other domain: "
+    alt += "; ".join(shares)
     section.blocks.append(study.plot("features", figures.embedding(rows), alt, caption))
     return section
 
 
 def errors(study: Study) -> Section:
-    """What the detectors get wrong, in points of AP50."""
+    """The cost of each kind of error, in points of AP50."""
     section = Section("errors", "Kinds of errors")
     if not study.matches:
         section.blocks.append(lacking(study.missing.get("networks", "the data set has no labels")))
@@ -244,9 +277,14 @@ def errors(study: Study) -> Section:
     colours = [figures.BEFORE, figures.AFTER, *figures.COLOURS[1:6]] if study.start else figures.COLOURS
     alt = told(KINDS, values)
     caption = (
-        f"AP50 that would be won if all errors of one kind were mended ({study.card.name} {study.split}; after TIDE, Bolya et al. 2020)."
+        "AP50 that would be won if all errors of one kind were mended "
+        f"({study.card.name} {study.split}; after TIDE, Bolya et al. 2020)."
     )
-    section.blocks.append(study.plot("errors", figures.bars(KINDS, values, "AP50 points lost", colours, decimals=1), alt, caption))
-    rows = [[title, *(f"{number(split.gains[name])} ({split.counts[name]})" for name in KINDS)] for title, split in found.items()]
-    section.blocks.append(Table("AP50 points lost to each kind of error (and how many there are)", ["", *KINDS], rows))
+    figure = figures.bars(KINDS, values, "AP50 points lost", colours, decimals=1)
+    section.blocks.append(study.plot("errors", figure, alt, caption))
+    rows = []
+    for title, split in found.items():
+        rows.append([title, *(f"{number(split.gains[name])} ({split.counts[name]})" for name in KINDS)])
+    caption = "AP50 points lost to each kind of error (and how many there are)"
+    section.blocks.append(Table(caption, ["", *KINDS], rows))
     return section

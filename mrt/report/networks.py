@@ -1,4 +1,4 @@
-"""What a run's networks say when they are asked again: detections before and after, features, rebuilt maps."""
+"""Results of running a run's networks again: detections before and after, features, rebuilt maps."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from mrt.models.mae import MaskedAutoencoder, random_masks
 from mrt.report.collect import RunData
 from mrt.report.figures import Rebuilt
 
-NEIGHBOURS = 10  # of each point, to say how mixed two domains are
+NEIGHBOURS = 10  # of each point, to measure how mixed two domains are
 PLACES = ("backbone (C5)", "encoder", "decoder")
 
 
 @dataclass
 class Judged:
-    """A detector's detections on the report's images, and its figures there (None where there are no labels)."""
+    """A detector's detections on the report's images, and its metrics there (None without labels)."""
 
     network: str
     detector: DeformableDETR
@@ -45,23 +45,37 @@ class Judged:
 
 
 def evaluation_set(run: RunData, card: DatasetCard, split: str) -> DetectionDataset:
-    """The images a run is judged on, as it would be evaluated; ignored objects are kept apart."""
+    """The images that a run is evaluated on, with its own settings; ignored objects are kept separate."""
     if split not in card.splits:
-        raise MrtError(f"{card.name}: has no split {split!r}", f"choose one of its splits with --split: {', '.join(card.splits)}")
+        raise MrtError(
+            f"{card.name}: has no split {split!r}",
+            f"choose one of its splits with --split: {', '.join(card.splits)}",
+        )
     return build.evaluation_set(run.config, card, split, run.classes)
 
 
-def judge(where: str | Path, which: str, dataset: DetectionDataset, config: Config, device: torch.device, watcher: Watcher) -> Judged:
-    """Run a detector over the images.
+def judge(
+    where: str | Path,
+    which: str,
+    dataset: DetectionDataset,
+    config: Config,
+    device: torch.device,
+    watcher: Watcher,
+) -> Judged:
+    """Run a detector on the images.
 
     Raises:
         MrtError: there are no such weights, or their classes are not the run's.
     """
     detector, facts = load_detector(where, which=which, device=device)
     if list(facts["classes"]) != list(dataset.classes):
-        raise MrtError(f"{where}: its classes are {', '.join(facts['classes'])}; the run's are {', '.join(dataset.classes)}")
+        raise MrtError(
+            f"{where}: its classes are {', '.join(facts['classes'])}; "
+            f"the run's are {', '.join(dataset.classes)}"
+        )
     loader = build_loader(dataset, batch_size=config.engine.eval_batch_size)
-    watcher.begin(f"{Path(where).name} ({facts['network']}) on {dataset.card.name} {dataset.split}", len(dataset))
+    name = f"{Path(where).name} ({facts['network']})"
+    watcher.begin(f"{name} on {dataset.card.name} {dataset.split}", len(dataset))
     done = 0
 
     def progress(images: int, _total: int) -> None:
@@ -69,31 +83,40 @@ def judge(where: str | Path, which: str, dataset: DetectionDataset, config: Conf
         watcher.advance(images - done)
         done = images
 
-    detections = collect(predictor(detector, device), (batch.to(device) for batch in loader), len(dataset), progress)
+    batches = (batch.to(device) for batch in loader)
+    detections = collect(predictor(detector, device), batches, len(dataset), progress)
     watcher.end()
-    return Judged(facts["network"], detector, detections, score(detections, dataset) if dataset.labelled else None)
+    metrics = score(detections, dataset) if dataset.labelled else None
+    return Judged(facts["network"], detector, detections, metrics)
 
 
 def views(config: Config, card: DatasetCard, split: str, classes: list[str], count: int) -> list[Batch]:
-    """``count`` images spread over a split, without labels, as the detector is evaluated on them, in batches."""
+    """``count`` images spread over a split, without labels, in batches as for evaluation."""
     transform = build_transform("eval", config.data.sides, config.data.max_size)
     dataset = DetectionDataset(card, split, classes=classes, transform=transform, labelled=False)
     indices = spread_evenly(len(dataset), count)
     size = config.engine.eval_batch_size
-    return [collate([dataset[SampleKey(i, "report")] for i in indices[k : k + size]]) for k in range(0, len(indices), size)]
+    return [
+        collate([dataset[SampleKey(i, "report")] for i in indices[k : k + size]])
+        for k in range(0, len(indices), size)
+    ]
 
 
 @torch.inference_mode()
-def features(detector: DeformableDETR, batches: Sequence[Batch], device: torch.device) -> dict[str, np.ndarray]:
-    """One vector per image at each of :data:`PLACES`, where the discriminators judge too: (images, channels) float32.
+def features(
+    detector: DeformableDETR, batches: Sequence[Batch], device: torch.device
+) -> dict[str, np.ndarray]:
+    """One vector per image at each of :data:`PLACES`, the inputs of the discriminators: (images, channels).
 
-    C5 and the encoder's output are averaged over the cells that are not padding, the decoder's queries by their best score.
+    C5 and the encoder's output are averaged over the cells that are not padding, the decoder's queries with
+    their best scores as weights. All float32.
     """
     found: dict[str, list[Tensor]] = {place: [] for place in PLACES}
     for batch in batches:
         output = detector(batch.images.to(device), batch.to(device).mask)
         last = output.features.maps[-1]
-        seen = ~nn.functional.interpolate(batch.padding_mask[:, None].float().to(device), size=last.shape[-2:])[:, 0].bool()
+        padding = batch.padding_mask[:, None].float().to(device)
+        seen = ~nn.functional.interpolate(padding, size=last.shape[-2:])[:, 0].bool()
         found[PLACES[0]].append((last * seen[:, None]).sum((2, 3)) / seen.sum((1, 2)).clamp(min=1)[:, None])
         cells = torch.cat([~mask.flatten(1) for mask in output.features.masks], dim=1)[..., None]
         found[PLACES[1]].append((output.memory * cells).sum(1) / cells.sum(1).clamp(min=1))
@@ -102,12 +125,15 @@ def features(detector: DeformableDETR, batches: Sequence[Batch], device: torch.d
     return {place: torch.cat(parts).float().cpu().numpy() for place, parts in found.items()}
 
 
-def embed(source: np.ndarray, target: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+def embed(
+    source: np.ndarray, target: np.ndarray, perplexity: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, float]:
     """t-SNE of both domains together.
 
     Returns:
-        Points (n, 2), which of them are of the target (n,), and the mixing: of each point's nearest neighbours (in the space of the
-        features, not of the picture), the share that is of the other domain; a half where the domains cannot be told apart.
+        Points (n, 2), which of them are of the target (n,), and the mixing: of each point's nearest
+        neighbours (in the space of the features, not of the picture), the share that is of the other domain;
+        one half if the domains cannot be distinguished.
     """
     from sklearn.manifold import TSNE
     from sklearn.neighbors import NearestNeighbors
@@ -115,17 +141,19 @@ def embed(source: np.ndarray, target: np.ndarray, perplexity: float, seed: int) 
     points = np.concatenate([source, target]).astype(np.float64)
     of_target = np.arange(len(points)) >= len(source)
     neighbours = min(NEIGHBOURS, len(points) - 1)
-    near = NearestNeighbors(n_neighbors=neighbours + 1).fit(points).kneighbors(points, return_distance=False)[:, 1:]
+    search = NearestNeighbors(n_neighbors=neighbours + 1).fit(points)
+    near = search.kneighbors(points, return_distance=False)[:, 1:]
     mixing = float((of_target[near] != of_target[:, None]).mean())
     centred = points - points.mean(0)
     centred /= max(float(centred.std()), 1e-12)
-    picture = TSNE(perplexity=min(perplexity, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(centred)
+    perplexity = min(perplexity, (len(points) - 1) / 3)
+    picture = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(centred)
     return picture, of_target, mixing
 
 
 @dataclass
 class Autoencoder:
-    """A detector and a masked-autoencoder branch that were kept together, and which they are."""
+    """A detector and its masked-autoencoder branch, and a description of where they come from."""
 
     detector: DeformableDETR
     mae: MaskedAutoencoder
@@ -133,11 +161,11 @@ class Autoencoder:
 
 
 def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
-    """The branches that a run has kept, each with the encoder of its time; none if it trained no branch.
+    """The branches that a run has stored, each with the encoder of the same time; empty if it trained none.
 
-    - The last student of the checkpoint and its branch, which has rested since ``mae.decay_epoch``.
-    - The end of stage 2: ``mae.safetensors``, with the backbone and encoder that selective retraining goes back to; or the run of stage 2
-      itself, where it is this one or the one that teaching started from.
+    - The last student of the checkpoint and its branch, which was not trained after ``mae.decay_epoch``.
+    - The end of stage 2: ``mae.safetensors``, with the backbone and encoder that selective retraining resets
+      to; or the run of stage 2 itself, if it is this one or the one that teaching started from.
     """
     if run.config.mae.use == "none" or run.facts["command"] != "adapt":
         return []
@@ -148,8 +176,9 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
     student = state.get("student", {})
     if any(key.startswith("mae.") for key in student):
         detector, mae = _empty(run)
-        for name, module in (("detector.", detector), ("mae.", mae)):
-            module.load_state_dict({key.removeprefix(name): value for key, value in student.items() if key.startswith(name)})
+        for prefix, module in (("detector.", detector), ("mae.", mae)):
+            own = {key: value for key, value in student.items() if key.startswith(prefix)}
+            module.load_state_dict({key.removeprefix(prefix): value for key, value in own.items()})
         found.append(Autoencoder(detector, mae, "the last student and its branch (checkpoints/last.pt)"))
     reinit = state.get("reinit", {})
     whole = all(any(part in key for key in reinit) for part in ("backbone.", "encoder.", "input_proj."))
@@ -157,12 +186,15 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
         detector, mae = _empty(run)
         if load_autoencoder(run.folder, mae):
             detector.load_state_dict(reinit, strict=False)
-            found.append(Autoencoder(detector, mae, "the end of stage 2 (mae.safetensors, and the encoder that retraining goes back to)"))
+            about = "the end of stage 2 (mae.safetensors, and the encoder that retraining goes back to)"
+            found.append(Autoencoder(detector, mae, about))
     second = run.folder if run.facts["finished"] == ["mae"] else Path(run.facts.get("init") or "")
-    if not found and run.facts["finished"] and (second / "mae.safetensors").is_file() and (second / "student.safetensors").is_file():
+    files = ("student.safetensors", "mae.safetensors")
+    if not found and run.facts["finished"] and all((second / name).is_file() for name in files):
         detector, mae = load_detector(second, which="student")[0], build.build_mae(run.config, _empty(run)[0])
         if load_autoencoder(second, mae):
-            found.append(Autoencoder(detector, mae, f"the run of stage 2 ({second.name}: student.safetensors, mae.safetensors)"))
+            about = f"the run of stage 2 ({second.name}: {', '.join(files)})"
+            found.append(Autoencoder(detector, mae, about))
     for item in found:
         item.detector.to(device).eval()
         item.mae.to(device).eval()
@@ -170,7 +202,7 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
 
 
 def _empty(run: RunData) -> tuple[DeformableDETR, MaskedAutoencoder]:
-    """A detector and a branch of the run's shapes, whose weights do not matter yet."""
+    """A detector and a branch with the run's shapes, whose weights will be replaced."""
     detector, _ = load_detector(run.folder, device="cpu")
     return detector, build.build_mae(run.config, detector)
 
@@ -182,8 +214,8 @@ def rebuild(
     """Mask and rebuild the images' maps; the masks are drawn from the seed.
 
     Returns:
-        Per image the energies (mean square over a cell's channels), and, over all images, the share of the masked cells' variance (about
-        each channel's mean) that is explained; none if nothing was masked.
+        Per image the energies (mean square over a cell's channels), and, over all images, the share of the
+        masked cells' variance (about each channel's mean) that is explained; None if nothing was masked.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, real, guess = [], [], []
@@ -195,7 +227,8 @@ def rebuild(
             height, width = target["size"]
             seen = ~rebuilt.padding[index]
             cut = (..., slice(int(seen.any(1).sum())), slice(int(seen.any(0).sum())))
-            truth, prediction = (value[index][cut].float().cpu() for value in (rebuilt.target, rebuilt.prediction))
+            maps = rebuilt.target, rebuilt.prediction
+            truth, prediction = (value[index][cut].float().cpu() for value in maps)
             mask = rebuilt.mask[index][cut].cpu()
             real.append(truth[:, mask])
             guess.append(prediction[:, mask])

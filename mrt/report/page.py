@@ -1,4 +1,4 @@
-"""From sections of text, tables and figures to one HTML file that needs nothing else, and a Markdown file beside the figures' folder."""
+"""Writes sections of text, tables and figures as one self-contained HTML file, and as a Markdown file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from mrt.files import write_text
 
-CELL_WIDTH = 640  # pixels of a picture in the page at most; the file in figures/ has all
+CELL_WIDTH = 640  # largest width of a picture in the page, in pixels; the file in figures/ has full size
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts under their headings; all but the first ``text_columns`` columns are numbers. ``strong``: rows printed bold."""
+    """Rows of texts under their headings; all but the first ``text_columns`` columns are numbers.
+
+    ``strong``: rows printed bold.
+    """
 
     caption: str
     columns: Sequence[str]
@@ -42,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure as inline SVG and as a file; ``alt`` tells what it shows to who can't see it."""
+    """A figure as inline SVG and as a file; ``alt`` is a description for people who cannot see it."""
 
     name: str
     alt: str
@@ -64,7 +67,8 @@ class Cell:
         """The picture as a data URI, JPEG, at most :data:`CELL_WIDTH` wide."""
         picture = self.picture.convert("RGB")
         if picture.width > CELL_WIDTH:
-            picture = picture.resize((CELL_WIDTH, round(picture.height * CELL_WIDTH / picture.width)), Image.Resampling.LANCZOS)
+            size = CELL_WIDTH, round(picture.height * CELL_WIDTH / picture.width)
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
         content = io.BytesIO()
         picture.save(content, format="JPEG", quality=88)
         return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
@@ -115,14 +119,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """The numbers at the top: what they are of, texts by name, and where they come from."""
+    """The numbers at the top of the page: a title, texts by name, and where they come from."""
 
     title: str
     figures: Sequence[tuple[str, str]]
     about: str
 
 
-def write_page(folder: Path, title: str, lead: str, headlines: Sequence[Headline], sections: Sequence[Section]) -> tuple[Path, Path]:
+def write_page(
+    folder: Path, title: str, lead: str, headlines: Sequence[Headline], sections: Sequence[Section]
+) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into the folder; returns both paths."""
     sections = [section for section in sections if section.blocks]
     content = {"title": title, "lead": lead, "headlines": headlines, "sections": sections}

@@ -1,4 +1,4 @@
-"""What a report is about: the runs, the images they are judged on, what their networks find there, and the figures that come of it."""
+"""The content of a report: runs, the images they are evaluated on, their detections, and their numbers."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ START = "start"
 
 @dataclass
 class Study:
-    """Runs, and what is known of them.
+    """Runs and the facts about them.
 
     Attributes:
         out: folder of the report; figures go into ``out/figures``.
-        subject: the run whose settings say what all are judged on: the first that knows a target.
-        domain, split: the images they are judged on, "target" or "source", which ``card`` describes.
-        images: rows of pictures. points: images of each domain in the feature figures. quick: no network is run.
-        start: what the networks found that the runs started from, where all started from the same; last: what their last ones found.
-        matches: their detections, compared with the labels, by :data:`START` and the runs' titles.
-        missing: why something is not there, by what needs it: "data", "networks", "start".
+        subject: the run whose settings define the images of the evaluation: the first with a target.
+        domain, split: of these images; domain is "target" or "source". ``card`` describes them.
+        images: rows of pictures.
+        points: images of each domain in the feature figures.
+        quick: no network is run.
+        start: results of the weights that the runs started from, if they are the same for all.
+        last: results of the runs' last networks, by title.
+        matches: their detections, matched with the labels, by :data:`START` and the runs' titles.
+        missing: reasons why something is missing, by "data", "networks", "start".
         record: every number of the report, for ``report.json``.
     """
 
@@ -70,12 +73,12 @@ class Study:
 
     @property
     def judged(self) -> dict[str, Judged]:
-        """What there is to compare, in the order of tables."""
+        """The results to compare, in the order of tables."""
         return ({START: self.start} if self.start else {}) | self.last
 
     @property
     def data(self) -> str:
-        """The name of the set the runs are judged on."""
+        """The name of the data set that the runs are evaluated on."""
         return Path(getattr(self.subject.config.data, self.domain)).name
 
     @property
@@ -87,7 +90,9 @@ class Study:
         files = publish(figure, self.figures, name)
         return Plot(name, alt, caption, files.inline, files.png)
 
-    def grid(self, name: str, alt: str, caption: str, titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Grid:
+    def grid(
+        self, name: str, alt: str, caption: str, titles: Sequence[str], rows: Sequence[Sequence[Cell]]
+    ) -> Grid:
         """Write a sheet of pictures and make it a block of the page."""
         path = self.figures / f"{name}.png"
         sheet = side_by_side([[cell.picture for cell in row] for row in rows], titles, width=CELL)
@@ -97,13 +102,15 @@ class Study:
 
 
 CELL = 640  # pixels of a picture's width on a sheet
-LETTERS = 108  # letters' height is such a share of the page's width, whatever the number of columns
+LETTERS = 108  # the page's width divided by the height of letters, for every number of columns
 
 
-def picture_of(dataset: DetectionDataset, image_id: int, found: Any, columns: int, threshold: float = 0.0) -> Image.Image:
-    """An image of the set, for a grid of so many columns, with detections or, with ``found`` "truth", its true boxes.
+def picture_of(
+    dataset: DetectionDataset, image_id: int, found: Any, columns: int, threshold: float = 0.0
+) -> Image.Image:
+    """An image for a grid of so many columns, with detections, or its true boxes if ``found`` is "truth".
 
-    Small images are enlarged; large ones are not, but their letters are written larger.
+    Small images are enlarged; large images keep their size, but have larger letters.
     """
     record = next(record for record in dataset.records if record.image_id == image_id)
     image = Image.fromarray(read_image(record.path, record.size).permute(1, 2, 0).numpy())
@@ -125,22 +132,26 @@ def open_study(
     device: str = "auto",
     watcher: Watcher | None = None,
 ) -> Study:
-    """Find the data and, unless ``quick``, let the networks look at it.
+    """Find the data and, unless ``quick``, run the networks on it.
 
     Raises:
-        MrtError: the split does not exist, or the runs detect different classes. Data or weights that are not here are no error: what
-            needs them is left out, and the report says why.
+        MrtError: the split does not exist, or the runs detect different classes. Missing data or weights are
+            no error: the parts that need them are left out, and the report gives the reason.
     """
     first = runs[0]
     odd = next((run for run in runs if run.classes != first.classes), None)
     if odd is not None:
-        raise MrtError(f"{odd.folder}: its classes are not those of {first.folder}", "compare runs that detect the same classes")
+        raise MrtError(
+            f"{odd.folder}: its classes are not those of {first.folder}",
+            "compare runs that detect the same classes",
+        )
     subject = next((run for run in runs if run.domain == "target"), first)
     target = find_card(subject, "target", data_root)
     domain = "target" if subject.domain == "target" or (target is not None and target.labelled) else "source"
     name = getattr(subject.config.data, domain)
     split = choose_split(runs, Path(name).name, split)
-    study = Study(list(runs), out, data_root, subject, domain, split, images, quick=quick, watcher=watcher or Watcher())
+    watcher = watcher or Watcher()
+    study = Study(list(runs), out, data_root, subject, domain, split, images, quick=quick, watcher=watcher)
     study.card = find_card(subject, domain, data_root)
     if study.card is None:
         study.missing["data"] = f"the data set {name} is not in {data_root}"
@@ -159,25 +170,30 @@ def open_study(
 def _look(study: Study) -> None:
     starts = {run.facts.get("init") for run in study.runs}
     start = next(iter(starts)) if len(starts) == 1 else None
-    if start is None:
-        what = "the runs did not start from the same weights" if len(starts) > 1 else "the run started from no trained detector"
-        study.missing["start"] = what
+
+    def judge(where: str | Path, config: Any) -> Judged:
+        return networks.judge(where, "auto", study.dataset, config, study.device, study.watcher)
+
+    if len(starts) > 1:
+        study.missing["start"] = "the runs did not start from the same weights"
+    elif start is None:
+        study.missing["start"] = "the run started from no trained detector"
     else:
         try:
-            study.start = networks.judge(start, "auto", study.dataset, study.subject.config, study.device, study.watcher)
+            study.start = judge(start, study.subject.config)
         except MrtError as error:
             study.missing["start"] = f"the weights it started from are not usable: {error.message}"
     for run in study.runs:
         try:
-            study.last[run.title] = networks.judge(run.folder, "auto", study.dataset, run.config, study.device, study.watcher)
+            study.last[run.title] = judge(run.folder, run.config)
         except MrtError as error:
             study.missing["networks"] = error.message
 
 
 def chosen_images(dataset: DetectionDataset, count: int) -> list[int]:
     """Ids of images spread evenly over those that have objects (over all, if none has)."""
-    ids = [record.image_id for record in dataset.records if len(record.boxes)] or [record.image_id for record in dataset.records]
-    return [ids[index] for index in spread_evenly(len(ids), count)]
+    records = [record for record in dataset.records if len(record.boxes)] or dataset.records
+    return [records[index].image_id for index in spread_evenly(len(records), count)]
 
 
 def by_image(judged: Judged) -> Mapping[int, Any]:

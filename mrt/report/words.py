@@ -1,4 +1,4 @@
-"""How a report says numbers, what figures show, and what is missing."""
+"""Texts of a report: numbers, descriptions of figures, and notes about what is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOKING = "† Uses target labels, to look at only: nothing was trained or chose
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    """One decimal; a dash where there is nothing."""
+    """A number with one decimal; a dash for None."""
     if value is None:
         return "-"
     rounded = round(value, 1) or 0.0  # not -0.0
@@ -26,20 +26,26 @@ def with_interval(value: float | None, bounds: Mapping[str, float | None] | None
 
 
 def lacking(what: str) -> Note:
-    """Says in its place that something is not there, and why."""
+    """A note in place of something that is missing, with the reason."""
     return Note(f"Not shown: {what}.")
 
 
 def told(names: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
-    """Bars in words, for who can't see them."""
-    return "; ".join(f"{title}: " + ", ".join(f"{n} {number(v)}" for n, v in zip(names, row, strict=True)) for title, row in rows.items())
+    """A description of a bar chart, for people who cannot see it."""
+    texts = []
+    for title, row in rows.items():
+        bars = (f"{name} {number(value)}" for name, value in zip(names, row, strict=True))
+        texts.append(f"{title}: {', '.join(bars)}")
+    return "; ".join(texts)
 
 
 def span_words(run: RunData, what: str) -> str:
-    """A figure over the epochs in words, with its stages and retraining."""
-    stages = ", ".join(f"{span.title} from epoch {span.begin:g} to {span.begin + span.epochs:g}" for span in run.spans)
-    again = f"; selective retraining after epoch {', '.join(f'{epoch:g}' for epoch in run.retrained)}" if run.retrained else ""
-    return f"{what} over the epochs: {stages}{again}"
+    """A description of a figure over the epochs, with its stages and retraining."""
+    ends = [(span.title, span.begin, span.begin + span.epochs) for span in run.spans]
+    stages = ", ".join(f"{title} from epoch {begin:g} to {end:g}" for title, begin, end in ends)
+    again = ", ".join(f"{epoch:g}" for epoch in run.retrained)
+    retraining = f"; selective retraining after epoch {again}" if again else ""
+    return f"{what} over the epochs: {stages}{retraining}"
 
 
 def slug(text: str) -> str:

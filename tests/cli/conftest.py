@@ -1,4 +1,4 @@
-"""A working folder for each test, and a tiny world and source detector for all of them, made by the commands themselves."""
+"""A working folder for each test; tiny data sets and a source detector for all, made by the commands."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ def _somewhere(somewhere):
 def worlds(tmp_path_factory) -> Path:
     """A data root with tiny synthetic sets, made by the command."""
     root = tmp_path_factory.mktemp("worlds")
-    result = mrt("prepare-data", "synthetic", "--train", 4, "--val", 2, "--test", 2, "--size", "96x64", "--workers", 1, "--data-root", root)
+    command = "prepare-data synthetic --train 4 --val 2 --test 2 --size 96x64 --workers 1"
+    result = mrt(command, "--data-root", root)
     assert result.exit_code == 0, result.output
     return root
 
 
 @pytest.fixture(scope="session")
 def runs(worlds, tmp_path_factory) -> Path:
-    """A run root that holds ``demo-source``, trained by the command."""
+    """A run root with the run ``demo-source``, trained by the command."""
     root = tmp_path_factory.mktemp("runs")
-    result = mrt("pretrain-source", "--preset", "demo", "--data-root", worlds, "--run-root", root, "--set", *TINY)
+    roots = ["--data-root", worlds, "--run-root", root]
+    result = mrt("pretrain-source --preset demo", *roots, "--set", *TINY)
     assert result.exit_code == 0, result.output
     return root

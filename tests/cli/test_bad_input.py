@@ -93,40 +93,45 @@ from mrt.errors import Interrupted, MrtError, RunFailed
     ],
 )
 def test_a_mistake_is_named_with_what_to_do(words, expected):
-    message = refused(*words.split())
+    message = refused(words)
     for word in expected:
         assert word in message, message
 
 
 def test_a_data_root_from_the_environment_is_used(monkeypatch, worlds):
     monkeypatch.setenv("MRT_DATA_ROOT", str(worlds))
-    assert "init" in refused("adapt", "--target", "synthetic-foggy", "--set", "init=none")
+    assert "init" in refused("adapt --target synthetic-foggy --set init=none")
 
 
 def test_a_split_that_is_not_there(worlds, runs):
-    assert "no split 'dev'" in refused("eval", "demo-source", "--split", "dev", "--data-root", worlds, "--run-root", runs)
+    message = refused("eval demo-source --split dev", "--data-root", worlds, "--run-root", runs)
+    assert "no split 'dev'" in message
 
 
 def test_a_file_that_is_no_checkpoint(worlds, somewhere):
     (somewhere / "weights.safetensors").write_bytes(b"no weights")
-    assert "weights.safetensors" in refused("eval", "weights.safetensors", "--data-root", worlds, "--data", "synthetic-foggy")
+    message = refused("eval weights.safetensors --data synthetic-foggy", "--data-root", worlds)
+    assert "weights.safetensors" in message
 
 
 def test_a_run_is_not_overwritten_and_keeps_its_settings(worlds, runs):
-    words = ["pretrain-source", "--preset", "demo", "--data-root", worlds, "--run-root", runs]
+    words = ["pretrain-source --preset demo", "--data-root", worlds, "--run-root", runs]
     message = refused(*words, "--set", *TINY)
     assert "exists already" in message and "--resume" in message and "--name" in message
     message = refused(*words, "--resume", "--set", "pretrain.lr=1")
     assert "keeps its settings" in message and "pretrain" in message
 
 
-@pytest.mark.parametrize("words", ["adapt --target foggy --name file", "adapt --target foggy --name file/below", "demo --name file"])
+@pytest.mark.parametrize(
+    "words",
+    ["adapt --target foggy --name file", "adapt --target foggy --name file/below", "demo --name file"],
+)
 def test_a_run_folder_that_is_a_file_or_below_one(words, somewhere):
     (somewhere / "runs").mkdir()
     (somewhere / "runs" / "file").touch()
-    assert "runs/file is a file" in refused(*words.split())
+    assert "runs/file is a file" in refused(words)
     (somewhere / "roots").touch()
-    assert "roots is a file" in refused("pretrain-source", "--preset", "demo", "--run-root", "roots")
+    assert "roots is a file" in refused("pretrain-source --preset demo --run-root roots")
 
 
 def test_figures_and_pictures_that_cannot_be_written(somewhere):
@@ -148,7 +153,11 @@ def test_a_picture_that_fails_leaves_nothing_behind(somewhere):
     [
         (PermissionError(13, "Permission denied", "runs/x"), 2, "runs/x: Permission denied"),
         (OSError("lost"), 1, "lost"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."), 1, "out of memory: CUDA out of memory take"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."),
+            1,
+            "out of memory: CUDA out of memory take",
+        ),
         (torch.OutOfMemoryError(""), 1, "engine.batch_size, or with engine.accumulate"),
     ],
 )
@@ -157,7 +166,7 @@ def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
         raise error
 
     monkeypatch.setattr("mrt.experiment.find_roots", fail)
-    result = mrt("adapt", "--target", "foggy")
+    result = mrt("adapt --target foggy")
     assert result.exit_code == code and "Traceback" not in result.output
     assert words in " ".join(result.stderr.split())
 
@@ -176,19 +185,28 @@ def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
     ],
 )
 def test_an_ablation_that_cannot_begin(worlds, words, expected):
-    assert expected in refused("ablate", "--study", "decay", *words.split(), "--data-root", worlds)
+    assert expected in refused(f"ablate --study decay {words}", "--data-root", worlds)
 
 
 @pytest.fixture
 def nothing(somewhere):
-    """A data root with a labelled set without a box that counts ("zero"), an unlabelled one ("lm"), and one with a box ("one")."""
+    """A data root with three sets.
+
+    "zero" is labelled, but has no box that counts; "lm" is unlabelled; "one" has one box.
+    """
     box = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
-    for name, objects, labelled in (("zero", [{**box, "iscrowd": 1}], True), ("lm", [], False), ("one", [box], True)):
+    for name, objects, labelled in (
+        ("zero", [{**box, "iscrowd": 1}], True),
+        ("lm", [], False),
+        ("one", [box], True),
+    ):
         images = {number: np.full((64, 96, 3), 90, np.uint8) for number in (1, 2)}
-        write_set(somewhere / "data" / name, images, objects, ["car", "person"] if labelled else [], labelled=labelled)
+        classes = ["car", "person"] if labelled else []
+        write_set(somewhere / "data" / name, images, objects, classes, labelled=labelled)
     return somewhere / "data"
 
 
+CONTINUE = "continue with: mrt pretrain-source --resume --name demo-source"
 SHORT = ["--set", "pretrain.epochs=1", "pretrain.steps_per_epoch=2", "engine.batch_size=2"]
 NO_BOX = "data set 'zero', split 'train': no box to learn from: 2 images, 1 ignored boxes"
 NO_LABELS = "data set 'lm' has no labels to train on"
@@ -210,7 +228,7 @@ def test_a_source_that_there_is_nothing_to_learn_from(nothing, somewhere, name, 
         f"ablate --preset demo --source one --target {name} --baselines",
     ):
         if not (dry and "--smoke" in words):
-            assert refused(*words.split(), *SHORT, *dry).startswith(f"mrt: {expected}"), words
+            assert refused(words, *SHORT, *dry).startswith(f"mrt: {expected}"), words
     assert not (somewhere / "runs").exists()
 
 
@@ -226,59 +244,69 @@ def test_the_python_functions_refuse_the_same(nothing, somewhere):
 
 
 def test_a_set_that_there_is_nothing_to_measure_with(nothing, somewhere):
-    message = refused("eval", "demo-source", "--data", "zero", "--split", "train")
-    assert (
-        message.startswith("mrt: data set 'zero', split 'train': no box to measure with: 2 images, 1 ignored boxes") and "--data" in message
-    )
-    assert "data set 'lm' has no labels to evaluate on" in refused("eval", "demo-source", "--data", "lm", "--split", "train")
-    words = ["ablate", "--preset", "demo", "--source", "one", "--target", "zero", "--decay", "none", "--split", "train"]
-    message = refused(*words, *SHORT)
-    assert "data set 'zero', split 'train': no box to measure with" in message and "Name another set with --target" in message
+    no_box = "data set 'zero', split 'train': no box to measure with"
+    message = refused("eval demo-source --data zero --split train")
+    assert message.startswith(f"mrt: {no_box}: 2 images, 1 ignored boxes") and "--data" in message
+    message = refused("eval demo-source --data lm --split train")
+    assert "data set 'lm' has no labels to evaluate on" in message
+    command = "ablate --preset demo --source one --target zero --decay none --split train"
+    message = refused(command, *SHORT)
+    assert no_box in message and "Name another set with --target" in message
     assert not (somewhere / "runs").exists()
 
 
 def test_a_run_that_cannot_be_measured_is_not_to_be_evaluated(nothing):
-    (nothing / "one" / "dataset.json").write_text((nothing / "one" / "dataset.json").read_text().replace('"train": {', '"val": {'))
-    words = ["pretrain-source", "--preset", "demo", "--source", "one", "--target", "zero", "--set", *TINY, "data.source_split=val"]
+    def call_it_val(name: str) -> None:
+        card = nothing / name / "dataset.json"
+        card.write_text(card.read_text().replace('"train": {', '"val": {'))
+
+    call_it_val("one")
+    command = "pretrain-source --preset demo --source one --target zero"
+    words = [command, "--set", *TINY, "data.source_split=val"]
     assert "Evaluate it: mrt eval runs/demo-source-one --data one" in mrt(*words).stdout
-    card = (nothing / "zero" / "dataset.json").read_text()
-    (nothing / "zero" / "dataset.json").write_text(card.replace('"train": {', '"val": {'))
+    call_it_val("zero")
     assert "--data one" in mrt(*words, "seed=1", "--name", "second").stdout
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("mrt.experiment.find_roots", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        mrt("adapt", "--target", "foggy")
+        mrt("adapt --target foggy")
 
 
 @pytest.mark.parametrize("words", ["demo", "ablate --mask-ratio 0.5 0.8"])
 def test_commands_of_several_runs_refuse_torchrun(words, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = refused(*words.split())
+    message = refused(words)
     assert "WORLD_SIZE is 2" in message and "torchrun" in message
 
 
-@pytest.mark.parametrize(("stop", "word"), [(Interrupted("stopped at step 3"), "stopped at step 3"), (KeyboardInterrupt(), "stopped")])
+@pytest.mark.parametrize(
+    ("stop", "word"),
+    [(Interrupted("stopped at step 3"), "stopped at step 3"), (KeyboardInterrupt(), "stopped")],
+)
 @pytest.mark.parametrize("words", ["ablate --mask-ratio 0.5", "demo --from-scratch"])
-def test_an_interruption_of_several_runs_says_that_repeating_goes_on(stop, word, words, worlds, runs, monkeypatch):
+def test_an_interruption_of_several_runs_says_that_repeating_goes_on(
+    stop, word, words, worlds, runs, monkeypatch
+):
     def fail(*_, **__):
         raise stop
 
     monkeypatch.setattr("mrt.engine.stages.adapt", fail)
     monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
     start = [f"init={runs / 'demo-source'}"] if "ablate" in words else []
-    result = mrt(*words.split(), "--data-root", worlds, "--set", *TINY, *start)
+    result = mrt(words, "--data-root", worlds, "--set", *TINY, *start)
     message = " ".join(result.stderr.split())
-    assert result.exit_code == 1 and word in message and f"repeat the mrt {words.split()[0]} command to go on" in message
+    assert result.exit_code == 1 and word in message
+    assert f"repeat the mrt {words.split()[0]} command to go on" in message
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (RunFailed("a loss is not finite: class nan"), ["a loss is not finite"]),
-        (Interrupted("stopped at step 3"), ["stopped at step 3", "continue with: mrt pretrain-source --resume --name demo-source"]),
-        (KeyboardInterrupt(), ["stopped at once", "continue with: mrt pretrain-source --resume --name demo-source"]),
+        (Interrupted("stopped at step 3"), ["stopped at step 3", CONTINUE]),
+        (KeyboardInterrupt(), ["stopped at once", CONTINUE]),
     ],
 )
 def test_a_failed_or_stopped_run_ends_with_exit_code_1(error, words, worlds, monkeypatch):
@@ -288,7 +316,7 @@ def test_a_failed_or_stopped_run_ends_with_exit_code_1(error, words, worlds, mon
         raise error
 
     monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
-    result = mrt("pretrain-source", "--preset", "demo", "--data-root", worlds)
+    result = mrt("pretrain-source --preset demo", "--data-root", worlds)
     assert result.exit_code == 1
     for word in words:
         assert word in " ".join(result.stderr.split())
@@ -305,17 +333,18 @@ def test_failed_trials_do_not_stop_the_others(worlds, runs, monkeypatch):
         return adapt(config, *args, **options)
 
     monkeypatch.setattr(stages, "adapt", fail_at)
-    result = mrt("ablate", "--mask-ratio", 0.5, 0.8, "--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY)
+    words = ["--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
+    result = mrt("ablate --mask-ratio 0.5 0.8", *words)
     assert result.exit_code == 1
     assert "1 of 2 trials failed" in result.stderr and "failed" in result.stdout and "±" not in result.stdout
     assert "mask-ratio 0.5, seed 0: needs mae-" in result.stderr and ".log)" in result.stderr
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(worlds, runs, somewhere):
-    """A real process, a real signal."""
-    command = [sys.executable, "-m", "mrt_cli", "pretrain-source", "--preset", "demo", "--name", "stopped", "--data-root", str(worlds)]
+    """With a real process and a real signal."""
+    command = [sys.executable, "-m", "mrt_cli", "pretrain-source", "--preset", "demo", "--name", "stopped"]
     process = subprocess.Popen(
-        [*command, "--set", *TINY, "pretrain.epochs=2000"],
+        [*command, "--data-root", str(worlds), "--set", *TINY, "pretrain.epochs=2000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

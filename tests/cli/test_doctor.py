@@ -1,4 +1,4 @@
-"""What ``mrt doctor`` says of the kernels."""
+"""The report of ``mrt doctor`` about the kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ def row(error: float) -> selfcheck.Agreement:
     return selfcheck.Agreement("ms_deform_attn, odd, float32", torch.float32, error, 1e-5)
 
 
-@pytest.mark.parametrize("error, code, said", [(2e-6, 0, "agree with PyTorch: float32 to 2e-06"), (float("nan"), 1, "1 of 2 cases differ")])
+@pytest.mark.parametrize(
+    "error, code, said",
+    [(2e-6, 0, "agree with PyTorch: float32 to 2e-06"), (float("nan"), 1, "1 of 2 cases differ")],
+)
 def test_doctor_says_whether_the_kernels_agree(monkeypatch, error, code, said):
     monkeypatch.setattr(native, "requested", "auto")
     monkeypatch.setattr(native, "_has_kernel", lambda device_type: True)

@@ -1,4 +1,4 @@
-"""``mrt export`` as it is typed."""
+"""``mrt export`` on the command line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ def test_the_formats_are_those_of_the_program():
 
 
 def test_a_run_in_several_formats(runs, tmp_path):
-    result = mrt("export", "--format", "safetensors", "huggingface", "demo-source", "--run-root", runs, "--out", tmp_path / "out")
-    assert result.exit_code == 2, result.output  # two stages of 16 channels are not for transformers
-    assert "Written to" in result.output and "largest score difference" in result.output and "rendered street scenes" in result.output
+    folders = ["--run-root", runs, "--out", tmp_path / "out"]
+    result = mrt("export --format safetensors huggingface demo-source", *folders)
+    assert result.exit_code == 2, result.output  # transformers does not support two stages of 16 channels
+    for word in ("Written to", "largest score difference", "rendered street scenes"):
+        assert word in result.output
     assert "cannot be written for transformers" in result.stderr
-    assert (tmp_path / "out" / "safetensors" / "model.safetensors").is_file() and not (tmp_path / "out" / "huggingface").exists()
+    assert (tmp_path / "out" / "safetensors" / "model.safetensors").is_file()
+    assert not (tmp_path / "out" / "huggingface").exists()
 
 
 def test_what_does_not_detect_the_same_is_a_failed_run(runs, monkeypatch, tmp_path):
@@ -30,7 +33,8 @@ def test_what_does_not_detect_the_same_is_a_failed_run(runs, monkeypatch, tmp_pa
 
     monkeypatch.setattr(write, "save_weights", change)
     result = mrt("export", runs / "demo-source", "--format", "safetensors")
-    assert result.exit_code == 1 and "nothing was written" in result.stderr and not (tmp_path / "exports").exists()
+    assert result.exit_code == 1 and "nothing was written" in result.stderr
+    assert not (tmp_path / "exports").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The command line is a promise. A change of it must be made here too: python tests/cli/test_frozen_options.py writes the list anew."""
+"""Commands and options must not change by accident: users depend on them.
+
+After an intended change, update the list: python tests/cli/test_frozen_options.py
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ def describe(command: Any, name: str = "mrt") -> dict[str, list[str]]:
 
 
 def _parameter(item: Any) -> str:
-    names = "/".join([*item.opts, *item.secondary_opts]) if item.param_type_name == "option" else item.name.upper()
+    names = item.name.upper()
+    if item.param_type_name == "option":
+        names = "/".join([*item.opts, *item.secondary_opts])
     several = "..." if getattr(item, "multiple", False) or item.nargs == -1 else ""
     default = item.default() if callable(item.default) else item.default
     return f"{names}{several}" + (f" = {default}" if default not in (None, False, [], ()) else "")

@@ -1,4 +1,4 @@
-"""``--gpus N`` with real processes: two of them on the CPU, while torch is made to believe that there are two GPUs."""
+"""``--gpus N`` with two real processes on the CPU, while torch is made to report two GPUs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ from mrt_cli import launch
 
 BELIEVE = "import torch; torch.cuda.device_count = lambda: 2; from mrt_cli.app import main; main()"
 LONG = ["pretrain.epochs=2000", "engine.eval_every=0", "engine.timeout=20"]
-BOUND = 60  # seconds that any of these may take to end; 2 to 5 on two idle cores
+BOUND = 60  # time limit in seconds for a process to end; it takes 2 to 5 on two idle cores
 
 
 def start(folder: Path, worlds: Path, *words: str, settings: list[str] | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-c", BELIEVE, "pretrain-source", "--preset", "demo", "--data-root", str(worlds), "--gpus", "2", *words]
+    command = [sys.executable, "-c", BELIEVE, "pretrain-source", "--preset", "demo"]
+    command += ["--data-root", str(worlds), "--gpus", "2", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GOMP_SPINCOUNT": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "--set", *TINY, *(settings or [])], cwd=folder, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        [*command, "--set", *TINY, *(settings or [])],
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        **pipes,
+    )
 
 
 def ranks(process: subprocess.Popen) -> dict[int, int]:
-    """Rank -> process id of what the launcher started."""
+    """Rank -> process id of the processes that the launcher started."""
     found = {}
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        variables = dict(item.split("=", 1) for item in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in item)
+        items = Path(f"/proc/{child}/environ").read_text().split("\0")
+        variables = dict(item.split("=", 1) for item in items if "=" in item)
         if "RANK" in variables:
             found[int(variables["RANK"])] = int(child)
     return found
@@ -44,6 +52,7 @@ def wait_for_epochs(process: subprocess.Popen, folder: Path, lines: int) -> None
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+CONTINUE = "continue with: mrt pretrain-source --gpus 2 --resume"
 
 
 @linux
@@ -54,18 +63,18 @@ def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds,
     os.kill(children[1], signal.SIGKILL)
     _, told = process.communicate(timeout=BOUND)
     assert process.returncode == 1 and "Traceback" not in told
-    assert "process 1 was ended by SIGKILL" in told and told.count("continue with: mrt pretrain-source --gpus 2 --resume") == 1
+    assert "process 1 was ended by SIGKILL" in told and told.count(CONTINUE) == 1
     assert not any(Path(f"/proc/{child}").exists() for child in children.values())
 
     before = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)["step"]
     again = start(somewhere, worlds, "--resume", "--name", "demo-source", settings=LONG)
-    # Ctrl-C in a terminal reaches the launcher only: its processes have sessions of their own.
+    # Ctrl-C in a terminal reaches only the launcher, because its processes have their own sessions.
     time.sleep(1)
     wait_for_epochs(again, somewhere, 2 * before + 4)
     os.killpg(again.pid, signal.SIGINT)
     _, told = again.communicate(timeout=BOUND)
     assert again.returncode == 1 and "Traceback" not in told
-    assert told.count("continue with: mrt pretrain-source --gpus 2 --resume") == 1 and told.count("mrt: ") == 1, told
+    assert told.count(CONTINUE) == 1 and told.count("mrt: ") == 1, told
     assert torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)["step"] > before
 
 
@@ -86,23 +95,26 @@ def test_the_exit_code_of_the_processes_is_passed_on(worlds, somewhere):
 )
 def test_gpus_that_cannot_be_had_are_one_error(worlds, somewhere, monkeypatch, there, words, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    assert message in refused("pretrain-source", "--preset", "demo", "--data-root", worlds, *words, "--set", *TINY)
+    command = "pretrain-source --preset demo"
+    assert message in refused(command, "--data-root", worlds, *words, "--set", *TINY)
     assert not (somewhere / "runs").exists()
 
 
 def test_gpus_under_torchrun_is_refused(worlds, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = refused("pretrain-source", "--preset", "demo", "--data-root", worlds, "--gpus", 2, "--set", *TINY)
+    told = refused("pretrain-source --preset demo --gpus 2", "--data-root", worlds, "--set", *TINY)
     assert "--nproc-per-node" in told
-    assert "runs in one process" in refused("prepare-data", "synthetic", "--data-root", worlds)
+    assert "runs in one process" in refused("prepare-data synthetic", "--data-root", worlds)
 
 
 def test_the_processes_get_the_same_words(worlds, somewhere, monkeypatch):
     seen = []
+
+    def start(gpus, ctx):
+        seen.append((gpus, ctx.info_name, launch.without("--gpus", ctx.meta[launch.WORDS])))
+
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(
-        launch, "start", lambda gpus, ctx: seen.append((gpus, ctx.info_name, launch.without("--gpus", ctx.meta[launch.WORDS])))
-    )
+    monkeypatch.setattr(launch, "start", start)
     words = ["--preset", "demo", "--data-root", worlds, "--seed", 3]
     assert mrt("pretrain-source", *words, "--gpus", 2, "--set", *TINY, "mae.variant='paper'").exit_code == 0
     assert seen == [(2, "pretrain-source", [*map(str, words), "--set", *TINY, "mae.variant='paper'"])]

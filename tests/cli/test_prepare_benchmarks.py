@@ -1,4 +1,4 @@
-"""`mrt prepare-data acdc`, `kitti`, `cfc`: names of the sets, options, and what is said where something is missing."""
+"""`mrt prepare-data acdc`, `kitti`, `cfc`: names of the sets, options, and messages about missing files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_a_condition_names_the_set(acdc, somewhere):
     assert "acdc-fog train: 1 images" in said and "1 images instead of the official 400" in said
     prepare("acdc", "--condition", "night", "fog", "--classes", "car")  # the raw files are remembered
     prepare("acdc")
-    assert sorted(folder.name for folder in (somewhere / "data").iterdir()) == ["acdc", "acdc-fog", "acdc-night-fog"]
+    names = sorted(folder.name for folder in (somewhere / "data").iterdir())
+    assert names == ["acdc", "acdc-fog", "acdc-night-fog"]
     card = json.loads((somewhere / "data" / "acdc-night-fog" / "dataset.json").read_text())
     assert (card["classes"], card["splits"]["train"]["num_images"]) == (["car"], 2)
     assert "is as it was made" in prepare("acdc", "--condition", "fog", "--check")
@@ -58,30 +59,40 @@ def test_a_location_names_the_set(somewhere):
     for name in ("cfc_channel_train", "cfc_channel_test"):
         picture(somewhere / "cfc" / name / f"{name}.jpg")
         coco(somewhere / "cfc" / f"{name}.json", [f"{name}.jpg"], ["fish"])
-    assert "add --location kenai" in refused("prepare-data", "cfc", "--raw", somewhere / "cfc")
-    assert "--location bay: unknown" in refused("prepare-data", "cfc", "--raw", somewhere / "cfc", "--location", "bay")
-    assert "holds no cfc_train.json" in refused("prepare-data", "cfc", "--raw", somewhere / "cfc", "--location", "kenai")
-    assert "cfc-channel test: 1 images" in prepare("cfc", "--raw", somewhere / "cfc", "--location", "channel", "--preview", 1)
+    raw = ["--raw", somewhere / "cfc"]
+    assert "add --location kenai" in refused("prepare-data cfc", *raw)
+    assert "--location bay: unknown" in refused("prepare-data cfc --location bay", *raw)
+    assert "holds no cfc_train.json" in refused("prepare-data cfc --location kenai", *raw)
+    said = prepare("cfc", *raw, "--location", "channel", "--preview", 1)
+    assert "cfc-channel test: 1 images" in said
     assert "is as it was made" in prepare("cfc", "--location", "channel", "--check")
     named = [somewhere / "cfc" / "cfc_channel_train", somewhere / "cfc" / "cfc_channel_train.json"]
     prepare("cfc", "--raw", *named, "--location", "channel", "--name", "fish")
 
 
 def test_kitti_is_cars_unless_asked(somewhere):
-    picture(somewhere / "kitti" / "training" / "image_2" / "000000.png")
-    (somewhere / "kitti" / "training" / "label_2").mkdir()
-    lines = [f"{name} 0.00 0 1.85 1.00 2.00 9.00 12.00 1.5 1.6 3.7 -2.0 1.5 20.0 1.57\n" for name in ("Car", "Pedestrian")]
-    (somewhere / "kitti" / "training" / "label_2" / "000000.txt").write_text("".join(lines))
-    assert "kitti train: 1 images (0 without objects), 1 boxes" in prepare("kitti", "--raw", somewhere / "kitti")
+    folder = somewhere / "kitti" / "training"
+    picture(folder / "image_2" / "000000.png")
+    (folder / "label_2").mkdir()
+    numbers = "0.00 0 1.85 1.00 2.00 9.00 12.00 1.5 1.6 3.7 -2.0 1.5 20.0 1.57"
+    (folder / "label_2" / "000000.txt").write_text(f"Car {numbers}\nPedestrian {numbers}\n")
+    said = prepare("kitti", "--raw", somewhere / "kitti")
+    assert "kitti train: 1 images (0 without objects), 1 boxes" in said
     assert "is as it was made" in prepare("kitti", "--check")
     prepare("kitti", "--classes", "car", "person", "--overwrite")
-    assert json.loads((somewhere / "data" / "kitti" / "dataset.json").read_text())["classes"] == ["car", "person"]
+    card = json.loads((somewhere / "data" / "kitti" / "dataset.json").read_text())
+    assert card["classes"] == ["car", "person"]
     assert "KITTI has car, van" in refused("prepare-data", "kitti", "--classes", "bike", "--overwrite")
 
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [("acdc-snow", "acdc --condition snow"), ("acdc", "acdc --raw"), ("kitti", "kitti --raw"), ("cfc-kenai", "cfc --location kenai")],
+    [
+        ("acdc-snow", "acdc --condition snow"),
+        ("acdc", "acdc --raw"),
+        ("kitti", "kitti --raw"),
+        ("cfc-kenai", "cfc --location kenai"),
+    ],
 )
 def test_a_set_that_is_not_there_is_told_how_to_make(somewhere, name, command):
     told = refused("adapt", "--preset", "city2foggy", "--target", name, "--source", name)

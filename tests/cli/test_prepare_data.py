@@ -1,4 +1,4 @@
-"""`mrt prepare-data` for real files: what it says, what it keeps, and what the other commands do with the sets."""
+"""`mrt prepare-data` for real files: messages, remembered settings, and use of the sets by other commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 @pytest.fixture
 def photos(somewhere):
-    """A folder with twelve photographs and a COCO file for ten of them; two boxes each but for the last."""
+    """A folder with twelve photographs and a COCO file for ten of them; nine of these have two boxes each."""
     folder = somewhere / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -23,12 +23,21 @@ def photos(somewhere):
     categories = [{"id": 7, "name": "auto"}, {"id": 9, "name": "person"}]
     images = [{"id": number, "file_name": f"{number}.png", "width": 96, "height": 64} for number in range(10)]
     annotations = [
-        {"id": 2 * number + k, "image_id": number, "category_id": category, "bbox": [5 + 40 * k, 8, 30, 40], "area": 1200, "iscrowd": 0}
+        {
+            "id": 2 * number + k,
+            "image_id": number,
+            "category_id": category,
+            "bbox": [5 + 40 * k, 8, 30, 40],
+            "area": 1200,
+            "iscrowd": 0,
+        }
         for number in range(9)
         for k, category in enumerate((7, 9))
     ]
-    annotations.append({"id": 99, "image_id": 3, "category_id": 7, "bbox": [10, 10, 0, 5], "area": 0, "iscrowd": 0})
-    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    empty = {"bbox": [10, 10, 0, 5], "area": 0, "iscrowd": 0}
+    annotations.append({"id": 99, "image_id": 3, "category_id": 7, **empty})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "train.json").write_text(json.dumps(content))
     return folder
 
 
@@ -39,10 +48,11 @@ def prepare(*words):
 
 
 def test_a_coco_folder_becomes_a_set(photos, somewhere):
-    said = prepare("custom", "--raw", photos, "--name", "mine", "--val-share", 0.3, "--map-class", "auto=car", "--preview", 4)
+    words = ["--val-share", 0.3, "--map-class", "auto=car", "--preview", 4]
+    said = prepare("custom", "--raw", photos, "--name", "mine", *words)
     card = json.loads((somewhere / "data" / "mine" / "dataset.json").read_text())
-    assert sorted(card["classes"]) == ["car", "person"]
-    assert sum(split["num_images"] for split in card["splits"].values()) == 10 and set(card["splits"]) == {"train", "val"}
+    assert sorted(card["classes"]) == ["car", "person"] and set(card["splits"]) == {"train", "val"}
+    assert sum(split["num_images"] for split in card["splits"].values()) == 10
     assert "left out: 1 x box without area" in said
     assert Image.open(somewhere / "data" / "mine" / "preview.png").size[0] > 300
     assert (somewhere / "data" / "mine" / "preview-val.png").is_file()
@@ -56,13 +66,15 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(photos, somewhere)
     assert "photos: photos would be read as coco" in said
     assert "note: 2 images are in no annotation file and left out: 10.png, 11.png" in said
     assert "warning: train: 1 of 13 annotation records (8 %) gave no box: 1 x box without area" in said
-    assert "photos train: boxes by class: auto 6, person 6" in said and "photos val: 3 images (0 without objects), 6 boxes" in said
+    assert "photos train: boxes by class: auto 6, person 6" in said
+    assert "photos val: 3 images (0 without objects), 6 boxes" in said
     assert "Nothing was written" in said and sorted(somewhere.rglob("*")) == before
     shutil.make_archive(str(somewhere / "packed"), "gztar", photos)
-    assert "10 images" in prepare("custom", "--raw", somewhere / "packed.tar.gz", "--name", "mine", "--dry-run")
-    assert not (somewhere / "data").exists(), "nor are archives unpacked for good"
+    said = prepare("custom", "--raw", somewhere / "packed.tar.gz", "--name", "mine", "--dry-run")
+    assert "10 images" in said
+    assert not (somewhere / "data").exists(), "unpacked archives are removed as well"
     (photos / "train.json").write_text("{")
-    assert "not valid JSON" in refused("prepare-data", "custom", "--raw", photos, "--name", "mine", "--dry-run")
+    assert "not valid JSON" in refused("prepare-data custom --name mine --dry-run", "--raw", photos)
 
 
 def test_a_dry_run_of_what_would_be_refused(photos):
@@ -83,7 +95,8 @@ def test_a_large_image_needs_a_word_and_is_read_afterwards(somewhere):
     said = prepare("custom", "--raw", folder, "--name", "mine")
     assert "1 left out: image with more pixels than are read, the first is huge.png (20000x9000; " in said
     assert "--max-pixels 180000000)" in said
-    assert "2 images" in prepare("custom", "--raw", folder, "--name", "mine", "--overwrite", "--max-pixels", 180_000_000)
+    words = ["--overwrite", "--max-pixels", 180_000_000]
+    assert "2 images" in prepare("custom", "--raw", folder, "--name", "mine", *words)
     assert "is as it was made" in prepare("mine", "--check")
 
 
@@ -97,8 +110,9 @@ def test_check_finds_what_changed(photos, somewhere):
     assert "1 of 10 images are missing" in told and "4.png" in told and "--overwrite" in told
     assert "add --check" in refused("prepare-data", "mine")
     assert "unknown data set" in refused("prepare-data", "mime", "--check")
-    assert "unknown data set" in refused("prepare-data", "prepared", "--check")  # the command's own name is none
-    assert "there is no set mine in" in refused("prepare-data", "custom", "--name", "mine", "--check", "--data-root", somewhere / "new")
+    assert "unknown data set" in refused("prepare-data prepared --check")  # the hidden command's own name
+    told = refused("prepare-data custom --name mine --check", "--data-root", somewhere / "new")
+    assert "there is no set mine in" in told
     assert not (somewhere / "new").exists()  # though the raw files are remembered
     assert "is as it was made" not in prepare("--preview", 2, "--data-root", somewhere / "data")
     assert (somewhere / "data" / "mine" / "preview.png").is_file()
@@ -116,7 +130,8 @@ def test_raw_files_and_the_data_root_are_remembered(photos, somewhere, monkeypat
     assert "is as it was made" in prepare("--check")
     monkeypatch.delenv("MRT_DATA_ROOT")
     (somewhere / "config" / "mrt" / "settings.json").write_text("{broken")
-    assert "where are its files" in refused("prepare-data", "custom", "--name", "mine", "--data-root", somewhere / "new")
+    told = refused("prepare-data custom --name mine", "--data-root", somewhere / "new")
+    assert "where are its files" in told
 
 
 def test_a_home_that_cannot_be_written_is_no_obstacle(photos, somewhere, monkeypatch):
@@ -143,6 +158,6 @@ def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
     facts = json.loads((somewhere / "runs" / "a" / "run.json").read_text())
     card = json.loads((somewhere / "data" / "camera" / "dataset.json").read_text())
     assert facts["data"]["target"]["sha256"]["train"] == card["splits"]["train"]["sha256"]
-    told = mrt("eval", "a", "--data", "day", "--split", "train", "--map-class", "person=auto", "auto=person")
+    told = mrt("eval a --data day --split train --map-class person=auto auto=person")
     assert told.exit_code == 0 and "│ auto " in told.output
     assert "no labels to evaluate on" in refused("eval", "a")

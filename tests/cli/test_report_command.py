@@ -1,4 +1,4 @@
-"""``mrt report`` from the command line: which runs it finds, where it writes, what it refuses."""
+"""``mrt report`` on the command line: the runs it finds, where it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def node(runs, somewhere):
 
 
 def test_a_node_of_an_ablation_is_a_run_by_its_name_or_path(node, worlds, somewhere):
+    folders = ["--out", somewhere / "out", "--data-root", somewhere / "nowhere"]
     for name in (node.name, f"ablate/nodes/{node.name}", node):
-        result = mrt("report", name, "--quick", "--out", somewhere / "out", "--data-root", somewhere / "nowhere")
+        result = mrt("report --quick", name, *folders)
         assert result.exit_code == 0, result.output
         page = (somewhere / "out" / "report.html").read_text()
         assert f"Report on {node.name}" in page and "the card of synthetic-clear: it is not in" in page

@@ -1,4 +1,4 @@
-"""Intervals over images: the same arithmetic as pycocotools, on resampled sets too, and intervals that hold what they should."""
+"""Intervals over images: the same results as pycocotools, also on resampled sets, and plausible intervals."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ def test_every_image_once_gives_pycocotools_figures(made):
         for name in ("AP", "AP50", "AP75"):
             assert found[name]["value"] == pytest.approx(getattr(expected, name), abs=1e-6)
         for name, values in expected.per_class.items():
-            assert found[f"AP50 {name}"]["value"] == (None if values.AP50 is None else pytest.approx(values.AP50, abs=1e-6))
+            value = None if values.AP50 is None else pytest.approx(values.AP50, abs=1e-6)
+            assert found[f"AP50 {name}"]["value"] == value
     assert found["AP50 train"] == {"value": None, "low": None, "high": None}, "detections, but no object"
 
 
 def test_a_draw_gives_what_pycocotools_finds_on_a_set_with_copies(made, tmp_path):
-    """The draw's set, made in earnest: an image that was drawn k times is there k times."""
+    """Makes a real set of each draw: an image that was drawn k times is in it k times."""
     annotations, dataset = made
     detections = detections_of(annotations, IMAGES)
     found = estimates(match(detections, dataset), samples=4, seed=5)
     for sample, weights in enumerate(draw(IMAGES, 4, 5), start=1):
         ids = np.repeat(np.arange(1, IMAGES + 1), weights)
-        copies = [{**item, "image_id": n} for n, old in enumerate(ids, 1) for item in annotations if item["image_id"] == old]
+        copies, drawn = [], []
+        for n, old in enumerate(ids, 1):
+            copies += [{**item, "image_id": n} for item in annotations if item["image_id"] == old]
+            drawn.append(dataclasses.replace(detections[old - 1], image_id=n))
         (folder := tmp_path / str(sample)).mkdir()
-        resampled = dataset_of(folder, copies, IMAGES)
-        expected = score([dataclasses.replace(detections[old - 1], image_id=n) for n, old in enumerate(ids, 1)], resampled)
+        expected = score(drawn, dataset_of(folder, copies, IMAGES))
         for name in ("AP", "AP50", "AP75"):
             assert found[name][sample] == pytest.approx(getattr(expected, name), abs=1e-6)
         for name in CLASSES[:3]:
@@ -55,10 +58,12 @@ def test_the_seed_decides_and_a_higher_level_is_wider(made):
     annotations, dataset = made
     matches = match(detections_of(annotations, IMAGES), dataset)
     first = confidence_intervals(matches, samples=200, seed=1)
-    assert first == confidence_intervals(matches, samples=200, seed=1) != confidence_intervals(matches, samples=200, seed=2)
+    assert first == confidence_intervals(matches, samples=200, seed=1)
+    assert first != confidence_intervals(matches, samples=200, seed=2)
     wide = confidence_intervals(matches, samples=200, seed=1, level=0.99)
     for name in ("AP", "AP50", "AP50 car"):
-        assert wide[name]["low"] < first[name]["low"] < first[name]["value"] < first[name]["high"] < wide[name]["high"]
+        inner, outer = first[name], wide[name]
+        assert outer["low"] < inner["low"] < inner["value"] < inner["high"] < outer["high"]
 
 
 def test_every_draw_has_as_many_images():
@@ -68,7 +73,7 @@ def test_every_draw_has_as_many_images():
 
 
 def test_pairs_are_closer_than_their_parts(made):
-    """Both detectors meet the same hard images, so their difference moves less than either of them."""
+    """Both detectors have the same hard images, so their difference varies less than each of them."""
     annotations, dataset = made
     first = detections_of(annotations, IMAGES)
     second = [dataclasses.replace(item, boxes=item.boxes + 1.5) for item in first]
@@ -76,7 +81,8 @@ def test_pairs_are_closer_than_their_parts(made):
     pair = paired_differences(before, after, samples=300)["AP"]
     alone = confidence_intervals(before, samples=300)["AP"]
     assert pair["value"] == pytest.approx(score(second, dataset).AP - score(first, dataset).AP, abs=1e-6)
-    assert pair["low"] < pair["value"] < pair["high"] and pair["high"] - pair["low"] < alone["high"] - alone["low"]
+    assert pair["low"] < pair["value"] < pair["high"]
+    assert pair["high"] - pair["low"] < alone["high"] - alone["low"]
     nothing = paired_differences(before, before, samples=20)["AP50"]
     assert nothing == {"value": 0, "low": 0, "high": 0}
 
@@ -90,9 +96,10 @@ def test_pairs_need_the_same_images(made, tmp_path):
 
 def test_nothing_found_and_nothing_to_find(tmp_path):
     (tmp_path / "empty").mkdir()
-    some = dataset_of(tmp_path, [{"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 40], "iscrowd": 0}], 2)
-    found = confidence_intervals([], some, samples=50)
-    assert found["AP50"] == found["AP50 car"] == {"value": 0, "low": 0, "high": 0} and found["AP50 bus"]["value"] is None
+    car = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 40], "iscrowd": 0}
+    found = confidence_intervals([], dataset_of(tmp_path, [car], 2), samples=50)
+    assert found["AP50"] == found["AP50 car"] == {"value": 0, "low": 0, "high": 0}
+    assert found["AP50 bus"]["value"] is None
     nothing = dataset_of(tmp_path / "empty", [], 2)
     assert set(confidence_intervals(detections_of([], 2), nothing, samples=5)["AP"].values()) == {None}
 

@@ -1,4 +1,4 @@
-"""COCO metrics against the recorded evaluator and on cases that are easy to get wrong."""
+"""COCO metrics compared with the recorded evaluator, and on difficult cases."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ def make_dataset(tmp_path):
     def make(coco, **options):
         (tmp_path / "val.json").write_text(json.dumps(coco))
         classes = tuple(category["name"] for category in coco["categories"])
-        return DetectionDataset(DatasetCard("set", "", classes, {"val": SplitCard("val.json", ".")}, folder=tmp_path), "val", **options)
+        card = DatasetCard("set", "", classes, {"val": SplitCard("val.json", ".")}, folder=tmp_path)
+        return DetectionDataset(card, "val", **options)
 
     return make
 
 
 def coco_of(annotations, images=2, classes=("car", "person")):
+    size = {"height": 100, "width": 200}
     return {
-        "images": [{"id": i, "file_name": f"{i}.png", "height": 100, "width": 200} for i in range(1, images + 1)],
-        "annotations": [{"id": n, "area": a["bbox"][2] * a["bbox"][3], **a} for n, a in enumerate(annotations, 1)],
+        "images": [{"id": i, "file_name": f"{i}.png", **size} for i in range(1, images + 1)],
+        "annotations": [
+            {"id": n, "area": a["bbox"][2] * a["bbox"][3], **a} for n, a in enumerate(annotations, 1)
+        ],
         "categories": [{"id": n, "name": name} for n, name in enumerate(classes, 1)],
     }
 
@@ -62,12 +66,13 @@ def predictor(found):
 def test_recorded_evaluator(make_dataset, capsys):
     recorded = json.loads((GOLDEN / "evaluator.json").read_text())
     dataset = make_dataset(recorded["gt_coco_ids_from_1"])
-    found = {
-        int(image_id): [(s, label - 1, box) for s, label, box in zip(p["scores"], p["labels"], p["boxes_xyxy"], strict=True)]
-        for image_id, p in recorded["predictions"].items()
-    }
+    found = {}
+    for image_id, part in recorded["predictions"].items():
+        rows = zip(part["scores"], part["labels"], part["boxes_xyxy"], strict=True)
+        found[int(image_id)] = [(s, label - 1, box) for s, label, box in rows]
     metrics = evaluate(predictor(found), batches(dataset), dataset)
-    for expected, (name, values) in zip(recorded["ap50_per_category_ids_from_1"], metrics.per_class.items(), strict=True):
+    by_class = recorded["ap50_per_category_ids_from_1"]
+    for expected, (name, values) in zip(by_class, metrics.per_class.items(), strict=True):
         if expected == -1:
             assert values.AP50 is None and values.num_boxes == 0, name
         else:
@@ -80,7 +85,8 @@ def test_recorded_evaluator(make_dataset, capsys):
 def test_annotation_ids_from_zero_do_not_cost_a_hit(make_dataset):
     coco = coco_of([{"id": 0, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]}], images=1)
     dataset = make_dataset(coco)
-    assert pytest.approx(100) == evaluate(predictor({1: [(0.9, 0, [10, 10, 50, 50])]}), batches(dataset), dataset).AP
+    predict = predictor({1: [(0.9, 0, [10, 10, 50, 50])]})
+    assert pytest.approx(100) == evaluate(predict, batches(dataset), dataset).AP
 
 
 @pytest.mark.parametrize("flag", ["iscrowd", "ignore"])
@@ -109,7 +115,8 @@ def test_nothing_found_and_nothing_to_find(make_dataset):
 
 def test_sizes_are_split_as_coco_does(make_dataset):
     boxes = {"APs": [0, 0, 20, 20], "APm": [30, 0, 50, 50], "APl": [90, 0, 100, 100]}
-    dataset = make_dataset(coco_of([{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes.values()]))
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes.values()]
+    dataset = make_dataset(coco_of(annotations))
     x, y, w, h = boxes["APm"]
     metrics = evaluate(predictor({1: [(0.9, 0, [x, y, x + w, y + h])]}), batches(dataset), dataset)
     assert (metrics.APs, metrics.APl) == (0, 0) and metrics.APm == pytest.approx(100)
@@ -125,10 +132,12 @@ def test_the_files_area_decides_what_is_small(make_dataset):
 def test_rows_and_dict_are_plain(make_dataset):
     dataset = make_dataset(coco_of([{"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]}]))
     seen = []
-    metrics = evaluate(predictor({1: [(0.9, 0, [10, 10, 50, 50])]}), batches(dataset), dataset, lambda *step: seen.append(step))
+    predict = predictor({1: [(0.9, 0, [10, 10, 50, 50])]})
+    metrics = evaluate(predict, batches(dataset), dataset, lambda *step: seen.append(step))
     assert json.loads(json.dumps(metrics.to_dict()))["AP50"] == pytest.approx(100)
     rows = metrics.rows()
-    assert [row["class"] for row in rows] == ["car", "person", "all"] and len({tuple(row) for row in rows}) == 1
+    assert [row["class"] for row in rows] == ["car", "person", "all"]
+    assert len({tuple(row) for row in rows}) == 1
     assert seen == [(1, 2), (2, 2)]
     assert [found.image_id for found in metrics.detections] == [1, 2]
 
@@ -146,6 +155,8 @@ def test_errors_say_what_is_wrong(make_dataset):
     with pytest.raises(MrtError, match="no labels"):
         evaluate(predictor({}), batches(unlabelled), unlabelled)
     dataset = make_dataset(coco, limit=1)
+    second = [SimpleNamespace(targets=[{"image_id": 2, "original_size": (1, 1)}])]
     with pytest.raises(MrtError, match="image 2"):
-        evaluate(predictor({}), [SimpleNamespace(targets=[{"image_id": 2, "original_size": (1, 1)}])], dataset)
-        score(collect(predictor({}), [SimpleNamespace(targets=[{"image_id": 2, "original_size": (1, 1)}])]), dataset)
+        evaluate(predictor({}), second, dataset)
+    with pytest.raises(MrtError, match="image 2"):
+        score(collect(predictor({}), second), dataset)

@@ -1,4 +1,4 @@
-"""Pictures: sizes, what is drawn and what is left out."""
+"""Pictures of detections: sizes, and which boxes are drawn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_small_images_are_enlarged_and_the_input_stays():
 
 
 def test_detections_below_the_threshold_are_left_out():
-    found = ImageDetections(1, np.array([0.9, 0.1]), np.array([0, 1]), np.array([[10, 10, 40, 30], [50, 10, 80, 30.0]]))
+    boxes = np.array([[10, 10, 40, 30], [50, 10, 80, 30.0]])
+    found = ImageDetections(1, np.array([0.9, 0.1]), np.array([0, 1]), boxes)
     drawn = draw_detections(GREY, found, ["car", "person"], threshold=0.3)
     assert has_colour(drawn, COLOURS[0]) and not has_colour(drawn, COLOURS[1])
 
@@ -48,7 +49,8 @@ def test_grid_of_rows_and_titles():
 
 def test_comparison_puts_ground_truth_last(tmp_path):
     bus = {"image_id": 4, "category_id": 2, "bbox": [20, 20, 40, 20]}
-    dataset = DetectionDataset(write_set(tmp_path / "set", {4: np.zeros((50, 100, 3), np.uint8)}, [bus], ["car", "bus"]), "train")
+    card = write_set(tmp_path / "set", {4: np.zeros((50, 100, 3), np.uint8)}, [bus], ["car", "bus"])
+    dataset = DetectionDataset(card, "train")
     nothing = ImageDetections(4, np.zeros(0), np.zeros(0, int), np.zeros((0, 4)))
     picture = comparison(dataset, [4], {"before": [nothing], "after": [nothing]})
     third = picture.width // 3

@@ -15,15 +15,25 @@ from mrt.models.postprocess import top_detections
 def found(image_id, *rows):
     """(score, label, box) rows."""
     scores, labels, boxes = zip(*rows, strict=True) if rows else ((), (), ())
-    return ImageDetections(image_id, np.array(scores), np.array(labels, dtype=int), np.array(boxes, dtype=float).reshape(-1, 4))
+    boxes = np.array(boxes, dtype=float).reshape(-1, 4)
+    return ImageDetections(image_id, np.array(scores), np.array(labels, dtype=int), boxes)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    boxes = [(1, 1, [0, 0, 20, 20], 0), (1, 1, [40, 0, 20, 20], 0), (1, 2, [0, 30, 20, 10], 0), (2, 1, [60, 20, 30, 30], 1)]
-    annotations = [{"image_id": i, "category_id": c, "bbox": box, "area": 400, "ignore": ignore} for i, c, box, ignore in boxes]
+    boxes = [
+        (1, 1, [0, 0, 20, 20], 0),
+        (1, 1, [40, 0, 20, 20], 0),
+        (1, 2, [0, 30, 20, 10], 0),
+        (2, 1, [60, 20, 30, 30], 1),
+    ]
+    annotations = [
+        {"image_id": i, "category_id": c, "bbox": box, "area": 400, "ignore": ignore}
+        for i, c, box, ignore in boxes
+    ]
     pictures = {number: np.zeros((50, 100, 3), np.uint8) for number in (1, 2)}
-    return DetectionDataset(write_set(tmp_path_factory.mktemp("set") / "s", pictures, annotations, ["car", "bus"]), "train")
+    card = write_set(tmp_path_factory.mktemp("set") / "s", pictures, annotations, ["car", "bus"])
+    return DetectionDataset(card, "train")
 
 
 def test_right_wrong_twice_and_ignored(dataset):
@@ -43,7 +53,8 @@ def test_nothing_to_divide_by(dataset):
 
 def test_detections_give_the_labels_that_training_would_have_used():
     torch.manual_seed(0)
-    logits, boxes, thresholds = torch.randn(2, 30, 3), torch.rand(2, 30, 4) * 0.5 + 0.2, torch.tensor([0.3, 0.6, 0.5])
+    logits, boxes = torch.randn(2, 30, 3), torch.rand(2, 30, 4) * 0.5 + 0.2
+    thresholds = torch.tensor([0.3, 0.6, 0.5])
     expected = pseudo_labels(logits, boxes, thresholds, nms_iou=0.3)
     listed = top_detections(logits, boxes, [(1, 1)] * 2)
     parts = [[item[key].numpy() for key in ("scores", "labels", "boxes")] for item in listed]

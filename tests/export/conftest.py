@@ -1,4 +1,4 @@
-"""Exports that several tests look at, made once. They are not to be written to."""
+"""Exports that several tests use, made once. Tests must not change them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def photos(place) -> Path:
 @pytest.fixture(scope="session")
 def two_stage(place) -> Path:
     """A two-stage detector with box refinement."""
-    return save_detector(place / "two-stage.safetensors", random_detector(**TRACED, box_refine=True, two_stage=True))
+    detector = random_detector(**TRACED, box_refine=True, two_stage=True)
+    return save_detector(place / "two-stage.safetensors", detector)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Tiny detectors with weights in them that matter, photos to show them, and a changed weight."""
+"""Tiny detectors with random weights, photos for them, and changed exports."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mrt.models.weights import save_weights
 CLASSES = ("car", "person", "bus")
 TINY = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 TRACED = {"backbone": "test_efficientnet", "num_levels": 3}  # tracing takes seconds, not a minute
-SIDE, MOST = 96, 160  # of the images that the detectors see
+SIDE, MOST = 96, 160  # short side and largest size of the detectors' input
 ORIENTATION = 0x0112
 TURNED = 6
 
 
 def random_detector(seed: int = 0, backbone: str = "resnet18", **options) -> DeformableDETR:
-    """Nothing in it is at its start, where sampling offsets, attention and box heads would be zero."""
+    """A detector with random weights also where they are initially zero: offsets, attention, box heads."""
     torch.manual_seed(seed)
     detector = small_detector(build_backbone(backbone, weights="checkpoint"), **{**TINY, **options}).eval()
     with torch.no_grad():
@@ -58,15 +58,15 @@ def _no_proposals_beyond_the_image(detector: DeformableDETR) -> None:
 
 
 def save_detector(path: Path, detector: DeformableDETR, classes: tuple[str, ...] = CLASSES, **facts) -> Path:
-    """A weights file of ours, as a run would leave it."""
-    config = load_config("own", changes={"data.sides": [SIDE], "data.max_size": MOST})
-    metadata = {"classes": list(classes), "network": "teacher", "config": config.model_dump(mode="json"), **facts}
+    """Write a weights file like that of a run."""
+    config = load_config("own", changes={"data.sides": [SIDE], "data.max_size": MOST}).model_dump(mode="json")
+    metadata = {"classes": list(classes), "network": "teacher", "config": config, **facts}
     save_weights(path, detector, metadata)
     return path
 
 
 def make_photos(folder: Path, count: int = 8) -> Path:
-    """Rendered streets as JPEG files of several sizes, one of them lying on its side."""
+    """Rendered streets as JPEG files of several sizes, one of them rotated by its EXIF entry."""
     folder.mkdir()
     for number in range(count):
         size = ((320, 160), (240, 180), (300, 200))[number % 3]
@@ -80,7 +80,7 @@ def make_photos(folder: Path, count: int = 8) -> Path:
 
 
 def change_one_weight(path: Path, name: str) -> None:
-    """Make the last number of a constant in an ONNX file another one."""
+    """Change the last number of a constant in an ONNX file."""
     model = onnx.load(path)
     (item,) = (item for item in model.graph.initializer if item.name == name)
     values = numpy_helper.to_array(item).copy()
@@ -94,6 +94,6 @@ def copy_export(folder: Path, to: Path) -> Path:
 
 
 def sign_again(folder: Path) -> None:
-    """Let export.json say that the files are as they are now."""
+    """Write the current hashes of the files to export.json."""
     write_card(folder, read_json(folder / EXPORT_CARD))
     assert all(file_sha256(folder / name) for name in read_json(folder / EXPORT_CARD)["files"])

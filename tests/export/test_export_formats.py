@@ -1,4 +1,4 @@
-"""Every format: written whole or not at all, and detecting the same."""
+"""Every format: it is written completely or not at all, and detects the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mrt.models.transformer import DeformableTransformer
 from mrt.predict.network import pixels_to_input
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
-LOOSE = {"atol": 0.02}  # pixels, and far more than what is found
+LOOSE = {"atol": 0.02}  # pixels; the differences found are far smaller
 
 
 def card_of(folder: Path) -> dict:
@@ -53,14 +53,15 @@ def same(first, second) -> None:
 
 def test_safetensors_hold_everything(two_stage, photos, tmp_path):
     thresholds = dict(zip(CLASSES, (0.31, 0.42, 0.53), strict=True))
-    source = save_detector(tmp_path / "x.safetensors", random_detector(box_refine=True), thresholds=thresholds)
+    detector = random_detector(box_refine=True)
+    source = save_detector(tmp_path / "x.safetensors", detector, thresholds=thresholds)
     folder = export_detector(source, "safetensors", images=photos)
     assert folder == Path("exports/x-safetensors")
     assert sorted(path.name for path in folder.iterdir()) == ["export.json", "model.safetensors"]
     again = mrt.load(folder)
     assert again.classes == CLASSES and again.thresholds.values == pytest.approx(thresholds)
-    picture = photos / "0.jpg"
-    assert np.array_equal(again.predict(picture, threshold=0).boxes, mrt.load(source).predict(picture, threshold=0).boxes)
+    mine, theirs = (item.predict(photos / "0.jpg", threshold=0) for item in (again, mrt.load(source)))
+    assert np.array_equal(mine.boxes, theirs.boxes)
     card = card_of(folder)
     assert card["source"]["network"] == "teacher" and card["preprocessing"]["short_side"] == 96
     (check,) = card["parity"]["checks"]
@@ -74,29 +75,32 @@ def test_huggingface_is_run_by_transformers_and_has_a_model_card(photos, tmp_pat
     run = tmp_path / "runs" / "my-run"
     run.mkdir(parents=True)
     save_detector(run / "teacher.safetensors", random_detector(box_refine=True, num_decoder_layers=2))
-    data = {"source": {"name": "clear", "domain": "clear", "sha256": {"train": "ab" * 32}, "details": {"seed": 0}}}
-    data["target"] = {"name": "foggy", "domain": "fog", "sha256": {"train": "cd" * 32}, "details": {"beta": 0.02}}
-    facts = {"command": "adapt", "data": data, "finished": ["mae"], "environment": {"mrt": "0.1.0", "commit": "abcdef1"}}
+    clear = {"name": "clear", "domain": "clear", "sha256": {"train": "ab" * 32}, "details": {"seed": 0}}
+    foggy = {"name": "foggy", "domain": "fog", "sha256": {"train": "cd" * 32}, "details": {"beta": 0.02}}
+    facts = {"command": "adapt", "data": {"source": clear, "target": foggy}, "finished": ["mae"]}
+    facts["environment"] = {"mrt": "0.1.0", "commit": "abcdef1"}
     (run / "run.json").write_text(json.dumps(facts))
-    metrics = {"AP50": 41.26, "AP": 20.5, "AP75": 18.0, "per_class": {}}
-    figures = {"AP50": {"low": 39.0, "high": 43.5}}
-    record = {"network": "teacher", "data": "foggy", "domain": "fog", "split": "val", "sha256": "ef" * 32, "last": True, "metrics": metrics}
-    (run / "eval-foggy-val-teacher.json").write_text(json.dumps([{**record, "intervals": {"figures": figures}}]))
+    record = {"network": "teacher", "data": "foggy", "domain": "fog", "split": "val", "sha256": "ef" * 32}
+    record |= {"last": True, "metrics": {"AP50": 41.26, "AP": 20.5, "AP75": 18.0, "per_class": {}}}
+    record["intervals"] = {"figures": {"AP50": {"low": 39.0, "high": 43.5}}}
+    (run / "eval-foggy-val-teacher.json").write_text(json.dumps([record]))
     (run / "eval-broken.json").write_text("[")
     folder = export_detector("my-run", "huggingface", images=photos)
     names = [check["name"] for check in card_of(folder)["parity"]["checks"]]
     assert names == ["huggingface", "huggingface, run by transformers"]
     text = (folder / "README.md").read_text()
-    for word in ("# my-run", "car, person, bus", "| target | foggy | fog | beta 0.02 | train `cdcdcdcdcdcd` |", "commit abcdef1"):
+    for word in ("# my-run", "car, person, bus", "commit abcdef1", "Apache-2.0"):
         assert word in text
-    assert "| foggy, val | fog | 41.3 [39.0, 43.5] | 20.5 | 18.0 | `efefefefefef` |" in text and "Apache-2.0" in text
+    assert "| target | foggy | fog | beta 0.02 | train `cdcdcdcdcdcd` |" in text
+    assert "| foggy, val | fog | 41.3 [39.0, 43.5] | 20.5 | 18.0 | `efefefefefef` |" in text
     assert (folder / "preprocessor_config.json").is_file()
     assert len(mrt.load(folder).predict(photos / "0.jpg", threshold=0)) > 10
 
 
 def published_detector(**options) -> DeformableDETR:
     torch.manual_seed(0)
-    detector = DeformableDETR(build_backbone("resnet50", weights="checkpoint"), **{"num_classes": 3, "num_queries": 20, **options}).eval()
+    options = {"num_classes": 3, "num_queries": 20, **options}
+    detector = DeformableDETR(build_backbone("resnet50", weights="checkpoint"), **options).eval()
     with torch.no_grad():
         heads = detector.class_embed if detector.box_refine else [detector.class_embed]
         for head in heads:
@@ -105,19 +109,23 @@ def published_detector(**options) -> DeformableDETR:
 
 
 def test_published_layout(photos, tmp_path):
-    """Three of the published classes, so that five columns are nobody's."""
+    """The detector has three of the published classes, so five columns are unused."""
     source = save_detector(tmp_path / "x.safetensors", published_detector())
-    folder = export_detector(source, "mrt-published", tmp_path / "out", images=[photos / "0.jpg", photos / "1.jpg"])
+    images = [photos / "0.jpg", photos / "1.jpg"]
+    folder = export_detector(source, "mrt-published", tmp_path / "out", images=images)
     again = mrt.load(folder)
     assert set(CLASSES) < set(again.classes) and len(again.classes) == 8
-    assert card_of(folder)["parity"]["checks"][0]["same"] and card_of(folder)["columns"][:3] == ["", "person", "car"]
+    card = card_of(folder)
+    assert card["parity"]["checks"][0]["same"] and card["columns"][:3] == ["", "person", "car"]
 
 
 @pytest.mark.parametrize("different", ["bbox_embed.1.layers.0.weight", "class_embed.1.weight", None])
 def test_heads_of_their_own_are_known_by_any_of_their_tensors(tmp_path, different):
-    """A bias may be equal in all layers, such as zero."""
-    names = ("class_embed.{}.weight", "class_embed.{}.bias", "bbox_embed.{}.layers.0.weight", "bbox_embed.{}.layers.2.bias")
-    state = {name.format(layer): torch.zeros(4) for name in names for layer in range(2)}
+    """Single tensors may be equal in all layers, such as a bias of zeros."""
+    names = ("weight", "bias")
+    state = {f"class_embed.{layer}.{name}": torch.zeros(4) for name in names for layer in range(2)}
+    names = ("layers.0.weight", "layers.2.bias")
+    state |= {f"bbox_embed.{layer}.{name}": torch.zeros(4) for name in names for layer in range(2)}
     state["backbone.intermediate_getter.conv1.weight"] = torch.zeros(1)
     if different:
         state[different] = torch.ones(4)
@@ -147,7 +155,8 @@ def test_onnx_is_of_standard_operators_with_free_dimensions(onnx_folder):
     assert sorted(path.name for path in onnx_folder.iterdir()) == ["detect.py", "export.json", "model.onnx"]
     model = onnx.load(onnx_folder / "model.onnx")
     assert {(item.domain, item.version) for item in model.opset_import} == {("", 18)}
-    assert {node.domain for node in model.graph.node} == {""} and "GridSample" in {node.op_type for node in model.graph.node}
+    assert {node.domain for node in model.graph.node} == {""}
+    assert "GridSample" in {node.op_type for node in model.graph.node}
     shapes = {
         value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
@@ -184,7 +193,10 @@ def test_images_that_are_too_small_are_told_so(onnx_folder):
         mrt.load(onnx_folder).network(torch.zeros(1, 3, 8, 16, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("name", ["backbone.body.conv_stem.weight", "transformer.encoder.layers.0.norm1.bias", "class_embed.0.bias"])
+@pytest.mark.parametrize(
+    "name",
+    ["backbone.body.conv_stem.weight", "transformer.encoder.layers.0.norm1.bias", "class_embed.0.bias"],
+)
 def test_a_changed_weight_is_noticed_by_what_is_detected(onnx_folder, two_stage, photos, tmp_path, name):
     broken = copy_export(onnx_folder, tmp_path / "broken")
     change_one_weight(broken / "model.onnx", f"detector.{name}")
@@ -193,17 +205,21 @@ def test_a_changed_weight_is_noticed_by_what_is_detected(onnx_folder, two_stage,
     assert not check.ok and check.different + check.missing > 20
 
 
-def test_an_export_with_a_changed_weight_is_refused_and_leaves_nothing(onnx_folder, two_stage, photos, tmp_path, monkeypatch):
+def test_an_export_with_a_changed_weight_is_refused_and_leaves_nothing(
+    onnx_folder, two_stage, photos, tmp_path, monkeypatch
+):
     def write_broken(graph, path, opset):
         path.write_bytes((onnx_folder / "model.onnx").read_bytes())
         change_one_weight(path, "detector.class_embed.0.bias")
 
     monkeypatch.setattr(write, "trace", lambda *_, **__: None)
     monkeypatch.setattr(write, "write_onnx", write_broken)
-    with pytest.raises(ParityFailed, match="does not do what the detector itself does; nothing was written") as failure:
+    message = "does not do what the detector itself does; nothing was written"
+    with pytest.raises(ParityFailed, match=message) as failure:
         export_detector(two_stage, "onnx", tmp_path / "a" / "b", images=photos)
     assert not any(check.ok for check in failure.value.checks)
-    assert failure.value.tensors.different == ["detector.class_embed.0.bias"] and "1 of " in str(failure.value)
+    assert failure.value.tensors.different == ["detector.class_embed.0.bias"]
+    assert "1 of " in str(failure.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,7 +277,8 @@ def test_a_device_that_onnxruntime_does_not_have(onnx_folder):
 
     assert _providers(["CPUExecutionProvider"], "auto") == ["CPUExecutionProvider"]
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert _providers(both, "cuda:1")[0] == ("CUDAExecutionProvider", {"device_id": 1}) and len(_providers(both, "cpu")) == 1
+    assert _providers(both, "cuda:1")[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    assert len(_providers(both, "cpu")) == 1
     with pytest.raises(MrtError, match="this onnxruntime has no CUDA"):
         _providers(["CPUExecutionProvider"], "cuda")
     with pytest.raises(MrtError, match="cpu or cuda"):
@@ -283,7 +300,9 @@ for name in ("torch", "torchvision", "mrt", "scipy", "timm"):
 """
 
 
-def run_script(folder: Path, *words: object, python: str = sys.executable, code: str = BLOCKED) -> subprocess.CompletedProcess:
+def run_script(
+    folder: Path, *words: object, python: str = sys.executable, code: str = BLOCKED
+) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, "-c", code, str(folder / "detect.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
@@ -312,7 +331,9 @@ def test_the_script_finds_the_same_without_torch_and_mrt(onnx_folder, two_stage,
     expect_same_lines(lines_of(done), mrt.load(two_stage), paths, 0.2)
 
 
-def test_the_script_uses_each_class_own_threshold_and_passes_over_what_it_cannot_read(onnx_folder, two_stage, photos, tmp_path):
+def test_the_script_uses_each_class_own_threshold_and_passes_over_what_it_cannot_read(
+    onnx_folder, two_stage, photos, tmp_path
+):
     folder = copy_export(onnx_folder, tmp_path / "x")
     card = card_of(folder)
     card["thresholds"]["values"] = {"car": 0.25, "person": 0.45, "bus": 1.0}
@@ -328,12 +349,14 @@ def test_the_script_uses_each_class_own_threshold_and_passes_over_what_it_cannot
 
 @pytest.mark.soak
 def test_the_script_in_a_fresh_environment(onnx_folder, two_stage, photos, tmp_path):
-    """numpy, pillow and onnxruntime are all that it needs."""
+    """It needs only numpy, pillow and onnxruntime."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "--quiet", "numpy", "pillow", "onnxruntime"], check=True)
     paths = sorted(photos.iterdir())
-    nothing_else = "import importlib.util as u; assert not any(u.find_spec(name) for name in ('torch', 'mrt', 'scipy'))"
+    nothing_else = (
+        "import importlib.util as u; assert not any(u.find_spec(name) for name in ('torch', 'mrt', 'scipy'))"
+    )
     done = run_script(onnx_folder, *paths, "--threshold", 0.2, python=python, code=nothing_else + RUN)
     assert done.returncode == 0, done.stderr
     expect_same_lines(lines_of(done), mrt.load(two_stage), paths, 0.2)
@@ -345,16 +368,21 @@ def test_the_script_in_a_fresh_environment(onnx_folder, two_stage, photos, tmp_p
 def test_openvino_finds_the_same(onnx_folder, photos):
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
-    program = core.compile_model(core.read_model(onnx_folder / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    ours = mrt.load(onnx_folder)
-    theirs = mrt.load(onnx_folder)
-    theirs.network = lambda images: tuple(program({"images": images.float().numpy()})[place] for place in range(3))
+    model = core.read_model(onnx_folder / "model.onnx")
+    program = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def network(images):
+        found = program({"images": images.float().numpy()})
+        return tuple(found[place] for place in range(3))
+
+    ours, theirs = mrt.load(onnx_folder), mrt.load(onnx_folder)
+    theirs.network = network
     check = compare(ours, theirs, pictures(photos), "openvino")
     assert check.ok and check.score < 1e-5 and check.box < 0.01
 
 
 def test_the_page_runs_as_it_stands(onnx_folder, graph_folder, photos, tmp_path):
-    """The Python of docs/export.md, on exports of tiny detectors instead of those it names."""
+    """Runs the Python code of docs/export.md, with exports of tiny detectors in place of those it names."""
     pytest.importorskip("openvino"), pytest.importorskip("transformers")
     copy_export(onnx_folder, tmp_path / "exports" / "demo-source-onnx")
     copy_export(graph_folder, tmp_path / "exports" / "demo-source-torch-export")
@@ -385,15 +413,18 @@ np.savez(sys.argv[3], scores=scores, labels=labels, boxes=boxes)
 
 
 def test_a_portable_program_of_one_size_needs_torch_alone(one_stage, photos, tmp_path):
-    folder = export_detector(one_stage, "torch-export", tmp_path / "out", images=photos, size=(128, 96), portable=True)
+    options = {"images": photos, "size": (128, 96), "portable": True}
+    folder = export_detector(one_stage, "torch-export", tmp_path / "out", **options)
     card = card_of(folder)
-    assert card["portable"] and card["preprocessing"]["fixed"] == [96, 128] and card["input"]["shape"] == ["batch", 3, 96, 128]
+    assert card["portable"] and card["preprocessing"]["fixed"] == [96, 128]
+    assert card["input"]["shape"] == ["batch", 3, 96, 128]
     again = mrt.load(folder)
     assert again.preprocessing.fixed == (96, 128)
     network = again.network
     images = torch.stack([again.preprocessing(picture) for picture in pictures(photos)[:3]])
     np.save(tmp_path / "images.npy", images.float().numpy())
-    command = [sys.executable, "-c", ALONE, folder / "model.pt2", tmp_path / "images.npy", tmp_path / "found.npz"]
+    files = [folder / "model.pt2", tmp_path / "images.npy", tmp_path / "found.npz"]
+    command = [sys.executable, "-c", ALONE, *files]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
@@ -414,7 +445,7 @@ def test_a_program_with_kernels_says_so_where_there_are_none(graph_folder, monke
 
 @pytest.mark.parametrize("backbone", ["resnet18", "test_efficientnet", "tf_efficientnet_lite0"])
 def test_the_program_computes_what_the_detector_does(backbone):
-    """Also where convolutions pad by TensorFlow's rules, whatever the side."""
+    """Also with convolutions that pad by TensorFlow's rules, for even and odd sides."""
     detector = random_detector(backbone=backbone)
     program = Program(detector)
     for size in ((65, 96), (96, 101)):
@@ -429,7 +460,7 @@ def test_the_program_computes_what_the_detector_does(backbone):
 
 
 def test_an_exported_program_places_the_same_proposals_as_the_detector(monkeypatch):
-    """Whatever the number of cells, and also where a runtime multiplies by reciprocals."""
+    """For any number of cells, and also if a runtime multiplies by reciprocals instead of dividing."""
     transformer = DeformableTransformer(32, 4, 1, 1, 32, 1, 2, two_stage=True)
     for cells in range(1, 1200):
         shapes, memory, ratios = ((cells, 1),), torch.zeros(1, cells, 32), torch.ones(1, 1, 2)
@@ -502,16 +533,18 @@ def test_without_a_network_that_can_be_traced(two_stage, photos, monkeypatch):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("options", [{}, {"box_refine": True, "two_stage": True}], ids=["one-stage", "two-stage"])
+@pytest.mark.parametrize(
+    "options", [{}, {"box_refine": True, "two_stage": True}], ids=["one-stage", "two-stage"]
+)
 def test_the_papers_network_in_every_format(options, photos, tmp_path):
-    """ResNet-50, 6 + 6 layers, 300 queries, images 800 pixels high; its weights are random, and none is at its start."""
-    detector = random_detector(
-        **{"backbone": "resnet50", "hidden_dim": 256, "num_heads": 8, "feedforward_dim": 1024, "num_points": 4, "num_queries": 300},
-        **{"num_encoder_layers": 6, "num_decoder_layers": 6, "num_levels": 4, **options},
-    )
+    """ResNet-50, 6 + 6 layers, 300 queries, images 800 pixels high, and random weights."""
+    sizes = {"hidden_dim": 256, "num_heads": 8, "feedforward_dim": 1024, "num_points": 4, "num_levels": 4}
+    layers = {"num_encoder_layers": 6, "num_decoder_layers": 6, "num_queries": 300}
+    detector = random_detector(backbone="resnet50", **sizes, **layers, **options)
     config = {"data": {"sides": [800], "max_size": 1333}}
     source = save_detector(tmp_path / "x.safetensors", detector, config=config)
-    found = list(write.export_formats(source, write.FORMATS, [tmp_path / name for name in write.FORMATS], images=photos))
+    folders = [tmp_path / name for name in write.FORMATS]
+    found = list(write.export_formats(source, write.FORMATS, folders, images=photos))
     assert [getattr(item, "format", item) for item in found] == list(write.FORMATS)
     portable = export_detector(source, "torch-export", tmp_path / "portable", images=photos, portable=True)
     assert all(check["same"] and not check["undecided"] for check in card_of(portable)["parity"]["checks"])

@@ -1,4 +1,4 @@
-"""What counts as the same detections."""
+"""Which detections count as the same."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ class Fixed:
 
 
 def detector(scores, labels, boxes, classes=CLASSES) -> Detector:
-    network = Fixed(np.asarray(scores, np.float32), np.asarray(labels, np.int64), np.asarray(boxes, np.float32).reshape(-1, 4))
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    network = Fixed(np.asarray(scores, np.float32), np.asarray(labels, np.int64), boxes)
     return Detector(network, classes, Preprocessing(100, 200))
 
 
 def many(count: int = 300, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     corners = rng.uniform(0.05, 0.45, (count, 2))
-    return [rng.uniform(0.02, 0.9, count), rng.integers(0, 2, count), np.hstack([corners, corners + rng.uniform(0.1, 0.5, (count, 2))])]
+    scores, labels = rng.uniform(0.02, 0.9, count), rng.integers(0, 2, count)
+    return [scores, labels, np.hstack([corners, corners + rng.uniform(0.1, 0.5, (count, 2))])]
 
 
 def check(mine, theirs, **options):
@@ -53,22 +55,27 @@ def test_the_same_is_the_same_whatever_the_order():
 def test_differences_within_the_tolerance_are_measured():
     scores, labels, boxes = many()
     found = check([scores, labels, boxes], [scores + 1e-4, labels, boxes + 2e-4])
-    assert found.ok and found.score == pytest.approx(1e-4, rel=1e-2) and found.box == pytest.approx(0.04, rel=1e-2)
+    assert found.ok and found.score == pytest.approx(1e-4, rel=1e-2)
+    assert found.box == pytest.approx(0.04, rel=1e-2)
+
+
+FIRST = np.arange(300) == 0
 
 
 @pytest.mark.parametrize(
     ("change", "missing", "different"),
     [
-        (lambda s, c, b: (s + np.where(np.arange(300) == 0, 1e-3, 0), c, b), 0, 2),  # a score
-        (lambda s, c, b: (s, np.where(np.arange(300) == 0, 1 - c, c), b), 2, 0),  # a class
-        (lambda s, c, b: (s, c, b + np.where(np.arange(300) == 0, 2e-3, 0)[:, None]), 0, 2),  # a box, by 0.4 pixels
-        (lambda s, c, b: (s, c, b + np.where(np.arange(300) == 0, -0.05, 0)[:, None] * [0, 0, 1, 1]), 0, 2),
+        (lambda s, c, b: (s + np.where(FIRST, 1e-3, 0), c, b), 0, 2),  # a score
+        (lambda s, c, b: (s, np.where(FIRST, 1 - c, c), b), 2, 0),  # a class
+        (lambda s, c, b: (s, c, b + np.where(FIRST, 2e-3, 0)[:, None]), 0, 2),  # a box, by 0.4 pixels
+        (lambda s, c, b: (s, c, b + np.where(FIRST, -0.05, 0)[:, None] * [0, 0, 1, 1]), 0, 2),
     ],
 )
 def test_a_single_detection_that_differs_is_noticed_on_both_sides(change, missing, different):
     scores, labels, boxes = many()
     scores[0] = 0.95
-    found = compare(detector(scores, labels, boxes), detector(*change(scores, labels, boxes)), [PICTURE], "test")
+    changed = detector(*change(scores, labels, boxes))
+    found = compare(detector(scores, labels, boxes), changed, [PICTURE], "test")
     assert not found.ok and (found.missing, found.different) == (missing, different)
     assert table_row(found)[-1] == "NO"
 
@@ -91,7 +98,8 @@ def test_two_on_the_same_place_are_not_one():
 
 def test_ties_at_the_end_of_the_list_are_no_difference():
     scores, labels, boxes = many(320)
-    scores[20:] = np.linspace(0.01, 0.01 - 1e-5, 300)  # any 280 of them may be in the list, any 80 among the best
+    # Any 280 of these may be in the list, and any 80 among the best.
+    scores[20:] = np.linspace(0.01, 0.01 - 1e-5, 300)
     order = np.concatenate([np.arange(20), 20 + np.random.default_rng(0).permutation(300)])
     mine = [part[order[:300]] for part in (scores, labels, boxes)]
     theirs = [np.concatenate([part[order[:20]], part[order[40:]]]) for part in (scores, labels, boxes)]
@@ -127,17 +135,15 @@ def test_classes_are_compared_by_name():
 def test_a_failure_shows_the_table():
     found = check(many(), many(seed=3))
     error = ParityFailed("x as onnx", [found], Tensors(3, ["a"]), Tolerance())
-    assert (
-        "nothing was written" in str(error)
-        and "1 of 4 tensors have other values: a" in str(error)
-        and "missing" in str(error)
-        and str(found.missing) in str(error)
-    )
+    for word in ("nothing was written", "1 of 4 tensors have other values: a", "missing"):
+        assert word in str(error)
+    assert str(found.missing) in str(error)
 
 
 def test_tensors_are_compared_bit_by_bit():
-    ours = {"same": torch.ones(2), "other": torch.ones(2), "turned": torch.ones(2, 3), "gone": torch.ones(1)}
-    theirs = {"same": torch.ones(2), "other": torch.ones(2) + 1e-7, "turned": torch.ones(3, 2), "new": torch.ones(1)}
+    ones = torch.ones(2)
+    ours = {"same": ones, "other": ones, "turned": torch.ones(2, 3), "gone": torch.ones(1)}
+    theirs = {"same": ones.clone(), "other": ones + 1e-7, "turned": torch.ones(3, 2), "new": torch.ones(1)}
     assert compare_tensors(ours, theirs) == Tensors(1, ["other"])
 
 

@@ -1,4 +1,4 @@
-"""The recorded criterion, case by case: losses, total, gradients, matches and recorded confidences."""
+"""Compares each case of the recorded criterion: losses, total, gradients, matches, recorded confidences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import torch
 from golden import assert_close, load_golden
 
 from mrt.adapt import DynamicThresholds
-from mrt.losses import SOURCE, TARGET, DetectionLoss, HungarianMatcher, domain_loss, matched_confidences, reconstruction_loss
+from mrt.losses import (
+    SOURCE,
+    TARGET,
+    DetectionLoss,
+    HungarianMatcher,
+    domain_loss,
+    matched_confidences,
+    reconstruction_loss,
+)
 
 # case: (domain or None, with annotations, image boxes kept, weight of the box losses, with MAE)
 CASES = {
@@ -46,21 +54,22 @@ def targets_of(data, boxes_kept: bool = True) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("case", "with_boxes"),
-    [(case, True) for case in CASES]
-    + [(case, False) for case, (_, annotated, _, box_weight, _) in CASES.items() if annotated and not box_weight],
+    [
+        *((case, True) for case in CASES),
+        *((case, False) for case, facts in CASES.items() if facts[1] and not facts[3]),
+    ],
 )
 def test_case(case: str, with_boxes: bool) -> None:
     domain, annotated, boxes_kept, box_weight, with_mae = CASES[case]
     data = load_golden("criterion")
-    tensors = {
-        name: torch.from_numpy(data[f"in/{name}"]).requires_grad_()
-        for name in ("logits_all", "boxes_all", "domain_bac_all", "domain_enc_all", "domain_dec_all", "mae_output.0")
-    }
+    names = ("logits_all", "boxes_all", "domain_bac_all", "domain_enc_all", "domain_dec_all", "mae_output.0")
+    tensors = {name: torch.from_numpy(data[f"in/{name}"]).requires_grad_() for name in names}
     thresholds = DynamicThresholds(9)
     losses, matches = {}, None
     if annotated:
         loss = DetectionLoss(HungarianMatcher(), num_classes=9)
-        losses, matches = loss(tensors["logits_all"], tensors["boxes_all"], targets_of(data, boxes_kept), with_boxes=with_boxes)
+        targets = targets_of(data, boxes_kept)
+        losses, matches = loss(tensors["logits_all"], tensors["boxes_all"], targets, with_boxes=with_boxes)
     if domain is not None:
         predictions = {
             "backbone": tensors["domain_bac_all"],

@@ -10,12 +10,14 @@ from mrt.losses import DetectionLoss, HungarianMatcher, class_agnostic, count_bo
 def random_batch(counts, layers=2, queries=12, classes=3):
     logits = torch.randn(layers, len(counts), queries, classes, requires_grad=True)
     boxes = (torch.rand(layers, len(counts), queries, 4) * 0.5 + 0.2).requires_grad_()
-    targets = [{"labels": torch.randint(0, classes, (n,)), "boxes": torch.rand(n, 4) * 0.5 + 0.2} for n in counts]
+    targets = [
+        {"labels": torch.randint(0, classes, (n,)), "boxes": torch.rand(n, 4) * 0.5 + 0.2} for n in counts
+    ]
     return logits, boxes, targets
 
 
 def layer_by_layer(logits, boxes, targets, matches, alpha, gamma) -> dict[str, torch.Tensor]:
-    """The same losses with loops and torchvision's parts."""
+    """The same losses with loops and torchvision's functions."""
     losses = {name: torch.zeros(()) for name in ("class", "box", "giou")}
     for layer, image in [(a, b) for a in range(len(logits)) for b in range(len(targets))]:
         query, target = matches.pairs(layer, image)
@@ -76,9 +78,10 @@ def test_proposals_of_a_two_stage_detector() -> None:
 
 def test_mixed_precision_gives_float32_losses() -> None:
     logits, boxes, targets = random_batch([3, 2])
-    exact, _ = DetectionLoss(HungarianMatcher(), 3)(logits.bfloat16().float(), boxes.bfloat16().float(), targets)
+    logits, boxes, loss = logits.bfloat16(), boxes.bfloat16(), DetectionLoss(HungarianMatcher(), 3)
+    exact, _ = loss(logits.float(), boxes.float(), targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, _ = DetectionLoss(HungarianMatcher(), 3)(logits.bfloat16(), boxes.bfloat16(), targets)
+        half, _ = loss(logits, boxes, targets)
     for name, value in half.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, exact[name])
@@ -105,7 +108,8 @@ def test_ignored_regions_are_not_background(labelled: bool) -> None:
     gradient = torch.autograd.grad(losses["class"], logits)[0]
     spared = torch.zeros(2, 2, 6, dtype=torch.bool)
     spared[:, :, 4] = spared[0, 0, 5] = True
-    spared[torch.arange(2)[:, None], matches.image, matches.query] = False  # a matched query learns all its columns
+    layers = torch.arange(2)[:, None]
+    spared[layers, matches.image, matches.query] = False  # a matched query learns all its columns
     assert spared.sum() == 3
     assert torch.equal(gradient[..., 2] == 0, spared)
     assert torch.equal((gradient[..., :2] == 0).all(-1), torch.zeros_like(spared) if labelled else spared)
@@ -116,6 +120,7 @@ def test_ignore_labels_may_be_missing_from_some_images() -> None:
     targets[0] |= {"ignore_boxes": boxes[0, 0, :2].detach()}
     targets[1] |= {"ignore_boxes": boxes[0, 1, :3].detach(), "ignore_labels": torch.tensor([0, 1, 2])}
     targets[2] |= {"ignore_boxes": torch.zeros(0, 4), "ignore_labels": torch.zeros(0, dtype=torch.long)}
+    plain = [{key: target[key] for key in ("labels", "boxes")} for target in targets]
     with_regions, _ = DetectionLoss(HungarianMatcher(), 3)(logits, boxes, targets)
-    without, _ = DetectionLoss(HungarianMatcher(), 3)(logits, boxes, [{k: t[k] for k in ("labels", "boxes")} for t in targets])
+    without, _ = DetectionLoss(HungarianMatcher(), 3)(logits, boxes, plain)
     assert with_regions["class"] < without["class"] and with_regions["giou"] == without["giou"]

@@ -26,17 +26,19 @@ def test_padding_may_be_left_out() -> None:
     losses = domain_loss({"encoder": logits}, TARGET, padding={"encoder": padding})
     expected = F.cross_entropy(logits[~padding], torch.ones(11, dtype=torch.long))
     torch.testing.assert_close(losses["domain"], expected)
-    assert domain_loss({"encoder": logits}, TARGET, padding={"encoder": torch.ones_like(padding)})["domain"] == 0
+    everything = {"encoder": torch.ones_like(padding)}
+    assert domain_loss({"encoder": logits}, TARGET, padding=everything)["domain"] == 0
 
 
 def test_weights_and_subsets() -> None:
     predictions = {"backbone": torch.randn(1, 2, 3, 2), "decoder": torch.randn(1, 4, 2)}
     losses = domain_loss(predictions, SOURCE, weights={"backbone": 0.5, "decoder": 2.0})
-    torch.testing.assert_close(losses["domain"], 0.5 * losses["domain_backbone"] + 2 * losses["domain_decoder"])
+    expected = 0.5 * losses["domain_backbone"] + 2 * losses["domain_decoder"]
+    torch.testing.assert_close(losses["domain"], expected)
 
 
 def test_reconstruction_over_masked_cells() -> None:
-    reconstruction, target = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5, requires_grad=True)
+    reconstruction, target = (torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(2))
     mask, padding = torch.rand(2, 4, 5) < 0.5, torch.zeros(2, 4, 5, dtype=torch.bool)
     padding[1, :, 3:] = True
     loss = reconstruction_loss(reconstruction, target, mask, padding, over="masked")
@@ -44,7 +46,8 @@ def test_reconstruction_over_masked_cells() -> None:
     torch.testing.assert_close(loss, F.mse_loss(reconstruction[cells], target[cells]))
     loss.backward()
     assert target.grad is None and not reconstruction.grad[~cells].any()
-    torch.testing.assert_close(reconstruction_loss(reconstruction, target), F.mse_loss(reconstruction, target))
+    everywhere = reconstruction_loss(reconstruction, target)
+    torch.testing.assert_close(everywhere, F.mse_loss(reconstruction, target))
     assert reconstruction_loss(reconstruction, target, torch.zeros_like(mask), over="masked") == 0
 
 

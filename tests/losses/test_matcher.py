@@ -12,7 +12,9 @@ from mrt.losses import HungarianMatcher, matched_confidences
 def random_batch(counts, layers=2, queries=12, classes=3):
     logits = torch.randn(layers, len(counts), queries, classes)
     boxes = torch.rand(layers, len(counts), queries, 4) * 0.5 + 0.2
-    targets = [{"labels": torch.randint(0, classes, (n,)), "boxes": torch.rand(n, 4) * 0.5 + 0.2} for n in counts]
+    targets = [
+        {"labels": torch.randint(0, classes, (n,)), "boxes": torch.rand(n, 4) * 0.5 + 0.2} for n in counts
+    ]
     return logits, boxes, targets
 
 
@@ -20,8 +22,10 @@ def test_pairs_have_the_lowest_total_cost() -> None:
     logits, boxes, targets = random_batch([3], layers=1, queries=5)
     matcher = HungarianMatcher()
     matches = matcher(logits, boxes, targets)
-    costs = matcher.costs(logits, boxes, torch.zeros(3, dtype=torch.long), targets[0]["labels"], targets[0]["boxes"])[0]
-    best = min(sum(costs[t, q] for t, q in enumerate(queries)) for queries in itertools.permutations(range(5), 3))
+    owner = torch.zeros(3, dtype=torch.long)
+    costs = matcher.costs(logits, boxes, owner, targets[0]["labels"], targets[0]["boxes"])[0]
+    choices = itertools.permutations(range(5), 3)
+    best = min(sum(costs[t, q] for t, q in enumerate(queries)) for queries in choices)
     torch.testing.assert_close(costs[matches.target[0], matches.query[0]].sum(), best)
 
 
@@ -43,7 +47,8 @@ def test_every_layer_is_matched_as_if_alone() -> None:
     together = HungarianMatcher()(logits, boxes, targets)
     for layer in range(3):
         alone = HungarianMatcher()(logits[layer : layer + 1], boxes[layer : layer + 1], targets)
-        assert torch.equal(alone.query[0], together.query[layer]) and torch.equal(alone.target[0], together.target[layer])
+        assert torch.equal(alone.query[0], together.query[layer])
+        assert torch.equal(alone.target[0], together.target[layer])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -67,4 +72,5 @@ def test_recorded_confidences_are_the_last_layers_best_class() -> None:
     scores, labels = matched_confidences(logits[-1], matches)
     assert not scores.requires_grad
     for score, label, image, query in zip(scores, labels, matches.image, matches.query[-1], strict=True):
-        assert label == logits[-1, image, query].argmax() and score == logits[-1, image, query].sigmoid().max()
+        own = logits[-1, image, query]
+        assert label == own.argmax() and score == own.sigmoid().max()

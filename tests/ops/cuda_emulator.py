@@ -1,4 +1,4 @@
-"""Builds csrc/cuda/*.cu for the CPU (see emulator/machine.h) and calls its kernels on CPU tensors, through ctypes."""
+"""Builds csrc/cuda/*.cu for the CPU (see emulator/machine.h) and calls the kernels on CPU tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 EMULATOR = Path(__file__).with_name("emulator")
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
-FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]  # each library has a machine of its own
-FLAGS += ["-U_FORTIFY_SOURCE"]  # it takes the fibers' jumps for errors
+FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]  # so that each library has its own machine
+FLAGS += ["-U_FORTIFY_SOURCE"]  # which would treat the fibers' jumps as errors
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 GUARD = 64  # elements before and after every tensor that kernels write
 
@@ -46,10 +46,11 @@ def link(target: Path, objects: list[Path]) -> ctypes.CDLL:
     subprocess.run([COMPILER, "-shared", "-o", str(target), *map(str, objects)], check=True)
     library = ctypes.CDLL(str(target))
     library.emulated_error.restype = ctypes.c_char_p
-    lines = subprocess.run(["nm", "-S", str(target)], capture_output=True, text=True, check=True).stdout.splitlines()
-    symbols = {fields[-1]: fields[:-1] for fields in map(str.split, lines)}
+    table = subprocess.run(["nm", "-S", str(target)], capture_output=True, text=True, check=True).stdout
+    symbols = {fields[-1]: fields[:-1] for fields in map(str.split, table.splitlines())}
     base = ctypes.cast(library.emulated_run, ctypes.c_void_p).value - int(symbols["emulated_run"][0], 16)
-    shared = [fields for name, fields in symbols.items() if "_kernel" in name and fields[-1] == "b"]  # static variables of kernels
+    # Static variables of kernels.
+    shared = [fields for name, fields in symbols.items() if "_kernel" in name and fields[-1] == "b"]
     assert len(shared) % 5 == 0 and shared, "the tile kernel's five __shared__ variables"
     for address, size, _ in shared:
         library.emulated_shared(ctypes.c_void_p(base + int(address, 16)), ctypes.c_int64(int(size, 16)))
@@ -57,22 +58,28 @@ def link(target: Path, objects: list[Path]) -> ctypes.CDLL:
 
 
 def build(folder: Path) -> dict[str, ctypes.CDLL]:
-    """{"sm_80", "sm_90"}: the libraries, which differ in how four floats are added atomically. Objects stay in ``folder``."""
-    once = [EMULATOR / "machine.cpp", EMULATOR / "library.cpp", *(KERNELS / f"{name}.cu" for name in ("forward", "generic"))]
+    """The libraries "sm_80" and "sm_90", which differ in how four floats are added atomically.
+
+    Object files stay in ``folder``.
+    """
+    once = [EMULATOR / "machine.cpp", EMULATOR / "library.cpp"]
+    once += [KERNELS / "forward.cu", KERNELS / "generic.cu"]
     with ThreadPoolExecutor(2) as pool:
         shared = [pool.submit(compile_one, source, folder / f"{source.stem}.o") for source in once]
-        own = {
-            arch: [
-                pool.submit(compile_one, KERNELS / f"{name}.cu", folder / f"{name}_{arch}.o", f"-DMRT_VECTOR_ATOMICS={vectors}")
+        objects = {}
+        for arch, macro in (("sm_80", "-DMRT_VECTOR_ATOMICS=0"), ("sm_90", "-DMRT_VECTOR_ATOMICS=1")):
+            objects[arch] = [
+                pool.submit(compile_one, KERNELS / f"{name}.cu", folder / f"{name}_{arch}.o", macro)
                 for name in ("backward", "tiles")
             ]
-            for arch, vectors in (("sm_80", 0), ("sm_90", 1))
+        return {
+            arch: link(folder / f"{arch}.so", [future.result() for future in (*shared, *own)])
+            for arch, own in objects.items()
         }
-        return {arch: link(folder / f"{arch}.so", [f.result() for f in (*shared, *futures)]) for arch, futures in own.items()}
 
 
 class Guarded:
-    """A tensor between two stretches of a pattern, to see writes beyond its ends. Filled with NaN, or with zeros."""
+    """A tensor of NaN or zeros between two blocks of a pattern, to detect writes beyond its ends."""
 
     def __init__(self, like: torch.Tensor, dtype: torch.dtype, zeros: bool = False):
         self.bytes = torch.full(((like.numel() + 2 * GUARD) * dtype.itemsize,), 0x5A, dtype=torch.uint8)
@@ -86,19 +93,21 @@ class Guarded:
 
 
 class Emulated:
-    """The kernels of one library on one call's inputs, references None for the plain op. Inputs as for :mod:`mrt.ops`."""
+    """The kernels of one library for the inputs of one call.
+
+    Inputs are as for :mod:`mrt.ops`; ``references`` is None for the plain op.
+    """
 
     def __init__(self, library, value, shapes, references, where, weights, seed=0):
         self.library = library
-        self.inputs = [None if t is None else t.detach().contiguous() for t in (value, references, where, weights)]
-        batch, cells, heads, dim = value.shape
-        self.call = Call(
-            DTYPES[value.dtype], batch, cells, heads, dim, where.shape[1], where.shape[4], len(shapes), seed=seed,
-            shapes=(ctypes.c_int64 * 32)(*(side for shape in shapes for side in shape)),
-        )  # fmt: skip
+        given = (value, references, where, weights)
+        self.inputs = [None if tensor is None else tensor.detach().contiguous() for tensor in given]
+        sides = (ctypes.c_int64 * 32)(*(side for shape in shapes for side in shape))
+        sizes = (*value.shape, where.shape[1], where.shape[4], len(shapes))
+        self.call = Call(DTYPES[value.dtype], *sizes, seed=seed, shapes=sides)
         for name, tensor in zip(("value", "references", "where", "weights"), self.inputs, strict=True):
             setattr(self.call, name, None if tensor is None else tensor.data_ptr())
-        self.launches: list[tuple[int, int, int]] = []  # grid x, grid y, threads a block
+        self.launches: list[tuple[int, int, int]] = []  # grid x, grid y, threads per block
 
     def _run(self, backward: bool, guarded: list[Guarded]) -> None:
         code = self.library.emulated_run(ctypes.byref(self.call), int(backward))
@@ -110,7 +119,8 @@ class Emulated:
 
     def forward(self) -> torch.Tensor:
         value, _, where, _ = self.inputs
-        output = Guarded(value.new_empty(value.shape[0], where.shape[1], value.shape[2] * value.shape[3]), value.dtype)
+        shape = value.shape[0], where.shape[1], value.shape[2] * value.shape[3]
+        output = Guarded(value.new_empty(shape), value.dtype)
         self.call.output = output.tensor.data_ptr()
         self._run(False, [output])
         return output.tensor
@@ -126,7 +136,8 @@ class Emulated:
         grad_output = grad_output.contiguous()
         self.call.deterministic = int(deterministic)
         self.call.grad_output, self.call.grad_value = grad_output.data_ptr(), grad_value.tensor.data_ptr()
-        for name, grad in zip(("grad_references", "grad_where", "grad_weights")[-len(grads) :], grads, strict=True):
+        names = ("grad_references", "grad_where", "grad_weights")[-len(grads) :]
+        for name, grad in zip(names, grads, strict=True):
             setattr(self.call, name, grad.tensor.data_ptr())
         self.call.sums, self.call.bounds = sums.data_ptr(), bounds.data_ptr()
         self._run(True, [grad_value, *grads])

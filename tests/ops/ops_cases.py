@@ -18,16 +18,18 @@ BACKENDS = [
     pytest.param("cuda", "cuda", id="cuda", marks=needs_cuda),
 ]
 
-# Largest error, as a share of the array's largest value, against float64. Measured over the usual sizes: 2e-15, 8e-7, 5e-4 and 4e-3; the
-# last two are one rounding of the output or of value's gradient (arithmetic is in float32).
+# Largest error compared with float64, as a share of the array's largest value. Measured for the usual sizes:
+# 2e-15, 8e-7, 5e-4 and 4e-3. The last two are one rounding of the output or of value's gradient (arithmetic
+# is in float32).
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor, floor: float = 1e-3) -> float:
-    """Largest difference as a share of the largest expected magnitude, or of ``floor`` where that is less."""
+    """Largest difference as a share of the largest expected magnitude, or of ``floor`` if that is less."""
     if expected.numel() == 0:
         return 0.0
-    return ((actual.double().cpu() - expected.cpu()).abs().max() / expected.abs().max().clamp(min=floor).cpu()).item()
+    scale = expected.abs().max().clamp(min=floor).cpu()
+    return ((actual.double().cpu() - expected.cpu()).abs().max() / scale).item()
 
 
 def use_backend(monkeypatch: pytest.MonkeyPatch, device: str, backend: str) -> None:
@@ -49,12 +51,16 @@ def make_case(
     device="cpu",
     seed=0,
 ):
-    """(value, reference_points, sampling_offsets, attention_logits), leaves that require a gradient; points keep off cell borders."""
+    """(value, reference_points, sampling_offsets, attention_logits): leaves that require a gradient.
+
+    Points are not near cell borders.
+    """
     generator = torch.Generator().manual_seed(seed)
     levels, cells = len(shapes), sum(height * width for height, width in shapes)
     sizes = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float64)
     references = torch.rand(batch, queries, levels, 2, generator=generator, dtype=torch.float64)
-    offsets = torch.randn(batch, queries, heads, levels, points, 2, generator=generator, dtype=torch.float64) * spread
+    shape = batch, queries, heads, levels, points, 2
+    offsets = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
     where = references[:, :, None, :, None] * sizes[:, None] - 0.5 + offsets
     share = where - where.floor()
     offsets = offsets + (share.clamp(0.1, 0.9) - share)
@@ -65,9 +71,9 @@ def make_case(
 
 
 def plain_inputs(case, shapes):
-    """The same sampling for the plain op: (value, sampling_locations, attention_weights), leaves again."""
+    """Leaves for the same sampling by the plain op: (value, sampling_locations, attention_weights)."""
     value, references, offsets, logits = (tensor.detach() for tensor in case)
-    sizes = torch.tensor([(width, height) for height, width in shapes], dtype=offsets.dtype, device=offsets.device)[:, None]
+    sizes = torch.tensor([(width, height) for height, width in shapes]).to(offsets)[:, None]
     locations = references[:, :, None, :, None] + offsets / sizes
     weights = logits.softmax(-1).unflatten(-1, offsets.shape[3:5])
     return tuple(tensor.clone().requires_grad_() for tensor in (value, locations, weights))

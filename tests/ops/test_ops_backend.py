@@ -1,4 +1,4 @@
-"""Which backend is chosen, what is said when there is none, and what a build without a compiler does."""
+"""The choice of a backend, messages when there are no kernels, and a build without a compiler."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TWO_CALLS = """
 import torch
 from mrt.ops import backend, ms_deform_attn
+locations = torch.full((1, 1, 1, 1, 1, 2), 0.5)
 for _ in range(2):
-    out = ms_deform_attn(torch.ones(1, 4, 1, 2), [(2, 2)], torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1))
+    out = ms_deform_attn(torch.ones(1, 4, 1, 2), [(2, 2)], locations, torch.ones(1, 1, 1, 1, 1))
 print(backend(out), out.flatten().tolist())
 """
 
@@ -29,7 +30,8 @@ print(backend(out), out.flatten().tolist())
 def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     variables = {key: value for key, value in os.environ.items() if key != "MRT_OPS_BACKEND"}
     variables |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
 def test_without_the_extension_the_fallback_is_announced_once(tmp_path):
@@ -85,7 +87,7 @@ def test_reasons(monkeypatch):
     [
         ("no-such-compiler", "there is no C++ compiler no-such-compiler"),
         ("false", "kernels for CPU could not be built"),
-        ("", "there is no C++ compiler c++"),  # an empty CXX is none; and here is no c++ on the PATH
+        ("", "there is no C++ compiler c++"),  # an empty CXX counts as none; no c++ is on this PATH
     ],
     ids=["missing", "failing", "empty"],
 )
@@ -94,7 +96,9 @@ def test_a_build_without_a_compiler_says_why_and_succeeds(tmp_path, compiler, re
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    environment = {**os.environ, "CXX": compiler, "CC": compiler, "MRT_BUILD": "cpu", **({} if compiler else {"PATH": str(tmp_path)})}
+    environment = {**os.environ, "CXX": compiler, "CC": compiler, "MRT_BUILD": "cpu"}
+    if not compiler:
+        environment["PATH"] = str(tmp_path)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

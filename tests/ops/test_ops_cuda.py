@@ -1,4 +1,7 @@
-"""What only a GPU can show: real threads, streams, graphs, compute-sanitizer. Where there is one, the op's other tests use it too."""
+"""Tests that need a GPU: real threads, streams, graphs, compute-sanitizer.
+
+The op's other tests use a GPU too, if there is one.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,19 @@ from mrt.ops import ms_deform_attn_fused
 SHAPES = ((20, 30), (10, 15), (5, 8), (3, 4))
 CELLS = sum(height * width for height, width in SHAPES)
 # queries, D, P: the fast decoder and encoder, and the generic kernel
-KINDS = {"decoder": (50, 32, 4), "encoder": (CELLS, 32, 4), "wide encoder": (CELLS, 64, 4), "generic": (50, 24, 3)}
+KINDS = {
+    "decoder": (50, 32, 4),
+    "encoder": (CELLS, 32, 4),
+    "wide encoder": (CELLS, 64, 4),
+    "generic": (50, 24, 3),
+}
 
 
 def case_of(kind, *, device="cuda", value_dtype=torch.float32, seed=0):
     queries, dim, points = KINDS[kind]
     sizes = {"batch": 2, "heads": 4, "queries": queries, "dim": dim, "points": points, "shapes": SHAPES}
-    return make_case(**sizes, spread=2, dtype=torch.float32, value_dtype=value_dtype, device=device, seed=seed)
+    dtypes = {"dtype": torch.float32, "value_dtype": value_dtype}
+    return make_case(**sizes, **dtypes, spread=2, device=device, seed=seed)
 
 
 def run(case):
@@ -54,7 +63,7 @@ class Calls(TorchDispatchMode):
 @needs_native
 @pytest.mark.parametrize("asked", [False, True])
 def test_pytorchs_setting_reaches_the_kernels(request, asked):
-    """Needs no GPU: the flag that the backward op is called with."""
+    """The backward op is called with the right flag. Needs no GPU."""
     if asked:
         request.getfixturevalue("deterministic")
     with Calls() as calls:
@@ -70,7 +79,8 @@ def test_the_cpu_agrees(kind, value_dtype):
     case = case_of(kind, value_dtype=value_dtype)
     there = run([tensor.detach().cpu().requires_grad_() for tensor in case])
     for mine, theirs in zip(run(case), there, strict=True):
-        assert relative_error(mine.detach(), theirs.detach().double()) <= 2 * TOLERANCE[value_dtype]  # both round
+        error = relative_error(mine.detach(), theirs.detach().double())
+        assert error <= 2 * TOLERANCE[value_dtype]  # both are rounded
 
 
 @needs_cuda
@@ -135,10 +145,14 @@ def test_nothing_waits_for_the_gpu():
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compute_sanitizer_finds_nothing(tool, kind):
-    code = f"from test_ops_cuda import *\nfor dtype in (torch.float32, torch.bfloat16): run(case_of({kind!r}, value_dtype=dtype))"
+    code = (
+        "from test_ops_cuda import *\nfor dtype in (torch.float32, torch.bfloat16): "
+        f"run(case_of({kind!r}, value_dtype=dtype))"
+    )
     tests = Path(__file__).parents[1]
-    variables = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that memcheck knows where each tensor ends
+    # Without caching, memcheck knows where each tensor ends.
+    variables = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, (tests.parent, tests, tests / "ops")))
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
-    done = subprocess.run([*command, sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]

@@ -1,4 +1,7 @@
-"""The CUDA kernels' sources, compiled for the CPU, against the PyTorch oracle in float64. What that can show: emulator/machine.h."""
+"""The CUDA kernels' sources, compiled for the CPU, compared with the PyTorch reference in float64.
+
+emulator/machine.h explains which errors this can detect.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,19 @@ def cells(shapes) -> int:
 
 
 def encoder_case(shapes, *, spread, batch=2, heads=3, dim=32, seed=0):
-    """Every cell is a query that looks around itself; points keep off cell borders."""
-    case = make_case(batch=batch, heads=heads, dim=dim, queries=cells(shapes), shapes=shapes, points=4, spread=0, seed=seed)
+    """Every cell is a query with points around itself; points are not near cell borders."""
+    options = {"batch": batch, "heads": heads, "dim": dim, "points": 4, "spread": 0, "seed": seed}
+    case = make_case(queries=cells(shapes), shapes=shapes, **options)
     value, references, offsets, logits = (tensor.detach() for tensor in case)
-    centres = [
-        torch.stack(torch.meshgrid((torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h, indexing="xy"), -1).view(-1, 2)
-        for h, w in shapes
-    ]
-    references = torch.cat(centres).double()[None, :, None].expand_as(references).contiguous()
-    offsets = torch.randn(offsets.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
+
+    def centres(height: int, width: int) -> torch.Tensor:
+        x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
+
+    every = torch.cat([centres(*shape) for shape in shapes]).double()
+    references = every[None, :, None].expand_as(references).contiguous()
+    generator = torch.Generator().manual_seed(seed)
+    offsets = spread * torch.randn(offsets.shape, generator=generator, dtype=torch.float64)
     sizes = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float64)[:, None]
     where = references[:, :, None, :, None] * sizes - 0.5 + offsets
     offsets += (where - where.floor()).clamp(0.1, 0.9) - (where - where.floor())
@@ -52,9 +59,14 @@ def encoder_case(shapes, *, spread, batch=2, heads=3, dim=32, seed=0):
 
 
 def compare(library, inputs, shapes, *, fused=True, dtype=torch.float32, deterministic=False, seed=0):
-    """Output and all gradients in ``dtype`` against the oracle in float64 on the same rounded numbers; returns the launches' sizes."""
+    """Compare output and gradients in ``dtype`` with the reference in float64 on the same rounded numbers.
+
+    Returns:
+        The sizes of the launches, of the forward pass and of the backward pass.
+    """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    ours = [tensor.detach().to(dtype if i == 0 else wide) for i, tensor in enumerate(inputs if fused else plain_inputs(inputs, shapes))]
+    value, *points = inputs if fused else plain_inputs(inputs, shapes)
+    ours = [value.detach().to(dtype), *(tensor.detach().to(wide) for tensor in points)]
     exact = [tensor.double().requires_grad_() for tensor in ours]
     op = reference.ms_deform_attn_fused if fused else reference.ms_deform_attn
     expected = op(exact[0], shapes, *exact[1:])
@@ -73,18 +85,22 @@ def compare(library, inputs, shapes, *, fused=True, dtype=torch.float32, determi
 @pytest.mark.parametrize("dim", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_fast_decoder(libraries, dtype, dim, levels):
-    """Few queries anywhere. The sizes divide nothing: 11 queries, 3 heads."""
-    case = make_case(batch=2, heads=3, dim=dim, queries=11, shapes=PYRAMID[:levels], points=4, spread=2, seed=levels)
-    fused, arch = (levels + dim // 16) % 2 == 0, "sm_90" if levels % 2 else "sm_80"
-    forward, backward = compare(libraries[arch], case, PYRAMID[:levels], fused=fused, dtype=dtype, seed=levels)
-    assert forward[0][1:] == (2, 128) and backward[0][1:] == (2, 128)  # the fast kernels: images along y, small blocks
+    """Few queries at random places. Their number and that of heads divide nothing: 11 and 3."""
+    shapes = PYRAMID[:levels]
+    options = {"batch": 2, "heads": 3, "dim": dim, "queries": 11, "points": 4, "spread": 2, "seed": levels}
+    case = make_case(shapes=shapes, **options)
+    fused, library = (levels + dim // 16) % 2 == 0, libraries["sm_90" if levels % 2 else "sm_80"]
+    forward, backward = compare(library, case, shapes, fused=fused, dtype=dtype, seed=levels)
+    # The fast kernels have images along y, and small blocks.
+    assert forward[0][1:] == backward[0][1:] == (2, 128)
     assert len(backward) == 1 + fused  # and the gradient of the reference points
 
 
 @pytest.mark.parametrize("spread", [0.5, 2, 8])
 @pytest.mark.parametrize("dim", [16, 32, 64])
 def test_fast_encoder(library, dim, spread):
-    forward, backward = compare(library, encoder_case(PYRAMID[:4], spread=spread, dim=dim), PYRAMID[:4], seed=dim)
+    case = encoder_case(PYRAMID[:4], spread=spread, dim=dim)
+    forward, backward = compare(library, case, PYRAMID[:4], seed=dim)
     assert forward[0][1:] == (2, 256) and [launch[1:] for launch in backward[:2]] == [(2, 256)] * 2
     assert backward[1][0] == 3 * (2 * 2 + 1 * 1 + 1 + 1)  # heads times tiles of 8 x 8 queries
 
@@ -103,7 +119,7 @@ def test_contributions_outside_the_window(libraries):
 
 
 def test_as_many_queries_as_cells_that_are_not_the_cells(libraries):
-    """Tiles are only an order of work: random reference points give the same results."""
+    """Tiles only change the order of work: random reference points give correct results too."""
     case = make_case(batch=2, heads=2, dim=32, queries=cells(PYRAMID), shapes=PYRAMID, points=4, spread=3)
     compare(libraries["sm_80"], case, PYRAMID)
 
@@ -117,16 +133,20 @@ def test_generic(libraries, dtype, dim, points, levels):
 
 
 def test_double_is_generic(libraries):
-    forward, _ = compare(libraries["sm_80"], encoder_case(PYRAMID[:4], spread=2, batch=1), PYRAMID[:4], dtype=torch.float64)
+    case = encoder_case(PYRAMID[:4], spread=2, batch=1)
+    forward, _ = compare(libraries["sm_80"], case, PYRAMID[:4], dtype=torch.float64)
     assert forward[0][1:] == (1, 256)
 
 
 def test_misaligned_tensors_are_generic(libraries):
-    """A slice of a larger tensor can be contiguous and yet begin where no 16-byte load may."""
-    value, references, offsets, logits = (t.float() for t in make_case(batch=1, heads=1, dim=32, queries=5, shapes=PYRAMID[:2], points=4))
+    """A slice of a larger tensor can be contiguous without the alignment for 16-byte loads."""
+    shapes = PYRAMID[:2]
+    case = make_case(batch=1, heads=1, dim=32, queries=5, shapes=shapes, points=4)
+    value, *points = (tensor.float() for tensor in case)
     shifted = torch.empty(value.numel() + 1)[1:].view(value.shape).copy_(value)
-    emulated = Emulated(libraries["sm_80"], shifted, PYRAMID[:2], references, offsets, logits)
-    expected = reference.ms_deform_attn_fused(value.double(), PYRAMID[:2], references.double(), offsets.double(), logits.double())
+    emulated = Emulated(libraries["sm_80"], shifted, shapes, *points)
+    exact = [tensor.double() for tensor in points]
+    expected = reference.ms_deform_attn_fused(value.double(), shapes, *exact)
     assert relative_error(emulated.forward(), expected) <= TOLERANCE[torch.float32]
     assert emulated.launches[0][1:] == (1, 256)
 
@@ -138,11 +158,15 @@ def test_narrow_levels(library, shapes):
 
 
 def test_points_on_borders(libraries):
-    """On cell centres, map edges and a cell outside; only the output and value's gradient, for the others jump there."""
+    """On cell centres, map edges and a cell outside.
+
+    Only the output and value's gradient are compared, because the other gradients are discontinuous there.
+    """
     shapes = ((4, 6), (2, 3))
     steps = torch.tensor([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 5.0, 5.5, 6.0, 6.5])
     where = torch.cartesian_prod(steps, steps)[:, None].expand(100, 4, 2)  # in cells
-    locations = torch.stack([(where + 0.5) / torch.tensor([w, h]) for h, w in shapes], 1)[None, :, None].contiguous()
+    locations = torch.stack([(where + 0.5) / torch.tensor([w, h]) for h, w in shapes], 1)
+    locations = locations[None, :, None].contiguous()
     weights = torch.rand(1, 100, 1, 2, 4)
     for dim in (32, 24):
         value = torch.randn(1, 30, 1, dim)
@@ -160,11 +184,14 @@ def test_points_on_borders(libraries):
 @pytest.mark.parametrize("dim", [32, 24])
 @pytest.mark.parametrize("where", [math.nan, math.inf, -math.inf, 1e30, 3e9, -40.0])
 def test_points_that_are_nowhere(libraries, where, dim, queries):
-    """They add nothing and get zero gradient, and a NaN in the map's cells (cell 0 above all) reaches only points that touch it."""
+    """They contribute nothing and get zero gradient; NaN in a cell affects only points that touch the cell.
+
+    This includes cell 0.
+    """
     shapes = ((5, 6), (2, 3))
-    case = (
-        encoder_case(shapes, spread=1, dim=dim) if queries == "encoder" else make_case(batch=2, heads=2, dim=dim, shapes=shapes, points=4)
-    )
+    case = make_case(batch=2, heads=2, dim=dim, shapes=shapes, points=4)
+    if queries == "encoder":
+        case = encoder_case(shapes, spread=1, dim=dim)
     value, references, offsets, logits = (tensor.detach().float() for tensor in case)
     offsets[0, 1, 1, 0, 2, 0] = where
     offsets[1, 0, 0, 1, :, 1] = where
@@ -200,13 +227,14 @@ def test_odd_logits_stay_in_their_item(libraries, dim, queries):
     assert torch.equal(output.isnan().all(-1), bad) and torch.equal(output.isnan().any(-1), bad)
     *_, grad_offsets, grad_logits = emulated.backward(torch.ones(1, queries, 2 * dim))
     assert torch.equal(grad_logits[0].isnan().any(-1), bad)
-    assert (grad_offsets[0, 1, 0, 1, 2] == 0).all()  # a point that is nowhere, whatever its weight
+    assert (grad_offsets[0, 1, 0, 1, 2] == 0).all()  # a point at no finite place, for every weight
 
 
 @pytest.mark.parametrize("batch, queries", [(0, 3), (2, 0), (0, 0)])
 @pytest.mark.parametrize("dim", [32, 24])
 def test_nothing_to_do(libraries, batch, queries, dim):
-    case = [t.detach().float() for t in make_case(batch=batch, queries=queries, heads=2, dim=dim, shapes=PYRAMID[:2], points=4)]
+    case = make_case(batch=batch, queries=queries, heads=2, dim=dim, shapes=PYRAMID[:2], points=4)
+    case = [tensor.detach().float() for tensor in case]
     emulated = Emulated(libraries["sm_90"], case[0], PYRAMID[:2], *case[1:])
     assert emulated.forward().shape == (batch, queries, 2 * dim)
     for deterministic in (False, True):
@@ -234,33 +262,40 @@ def test_deterministic_is_bit_equal_in_any_order(libraries, dtype):
         emulated = Emulated(libraries["sm_90"], case[0], PYRAMID[:3], *case[1:], seed=seed)
         for deterministic, runs in results.items():
             runs.append(emulated.backward(upstream, deterministic))
-    assert all(torch.equal(first, other) for run in results[True][1:] for first, other in zip(results[True][0], run, strict=True))
-    if dtype == torch.float32:  # the test can fail: in another order, floats add up to something else
+    first, *others = results[True]
+    assert all(all(map(torch.equal, first, other)) for other in others)
+    if dtype == torch.float32:  # the test would notice a change of order: floats add up to another sum
         assert not all(torch.equal(results[False][0][0], run[0]) for run in results[False][1:])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["grad_output", "logits"])
 def test_deterministic_shows_what_is_not_finite(libraries, where, bad):
-    """A fixed-point sum has no NaN: the slice (one head of one image) is NaN, the others are not touched."""
+    """Fixed-point sums cannot be NaN, so the kernel sets the slice (one head of one image) to NaN."""
     case = [t.float() for t in encoder_case(PYRAMID[:2], spread=0.1, batch=2, heads=2, dim=16)]
     upstream = torch.randn(2, cells(PYRAMID[:2]), 2, 16)
     (upstream if where == "grad_output" else case[3])[1, 3, 0, 5] = bad
-    grad = Emulated(libraries["sm_90"], case[0], PYRAMID[:2], *case[1:]).backward(upstream.flatten(2), True)[0]
+    emulated = Emulated(libraries["sm_90"], case[0], PYRAMID[:2], *case[1:])
+    grad = emulated.backward(upstream.flatten(2), deterministic=True)[0]
     assert grad[1, :, 0].isnan().all() and grad[1, :, 1].isfinite().all() and grad[0].isfinite().all()
 
 
 @linux_only
 @pytest.mark.parametrize("dim", [64, 66])
 def test_offsets_past_2_to_the_31(libraries, dim):
-    """The third image begins more than 2^31 elements from value's start. Only the pages read get memory."""
+    """The third image begins more than 2^31 elements after value's start.
+
+    Only pages that are read use memory.
+    """
     height, width, heads = 2**9, 2**13 - 1, 8  # fast for 64: just less than 2^31 elements an image
     value = zeros(2 * height * width * heads * dim).view(torch.bfloat16).view(4, height * width, heads, dim)
     value[2, -1, -1] = torch.arange(dim)
     value[2, 0, 0] = 3
-    locations = torch.tensor([[0.5 / width, 0.5 / height], [1 - 0.5 / width, 1 - 0.5 / height]], dtype=torch.float32)
+    first, last = [0.5 / width, 0.5 / height], [1 - 0.5 / width, 1 - 0.5 / height]
+    locations = torch.tensor([first, last], dtype=torch.float32)
     locations = locations.view(1, 2, 1, 1, 1, 2).expand(4, 2, heads, 1, 4, 2)
-    emulated = Emulated(libraries["sm_90"], value, [(height, width)], None, locations, torch.full((4, 2, heads, 1, 4), 0.25))
+    weights = torch.full((4, 2, heads, 1, 4), 0.25)
+    emulated = Emulated(libraries["sm_90"], value, [(height, width)], None, locations, weights)
     output = emulated.forward().view(4, 2, heads, dim)[2].float()
     assert emulated.launches[0][1] == (4 if dim == 64 else 1)
     # Locations near 1 are off by 2^-24 of the map's width, here 2^-11 cells; the map is 0 elsewhere.
@@ -276,7 +311,8 @@ def test_the_emulator_notices_a_missing_barrier(libraries, folder):
     assert source.count(barrier) == 1
     (folder / "tiles_mutant.cu").write_text(source.replace(barrier, barrier.removeprefix("__syncthreads();")))
     mutant = compile_one(folder / "tiles_mutant.cu", folder / "tiles_mutant.o")
-    objects = [folder / f"{name}.o" for name in ("machine", "library", "forward", "generic", "backward_sm_80")]
+    names = ("machine", "library", "forward", "generic", "backward_sm_80")
+    objects = [folder / f"{name}.o" for name in names]
     library = link(folder / "mutant.so", [*objects, mutant])
     with pytest.raises(AssertionError):
         compare(library, encoder_case(PYRAMID[:2], spread=2, batch=1), PYRAMID[:2])

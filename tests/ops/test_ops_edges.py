@@ -1,4 +1,4 @@
-"""Points that are nowhere, levels of one cell, and nothing to do, on every backend this machine has."""
+"""Points at no finite place, levels of one cell, and empty inputs, on every backend of this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_point_that_is_nowhere_adds_nothing(monkeypatch, device, backend, wher
     output.square().sum().backward()
     assert output.isfinite().all() and all(tensor.grad.isfinite().all() for tensor in inputs)
     assert (points.grad[0, 1, 1, 0, 2] == 0).all()
-    # The same with an ordinary point far outside: what is left are the other points.
+    # The same with a finite point far outside, which leaves the other points.
     others = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     with torch.no_grad():
         others[-2][0, 1, 1, 0, 2] = -100.0
@@ -43,7 +43,7 @@ def test_a_point_that_is_nowhere_adds_nothing(monkeypatch, device, backend, wher
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
 def test_nonfinite_reference_points_silence_their_level(monkeypatch, device, backend):
-    """A fully masked level has valid ratio 0 and so infinite or NaN reference points (golden mae.npz, case B)."""
+    """A fully masked level has valid ratio 0, so reference points are infinite or NaN (mae.npz, case B)."""
     use_backend(monkeypatch, device, backend)
     case = make_case(dtype=torch.float32, device=device)
     with torch.no_grad():
@@ -68,33 +68,36 @@ def test_nothing_to_do(monkeypatch, device, backend, batch, queries):
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
 def test_levels_of_one_cell(monkeypatch, device, backend):
-    """By hand: a one-cell level under a point at its centre gives the cell; half a cell away, half of it; a cell away, nothing."""
+    """A level of one cell gives the cell's value at its centre, half of it half a cell away, then nothing."""
     use_backend(monkeypatch, device, backend)
     value = torch.tensor([2.0, 10.0], device=device).view(1, 2, 1, 1)
     centre = torch.full((1, 1, 2, 2), 0.5, device=device)
     offsets = torch.zeros(1, 1, 1, 2, 3, 2, device=device)
     offsets[0, 0, 0, :, 1, 0] = 0.5
     offsets[0, 0, 0, :, 2, 1] = 1.0
-    output = ms_deform_attn_fused(value, [(1, 1), (1, 1)], centre, offsets, torch.zeros(1, 1, 1, 6, device=device))
+    logits = torch.zeros(1, 1, 1, 6, device=device)
+    output = ms_deform_attn_fused(value, [(1, 1), (1, 1)], centre, offsets, logits)
     assert_close(output, [[[(1 + 0.5 + 0) * (2 + 10) / 6]]])
 
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
 def test_cell_centres_and_corners(monkeypatch, device, backend):
-    """A location of (x + 1/2) / W is the centre of cell x; the map's corner is a quarter of its corner cell (zero padding)."""
+    """(x + 1/2) / W is the centre of cell x; the map's corner gives a quarter of its cell (zero padding)."""
     use_backend(monkeypatch, device, backend)
     value = torch.arange(1.0, 7.0, device=device).view(1, 6, 1, 1)  # 2 rows of 3
-    locations = torch.tensor([[0.5 / 3, 0.25], [2.5 / 3, 0.75], [0.0, 0.0], [1.0, 1.0]], device=device).view(1, 4, 1, 1, 1, 2)
-    output = ms_deform_attn(value, [(2, 3)], locations, torch.ones(1, 4, 1, 1, 1, device=device))
+    locations = torch.tensor([[0.5 / 3, 0.25], [2.5 / 3, 0.75], [0.0, 0.0], [1.0, 1.0]], device=device)
+    locations, weights = locations.view(1, 4, 1, 1, 1, 2), torch.ones(1, 4, 1, 1, 1, device=device)
+    output = ms_deform_attn(value, [(2, 3)], locations, weights)
     assert_close(output.flatten(), [1.0, 6.0, 0.25, 1.5])
 
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
 def test_a_point_outside_does_not_read_the_map(monkeypatch, device, backend):
-    """NaN in a cell reaches only the points that touch this cell."""
+    """NaN in a cell affects only the points that touch this cell."""
     use_backend(monkeypatch, device, backend)
     value = torch.ones(1, 6, 1, 4, device=device)
     value[0, 0] = math.nan
-    locations = torch.tensor([[0.5, 0.5], [-3.0, -3.0], [2.5 / 3, 1.2], [0.5 / 3, 0.25]], device=device).view(1, 4, 1, 1, 1, 2)
-    output = ms_deform_attn(value, [(2, 3)], locations, torch.ones(1, 4, 1, 1, 1, device=device))
+    locations = torch.tensor([[0.5, 0.5], [-3.0, -3.0], [2.5 / 3, 1.2], [0.5 / 3, 0.25]], device=device)
+    locations, weights = locations.view(1, 4, 1, 1, 1, 2), torch.ones(1, 4, 1, 1, 1, device=device)
+    output = ms_deform_attn(value, [(2, 3)], locations, weights)
     assert output[0, :, 0].isnan().tolist()[1:] == [False, False, True]

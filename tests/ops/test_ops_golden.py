@@ -1,4 +1,4 @@
-"""The recorded float64 op (tests/golden/msda_f64.npz), on every backend this machine has."""
+"""The recorded float64 op (tests/golden/msda_f64.npz), on every backend of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def test_golden(golden, monkeypatch, device, backend):
     use_backend(monkeypatch, device, backend)
     case = golden("msda_f64")
     value, locations, weights = (
-        torch.from_numpy(case[f"in/{name}"]).to(device).requires_grad_() for name in ("value", "sampling_locations", "attention_weights")
+        torch.from_numpy(case[f"in/{name}"]).to(device).requires_grad_()
+        for name in ("value", "sampling_locations", "attention_weights")
     )
     output = ms_deform_attn(value, case["in/spatial_shapes"].tolist(), locations, weights)
     assert_close(output, case["out/output"])
@@ -23,5 +24,6 @@ def test_golden(golden, monkeypatch, device, backend):
     assert_close(value.grad, case["grad/value"])
     assert_close(weights.grad, case["grad/attention_weights"])
     actual, expected = locations.grad.cpu().numpy(), case["grad/sampling_locations"].copy()
-    actual[0, 1, 0] = expected[0, 1, 0] = 0  # points exactly on cell borders: their location gradient is one-sided
+    # Points exactly on cell borders are left out, because their location gradient is one-sided.
+    actual[0, 1, 0] = expected[0, 1, 0] = 0
     assert_close(actual, expected)

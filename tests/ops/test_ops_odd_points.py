@@ -1,4 +1,7 @@
-"""Points on borders, far outside and nowhere, and extreme logits: every backend and dtype against the PyTorch oracle in float64."""
+"""Points on borders, far outside and not finite, and extreme logits, for every backend and dtype.
+
+They are compared with the PyTorch reference in float64.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,45 @@ from ops_cases import BACKENDS, TOLERANCE, make_case, relative_error, use_backen
 
 from mrt.ops import ms_deform_attn_fused, native, reference
 
-# Worst of 40,000 random cases: 2e-14, 4.2e-6, 5e-4, 3.9e-3. Float32 is looser than in ops_cases because a one-column map of 9 rows
-# multiplies the rounding of a location by 9.
+# Worst of 40,000 random cases: 2e-14, 4.2e-6, 5e-4, 3.9e-3. Float32 is looser than in ops_cases because a
+# one-column map of 9 rows multiplies the rounding of a location by 9.
 ODD_TOLERANCE = TOLERANCE | {torch.float32: 1e-5}
-EDGE = 1e-3  # in cells: nearer to a line through cell centres than this, the gradient of a point is one of two one-sided ones
+# In cells: for a point so near to a line through cell centres, either of the two one-sided gradients is
+# right.
+EDGE = 1e-3
 ONE_CELL, TALL, WIDE = (1, 1), (9, 1), (1, 7)
-levels = st.lists(
-    st.one_of(st.sampled_from([ONE_CELL, TALL, WIDE]), st.tuples(st.integers(1, 6), st.integers(1, 6))), min_size=1, max_size=6
-)
-sizes = st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 3), st.integers(1, 70), st.integers(1, 5))  # N, Q, M, D, P
+level = st.one_of(st.sampled_from([ONE_CELL, TALL, WIDE]), st.tuples(st.integers(1, 6), st.integers(1, 6)))
+levels = st.lists(level, min_size=1, max_size=6)
+# N, Q, M, D, P
+sizes = st.tuples(*(st.integers(*bounds) for bounds in ((0, 3), (0, 9), (1, 3), (1, 70), (1, 5))))
 NOWHERE = (math.nan, math.inf, -math.inf, 1e30, -1e30, 3e9, -40.0)
 
 
 def odd_inputs(sizes, shapes, *, fused, dtype, seed):
-    """(value, ...) for one of the ops, float32 (or float64) numbers in any dtype's reach: two thirds of the points are ordinary."""
+    """(value, ...) for one of the ops, with numbers in the range of all dtypes.
+
+    Two thirds of the points are ordinary.
+    """
     batch, queries, heads, dim, points = sizes
-    value, references, _, logits = (
-        tensor.detach() for tensor in make_case(batch=batch, queries=queries, heads=heads, dim=dim, points=points, shapes=shapes, seed=seed)
-    )
+    options = {"batch": batch, "queries": queries, "heads": heads, "dim": dim, "points": points}
+    case = make_case(**options, shapes=shapes, seed=seed)
+    value, references, _, logits = (tensor.detach() for tensor in case)
     generator = torch.Generator().manual_seed(seed)
     extent = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float64)[:, None]
     shape = (batch, queries, heads, len(shapes), points, 2)
-    cells = torch.rand(shape, generator=generator, dtype=torch.float64) * (extent + 3) - 2  # in cells, 0 = the centre of the first
+    # In cells; 0 is the centre of the first.
+    cells = torch.rand(shape, generator=generator, dtype=torch.float64) * (extent + 3) - 2
     kind = torch.randint(0, 9, shape, generator=generator)
-    cells = torch.where(kind == 0, cells.round(), cells)  # on a line through centres, the outermost (-1, W) included
+    cells = torch.where(kind == 0, cells.round(), cells)  # on a line through centres, also at -1 and W
     cells = torch.where(kind == 1, cells.floor() + 0.5, cells)  # on a border between cells, or of the map
-    nowhere = torch.tensor(NOWHERE, dtype=torch.float64)[torch.randint(0, len(NOWHERE), shape, generator=generator)]
+    chosen = torch.randint(0, len(NOWHERE), shape, generator=generator)
+    nowhere = torch.tensor(NOWHERE, dtype=torch.float64)[chosen]
     cells = torch.where(kind == 2, nowhere, cells)
     extreme = torch.randint(0, 6, logits.shape, generator=generator)
     logits = torch.where(extreme == 0, -math.inf, torch.where(extreme == 1, logits * 60, logits))
-    logits[..., 0] = torch.where(extreme[..., 0] == 0, 1e30, logits[..., 0].nan_to_num(neginf=0))  # never all -inf: see below
-    if fused:  # half of the queries have their centre in the middle, whence edges are reached exactly
+    # Not all may be -inf: see below.
+    logits[..., 0] = torch.where(extreme[..., 0] == 0, 1e30, logits[..., 0].nan_to_num(neginf=0))
+    if fused:  # half of the queries have their centre in the middle, from where edges are reached exactly
         references[:, ::2] = 0.5
         offsets = cells - (references[:, :, None, :, None] * extent - 0.5)
         inputs = (references, offsets, logits)
@@ -54,7 +65,7 @@ def odd_inputs(sizes, shapes, *, fused, dtype, seed):
 
 
 def run(op, arguments, shapes, upstream):
-    """Output and gradients; ``op`` takes the sizes in the form that its module wants."""
+    """Output and gradients; ``shapes`` are in the form that ``op`` takes."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in arguments]
     output = op(leaves[0], shapes, *leaves[1:])
     return output.detach(), *torch.autograd.grad(output, leaves, upstream)
@@ -64,54 +75,74 @@ def run(op, arguments, shapes, upstream):
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(sizes, levels, st.booleans(), st.sampled_from(list(TOLERANCE)), st.integers(0, 1000))
 def test_odd_points(device, backend, sizes, shapes, fused, dtype, seed):
-    arguments = [tensor.to(device) for tensor in odd_inputs(sizes, shapes, fused=fused, dtype=dtype, seed=seed)]
+    inputs = odd_inputs(sizes, shapes, fused=fused, dtype=dtype, seed=seed)
+    arguments = [tensor.to(device) for tensor in inputs]
     upstream = torch.randn(*arguments[1].shape[:2], sizes[2] * sizes[3]).to(device, dtype)
-    name, flat = "ms_deform_attn_fused" if fused else "ms_deform_attn", [side for shape in shapes for side in shape]
-    exact = run(getattr(reference, name), [tensor.double() for tensor in arguments], shapes, upstream.double())
+    name = "ms_deform_attn_fused" if fused else "ms_deform_attn"
+    flat = [side for shape in shapes for side in shape]
+    double = [tensor.double() for tensor in arguments]
+    exact = run(getattr(reference, name), double, shapes, upstream.double())
     if backend == "python":
         mine = run(getattr(reference, name), arguments, shapes, upstream)
     else:
         mine = run(getattr(native, name), arguments, flat, upstream)
     output, grad_value, *grad_points = mine
-    assert output.dtype == grad_value.dtype == dtype and all(grad.dtype == arguments[1].dtype for grad in grad_points)
+    assert output.dtype == grad_value.dtype == dtype
+    assert all(grad.dtype == arguments[1].dtype for grad in grad_points)
     assert all(tensor.isfinite().all() for tensor in mine)
-    # Where all points but those at a map's very border are outside, outputs are rounding errors: measured against what values are, about 1.
+    # If all points are outside or just at a map's border, outputs are rounding errors. So errors are compared
+    # with the magnitude of values, about 1.
     tolerance = ODD_TOLERANCE[dtype]
-    for what, ours, theirs in (("output", output, exact[0]), ("value", grad_value, exact[1]), ("weights", grad_points[-1], exact[-1])):
+    for what, ours, theirs in (
+        ("output", output, exact[0]),
+        ("value", grad_value, exact[1]),
+        ("weights", grad_points[-1], exact[-1]),
+    ):
         assert relative_error(ours, theirs, floor=1.0) <= tolerance, what
     off_edge, inside, extent = clear_of_edges(arguments, shapes, fused)
     by_points, exact_by_points = grad_points[-2], exact[-2]
     assert relative_error(by_points[off_edge], exact_by_points[off_edge], floor=1.0) <= tolerance, "points"
     assert (by_points[~inside & off_edge] == 0).all(), "a point outside has no gradient"
-    if fused:  # whatever the one-sided gradients are, a reference point's is the sum over its points, a level's size per cell
-        assert relative_error(grad_points[0], (by_points.double() * extent).sum((2, 4)), floor=1.0) <= tolerance, "references"
+    if fused:
+        # With either one-sided gradient, a reference point's gradient is the sum of those of its points,
+        # times the size of the level in cells.
+        summed = (by_points.double() * extent).sum((2, 4))
+        assert relative_error(grad_points[0], summed, floor=1.0) <= tolerance, "references"
 
 
 def clear_of_edges(arguments, shapes, fused):
-    """Which points (N, Q, M, L, P, 2) are off all lines through cell centres, which are inside their map, and the levels' (W, H)."""
+    """Which points (N, Q, M, L, P, 2) are on no line through cell centres, and which are inside their map.
+
+    The third result is the levels' (W, H).
+    """
     where = arguments[-2].double()
     extent = where.new_tensor([(width, height) for height, width in shapes])[:, None]
-    cells = arguments[1].double()[:, :, None, :, None] * extent - 0.5 + where if fused else where * extent - 0.5
+    cells = where * extent - 0.5
+    if fused:
+        cells = arguments[1].double()[:, :, None, :, None] * extent - 0.5 + where
     off_edge = ((cells - cells.round()).abs() > EDGE) | ~cells.isfinite() | (cells.abs() > 100)
     inside = (cells > -1) & (cells < extent)
-    return off_edge.all(-1, keepdim=True).expand_as(cells), inside.all(-1, keepdim=True).expand_as(cells), extent
+    off_edge, inside = (mask.all(-1, keepdim=True).expand_as(cells) for mask in (off_edge, inside))
+    return off_edge, inside, extent
 
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
-@pytest.mark.parametrize("points", [1, 3, 4, 8])  # two levels: 2 to 16 logits, vectors filled wholly and in part
+@pytest.mark.parametrize("points", [1, 3, 4, 8])  # two levels: 2 to 16 logits, in full and partial vectors
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logits_of_one_head_that_are_all_alike(monkeypatch, device, backend, points, dtype):
-    """The dtype's lowest number masks like any other finite one; all -inf, an inf or a NaN gives NaN there and nowhere else (softmax)."""
+    """The dtype's lowest number acts like any other finite one; all -inf, or a NaN, gives NaN (softmax).
+
+    Outputs of other heads and queries are not affected.
+    """
     use_backend(monkeypatch, device, backend)
-    shapes = ((4, 6), (2, 3))
-    value, references, offsets, logits = (tensor.detach() for tensor in make_case(points=points, dtype=dtype, device=device))
+    shapes, case = ((4, 6), (2, 3)), make_case(points=points, dtype=dtype, device=device)
+    value, references, offsets, logits = (tensor.detach() for tensor in case)
     logits[0, 1, 1] = 0
     even = ms_deform_attn_fused(value, shapes, references, offsets, logits)
     for alike in (torch.finfo(dtype).min, torch.finfo(dtype).max, -1e30):
         logits[0, 1, 1] = alike
-        assert_close(
-            ms_deform_attn_fused(value, shapes, references, offsets, logits), even.cpu(), rel=TOLERANCE[dtype], what=f"all {alike}"
-        )
+        output = ms_deform_attn_fused(value, shapes, references, offsets, logits)
+        assert_close(output, even.cpu(), rel=TOLERANCE[dtype], what=f"all {alike}")
     for masked in (slice(None), 0, -1):  # all -inf; one NaN
         logits[0, 1, 1] = -math.inf if masked == slice(None) else 0
         logits[0, 1, 1, masked] = -math.inf if masked == slice(None) else math.nan

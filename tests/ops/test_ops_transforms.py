@@ -1,4 +1,4 @@
-"""``torch.vmap`` and ``torch.func`` over the ops, and derivatives beyond the first, on every backend this machine has."""
+"""``torch.vmap``, ``torch.func`` and second derivatives of the ops, on every backend of this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mrt.ops import ms_deform_attn, ms_deform_attn_fused
 
 SHAPES = ((4, 6), (2, 3))
-EXACT = 1e-13  # float64 both times: only the order of additions differs
+EXACT = 1e-13  # both results are in float64 and differ only by the order of additions
 
 
 def call(fused):
-    """An op and its inputs: ``op(value, *points)``; (value, ...) without gradients."""
+    """One of the ops as a function ``op(value, *points)``."""
     op = ms_deform_attn_fused if fused else ms_deform_attn
     return lambda value, *points: op(value, SHAPES, *points)
 
@@ -27,7 +27,7 @@ def inputs(fused, device, seed=0, **sizes):
 
 
 def stacks(fused, device, count=3):
-    """``count`` cases behind one another, and their stack."""
+    """A list of ``count`` cases, and their stack."""
     cases = [inputs(fused, device, seed) for seed in range(count)]
     return cases, [torch.stack(tensors) for tensors in zip(*cases, strict=True)]
 
@@ -39,14 +39,15 @@ def test_vmap_is_a_loop(monkeypatch, device, backend, fused):
     op, (cases, stacked) = call(fused), stacks(fused, device)
     loop = torch.stack([op(*case) for case in cases])
     assert_close(vmap(op)(*stacked), loop.cpu(), rel=EXACT)
-    # The mapped dimension elsewhere (before Q of what comes second, after N of the results), and two of them.
+    # Other mapped dimensions (of the second input before Q, of the results after N), and two of them.
     dims = (0, 2, *[0] * (len(stacked) - 2))
     elsewhere = [tensor.movedim(0, dim) for tensor, dim in zip(stacked, dims, strict=True)]
     assert_close(vmap(op, dims, out_dims=1)(*elsewhere), loop.transpose(0, 1).cpu(), rel=EXACT)
     assert_close(vmap(vmap(op))(*(tensor[None] for tensor in stacked)), loop[None].cpu(), rel=EXACT)
     # One value for all: only the points are mapped.
     shared = torch.stack([op(cases[0][0], *case[1:]) for case in cases])
-    assert_close(vmap(op, (None, *[0] * (len(stacked) - 1)))(cases[0][0], *stacked[1:]), shared.cpu(), rel=EXACT)
+    mapped = vmap(op, (None, *[0] * (len(stacked) - 1)))(cases[0][0], *stacked[1:])
+    assert_close(mapped, shared.cpu(), rel=EXACT)
     assert vmap(op)(*(tensor[:, :0] for tensor in stacked)).shape == (3, 0, 5, 16)
 
 
@@ -68,14 +69,15 @@ def test_gradients_through_vmap(monkeypatch, device, backend, fused):
     output = op(*one)
     batched = torch.autograd.grad(output, one, upstream, retain_graph=True, is_grads_batched=True)
     for index, up in enumerate(upstream):
-        for mine, theirs in zip(batched, torch.autograd.grad(output, one, up, retain_graph=True), strict=True):
+        single = torch.autograd.grad(output, one, up, retain_graph=True)
+        for mine, theirs in zip(batched, single, strict=True):
             assert_close(mine[index], theirs.cpu(), rel=EXACT)
 
 
 @pytest.mark.parametrize("device, backend", BACKENDS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_torch_func(monkeypatch, device, backend, fused):
-    """grad, vjp and jacrev give what backward gives; per-sample gradients (vmap of grad) too."""
+    """grad, vjp and jacrev give the same as backward; also per-sample gradients (vmap of grad)."""
     use_backend(monkeypatch, device, backend)
     op, (cases, stacked) = call(fused), stacks(fused, device)
 
@@ -88,19 +90,27 @@ def test_torch_func(monkeypatch, device, backend, fused):
     output, pull = vjp(op, *cases[0])
     per_sample = vmap(grad(loss, every))(*stacked)
     through_vmap = grad(lambda *tensors: vmap(loss)(*tensors).sum(), every)(*stacked)
-    for results in (grad(loss, every)(*cases[0]), pull(2 * output), [g[0] for g in per_sample], [g[0] for g in through_vmap]):
+    for results in (
+        grad(loss, every)(*cases[0]),
+        pull(2 * output),
+        [g[0] for g in per_sample],
+        [g[0] for g in through_vmap],
+    ):
         for mine, theirs in zip(results, expected, strict=True):
             assert_close(mine, theirs, rel=EXACT)
-    jacobian = jacrev(lambda weights: op(*cases[0][:-1], weights).sum((0, 1)))(cases[0][-1])
-    summed = torch.autograd.functional.jacobian(lambda weights: op(*cases[0][:-1], weights).sum((0, 1)), cases[0][-1])
-    assert_close(jacobian, summed.cpu(), rel=EXACT)
+
+    def of_weights(weights):
+        return op(*cases[0][:-1], weights).sum((0, 1))
+
+    expected = torch.autograd.functional.jacobian(of_weights, cases[0][-1])
+    assert_close(jacrev(of_weights)(cases[0][-1]), expected.cpu(), rel=EXACT)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # PyTorch's own forward mode uses it
 @pytest.mark.parametrize("device, backend", BACKENDS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_forward_mode_is_refused(monkeypatch, device, backend, fused):
-    """PyTorch would take a custom operator's tangent for zero, in silence."""
+    """PyTorch would silently assume that a custom operator's tangent is zero."""
     use_backend(monkeypatch, device, backend)
     op, case = call(fused), inputs(fused, device)
     with pytest.raises(NotImplementedError, match="forward AD"):
@@ -117,14 +127,17 @@ def test_second_derivative_is_refused(monkeypatch, fused):
     use_backend(monkeypatch, "cpu", "cpu")
     leaves = [tensor.requires_grad_() for tensor in inputs(fused, "cpu")]
     grads = torch.autograd.grad(call(fused)(*leaves).square().sum(), leaves, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative; to differentiate twice, set MRT_OPS_BACKEND=python"):
+    message = "no second derivative; to differentiate twice, set MRT_OPS_BACKEND=python"
+    with pytest.raises(RuntimeError, match=message):
         sum(grad.square().sum() for grad in grads).backward()
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 13), reason="grid_sample of PyTorch 2.11 has no second derivative")
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="grid_sample of PyTorch 2.11 has no second derivative"
+)
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_pytorch_path_has_a_second_derivative(monkeypatch, fused):
-    """What that error advises."""
+    """As the error of the kernels advises."""
     use_backend(monkeypatch, "cpu", "python")
     leaves = [tensor.requires_grad_() for tensor in inputs(fused, "cpu", dim=2, queries=2, points=1)]
     assert torch.autograd.gradgradcheck(call(fused), leaves, fast_mode=True)

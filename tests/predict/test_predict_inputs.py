@@ -1,4 +1,4 @@
-"""What can be named as an input, and how each is called."""
+"""All kinds of inputs, and the names of their images."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def test_other_files_are_told_of_where_there_are_only_videos(tmp_path):
     make_video(tmp_path / "clip.mp4")
     (tmp_path / "notes.txt").write_text("x")
     sources, _ = inputs.find([tmp_path])
-    assert [source.kind for source in sources] == ["video"] and [Path(name).name for name in sources[0].passed_over] == ["notes.txt"]
+    assert [source.kind for source in sources] == ["video"]
+    assert [Path(name).name for name in sources[0].passed_over] == ["notes.txt"]
 
 
 def test_broken_videos_are_named_and_the_rest_is_looked_at(tmp_path, photos):
@@ -176,13 +177,17 @@ def test_a_near_name_is_offered_and_a_folder_of_other_files_is_said(photos, tmp_
 
 
 def test_a_video_that_was_filmed_on_its_side_is_made_upright(tmp_path):
-    """An upright phone stores frames on their side and a matrix in the track's header (ISO 14496-12, 8.3.2) that turns them clockwise."""
+    """A phone held upright stores rotated frames, and a matrix that turns them clockwise.
+
+    The matrix is in the track's header (ISO 14496-12, 8.3.2).
+    """
     writer = VideoWriter(tmp_path / "phone.mp4", 10)
     for _ in range(3):
         writer.add(picture((160, 120), red=[(0, 0, 60, 40)]))  # red at the top left
     writer.close()
     content = bytearray((tmp_path / "phone.mp4").read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 4 + 4 * 5 + 8 + 8  # behind version, five numbers, a reserved one, and layer to volume
+    # After version, five numbers, a reserved one, and the fields from layer to volume.
+    matrix = content.index(b"tkhd") + 4 + 4 + 4 * 5 + 8 + 8
     turned = [0, 1 << 16, 0, -(1 << 16), 0, 0]
     for place, number in enumerate(turned):
         content[matrix + 4 * place : matrix + 4 * place + 4] = number.to_bytes(4, "big", signed=True)

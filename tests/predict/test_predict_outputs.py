@@ -1,4 +1,4 @@
-"""What is written: whole files, right to the pixel, read back by others."""
+"""Written files: they are complete, exact to the pixel, and other programs can read them."""
 
 from __future__ import annotations
 
@@ -49,18 +49,22 @@ def test_every_kind_is_known_to_the_command_line():
 
 def test_coco_results_and_csv(photos, tmp_path):
     tally, paths = predict(["json", "csv"], [photos], tmp_path / "out")
-    assert (tally.images, dict(tally.objects), dict(tally.images_with)) == (4, {"red": 2, "green": 2}, {"red": 2, "green": 2})
+    assert tally.images == 4
+    assert dict(tally.objects) == dict(tally.images_with) == {"red": 2, "green": 2}
     assert {path.name for path in paths} == {"results.json", "images.json", "detections.csv"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     listed = json.loads((tmp_path / "out" / "images.json").read_text())
-    assert [image["file_name"] for image in listed["images"]] == ["a.png", "empty.png", "turned.jpg", "deep/a.jpg"]
+    names = [image["file_name"] for image in listed["images"]]
+    assert names == ["a.png", "empty.png", "turned.jpg", "deep/a.jpg"]
     assert [item["name"] for item in listed["categories"]] == list(CLASSES)
     first = results[0]
-    assert (first["image_id"], first["category_id"], first["bbox"], first["file_name"]) == (1, 1, [20.0, 30.0, 40.0, 60.0], "a.png")
+    assert (first["image_id"], first["category_id"], first["file_name"]) == (1, 1, "a.png")
+    assert first["bbox"] == [20.0, 30.0, 40.0, 60.0]
     turned = next(image for image in listed["images"] if image["file_name"] == "turned.jpg")
     assert (turned["width"], turned["height"]) == (120, 160)
     rows = list(csv.DictReader((tmp_path / "out" / "detections.csv").open()))
-    assert len(rows) == len(results) and rows[0]["file"] == "a.png" and rows[0]["class"] == "red" and float(rows[0]["x1"]) == 60
+    assert len(rows) == len(results) and float(rows[0]["x1"]) == 60
+    assert rows[0]["file"] == "a.png" and rows[0]["class"] == "red"
 
 
 def test_coco_results_are_read_by_pycocotools(photos, tmp_path):
@@ -80,7 +84,8 @@ def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path
     from typer.testing import CliRunner
 
     predict([kind], [photos], tmp_path / "out")
-    words = ["prepare-data", "custom", "--raw", tmp_path / "out" / kind, "--name", "back", "--data-root", tmp_path / "data"]
+    words = ["prepare-data", "custom", "--raw", tmp_path / "out" / kind, "--name", "back"]
+    words += ["--data-root", tmp_path / "data"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     coco = json.loads((tmp_path / "data" / "back" / "train.json").read_text())
@@ -88,7 +93,9 @@ def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path
     assert card["splits"]["train"]["num_images"] == 4 and not card["splits"]["train"]["skipped"]
     classes = {item["id"]: item["name"] for item in coco["categories"]}
     files = {image["id"]: Path(image["file_name"]).name for image in coco["images"]}
-    boxes = {(files[item["image_id"]], classes[item["category_id"]]): item["bbox"] for item in coco["annotations"]}
+    boxes = {}
+    for item in coco["annotations"]:
+        boxes[files[item["image_id"]], classes[item["category_id"]]] = item["bbox"]
     np.testing.assert_allclose(boxes["a.png", "red"], [20, 30, 40, 60], atol=0.05)
     np.testing.assert_allclose(boxes["a.png", "green"], [80, 10, 40, 30], atol=0.05)
     np.testing.assert_allclose(boxes["deep_a.jpg", "red"], [20, 30, 40, 60], atol=1.1)
@@ -118,10 +125,12 @@ def test_images_of_a_zip_archive_are_copied_too(photos, tmp_path):
 
 def test_pictures_keep_their_names_and_are_drawn_on(photos, tmp_path):
     _, paths = predict(["pictures"], [photos], tmp_path / "out")
-    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in paths) == ["a.png", "deep/a.jpg", "empty.png", "turned.jpg"]
+    names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in paths)
+    assert names == ["a.png", "deep/a.jpg", "empty.png", "turned.jpg"]
     drawn = Image.open(tmp_path / "out" / "a.png")
-    assert drawn.size == (640, 480)  # four times as large: small pictures are enlarged so that labels can be read
-    assert np.abs(np.asarray(drawn, int) - np.asarray(picture(red=[RED], green=[GREEN]).resize((640, 480)), int)).max() > 100
+    assert drawn.size == (640, 480)  # four times as large: small pictures are enlarged to make labels legible
+    plain = picture(red=[RED], green=[GREEN]).resize((640, 480))
+    assert np.abs(np.asarray(drawn, int) - np.asarray(plain, int)).max() > 100
 
 
 def test_a_video_is_written_as_h264_of_the_same_length(tmp_path):
@@ -135,7 +144,8 @@ def test_a_video_is_written_as_h264_of_the_same_length(tmp_path):
         assert sum(1 for _ in written.decode(stream)) == 9
     rows = list(csv.DictReader((tmp_path / "out" / "detections.csv").open()))
     assert [int(row["frame"]) for row in rows] == list(range(9)) and rows[6]["seconds"] == "0.500"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".mrt-predictions", "clip.mp4", "detections.csv"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [".mrt-predictions", "clip.mp4", "detections.csv"]
 
 
 def test_frames_of_a_video_as_pictures_and_as_labels(tmp_path):
@@ -143,7 +153,8 @@ def test_frames_of_a_video_as_pictures_and_as_labels(tmp_path):
 
     clip = make_video(tmp_path / "clip.mp4", frames=3)
     predict(["frames", "yolo"], [clip], tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out" / "clip").iterdir()) == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    names = sorted(path.name for path in (tmp_path / "out" / "clip").iterdir())
+    assert names == ["000000.jpg", "000001.jpg", "000002.jpg"]
     labels = tmp_path / "out" / "yolo" / "labels" / "train" / "clip_000002.txt"
     label, *numbers = (float(word) for word in labels.read_text().split())
     assert label == 0
@@ -171,8 +182,9 @@ def test_what_was_found_before_a_stop_is_written(photos, tmp_path):
         if frame.name == "empty.png":
             raise KeyboardInterrupt
 
+    writers = make_writers(["json"], tmp_path / "out", detector.classes)
     with pytest.raises(KeyboardInterrupt):
-        run(detector, sources, Options(), make_writers(["json"], tmp_path / "out", detector.classes), on_frame=stop)
+        run(detector, sources, Options(), writers, on_frame=stop)
     assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
 
 
@@ -192,7 +204,11 @@ def test_a_limit_is_kept(photos, tmp_path):
 
 
 def test_unknown_kinds_and_contradictions():
-    for kinds, words in ((["pdf"], "unknown"), (["pictures", "frames"], "exclude"), (["none", "csv"], "exclude")):
+    for kinds, words in (
+        (["pdf"], "unknown"),
+        (["pictures", "frames"], "exclude"),
+        (["none", "csv"], "exclude"),
+    ):
         with pytest.raises(MrtError, match=words):
             make_writers(kinds, Path("x"), CLASSES)
 
@@ -207,5 +223,6 @@ def test_nothing_is_overwritten(tmp_path):
         free_folder(usual, usual)
     with pytest.raises(MrtError, match="is a file"):
         free_folder(usual / "x", usual)
-    names = UniqueNames()
-    assert [names(name) for name in ("a.jpg", "a.png", "A.jpg", "b/a.jpg")] == ["a.jpg", "a-2.png", "A-3.jpg", "b/a.jpg"]
+    unique = UniqueNames()
+    names = [unique(name) for name in ("a.jpg", "a.png", "A.jpg", "b/a.jpg")]
+    assert names == ["a.jpg", "a-2.png", "A-3.jpg", "b/a.jpg"]

@@ -1,4 +1,4 @@
-"""Tiles and their merging: sahi's own results."""
+"""Tiles and their merging, compared with sahi's results."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ def test_merging_is_that_of_sahi(agnostic):
     for count in [*range(1, 30), 60, 120]:
         corners = random.integers(0, 60, (count, 2))
         boxes = np.concatenate([corners, corners + random.integers(5, 40, (count, 2))], 1).astype(np.float32)
-        scores, labels = random.permutation(np.linspace(0.1, 0.99, count)).astype(np.float32), random.integers(0, 3, count)
-        theirs = combine.GreedyNMMPostprocess(match_threshold=0.5, match_metric="IOS", class_agnostic=agnostic)(
-            [
-                ObjectPrediction(
-                    bbox=box.tolist(), score=float(score), category_id=int(label), category_name=str(label), full_shape=[200, 200]
-                )
-                for box, score, label in zip(boxes, scores, labels, strict=True)
-            ]
-        )
-        expected = sorted((round(item.score.value, 5), item.category.id, *item.bbox.to_xyxy()) for item in theirs)
+        scores = random.permutation(np.linspace(0.1, 0.99, count)).astype(np.float32)
+        labels = random.integers(0, 3, count)
+        objects = []
+        for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+            classes = {"category_id": label, "category_name": str(label)}
+            objects.append(ObjectPrediction(bbox=box, score=score, full_shape=[200, 200], **classes))
+        options = {"match_threshold": 0.5, "match_metric": "IOS", "class_agnostic": agnostic}
+        theirs = combine.GreedyNMMPostprocess(**options)(objects)
+        expected = [(round(item.score.value, 5), item.category.id, *item.bbox.to_xyxy()) for item in theirs]
         found, kept = merge(boxes, scores, np.zeros_like(labels) if agnostic else labels)
-        got = sorted((round(float(scores[i]), 5), int(labels[i]), *box.tolist()) for box, i in zip(found, kept, strict=True))
+        pairs = zip(found, kept, strict=True)
+        got = [(round(float(scores[i]), 5), int(labels[i]), *box.tolist()) for box, i in pairs]
+        expected, got = sorted(expected), sorted(got)
         np.testing.assert_allclose(got, expected, atol=1e-4)
         merged += count - len(got)
     assert merged > 100

@@ -1,4 +1,4 @@
-"""A report of tiny runs: what it says, that its numbers are those of the files, and that a browser shows all of it without a network."""
+"""Reports of tiny runs: contents, numbers equal to those of the files, and display in a browser offline."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ SECTIONS = (
     *("results", "curves", "pseudo-labels", "detections", "reconstruction", "features", "errors"),
     *("settings", "data", "environment"),
 )
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+BROWSER = next(filter(None, BROWSERS), None)
 
 
 @pytest.fixture(scope="module")
 def runs(world, tmp_path_factory) -> Path:
-    """A source run, one adapted from it and measured on the way, and its baseline."""
+    """A source run, one adapted from it and evaluated while it trained, and its baseline."""
     root = tmp_path_factory.mktemp("runs")
     source = stages.pretrain_source(tiny_config(), root / "source", data_root=world)
+    start = {"init": str(source), "data_root": world}
     config = tiny_config(**{"engine.eval_every": 1, "engine.snapshots": 3})
-    stages.adapt(config, root / "adapted", init=str(source), data_root=world)
-    stages.pretrain_source(tiny_config(seed=1), root / "fair", init=str(source), match_compute=True, data_root=world)
+    stages.adapt(config, root / "adapted", **start)
+    stages.pretrain_source(tiny_config(seed=1), root / "fair", match_compute=True, **start)
     return root
 
 
 @pytest.fixture(scope="module")
 def report(world, runs) -> Path:
-    """The report of the adapted run, which has a stored result; its folder."""
-    stored = {"AP": 12.26, "AP50": 34.56, "AP75": None, "per_class": {name: {"AP50": 30.0, "num_boxes": 3} for name in CLASSES}}
-    record = {"run": "adapted", "network": "teacher", "data": "hazy", "split": "val", "sha256": "", "metrics": stored}
+    """The folder of a report of the adapted run, which has a stored result."""
+    per_class = {name: {"AP50": 30.0, "num_boxes": 3} for name in CLASSES}
+    record = {"run": "adapted", "network": "teacher", "data": "hazy", "split": "val", "sha256": ""}
+    record["metrics"] = {"AP": 12.26, "AP50": 34.56, "AP75": None, "per_class": per_class}
     (runs / "adapted" / "eval-hazy-val-teacher.json").write_text(json.dumps([record]))
     return write_report([runs / "adapted"], runs / "adapted", data_root=world, images=2).parent
 
 
 @pytest.fixture(scope="module")
 def comparison(world, runs, tmp_path_factory) -> Path:
-    return write_report([runs / "fair", runs / "adapted"], tmp_path_factory.mktemp("out"), data_root=world, images=1).parent
+    out = tmp_path_factory.mktemp("out")
+    return write_report([runs / "fair", runs / "adapted"], out, data_root=world, images=1).parent
 
 
 def headline(page: str) -> list[tuple[str, str]]:
@@ -58,12 +62,14 @@ def test_the_headline_is_the_stored_result_of_the_last_teacher(report, runs):
     result = found["runs"]["adapted"]["result"]
     assert result["metrics"] == stored["metrics"] and result["file"] == "eval-hazy-val-teacher.json"
     assert headline(page)[:2] == [("AP50", "34.6"), ("AP", "12.3")]
-    assert "its weights give" in page, "the stored result is not what these weights give, and the page says so"
-    assert "picked by target labels ‡" in page and found["runs"]["adapted"]["best_on_target_labels"]["AP50"] is not None
+    assert "its weights give" in page, "the page says that the stored result is not that of these weights"
+    assert "picked by target labels ‡" in page
+    assert found["runs"]["adapted"]["best_on_target_labels"]["AP50"] is not None
 
 
 def test_numbers_measured_for_the_report_are_those_of_its_json(comparison):
-    page, found = (comparison / "report.html").read_text(), json.loads((comparison / "report.json").read_text())
+    page = (comparison / "report.html").read_text()
+    found = json.loads((comparison / "report.json").read_text())
     fair = found["runs"]["fair"]["result"]
     assert fair["file"] is None and ("AP50", f"{fair['metrics']['AP50']:.1f}") in headline(page)
     assert found["against"] == "fair" and set(found["change"]) == {"start", "adapted"}
@@ -75,15 +81,17 @@ def test_numbers_measured_for_the_report_are_those_of_its_json(comparison):
 def test_every_section_and_figure_of_a_run_is_there(report):
     page, text = (report / "report.html").read_text(), (report / "report.md").read_text()
     assert [name for name in SECTIONS if f'<section id="{name}">' not in page] == []
-    plots = {"losses", "ap50", "thresholds", "pseudo-labels", "reconstruction", "features", "errors", "ap50-by-class"}
+    plots = {"losses", "ap50", "thresholds", "pseudo-labels"}
+    plots |= {"reconstruction", "features", "errors", "ap50-by-class"}
     pictures = {"detections", "pseudo-labels-over-time"}
     files = {path.name for path in (report / "figures").iterdir()}
-    assert files >= {f"{name}.{kind}" for name in plots for kind in ("png", "svg")} | {f"{name}.png" for name in pictures}
+    assert files >= {f"{name}.png" for name in plots | pictures} | {f"{name}.svg" for name in plots}
     assert all(f'id="figure-{name}"' in page and f"(figures/{name}.png)" in text for name in plots | pictures)
     assert Image.open(report / "figures" / "losses.png").size[0] == 1400, "7 inches at 200 dpi"
     found = json.loads((report / "report.json").read_text())["runs"]["adapted"]
     recorded, validation = found["pseudo_labels"]
-    assert recorded["where"].startswith("3 training images") and len(recorded["epochs"]) == 3 and len(validation["epochs"]) == 2
+    assert recorded["where"].startswith("3 training images")
+    assert len(recorded["epochs"]) == 3 and len(validation["epochs"]) == 2
     assert len(found["reconstruction"]["explained"]) == 2
 
 
@@ -91,7 +99,8 @@ def test_the_page_needs_nothing_else_and_speaks_to_those_who_cannot_see(report, 
     for page in ((folder / "report.html").read_text() for folder in (report, comparison)):
         assert not re.search(r"https?://|<script|<link(?! rel=\"icon\" href=\"data:)", page)
         assert not re.search(r'(?:src|href)="(?!data:|#)', page)
-        assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page)) and page.count("<img ") == page.count(' alt="')
+        assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page))
+        assert page.count("<img ") == page.count(' alt="')
         assert page.count("<svg") == page.count('<svg role="img" aria-label="')
         names = re.findall(r' id="([^"]*)"', page)
         assert len(names) == len(set(names))
@@ -105,7 +114,7 @@ def test_a_comparison_shows_what_differs(comparison):
 
 
 def test_what_is_missing_is_said(report, runs, tmp_path):
-    """No network is run, there are no data, nothing is logged, and the run is not finished."""
+    """No network is run, data and log are missing, and the run is not finished."""
     half = tmp_path / "half"
     kept = ("config.json", "run.json", "eval-hazy-val-teacher.json", "teacher.safetensors")
     half.mkdir()
@@ -115,7 +124,8 @@ def test_what_is_missing_is_said(report, runs, tmp_path):
     (half / "run.json").write_text(json.dumps(facts))
     page = write_report([half], tmp_path / "out", data_root=tmp_path / "nowhere", quick=True).read_text()
     assert [name for name in SECTIONS if f'<section id="{name}">' not in page] == []
-    assert "no network was run" in page and "the runs have logged nothing yet" in page and "hazy: it is not in" in page
+    for text in ("no network was run", "the runs have logged nothing yet", "hazy: it is not in"):
+        assert text in page
     assert headline(page)[0] == ("AP50", "34.6"), "what is stored is still told"
     assert "half is not finished: stages done: mae; to come: teach" in page
 
@@ -135,14 +145,21 @@ def test_bad_input_gives_one_clear_error(world, runs, tmp_path, call, message):
 def test_missing_libraries_are_named(monkeypatch, runs, world, tmp_path):
     import importlib.util
 
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("matplotlib", "sklearn") else find(name))
-    with pytest.raises(MrtError, match=r"needs matplotlib, scikit-learn, which are not installed\n.*mrt-detection\[report\]"):
+    original = importlib.util.find_spec
+
+    def find(name: str):
+        return None if name in ("matplotlib", "sklearn") else original(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    message = r"needs matplotlib, scikit-learn, which are not installed\n.*mrt-detection\[report\]"
+    with pytest.raises(MrtError, match=message):
         write_report([runs / "adapted"], tmp_path, data_root=world)
 
 
 PROBE = """<script>
-window.addEventListener("error", event => { document.documentElement.dataset.error = event.message || event.target.src; }, true);
+window.addEventListener("error", event => {
+  document.documentElement.dataset.error = event.message || event.target.src;
+}, true);
 window.addEventListener("load", () => {
   const images = [...document.images], drawn = [...document.querySelectorAll("figure svg")];
   document.documentElement.dataset.seen = JSON.stringify({
@@ -159,13 +176,13 @@ window.addEventListener("load", () => {
 def test_a_browser_shows_it_all_without_a_network(report, tmp_path, width):
     page = tmp_path / "probed.html"
     page.write_text((report / "report.html").read_text().replace("<head>", f"<head>{PROBE}", 1))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    flags += ["--disable-component-update", "--proxy-server=127.0.0.1:9", "--enable-logging=stderr", f"--window-size={width},900"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    flags += ["--proxy-server=127.0.0.1:9", f"--window-size={width},900"]
     command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen, done.stderr[-2000:]
-    assert json.loads(seen[1].replace("&quot;", '"')) == {
-        **{"broken": 0, "images": 2 * 3 + 2 * 4, "flat": 0, "drawn": 8, "wide": False, "asked": 0},
-    }
+    expected = {"broken": 0, "images": 2 * 3 + 2 * 4, "flat": 0, "drawn": 8, "wide": False, "asked": 0}
+    assert json.loads(seen[1].replace("&quot;", '"')) == expected
     assert "data-error" not in done.stdout and "CONSOLE" not in done.stderr

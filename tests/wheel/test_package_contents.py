@@ -1,4 +1,4 @@
-"""What an installation and the sdist hold, asked of setuptools without compiling anything: a forgotten template is noticed here."""
+"""The files of an installation and of the sdist, from setuptools without compiling: finds forgotten files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def tracked(*folders: str) -> set[str]:
-    """Files below ``folders`` that git tracks and that are there."""
+    """Files below ``folders`` that git tracks and that exist."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: nothing says which files belong")
-    done = subprocess.run(["git", "ls-files", "-z", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["git", "ls-files", "-z", *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}
 
 
@@ -25,10 +26,13 @@ def tracked(*folders: str) -> set[str]:
 def packaged(tmp_path_factory) -> tuple[set[str], set[str]]:
     """(files an installation would have, files of the sdist); the checkout is only read."""
     place = tmp_path_factory.mktemp("packaged")
-    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(place), "build_py", "--build-lib", str(place / "lib")]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "MRT_BUILD": "none"}, capture_output=True, text=True, check=False)
+    library = place / "lib"
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(place)]
+    command += ["build_py", "--build-lib", str(library)]
+    environment = {**os.environ, "MRT_BUILD": "none"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    installed = {path.relative_to(place / "lib").as_posix() for path in (place / "lib").rglob("*") if path.is_file()}
+    installed = {path.relative_to(library).as_posix() for path in library.rglob("*") if path.is_file()}
     sources = (place / "mrt_detection.egg-info" / "SOURCES.txt").read_text(encoding="utf-8")
     return installed, set(sources.splitlines())
 
@@ -43,6 +47,8 @@ def test_an_installation_has_every_file_of_the_program(packaged):
 
 def test_the_sdist_has_what_a_build_needs_and_nothing_else(packaged):
     _, sources = packaged
-    wanted = tracked("mrt", "cli", "csrc") | {"setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"}
+    wanted = tracked("mrt", "cli", "csrc")
+    wanted |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"}
     assert not wanted - sources, "not in the sdist: see MANIFEST.in"
-    assert not [name for name in sources if name.startswith(("tests/", "docs/", "benchmarks/")) or name.endswith((".so", ".pyc"))]
+    assert not [name for name in sources if name.startswith(("tests/", "docs/", "benchmarks/"))]
+    assert not [name for name in sources if name.endswith((".so", ".pyc"))]

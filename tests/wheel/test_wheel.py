@@ -1,6 +1,7 @@
-"""The wheel where nothing else is: an empty environment, no compiler, no checkout. ``make soak`` builds dist/ and runs this: some minutes.
+"""The wheel in an empty environment, without a compiler and without the checkout.
 
-pip fetches torch, so a package index (or a local one in pip's settings) must be within reach.
+``make soak`` builds dist/ and runs this; it takes some minutes. pip installs torch, so it needs a package
+index (or a local one in its settings).
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja", "ma
 
 @pytest.fixture(scope="session")
 def wheel() -> Path:
-    """The wheel in dist/, made of the files as they are now."""
+    """The wheel in dist/, which must be made from the current files."""
     found = list((ROOT / "dist").glob("mrt_detection-*.whl"))
     assert len(found) == 1, f"dist/ has {len(found)} wheels of mrt: run make wheel"
     with zipfile.ZipFile(found[0]) as archive:
         for name in archive.namelist():
             source = ROOT / re.sub("^mrt_cli/", "cli/", name)
             if name.startswith("mrt") and ".dist-info/" not in name and not name.endswith(("/", ".so")):
-                assert source.is_file() and source.read_bytes() == archive.read(name), f"{name} has changed since: run make wheel"
+                same = source.is_file() and source.read_bytes() == archive.read(name)
+                assert same, f"{name} has changed since: run make wheel"
     return found[0]
 
 
@@ -48,18 +50,19 @@ def sdist() -> Path:
 
 @pytest.fixture(scope="session")
 def kernels(wheel, tmp_path_factory) -> Path:
-    """The shared library out of the wheel."""
+    """The shared library, extracted from the wheel."""
     return Path(zipfile.ZipFile(wheel).extract(KERNELS, tmp_path_factory.mktemp("unpacked")))
 
 
 class Home:
-    """A virtual environment with the wheel and what it depends on, and no compiler on the PATH."""
+    """A virtual environment with the wheel and its dependencies, without a compiler on the PATH."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.bin = place, place / "env" / "bin"
         hidden = ("MRT_", "PYTHON", "VIRTUAL_ENV", "CONDA", "ATEN_", "XDG_CONFIG_HOME")
         self.variables = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
-        self.variables |= {"PATH": str(self.bin), "CC": "no-such-compiler", "CXX": "no-such-compiler", "HOME": str(place)}
+        self.variables |= {"PATH": str(self.bin), "HOME": str(place)}
+        self.variables |= {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
 
     def run(self, *words: object, code: int = 0, **variables: str) -> str:
         """Run a program of the environment in an empty folder; returns what it printed, both streams."""
@@ -78,8 +81,10 @@ def home(wheel, tmp_path_factory):
     home = Home(place)
     subprocess.run([sys.executable, "-m", "venv", place / "env"], check=True)
     assert not [name for name in COMPILERS if shutil.which(name, path=home.variables["PATH"])]
-    cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
-    told = home.run("python", "-m", "pip", "install", "--only-binary=:all:", f"{wheel}[demo]", PIP_CACHE_DIR=cache)
+    command = [sys.executable, "-m", "pip", "cache", "dir"]
+    cache = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["python", "-m", "pip", "install", "--only-binary=:all:", f"{wheel}[demo]"]
+    told = home.run(*command, PIP_CACHE_DIR=cache)
     assert "Building wheel" not in told
     yield home
     shutil.rmtree(place)  # gigabytes
@@ -88,25 +93,31 @@ def home(wheel, tmp_path_factory):
 def test_its_name_and_what_it_claims(wheel):
     assert re.fullmatch(r"mrt_detection-[0-9.]+-cp310-abi3-manylinux_2_\d+_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
-        assert [name for name in archive.namelist() if name.endswith(".so")] == [KERNELS]  # torch's libraries are not inside
+        libraries = [name for name in archive.namelist() if name.endswith(".so")]
+        assert libraries == [KERNELS]  # none of torch's
         binary = archive.read(KERNELS)
-        assert b"torch/csrc/stable/" in binary and b"/torch/csrc/stable/" not in binary  # names files, not folders of this machine
+        # The binary names files, but no folders of this machine.
+        assert b"torch/csrc/stable/" in binary and b"/torch/csrc/stable/" not in binary
         for name in archive.namelist():
-            assert not [place for place in (ROOT, sys.prefix) if os.fsencode(place) in archive.read(name)], name
+            content = archive.read(name)
+            assert not [place for place in (ROOT, sys.prefix) if os.fsencode(place) in content], name
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one instruction set")
 def test_each_instruction_set_is_in_its_own_part_of_the_kernels(kernels):
-    """Read from the machine code: AVX-512 and AVX2 are there, and no other part uses them, so that older processors never meet them."""
+    """The machine code uses AVX-512 and AVX2 only in their own parts, so older processors never run them."""
     used = instructions(kernels)
-    assert used["avx512.cpp"]["avx512"] > 1000 and used["avx2.cpp"]["avx"] > 1000 and used["baseline.cpp"]["plain"] > 1000
+    for part, kind in (("avx512.cpp", "avx512"), ("avx2.cpp", "avx"), ("baseline.cpp", "plain")):
+        assert used[part][kind] > 1000
     assert not used["avx2.cpp"]["avx512"]
-    assert {part for part, kinds in used.items() if kinds["avx"] or kinds["avx512"]} == {"avx2.cpp", "avx512.cpp"}
+    wide = {part for part, kinds in used.items() if kinds["avx"] or kinds["avx512"]}
+    assert wide == {"avx2.cpp", "avx512.cpp"}
 
 
 def instructions(library: Path) -> dict[str, Counter]:
-    """How many instructions of each kind the functions of each source file have; "WEAK" and the like are functions shared by files."""
-    table = subprocess.run(["readelf", "--syms", "--wide", library], capture_output=True, text=True, check=True).stdout
+    """The number of instructions of each kind in each source file; "WEAK" etc.: functions shared by files."""
+    command = ["readelf", "--syms", "--wide", library]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     starts, file = [(0, "before the first")], ""
     for fields in map(str.split, table.partition("Symbol table '.symtab'")[2].splitlines()):
         if len(fields) >= 7 and fields[3] == "FILE":
@@ -115,7 +126,8 @@ def instructions(library: Path) -> dict[str, Counter]:
             starts.append((int(fields[1], 16), file if fields[4] == "LOCAL" else fields[4]))
     starts.sort()
     used: dict[str, Counter] = {part: Counter() for _, part in starts}
-    listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", "--wide", library], capture_output=True, text=True, check=True).stdout
+    command = ["objdump", "-d", "--no-show-raw-insn", "--wide", library]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for address, name, operands in re.findall(r"^ +([0-9a-f]+):\t(\S+)(.*)$", listing, re.MULTILINE):
         part = starts[bisect.bisect_right(starts, (int(address, 16), "\uffff")) - 1][1]
         high = re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", operands)
@@ -149,16 +161,23 @@ def test_predict_draws_what_it_finds(home):
     photo = shutil.copy(rendered, home.place / "work" / "photo.jpg")
     told = home.run("mrt", "predict", "demo-source", "photo.jpg", "--out", "found")
     assert re.search(r"photo\.jpg .*[1-9]\d* \w+", told)
-    (picture,) = (path for path in (home.place / "work" / "found").rglob("*") if path.suffix in (".jpg", ".png"))
-    with Image.open(picture) as drawn, Image.open(photo) as plain:  # small photos are enlarged, so that names can be read
+    written = (home.place / "work" / "found").rglob("*")
+    (picture,) = (path for path in written if path.suffix in (".jpg", ".png"))
+    with Image.open(picture) as drawn, Image.open(photo) as plain:
+        # Small photos are enlarged to make names legible.
         assert drawn.width * plain.height == plain.width * drawn.height
-        assert ImageChops.difference(drawn.resize(plain.size), plain).convert("L").getextrema()[1] > 100  # boxes and names
+        difference = ImageChops.difference(drawn.resize(plain.size), plain).convert("L")
+        assert difference.getextrema()[1] > 100  # boxes and names
 
 
 def test_the_sdist_builds_again(sdist, tmp_path):
-    """With this environment's torch and compiler, kernels and all; without a compiler it gives the PyTorch path, and says so."""
-    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-cache-dir", "-w", tmp_path, sdist]
-    for settings, said, count in (({}, "kernels for CPU are built", 1), ({"CXX": "no-such-compiler"}, "there is no C++ compiler", 0)):
+    """With this environment's torch and compiler it includes the kernels, without a compiler it does not."""
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
+    command += ["--no-cache-dir", "-w", tmp_path, sdist]
+    for settings, said, count in (
+        ({}, "kernels for CPU are built", 1),
+        ({"CXX": "no-such-compiler"}, "there is no C++ compiler", 0),
+    ):
         environment = {**os.environ, "MRT_BUILD": "cpu", **settings}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert said in done.stdout + done.stderr
