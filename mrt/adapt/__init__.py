@@ -1,4 +1,7 @@
-"""What MRT adds to a detector, one idea of the paper per file: teacher, dynamic thresholds, pseudo labels, selective retraining."""
+"""What MRT adds to a detector, with one idea of the paper per file.
+
+The ideas are the teacher, dynamic thresholds, pseudo labels and selective retraining.
+"""
 
 from mrt.adapt.pseudo_labels import PendingLabels, pseudo_labels
 from mrt.adapt.retrain import kept_words, reinit_state, restore
@@ -6,6 +9,14 @@ from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.callable import make_callable
 
-__all__ = ["DynamicThresholds", "PendingLabels", "Teacher", "kept_words", "pseudo_labels", "reinit_state", "restore"]
+__all__ = [
+    "DynamicThresholds",
+    "PendingLabels",
+    "Teacher",
+    "kept_words",
+    "pseudo_labels",
+    "reinit_state",
+    "restore",
+]
 
 make_callable(__name__)

@@ -1,20 +1,24 @@
-"""Selective retraining: now and then parts of the student return to the weights with which teaching began.
+"""Selective retraining: from time to time, parts of the student are reset.
 
-The published rule works on parameter names: everything goes back except names that contain a *kept* word. With
-``transformer.encoder...``, ``transformer.decoder...`` and ``backbone...`` as names, the paper's table "retrained parts" is
+They get back the weights that they had at the start of teaching.
 
-========  ==================  ==================================================================
-parts     kept word           goes back
-========  ==================  ==================================================================
+The published rule works on parameter names: everything is reset except names that contain a *kept* word. With
+``transformer.encoder...``, ``transformer.decoder...`` and ``backbone...`` as names, the paper's table of
+"retrained parts" is
+
+========  ==================  ===============================================================
+parts     kept word           reset
+========  ==================  ===============================================================
 ``none``  (no retraining)     nothing
 ``all``   none                the whole detector
 ``E+D``   ``backbone``        encoder, decoder and the rest
 ``B+D``   ``encoder``         backbone, decoder and the rest
-``B+E``   ``decoder``         backbone, encoder and the rest: the paper's choice, the published default
-========  ==================  ==================================================================
+``B+E``   ``decoder``         backbone, encoder and the rest: the paper's choice and the default
+========  ==================  ===============================================================
 
-"The rest" are input projections, level and query embeddings, reference points and heads: they belong to none of the three parts
-and always go along. ``B``, ``E`` and ``D`` alone work the same way. The masked autoencoder and the discriminators never go back.
+"The rest" are input projections, level and query embeddings, reference points and heads. They belong to none
+of the three parts and are always reset. ``B``, ``E`` and ``D`` alone work the same way. The masked
+autoencoder and the discriminators are never reset.
 """
 
 from __future__ import annotations
@@ -31,10 +35,11 @@ _AUXILIARY = ("mae", "domain")  # never part of what is saved
 
 
 def kept_words(parts: str) -> tuple[str, ...] | None:
-    """Words whose names stay as they are when ``parts`` are retrained; ``None`` = nothing is retrained.
+    """The words whose names are kept when ``parts`` are retrained; ``None``: nothing is retrained.
 
     Args:
-        parts: ``"none"``, ``"all"`` or letters of B, E, D joined by ``+`` in any order (or the words themselves), e.g. ``"B+E"``.
+        parts: ``"none"``, ``"all"``, or the letters B, E, D (or their words) joined by ``+`` in any order,
+            e.g. ``"B+E"``.
 
     Raises:
         MrtError: anything else.
@@ -45,7 +50,10 @@ def kept_words(parts: str) -> tuple[str, ...] | None:
         return ()
     letters = [part.strip()[:1].upper() for part in parts.split("+")]
     words = [part.strip().lower() for part in parts.split("+")]
-    known = all(letter in _WORDS and word in (letter.lower(), _WORDS[letter]) for letter, word in zip(letters, words, strict=True))
+    known = all(
+        letter in _WORDS and word in (letter.lower(), _WORDS[letter])
+        for letter, word in zip(letters, words, strict=True)
+    )
     if not known or len(set(letters)) != len(letters):
         raise MrtError(
             f'retraining parts "{parts}" are not known',
@@ -55,15 +63,15 @@ def kept_words(parts: str) -> tuple[str, ...] | None:
 
 
 def retrained_names(names: Iterable[str], keep: Sequence[str] = ("decoder",)) -> list[str]:
-    """Those names that go back: not auxiliary, and without a kept word in them."""
+    """The names that are reset: those that are not auxiliary and contain no kept word."""
     return [name for name in names if not any(word in name for word in (*_AUXILIARY, *keep))]
 
 
 def reinit_state(detector: nn.Module, parts: str = "B+E") -> dict[str, Tensor]:
-    """A copy of those of the detector's weights and buffers that retraining of ``parts`` brings back; empty for ``"none"``.
+    """A copy of the weights and buffers that retraining of ``parts`` resets; empty for ``"none"``.
 
-    Take it from the student when teaching starts (paper), or from a detector with other weights for the ablation
-    "retraining from random / source / source + MAE".
+    Make it from the student when teaching starts (paper), or from a detector with other weights for the
+    ablation "retraining from random / source / source + MAE".
     """
     keep = kept_words(parts)
     if keep is None:
@@ -74,26 +82,29 @@ def reinit_state(detector: nn.Module, parts: str = "B+E") -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(student: nn.Module, saved_state: Mapping[str, Tensor], keep: Sequence[str] = ()) -> list[str]:
-    """Write saved weights back into the student, in place (the optimiser keeps its references and moments).
+    """Copy saved weights back into the student.
+
+    This is done in place, so that the optimiser keeps its references and moments.
 
     Args:
         student: the detector.
-        saved_state: from :func:`reinit_state`, which has already left out what stays; it is not changed.
-        keep: further words whose names stay; needed where ``saved_state`` is a whole state dict.
+        saved_state: from :func:`reinit_state`, which has left out the kept names; it is not changed.
+        keep: further words whose names are kept; needed if ``saved_state`` is a whole state dict.
 
     Returns:
         The names overwritten.
 
     Raises:
-        MrtError: the state is of another detector.
+        MrtError: the state is that of another detector.
     """
     state = student.state_dict()
     names = retrained_names(saved_state, keep)
     for name in names:
         if name not in state or state[name].shape != saved_state[name].shape:
             found = tuple(state[name].shape) if name in state else "nothing of that name"
+            shape = tuple(saved_state[name].shape)
             raise MrtError(
-                f"the saved weights do not fit the student: {name} is {tuple(saved_state[name].shape)} there, the student has {found}",
+                f"the saved weights do not fit the student: {name} is {shape} there, the student has {found}",
                 "Resume with the configuration the run was started with.",
             )
     for name in names:

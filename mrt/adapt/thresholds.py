@@ -1,4 +1,4 @@
-"""Dynamic thresholds: how sure the teacher must be of a class follows how sure the student is of it on the source."""
+"""Dynamic thresholds: the score that a pseudo label needs follows the student's confidence on the source."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from mrt.errors import MrtError
 
 
 class DynamicThresholds:
-    """One threshold per class, moved once per epoch (paper, section 3.2, as the published code computes it).
+    """One threshold per class, updated once per epoch (paper, section 3.2, as in the published code).
 
-    ``t_c <- clamp(gamma t_c + (1 - gamma) alpha sqrt(m_c), minimum, maximum)`` with m_c the mean source confidence of the matched
-    queries predicted as class c since the last update, 0 if there were none.
+    ``t_c <- clamp(gamma t_c + (1 - gamma) alpha sqrt(m_c), minimum, maximum)``, where m_c is the mean
+    confidence since the last update of the matched source queries that were predicted as class c, 0 if there
+    were none.
 
     Args:
         num_classes: C.
-        alpha: scale of the mean confidence's root.
-        gamma: share of the old threshold that stays.
+        alpha: scale of the square root of the mean confidence.
+        gamma: the fraction of the old threshold that is kept.
         start: threshold of every class before the first update (it is not clamped).
         minimum, maximum: bounds after an update.
-        enabled: False keeps ``start`` for ever: the static threshold of the paper's baseline.
-        device: where the thresholds and the record live.
+        enabled: False always keeps ``start``, the static threshold of the paper's baseline.
+        device: of the thresholds and the record.
     """
 
     def __init__(
@@ -38,30 +39,35 @@ class DynamicThresholds:
         device: torch.device | str = "cpu",
     ) -> None:
         if minimum > maximum:
-            raise MrtError(f"the lowest threshold {minimum} lies above the highest {maximum}", "Raise the maximum or lower the minimum.")
-        self.alpha, self.gamma, self.minimum, self.maximum, self.enabled = alpha, gamma, minimum, maximum, enabled
+            raise MrtError(
+                f"the lowest threshold {minimum} lies above the highest {maximum}",
+                "Raise the maximum or lower the minimum.",
+            )
+        self.alpha, self.gamma, self.enabled = alpha, gamma, enabled
+        self.minimum, self.maximum = minimum, maximum
         self.values = torch.full((num_classes,), start, dtype=torch.float64, device=device)
         self._record = torch.zeros((2, num_classes), dtype=torch.float64, device=device)
 
     @property
     def sum(self) -> Tensor:
-        """(C,) recorded confidences, summed, since the last update."""
+        """(C,) sum of the confidences recorded since the last update."""
         return self._record[0]
 
     @property
     def count(self) -> Tensor:
-        """(C,) how many were recorded since the last update."""
+        """(C,) number of the confidences recorded since the last update."""
         return self._record[1]
 
     @torch.no_grad()
     def record(self, scores: Tensor, labels: Tensor) -> None:
         """Add (M,) scores of (M,) predicted classes, e.g. from ``mrt.losses.matched_confidences``."""
         scores = scores.detach().to(self._record)
-        self._record.index_add_(1, labels.to(self._record.device), torch.stack((scores, torch.ones_like(scores))))
+        added = torch.stack((scores, torch.ones_like(scores)))
+        self._record.index_add_(1, labels.to(self._record.device), added)
 
     @torch.no_grad()
     def update(self, all_reduce: Callable[[Tensor], object] | None = None) -> Tensor:
-        """Move the thresholds by what was recorded and start a new record.
+        """Update the thresholds from the record and start a new record.
 
         Args:
             all_reduce: sums a (2, C) float64 tensor over ranks in place; leave out in a single process.
@@ -79,18 +85,19 @@ class DynamicThresholds:
         return self.values
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Thresholds and the record of the running epoch."""
+        """Thresholds and the record of the current epoch."""
         return {"values": self.values.clone(), "record": self._record.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave.
+        """Restore the result of :meth:`state_dict`.
 
         Raises:
-            MrtError: the state is of another number of classes.
+            MrtError: the state has another number of classes.
         """
         if state["values"].shape != self.values.shape:
             raise MrtError(
-                f"the checkpoint holds thresholds of {len(state['values'])} classes, this run has {len(self.values)}",
+                f"the checkpoint holds thresholds of {len(state['values'])} classes, "
+                f"this run has {len(self.values)}",
                 "Resume with the class list the run was started with.",
             )
         self.values = state["values"].to(self.values, copy=True)

@@ -12,8 +12,9 @@ from torch.export import Dim, ExportedProgram
 
 from mrt.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mrt.errors import MrtError
-from mrt.models.backbone import SameConv2d, fold_carried_norms
 from mrt.models.detector import DeformableDETR
+from mrt.models.fast.carried_norms import fold_carried_norms
+from mrt.models.fast.same_conv import SameConv2d
 from mrt.models.postprocess import top_pairs
 from mrt.ops import without_kernels
 from mrt.predict.network import CANDIDATES
@@ -56,7 +57,7 @@ class Program(nn.Module):
 
 
 class _SameConv2d(nn.Module):
-    """As :class:`mrt.models.backbone.SameConv2d`, in a form that can be traced for images of any size.
+    """As :class:`mrt.models.fast.same_conv.SameConv2d`, in a form that can be traced for images of any size.
 
     Sides of even length are padded by one cell less at their start. The output is cut to the length that it
     has anyway, so that later shapes are simple expressions of the image's shape.

@@ -1,4 +1,4 @@
-"""The set loss of the detector: focal classification, L1 and generalised IoU, averaged over the decoder layers."""
+"""The detector's set loss: focal loss, L1 and generalised IoU, averaged over the decoder layers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from mrt.boxes import cxcywh_to_xyxy, giou, iou
 from mrt.host import to_device
 from mrt.losses.matcher import HungarianMatcher, Matches, Matching, Targets
 
-IGNORE_IOU = 0.5  # a query whose box overlaps an ignore box at least this much is not pushed towards background
+# A query whose box overlaps an ignore box at least this much is not trained towards background.
+IGNORE_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class Share:
-    """Consecutive images of a batch that are judged together, such as one domain's.
+    """Consecutive images of a batch whose losses are summed, such as those of one domain.
 
     Attributes:
         images: how many.
-        num_boxes: what their losses are divided by, at least 1, usually the mean over ranks of :func:`count_boxes`; None: their own count.
-        with_boxes: False leaves out the two box losses (pseudo labels train the class only); matching still uses the boxes.
+        num_boxes: the number by which their losses are divided, at least 1; usually the mean of
+            :func:`count_boxes` over ranks. None: the number of their own boxes.
+        with_boxes: False leaves out the two box losses, because pseudo labels train only the classes;
+            matching still uses the boxes.
     """
 
     images: int
@@ -40,37 +43,55 @@ class DetectionLoss:
         alpha, gamma: of the focal loss (Lin et al., ICCV 2017, equation 5).
     """
 
-    def __init__(self, matcher: HungarianMatcher, num_classes: int, alpha: float = 0.25, gamma: float = 2.0) -> None:
+    def __init__(
+        self, matcher: HungarianMatcher, num_classes: int, alpha: float = 0.25, gamma: float = 2.0
+    ) -> None:
         self.matcher, self.num_classes, self.alpha, self.gamma = matcher, num_classes, alpha, gamma
 
     def __call__(
-        self, logits: Tensor, boxes: Tensor, targets: Targets, num_boxes: Tensor | float | None = None, with_boxes: bool = True
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Targets,
+        num_boxes: Tensor | float | None = None,
+        with_boxes: bool = True,
     ) -> tuple[dict[str, Tensor], Matches]:
-        """The losses of one domain, and the matches: :meth:`start` and :meth:`of_shares` at once, with their arguments."""
+        """The losses of one domain, and the matches: :meth:`start` and :meth:`of_shares` in one call."""
         matches = self.start(logits, boxes, targets).result()
-        return self.of_shares(logits, boxes, targets, matches, [Share(len(targets), num_boxes, with_boxes)])[0], matches
+        share = Share(len(targets), num_boxes, with_boxes)
+        return self.of_shares(logits, boxes, targets, matches, [share])[0], matches
 
     def start(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matching:
-        """Begin to match; its ``result()`` gives the matches.
+        """Begin the matching; its ``result()`` returns the matches.
 
         Args:
-            logits: (L, B, Q, C). The proposals of a two-stage detector are one layer with one class: (1, B, S, 1).
+            logits: (L, B, Q, C). The proposals of a two-stage detector are one layer with one class: (1, B,
+                S, 1).
             boxes: (L, B, Q, 4) cxcywh.
-            targets: B dicts with ``boxes`` (n, 4) and ``labels`` (n,). Optional ``ignore_boxes`` (m, 4): an unmatched query whose
-                predicted box has IoU >= 0.5 with one gets no background loss; with ``ignore_labels`` (m,), only in that class's column.
+            targets: B dicts with ``boxes`` (n, 4) and ``labels`` (n,).
+
+                Optional ``ignore_boxes`` (m, 4): an unmatched query whose predicted box has IoU >= 0.5 with
+                one of them gets no background loss; with ``ignore_labels`` (m,), only in that class's column.
+
+                Optional ``confidences`` (n,) in [0, 1] of the labels. With confidence c, the classification
+                loss of the matched query is c times that of an object plus 1 - c times that of background.
         """
-        if logits.shape[-1] != self.num_classes:
-            raise ValueError(f"logits have {logits.shape[-1]} class columns, the loss was made for {self.num_classes}")
+        columns = logits.shape[-1]
+        if columns != self.num_classes:
+            raise ValueError(f"logits have {columns} class columns, the loss was made for {self.num_classes}")
         return self.matcher.start(logits, boxes, targets)
 
     def of_shares(
         self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, shares: Sequence[Share]
     ) -> list[dict[str, Tensor]]:
-        """Unweighted losses of each share, summed, divided by its number of boxes and averaged over the L layers (method.md: MRT takes
-        the mean where classic Deformable DETR takes the sum).
+        """Unweighted losses of each share.
+
+        They are summed, divided by the share's number of boxes and averaged over the L layers. MRT uses this
+        mean over layers where Deformable DETR uses the sum (method.md).
 
         Args:
-            logits, boxes, targets: as for :meth:`start`. matches: what it gave.
+            logits, boxes, targets: as for :meth:`start`.
+            matches: its result.
             shares: of the batch's images, in their order.
 
         Returns:
@@ -98,8 +119,8 @@ class DetectionLoss:
     def _classification(self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches) -> Tensor:
         """(B,) sum of the focal loss over all layers, queries and classes of each image.
 
-        With y = 1 for a background entry and -1 for a matched one, the focal loss of both is w sigmoid(yx)^gamma softplus(yx),
-        w = 1 - alpha or alpha.
+        With y = 1 for a background entry and -1 for a matched one, the focal loss of both is
+        w sigmoid(yx)^gamma softplus(yx), where w is 1 - alpha for background and alpha for a matched entry.
         """
         sign = torch.ones_like(logits, dtype=torch.float32)
         sign[_layers(matches), matches.image, matches.query, matches.labels[matches.target]] = -1.0
@@ -107,41 +128,65 @@ class DetectionLoss:
         if any(len(target.get("ignore_boxes", ())) for target in targets):
             weight = weight * _counted(boxes.detach(), targets, sign)
         x = logits.float() * sign
-        return (weight * x.sigmoid() ** self.gamma * F.softplus(x)).sum((0, 2, 3))
+        of_entry = weight * x.sigmoid() ** self.gamma * F.softplus(x)
+        if any("confidences" in target for target in targets):
+            of_entry = self._doubted(of_entry, logits, targets, matches)
+        return of_entry.sum((0, 2, 3))
+
+    def _doubted(self, of_entry: Tensor, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
+        """The loss of every entry (L, B, Q, C), where labels have confidences."""
+        matched = (_layers(matches), matches.image, matches.query, matches.labels[matches.target])
+        given = []
+        for target in targets:
+            certain = torch.ones_like(target["labels"], dtype=torch.float32)
+            given.append(target.get("confidences", certain))
+        confidence = torch.cat(given).float()[matches.target]
+        x = logits[matched].float()
+        background = (1 - self.alpha) * x.sigmoid() ** self.gamma * F.softplus(x)
+        return of_entry.index_put(matched, confidence * of_entry[matched] + (1 - confidence) * background)
 
 
 def _layers(matches: Matches) -> Tensor:
-    """(L, 1) layer indices, to go with ``matches.image`` and ``matches.query``."""
+    """(L, 1) layer indices, for indexing together with ``matches.image`` and ``matches.query``."""
     return torch.arange(len(matches.query), device=matches.query.device)[:, None]
 
 
 def _counted(boxes: Tensor, targets: Targets, sign: Tensor) -> Tensor:
-    """(L, B, Q, C) 1 where the classification loss counts, 0 where an unmatched query lies on an ignore box."""
+    """(L, B, Q, C): 0 where an unmatched query overlaps an ignore box, else 1."""
     ignored = [(image, target) for image, target in enumerate(targets) if len(target.get("ignore_boxes", ()))]
-    owner = to_device(torch.cat([torch.full((len(target["ignore_boxes"]),), image) for image, target in ignored]), sign.device)
+    owners = [torch.full((len(target["ignore_boxes"]),), image) for image, target in ignored]
+    owner = to_device(torch.cat(owners), sign.device)
     region = cxcywh_to_xyxy(torch.cat([target["ignore_boxes"] for _, target in ignored]).float())
     columns = torch.cat([_ignored_columns(target, sign.shape[-1]) for _, target in ignored])
-    on_region = iou(cxcywh_to_xyxy(boxes[:, owner].float()), region[:, None]) >= IGNORE_IOU  # (L, I, Q) for I ignore boxes
-    image_columns = columns[:, None] * (owner[:, None] == torch.arange(sign.shape[1], device=sign.device))[..., None]  # (I, B, C)
-    hits = (on_region.float().transpose(1, 2) @ image_columns.flatten(1)).unflatten(-1, image_columns.shape[1:]).transpose(1, 2)
+    # For I ignore boxes: (L, I, Q) which queries overlap each, (I, B, C) which image and classes each
+    # concerns.
+    on_region = iou(cxcywh_to_xyxy(boxes[:, owner].float()), region[:, None]) >= IGNORE_IOU
+    in_image = owner[:, None] == torch.arange(sign.shape[1], device=sign.device)
+    image_columns = columns[:, None] * in_image[..., None]
+    hits = on_region.float().transpose(1, 2) @ image_columns.flatten(1)
+    hits = hits.unflatten(-1, image_columns.shape[1:]).transpose(1, 2)
     matched = (sign < 0).any(-1, keepdim=True)
     return ((hits == 0) | matched).float()
 
 
 def _ignored_columns(target: dict, num_classes: int) -> Tensor:
-    """(m, C) 1 in the class columns that each ignore box concerns."""
+    """(m, C): 1 in the class columns that each ignore box concerns."""
     if "ignore_labels" not in target:
-        return target["ignore_boxes"].new_ones((len(target["ignore_boxes"]), num_classes), dtype=torch.float32)
+        boxes = target["ignore_boxes"]
+        return boxes.new_ones((len(boxes), num_classes), dtype=torch.float32)
     labels = target["ignore_labels"]
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
 def count_boxes(targets: Targets) -> int:
-    """Boxes in the batch; the caller averages it over ranks and takes at least 1 as ``num_boxes``."""
+    """Number of boxes in the batch. For ``num_boxes`` the caller averages it over ranks, to at least 1."""
     return sum(len(target["labels"]) for target in targets)
 
 
 def class_agnostic(targets: Targets) -> list[dict]:
-    """The same targets with every label 0: what the proposals of a two-stage detector learn (object or not)."""
+    """The same targets with every label 0: those of a two-stage detector's proposals (object or not)."""
     changed = {"labels", "ignore_labels"}
-    return [{key: torch.zeros_like(value) if key in changed else value for key, value in target.items()} for target in targets]
+    return [
+        {key: torch.zeros_like(value) if key in changed else value for key, value in target.items()}
+        for target in targets
+    ]

@@ -1,9 +1,9 @@
 """Bipartite matching of queries to boxes, for all decoder layers at once.
 
-The costs of every layer and image are computed together on the device and cross to the host in one copy, which other work may hide
-(:meth:`HungarianMatcher.start`); the assignment itself is scipy's.
+The costs of all layers and images are computed together on the device and are copied to the host at once,
+while other work can run (:meth:`HungarianMatcher.start`). Scipy solves the assignment problem.
 
-Every layer matches the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
+Every layer has the same number of pairs, ``M = sum_i min(Q, n_i)``, so the result is rectangular.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Targets = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Matches:
-    """Which query answers for which box, for L layers and M pairs per layer; T boxes in the batch, image after image.
+    """The (query, box) pairs: M pairs in each of L layers. The batch has T boxes, image after image.
 
     Attributes:
         image: (M,) image of each pair, the same in every layer.
         query: (L, M) query of each pair.
-        target: (L, M) box of each pair, counted through the whole batch.
+        target: (L, M) box of each pair, as an index into all T boxes.
         labels: (T,) classes of the batch's boxes.
         boxes: (T, 4) the batch's boxes, cxcywh.
         counts: boxes per image; they sum to T.
@@ -48,27 +48,32 @@ class Matches:
     num_queries: int
 
     def pairs(self, layer: int, image: int) -> tuple[Tensor, Tensor]:
-        """(n,) queries in rising order and (n,) indices into that image's own boxes: for looking at, not for the loss."""
+        """(n,) queries in ascending order and (n,) indices into that image's boxes, for inspection."""
         sizes = [min(count, self.num_queries) for count in self.counts]
         here = slice(sum(sizes[:image]), sum(sizes[: image + 1]))
         query, order = self.query[layer, here].sort()
         return query, self.target[layer, here][order] - sum(self.counts[:image])
 
-    def first(self, images: int) -> Matches:
-        """The matches of the batch's first images."""
-        pairs, boxes = self.num_pairs(images), sum(self.counts[:images])
-        query, target = self.query[:, :pairs], self.target[:, :pairs]
-        return Matches(self.image[:pairs], query, target, self.labels[:boxes], self.boxes[:boxes], self.counts[:images], self.num_queries)
+    def rows(self, first: int, last: int) -> Matches:
+        """The matches of the images ``first`` to ``last - 1``, whose indices start at 0 again."""
+        pairs = slice(self.num_pairs(first), self.num_pairs(last))
+        before = sum(self.counts[:first])
+        boxes = slice(before, sum(self.counts[:last]))
+        image, query, target = self.image[pairs], self.query[:, pairs], self.target[:, pairs]
+        if first:
+            image, target = image - first, target - before
+        labels, counts = self.labels[boxes], self.counts[first:last]
+        return Matches(image, query, target, labels, self.boxes[boxes], counts, self.num_queries)
 
     def num_pairs(self, images: int) -> int:
-        """Pairs per layer that the batch's first images have."""
+        """Pairs per layer in the first ``images`` images of the batch."""
         return sum(min(count, self.num_queries) for count in self.counts[:images])
 
 
 class HungarianMatcher:
-    """Lowest total cost of one-to-one pairs: ``cost_class`` focal + ``cost_box`` L1 + ``cost_giou`` (-GIoU).
+    """One-to-one pairs of lowest total cost: ``cost_class`` focal + ``cost_box`` L1 + ``cost_giou`` (-GIoU).
 
-    Source: Deformable DETR, section 4 (the class term is the focal loss of the positive minus that of the negative).
+    The class term is the focal loss of a positive minus that of a negative (Deformable DETR, section 4).
 
     Args:
         cost_class, cost_box, cost_giou: weights of the three terms.
@@ -76,7 +81,12 @@ class HungarianMatcher:
     """
 
     def __init__(
-        self, cost_class: float = 2.0, cost_box: float = 5.0, cost_giou: float = 2.0, alpha: float = 0.25, gamma: float = 2.0
+        self,
+        cost_class: float = 2.0,
+        cost_box: float = 5.0,
+        cost_giou: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
     ) -> None:
         self.cost_class, self.cost_box, self.cost_giou = cost_class, cost_box, cost_giou
         self.alpha, self.gamma = alpha, gamma
@@ -91,7 +101,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def start(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matching:
-        """Compute the costs and send them to the host without waiting; arguments as for a call."""
+        """Compute the costs and start their copy to the host without waiting; arguments as for a call."""
         counts = tuple(len(target["labels"]) for target in targets)
         labels = torch.cat([target["labels"] for target in targets])
         truth = torch.cat([target["boxes"] for target in targets])
@@ -107,9 +117,11 @@ class HungarianMatcher:
         p = x.sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * F.softplus(-x)
         negative = (1 - self.alpha) * p**self.gamma * F.softplus(x)
-        # One plane per coordinate, (8, L, T, Q): elementwise work on an innermost axis of four is several times slower.
+        # One plane per coordinate, (8, L, T, Q): elementwise operations are several times slower where the
+        # four coordinates are the last axis.
         boxes, truth = boxes.float(), truth.float()
-        planes = torch.cat((boxes, cxcywh_to_xyxy(boxes)), -1).movedim(-1, 0).contiguous().index_select(2, owner)
+        coordinates = torch.cat((boxes, cxcywh_to_xyxy(boxes)), -1).movedim(-1, 0)
+        planes = coordinates.contiguous().index_select(2, owner)
         distance = (planes[:4] - truth.T[:, None, :, None]).abs_().sum(0)
         overlap = giou(planes[4:].movedim(0, -1), cxcywh_to_xyxy(truth)[:, None])
         return self.cost_class * (positive - negative) + self.cost_box * distance - self.cost_giou * overlap
@@ -117,7 +129,7 @@ class HungarianMatcher:
 
 @dataclass(frozen=True)
 class Matching:
-    """A matching whose costs are on their way to the host; ``costs`` is None where no image has a box."""
+    """A matching whose costs are being copied to the host; ``costs`` is None if no image has a box."""
 
     costs: HostCopy | None
     num_layers: int
@@ -127,11 +139,17 @@ class Matching:
     boxes: Tensor
 
     def result(self) -> Matches:
-        """Wait for the costs and assign. RunFailed where one is not finite."""
-        pairs = np.empty((1 + 2 * self.num_layers, sum(min(count, self.num_queries) for count in self.counts)), dtype=np.int64)
+        """Wait for the costs and solve the assignment.
+
+        Raises:
+            RunFailed: a cost is not finite.
+        """
+        count = sum(min(boxes, self.num_queries) for boxes in self.counts)
+        pairs = np.empty((1 + 2 * self.num_layers, count), dtype=np.int64)
         if self.costs is not None:
             _assign(self.costs.result().numpy(), self.counts, self.num_queries, pairs)
-        image, *rows = to_device(torch.from_numpy(pairs), self.labels.device).split((1, self.num_layers, self.num_layers))
+        on_device = to_device(torch.from_numpy(pairs), self.labels.device)
+        image, *rows = on_device.split((1, self.num_layers, self.num_layers))
         return Matches(image[0], *rows, self.labels, self.boxes, self.counts, self.num_queries)
 
 
@@ -141,8 +159,9 @@ def _assign(costs: np.ndarray, counts: Sequence[int], num_queries: int, pairs: n
         layer, target, _ = np.argwhere(~np.isfinite(costs))[0]
         image = int(np.searchsorted(np.cumsum(counts), target, side="right"))
         raise RunFailed(
-            f"the detector's output is not finite (first at decoder layer {layer}, image {image} of the batch): "
-            "training has diverged. Resume from the last checkpoint with a lower learning rate or without fp16."
+            f"the detector's output is not finite (first at decoder layer {layer}, "
+            f"image {image} of the batch): training has diverged. "
+            "Resume from the last checkpoint with a lower learning rate or without fp16."
         )
     num_layers, first, filled = len(costs), 0, 0
     for image, count in enumerate(counts):
@@ -157,7 +176,7 @@ def _assign(costs: np.ndarray, counts: Sequence[int], num_queries: int, pairs: n
 
 
 def matched_confidences(logits: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
-    """What the dynamic thresholds record: the last layer's best score and its class for each matched query.
+    """The best score and its class of each matched query in the last layer, which dynamic thresholds record.
 
     Args:
         logits: (B, Q, C) of the last decoder layer.

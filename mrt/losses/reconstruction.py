@@ -15,17 +15,17 @@ def reconstruction_loss(
     padding: Tensor | None = None,
     over: Literal["all", "masked"] = "all",
 ) -> Tensor:
-    """Mean squared error between the rebuilt and the real backbone map (paper, equation of L_mask).
+    """Mean squared error between the reconstructed and the real backbone map (L_mask in the paper).
 
     Args:
         reconstruction: (B, C, h, w).
         target: (B, C, h, w) the backbone map; no gradient flows into it.
         mask: (B, h, w) bool, True = masked; needed for ``over="masked"``.
-        padding: (B, h, w) bool, True = padding, left out of the mean where given.
-        over: ``"all"`` cells (published code) or the ``"masked"`` ones only (paper).
+        padding: (B, h, w) bool, True = padding; if given, padding is left out of the mean.
+        over: ``"all"`` cells (published code) or only the ``"masked"`` ones (paper).
 
     Returns:
-        A float32 scalar; 0 if no cell counts.
+        A float32 scalar; 0 if the mean is over no cell.
     """
     if over not in ("all", "masked"):
         raise ValueError(f'over must be "all" or "masked", not {over!r}')

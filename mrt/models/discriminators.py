@@ -1,4 +1,7 @@
-"""Domain discriminators behind a gradient reversal layer: they learn to tell source from target, the detector learns to prevent it."""
+"""Domain discriminators behind a gradient reversal layer.
+
+They learn to tell source from target features; the reversed gradient trains the detector to prevent that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrt.models.detector import DetectorOutput
+from mrt.models.interface import DetectorOutput
 
 
 class _Reverse(torch.autograd.Function):
@@ -23,12 +26,15 @@ class _Reverse(torch.autograd.Function):
 
 
 def gradient_reversal(x: Tensor, eta: float = 1.0) -> Tensor:
-    """Identity forward; multiplies the gradient by ``-eta`` backward. Source: Ganin and Lempitsky, ICML 2015."""
+    """Identity in the forward pass; multiplies the gradient by ``-eta`` in the backward pass.
+
+    Source: Ganin and Lempitsky, ICML 2015.
+    """
     return _Reverse.apply(x, eta)
 
 
 class ConvDiscriminator(nn.Module):
-    """Three 3x3 convolutions with ReLU between: (B, channels, h, w) -> (B, h, w, 2), source or target per cell."""
+    """Three 3x3 convolutions with ReLU between: (B, channels, h, w) -> (B, h, w, 2), logits per cell."""
 
     def __init__(self, channels: int, hidden_dim: int) -> None:
         super().__init__()
@@ -67,16 +73,26 @@ class Discriminators(nn.Module):
         self.encoder = nn.ModuleList(ConvDiscriminator(hidden_dim, hidden_dim) for _ in range(num_levels))
         self.decoder = LinearDiscriminator(hidden_dim)
 
+    def compile_regions(self) -> list[nn.Module]:
+        """The convolutional discriminators."""
+        return [self.backbone, *self.encoder]
+
     def forward(self, output: DetectorOutput) -> dict[str, Tensor]:
-        """Two-way logits (source, target): {"backbone": (B, h, w, 2), "encoder": (B, S, 2), "decoder": (B, Q, 2)}.
+        """Two-way logits (source, target) of each discriminator.
+
+        They are {"backbone": (B, h, w, 2), "encoder": (B, S, 2), "decoder": (B, Q, 2)}.
 
         Padding cells are included, as in the published code.
         """
-        shapes = output.features.shapes
-        memory = gradient_reversal(output.memory, self.eta).split([h * w for h, w in shapes], dim=1)
-        maps = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(memory, shapes, strict=True)]
+        spatial_shapes = output.features.shapes
+        memory = gradient_reversal(output.memory, self.eta).split([h * w for h, w in spatial_shapes], dim=1)
+        maps = [
+            part.transpose(1, 2).unflatten(2, shape)
+            for part, shape in zip(memory, spatial_shapes, strict=True)
+        ]
+        of_levels = [level(x).flatten(1, 2) for level, x in zip(self.encoder, maps, strict=True)]
         return {
             "backbone": self.backbone(gradient_reversal(output.features.maps[-1], self.eta)),
-            "encoder": torch.cat([d(x).flatten(1, 2) for d, x in zip(self.encoder, maps, strict=True)], dim=1),
+            "encoder": torch.cat(of_levels, dim=1),
             "decoder": self.decoder(gradient_reversal(output.queries, self.eta)),
         }

@@ -1,4 +1,7 @@
-"""The masked-autoencoder branch: the student sees a fifth of the target image's cells and rebuilds a backbone map from them."""
+"""The masked-autoencoder branch.
+
+The student reconstructs a backbone map from a fifth of a target image's cells.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,39 @@ from torch import Tensor, nn
 
 from mrt.errors import MrtError
 from mrt.models.attention import MSDeformAttn
-from mrt.models.detector import DeformableDETR, Features
+from mrt.models.detector import DeformableDETR, sampling_names
+from mrt.models.fast.precision import as_products_take_it
+from mrt.models.interface import EncoderInput, Features
 from mrt.models.position import cell_centres, encoder_reference_points, valid_ratios
-from mrt.models.precision import as_products_take_it
 from mrt.models.transformer import Decoder
 
-PUBLISHED_GRID = (21, 42)  # cells of stride 32 in a 666 x 1332 image, which the published runs were built for
+PUBLISHED_GRID = (21, 42)  # cells of stride 32 in a 666 x 1332 image, the size in the published runs
 
 
 def random_masks(
-    shapes: Sequence[tuple[int, int]],
+    spatial_shapes: Sequence[tuple[int, int]],
     batch: int,
     ratio: float,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """Independent random masks, one per level: (batch, h, w) bool, each cell True (masked) with probability ``ratio``."""
-    return [torch.rand((batch, h, w), generator=generator, device=device) < ratio for h, w in shapes]
+    """Independent random masks, one per level: (batch, h, w) bool.
+
+    Each cell is True (masked) with probability ``ratio``.
+    """
+    return [torch.rand((batch, h, w), generator=generator, device=device) < ratio for h, w in spatial_shapes]
 
 
 @dataclass
 class Reconstruction:
-    """What the branch gives for the loss.
+    """The branch's output, from which the loss is computed.
 
     Attributes:
-        prediction: (B, C, h, w) rebuilt map. target: the backbone's own map, same shape, detached.
-        mask: (B, h, w) True where the cell was masked. padding: (B, h, w) True where it is padding.
-        memory: (B, S, d) the encoder's output of the masked pass.
+        prediction: (B, C, h, w), the reconstructed map.
+        target: (B, C, h, w), the backbone's own map, detached.
+        mask: (B, h, w), True where the cell was masked.
+        padding: (B, h, w), True where the cell is padding.
+        memory: (B, S, d), the encoder's output in the masked pass.
     """
 
     prediction: Tensor
@@ -48,37 +57,38 @@ class Reconstruction:
 
 
 @dataclass
-class MaskedFeatures:
-    """What the encoder sees in the masked pass, and what the branch needs to rebuild from its memory.
+class MaskedFeatures(EncoderInput):
+    """The encoder's input in the masked pass, and what the branch needs to reconstruct the map.
 
     Attributes:
-        features: of the whole image. masks: per level (B, h, w), as drawn; ``hidden`` with padding, where that stays masked.
-        token_mask: (B, S) True = value zeroed. valid_ratios: (B or 1, L, 2). reference_points: (B or 1, S, L, 2).
+        masks: per level (B, h, w), as drawn.
+        hidden: ``masks``, and padding where padding stays masked.
+        valid_ratios: (B or 1, L, 2).
     """
 
-    features: Features
     masks: list[Tensor]
     hidden: list[Tensor]
-    token_mask: Tensor
     valid_ratios: Tensor
-    reference_points: Tensor
 
 
 class MaskedAutoencoder(nn.Module):
     """Auxiliary decoder over the cells of one backbone map (MRT, section 3.2).
 
     Args:
-        hidden_dim, num_heads, num_points, num_levels, feedforward_dim, dropout: as the detector's transformer.
+        hidden_dim, num_heads, num_points, num_levels, feedforward_dim, dropout: as in the detector's
+            transformer.
         num_layers: decoder layers.
-        out_channels: channels of the map to rebuild.
-        variant: what visible cells enter the decoder as. "published": a learned embedding per position; "paper": the encoder's output,
-            placed by the sine encoding.
-        valid_ratios: "padding": shares of the real image; "mask": read from the random masks, as the published code does (a mask whose
-            first row or column is full then makes sampling points non-finite, which the op lets add nothing).
-        image_size: (h, w) of the grid that the learned embedding is made for; it is interpolated to any other. Default: the published
-            runs' 21 x 42. Of no effect with variant "paper".
-        level: which backbone map is rebuilt: 0, 1, 2 for C3, C4, C5.
-        keep_padding: padding cells stay masked in the masked pass (paper); the published code forgets them. Default: as the variant did.
+        out_channels: channels of the map to reconstruct.
+        variant: the decoder's input for visible cells. "published": a learned embedding per position;
+            "paper": the encoder's output, with the sine encoding as its position.
+        valid_ratios: "padding": from the padding of the images; "mask": from the random masks, as in the
+            published code. Then a mask whose first row or column is full makes sampling points non-finite;
+            such points contribute nothing.
+        image_size: (h, w) of the grid for which the learned embedding is made; it is interpolated to other
+            grids. Default: 21 x 42, as in the published runs. Has no effect with variant "paper".
+        level: the backbone map to reconstruct: 0, 1, 2 for C3, C4, C5.
+        keep_padding: padding cells stay masked in the masked pass, as in the paper. The published code does
+            not mask them. Default: as the variant does.
     """
 
     def __init__(
@@ -134,20 +144,33 @@ class MaskedAutoencoder(nn.Module):
             if projection is not None:
                 nn.init.zeros_(projection.bias)
 
-    def forward(self, detector: DeformableDETR, features: Features, masks: Sequence[Tensor]) -> Reconstruction:
-        """A masked pass through the detector's encoder, then the rebuilding.
+    def forward(
+        self, detector: DeformableDETR, features: Features, masks: Sequence[Tensor]
+    ) -> Reconstruction:
+        """A masked pass through the detector's encoder, then the reconstruction.
 
         Args:
-            detector: whose encoder learns from this.
-            features: of :meth:`DeformableDETR.extract`.
-            masks: per level (B, h, w) bool, of :func:`random_masks`.
+            detector: its encoder learns from this.
+            features: from :meth:`DeformableDETR.extract`.
+            masks: per level (B, h, w) bool, from :func:`random_masks`.
         """
         masked = self.mask(features, masks)
-        inputs = (features.tokens(), features.positions, features.shapes, masked.reference_points, masked.token_mask)
-        return self.rebuild(detector, masked, detector.transformer.encode(*inputs))
+        tokens, references = features.tokens(), masked.reference_points
+        memory = detector.transformer.encode(
+            tokens, features.positions, features.spatial_shapes, references, masked.token_mask
+        )
+        return self.rebuild(detector, masked, memory)
+
+    def compile_regions(self) -> list[nn.Module]:
+        """The decoder's layers."""
+        return list(self.layers)
+
+    def learning_rate_groups(self) -> dict[str, list[str]]:
+        """The parameters that choose sampling points learn at the detector's lower rate for these."""
+        return {"sampling": sampling_names(self)}
 
     def mask(self, features: Features, masks: Sequence[Tensor]) -> MaskedFeatures:
-        """What the masked pass zeroes and where it looks; arguments as in :meth:`forward`."""
+        """The encoder's input in the masked pass; arguments as in :meth:`forward`."""
         hidden = list(masks)
         if self.keep_padding and features.padded:
             hidden = [mask | padding for mask, padding in zip(masks, features.masks, strict=True)]
@@ -155,34 +178,38 @@ class MaskedAutoencoder(nn.Module):
         ratios, references = features.valid_ratios, features.reference_points
         if self.valid_ratios == "mask":
             ratios = valid_ratios(masks)
-            references = encoder_reference_points(features.shapes, ratios)
-        return MaskedFeatures(features, list(masks), hidden, token_mask, ratios, references)
+            references = encoder_reference_points(features.spatial_shapes, ratios)
+        return MaskedFeatures(features, token_mask, references, list(masks), hidden, ratios)
 
     def rebuild(self, detector: DeformableDETR, masked: MaskedFeatures, memory: Tensor) -> Reconstruction:
-        """The map from the memory (B, S, d) of the masked pass."""
+        """Reconstruct the map from the memory (B, S, d) of the masked pass."""
         features = masked.features
         index = self.level - (len(features.maps) - min(len(features.maps), len(features.levels)))
         if not 0 <= index < len(features.levels) or not 0 <= self.level < len(features.maps):
             raise MrtError(
-                f"mae level is {self.level}, but of {len(features.maps)} backbone maps {len(features.levels)} levels are in use",
+                f"mae level is {self.level}, but of {len(features.maps)} backbone maps "
+                f"{len(features.levels)} levels are in use",
                 "Choose the index of a backbone map the detector looks at (2 is C5).",
             )
-        sizes = [h * w for h, w in features.shapes]
+        sizes = [h * w for h, w in features.spatial_shapes]
         if self.variant == "published":
-            position, content = self._embedding(features.shapes[index]).expand(memory.shape[0], -1, -1).chunk(2, -1)
+            embedding = self._embedding(features.spatial_shapes[index])
+            position, content = embedding.expand(memory.shape[0], -1, -1).chunk(2, -1)
             points = self.reference_points(position).float().sigmoid()
         else:
             position = features.positions.split(sizes, dim=1)[index] + detector.transformer.level_embed[index]
             content = memory.split(sizes, dim=1)[index]
-            points = cell_centres(features.shapes, features.valid_ratios).split(sizes, dim=1)[index]
+            points = cell_centres(features.spatial_shapes, features.valid_ratios).split(sizes, dim=1)[index]
             points = points.expand(memory.shape[0], -1, -1)
         position, content, seen = (as_products_take_it(x) for x in (position, content, memory))
-        queries = torch.where(masked.hidden[index].flatten(1)[..., None], self.mask_query.weight.to(content.dtype), content)
+        hidden = masked.hidden[index].flatten(1)[..., None]
+        queries = torch.where(hidden, self.mask_query.weight.to(content.dtype), content)
         points = points[:, :, None] * masked.valid_ratios[:, None]
         for layer in self.layers:
-            queries = layer(queries, position, points, seen, features.shapes, masked.token_mask)
-        prediction = self.output_proj(queries).transpose(1, 2).unflatten(2, features.shapes[index])
-        return Reconstruction(prediction, features.maps[self.level].detach(), masked.masks[index], features.masks[index], memory)
+            queries = layer(queries, position, points, seen, features.spatial_shapes, masked.token_mask)
+        prediction = self.output_proj(queries).transpose(1, 2).unflatten(2, features.spatial_shapes[index])
+        target = features.maps[self.level].detach()
+        return Reconstruction(prediction, target, masked.masks[index], features.masks[index], memory)
 
     def _embedding(self, shape: tuple[int, int]) -> Tensor:
         """The learned embedding (1, h * w, 2d) for a grid of any shape."""
@@ -190,4 +217,5 @@ class MaskedAutoencoder(nn.Module):
         if shape == self.grid:
             return weight[None]
         grid = weight.T.unflatten(1, self.grid)[None]
-        return F.interpolate(grid, size=shape, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+        grid = F.interpolate(grid, size=shape, mode="bilinear", align_corners=False)
+        return grid.flatten(2).transpose(1, 2)

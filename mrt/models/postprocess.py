@@ -19,7 +19,8 @@ def top_pairs(logits: Tensor, boxes: Tensor, k: int = 100) -> tuple[Tensor, Tens
         boxes: (B, Q, 4) cx, cy, w, h in [0, 1].
 
     Returns:
-        (B, k) scores, falling; (B, k) int64 labels; (B, k, 4) boxes x0, y0, x1, y1 as shares of the image, not clipped.
+        (B, k) scores, highest first; (B, k) int64 labels; (B, k, 4) boxes x0, y0, x1, y1 as fractions of the
+        image, not clipped.
     """
     classes = logits.shape[-1]
     scores = logits.float().sigmoid().flatten(1)
@@ -29,16 +30,20 @@ def top_pairs(logits: Tensor, boxes: Tensor, k: int = 100) -> tuple[Tensor, Tens
     return scores, chosen % classes, corners
 
 
-def top_detections(logits: Tensor, boxes: Tensor, image_sizes: Sequence[tuple[int, int]], k: int = 100) -> list[dict[str, Tensor]]:
-    """:func:`top_pairs` in pixels.
+def top_detections(
+    logits: Tensor, boxes: Tensor, image_sizes: Sequence[tuple[int, int]], k: int = 100
+) -> list[dict[str, Tensor]]:
+    """:func:`top_pairs`, with boxes in pixels.
 
     Args:
-        image_sizes: (H, W) per image, in the pixels that the boxes shall have.
+        logits, boxes, k: as for :func:`top_pairs`.
+        image_sizes: (H, W) per image; the boxes are scaled to these sizes.
 
     Returns:
-        Per image {"scores": (k,) falling, "labels": (k,) int64, "boxes": (k, 4) x0, y0, x1, y1 in pixels, not clipped}.
+        Per image {"scores": (k,) highest first, "labels": (k,) int64, "boxes": (k, 4) x0, y0, x1, y1 in
+        pixels, not clipped}.
     """
     scores, labels, corners = top_pairs(logits, boxes, k)
-    pixels = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=corners.dtype).to(corners.device, non_blocking=True)
-    corners = corners * pixels[:, None]
+    sizes = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=corners.dtype)
+    corners = corners * sizes.to(corners.device, non_blocking=True)[:, None]
     return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, corners, strict=True)]

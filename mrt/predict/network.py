@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mrt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize, resized_size
 from mrt.errors import MrtError
-from mrt.models.backbone import fold_carried_norms
 from mrt.models.detector import DeformableDETR
-from mrt.models.packed import pack
+from mrt.models.fast.carried_norms import fold_carried_norms
+from mrt.models.fast.packed import pack
 from mrt.models.postprocess import top_pairs
 
 CANDIDATES = 300  # (query, class) pairs of an image that thresholds, NMS and class filters choose from

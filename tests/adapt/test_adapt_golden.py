@@ -27,11 +27,17 @@ class Named(nn.Module):
 
 @pytest.mark.parametrize(("decay", "updates"), [(0.9996, 1), (0.9, 2)])
 def test_ema(decay: float, updates: int) -> None:
-    """The recorded ``alpha0.9996_n1`` arrays are, bit for bit, those of ``alpha0.9_n2`` (and do not follow from the recorded
-    inputs), so one update at 0.9996 is compared with the formula in float64 instead."""
+    """The teacher's average equals the formula and the recorded numbers.
+
+    The recorded ``alpha0.9996_n1`` arrays equal those of ``alpha0.9_n2`` bit for bit and do not follow from
+    the recorded inputs. So one update at 0.9996 is only compared with the formula in float64.
+    """
     data = load_golden("ema")
     names = [key.removeprefix("teacher/") for key in data.files if key.startswith("teacher/")]
-    before, student = (Named({name: torch.from_numpy(data[f"{side}/{name}"]) for name in names}) for side in ("teacher", "student"))
+    before, student = (
+        Named({name: torch.from_numpy(data[f"{side}/{name}"]) for name in names})
+        for side in ("teacher", "student")
+    )
     teacher = Teacher(before, decay=decay)
     for step in range(updates):
         teacher.update(student, step)
@@ -39,7 +45,8 @@ def test_ema(decay: float, updates: int) -> None:
     assert len(state) == len(names) == 6
     for name, tensor in state.items():
         share = decay**updates
-        formula = share * data[f"teacher/{name}"].astype("f8") + (1 - share) * data[f"student/{name}"].astype("f8")
+        old, new = data[f"teacher/{name}"].astype("f8"), data[f"student/{name}"].astype("f8")
+        formula = share * old + (1 - share) * new
         assert_close(tensor, formula, what=name)
         if updates == 2:
             assert_close(tensor, data[f"alpha0.9_n2/{name}"], what=name)
@@ -67,7 +74,9 @@ def test_dynamic_thresholds(setting: str) -> None:
 def test_pseudo_labels() -> None:
     data = load_golden("pseudo_labels")
     logits, boxes = torch.from_numpy(data["in/logits"]), torch.from_numpy(data["in/boxes"])
-    found = pseudo_labels(logits, boxes, torch.from_numpy(data["in/thresholds"]), nms_iou=float(data["in/nms_iou"]))
+    found = pseudo_labels(
+        logits, boxes, torch.from_numpy(data["in/thresholds"]), nms_iou=float(data["in/nms_iou"])
+    )
     assert len(found) == 4
     for image, labelled in enumerate(found):
         assert labelled["labels"].tolist() == data[f"out/img{image}.labels"].tolist()
@@ -87,7 +96,10 @@ def test_pseudo_labels() -> None:
     ],
 )
 def test_retrained_parts(case: str, parts: str) -> None:
-    """The recorded flags are of the teaching student, auxiliaries included; the last part of the name is the kept words."""
+    """The recorded flags are those of the teaching student, including the auxiliary branches.
+
+    The last part of a case's name holds the kept words.
+    """
     data = load_golden("reinit")
     student = Named({name: torch.zeros(1) for name in data["keys"]})
     expected = data["keys"][data[case]].tolist()
@@ -105,12 +117,14 @@ def test_any_kept_words(words: str) -> None:
     key = "is_reinit" if words == "decoder" else f"is_reinit/{words}"
     before = dict(whole)
     assert restore(student, whole, keep=words.split("+")) == data["keys"][data[key]].tolist()
-    assert whole == before  # the published call shrinks what it is given; ours does not
+    assert whole == before  # the published function changes its argument; ours does not
 
 
 def test_published_list_of_the_real_model() -> None:
     lines = (GOLDEN / "state_dict_keys_r50_teaching_student.txt").read_text().splitlines()
     student = Named({line.split("\t")[0]: torch.zeros(1) for line in lines if not line.startswith("#")})
-    listed = [line for line in (GOLDEN / "reinit_keys_r50.txt").read_text().splitlines() if not line.startswith("#")]
+    listed = [
+        line for line in (GOLDEN / "reinit_keys_r50.txt").read_text().splitlines() if not line.startswith("#")
+    ]
     assert set(reinit_state(student)) == set(listed) and len(listed) == 429
     assert kept_words("B+E") == ("decoder",)

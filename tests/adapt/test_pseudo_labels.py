@@ -42,11 +42,12 @@ def test_nothing_passes_and_nothing_is_learnt_through() -> None:
     logits, boxes = torch.full((2, 4, 3), -9.0, requires_grad=True), torch.rand(2, 4, 4, requires_grad=True)
     logits.data[0, 0, 0] = torch.nan
     for image in pseudo_labels(logits, boxes, torch.full((3,), 0.3)):
-        assert image["boxes"].shape == (0, 4) and image["labels"].shape == (0,) and not image["boxes"].requires_grad
+        assert image["boxes"].shape == (0, 4) and image["labels"].shape == (0,)
+        assert not image["boxes"].requires_grad
 
 
 def test_half_precision() -> None:
-    (found,) = pseudo_labels(
-        logits_of([0.8, 0.1]).bfloat16(), torch.tensor([[HERE]]).bfloat16(), torch.tensor([0.3, 0.3], dtype=torch.float64)
-    )
+    thresholds = torch.tensor([0.3, 0.3], dtype=torch.float64)
+    logits, boxes = logits_of([0.8, 0.1]).bfloat16(), torch.tensor([[HERE]]).bfloat16()
+    (found,) = pseudo_labels(logits, boxes, thresholds)
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32

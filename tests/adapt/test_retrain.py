@@ -12,7 +12,9 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.BatchNorm2d(2)
-        self.transformer = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2), "mae_decoder": nn.Linear(2, 2)})
+        self.transformer = nn.ModuleDict(
+            {"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2), "mae_decoder": nn.Linear(2, 2)}
+        )
         self.class_embed = nn.Linear(2, 3)
         self.domain_pred_dec = nn.Linear(2, 2)
 
@@ -50,7 +52,12 @@ def test_restore_brings_back_values_and_keeps_the_tensors() -> None:
     optimiser.step()
     trained = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     names = restore(student, saved)
-    assert {"backbone.weight", "backbone.running_mean", "transformer.encoder.weight", "class_embed.bias"} <= set(names)
+    assert {
+        "backbone.weight",
+        "backbone.running_mean",
+        "transformer.encoder.weight",
+        "class_embed.bias",
+    } <= set(names)
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, start[name] if name in names else trained[name])
     assert not any("decoder" in name or "domain" in name for name in names)
@@ -66,7 +73,10 @@ def test_none_restores_nothing() -> None:
 def test_state_of_another_detector() -> None:
     student, saved = Detector(), reinit_state(Detector())
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    for name, tensor, words in [("class_embed.bias", torch.zeros(9), r"\(9,\)"), ("neck.weight", torch.zeros(1), "nothing of that name")]:
+    for name, tensor, words in [
+        ("class_embed.bias", torch.zeros(9), r"\(9,\)"),
+        ("neck.weight", torch.zeros(1), "nothing of that name"),
+    ]:
         with pytest.raises(MrtError, match=words):
             restore(student, {**saved, name: tensor})
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())

@@ -63,7 +63,12 @@ def test_average_is_kept_in_float32() -> None:
     with torch.no_grad():
         student.heads[0].weight.add_(1.0)
     teacher.update(student)
-    torch.testing.assert_close(teacher.module.heads[0].weight - start, 4e-4 * (student.heads[0].weight.float() - start), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        teacher.module.heads[0].weight - start,
+        4e-4 * (student.heads[0].weight.float() - start),
+        rtol=1e-3,
+        atol=0,
+    )
 
 
 def test_warmup_ramp() -> None:

@@ -19,17 +19,6 @@ def test_recorded_discriminator_losses(domain: int) -> None:
         assert_close(losses[f"domain_{name}"], data[f"label{domain}/loss_domain_{short}"])
 
 
-def test_padding_may_be_left_out() -> None:
-    logits = torch.randn(2, 7, 2)
-    padding = torch.zeros(2, 7, dtype=torch.bool)
-    padding[1, 4:] = True
-    losses = domain_loss({"encoder": logits}, TARGET, padding={"encoder": padding})
-    expected = F.cross_entropy(logits[~padding], torch.ones(11, dtype=torch.long))
-    torch.testing.assert_close(losses["domain"], expected)
-    everything = {"encoder": torch.ones_like(padding)}
-    assert domain_loss({"encoder": logits}, TARGET, padding=everything)["domain"] == 0
-
-
 def test_weights_and_subsets() -> None:
     predictions = {"backbone": torch.randn(1, 2, 3, 2), "decoder": torch.randn(1, 4, 2)}
     losses = domain_loss(predictions, SOURCE, weights={"backbone": 0.5, "decoder": 2.0})

@@ -1,4 +1,4 @@
-"""What the model tests share: the goldens' tiny sizes, and small detectors of our own."""
+"""Shared by the model tests: the tiny sizes of the golden numbers, and small detectors of our own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ HEAD = re.compile(r"(class_embed|bbox_embed)\.\d+\.(.*)")
 
 def tensors(golden, prefix: str) -> dict[str, torch.Tensor]:
     """The arrays whose names begin with ``prefix``, without it."""
-    return {key[len(prefix) :]: torch.from_numpy(golden[key]) for key in golden.files if key.startswith(prefix)}
+    return {
+        key[len(prefix) :]: torch.from_numpy(golden[key]) for key in golden.files if key.startswith(prefix)
+    }
 
 
 def per_level(golden, prefix: str) -> list[torch.Tensor]:
@@ -38,12 +40,16 @@ def per_level(golden, prefix: str) -> list[torch.Tensor]:
 
 def golden_transformer(golden) -> DeformableTransformer:
     transformer = DeformableTransformer(32, 4, 2, 2, 64, 4, 4, 0.0)
-    weights = {key: value for key, value in tensors(golden, "sd/").items() if not key.startswith("mae_decoder.")}
+    weights = {
+        key: value for key, value in tensors(golden, "sd/").items() if not key.startswith("mae_decoder.")
+    }
     transformer.load_state_dict(weights)
     return transformer
 
 
-def golden_features(golden, masks: list[torch.Tensor], levels: list[torch.Tensor], target: torch.Tensor | None = None) -> Features:
+def golden_features(
+    golden, masks: list[torch.Tensor], levels: list[torch.Tensor], target: torch.Tensor | None = None
+) -> Features:
     ratios = valid_ratios(masks)
     positions = flatten_levels(per_level(golden, "in/pos."))
     references = encoder_reference_points(SHAPES, ratios)
@@ -63,7 +69,8 @@ def small_detector(backbone=None, **options) -> DeformableDETR:
 def images_and_masks(sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Random images of the given (h, w), zero-padded to the largest, and their padding mask."""
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    images, masks = torch.zeros(len(sizes), 3, height, width), torch.ones(len(sizes), height, width, dtype=torch.bool)
+    images = torch.zeros(len(sizes), 3, height, width)
+    masks = torch.ones(len(sizes), height, width, dtype=torch.bool)
     for image, mask, (h, w) in zip(images, masks, sizes, strict=True):
         image[:, :h, :w] = torch.randn(3, h, w)
         mask[:h, :w] = False
@@ -71,7 +78,7 @@ def images_and_masks(sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.
 
 
 def random_state(name: str) -> dict[str, torch.Tensor]:
-    """Random values for each key of a golden list; heads are one module under six names."""
+    """Random values for each key of a golden list; the six layers share one head."""
     state, shared = {}, {}
     for line in (GOLDEN / name).read_text().splitlines():
         if line.startswith("#"):
@@ -84,8 +91,9 @@ def random_state(name: str) -> dict[str, torch.Tensor]:
 
 
 def official(state: dict[str, torch.Tensor], columns: int = 91) -> dict[str, torch.Tensor]:
-    """The same weights as an official Deformable DETR checkpoint would name them."""
-    renamed = {key.replace("backbone.intermediate_getter.", "backbone.0.body."): value for key, value in state.items()}
+    """The same weights with the names of an official Deformable DETR checkpoint."""
+    ours, theirs = "backbone.intermediate_getter.", "backbone.0.body."
+    renamed = {key.replace(ours, theirs): value for key, value in state.items()}
     for key, value in renamed.items():
         if key.startswith("class_embed"):
             renamed[key] = torch.randn(columns, *value.shape[1:])

@@ -13,7 +13,10 @@ from model_cases import small_backbone
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mrt.errors import MrtError
-from mrt.models.backbone import CarriedNorm, NormedConv2d, SameConv2d, build_backbone, fold_state
+from mrt.models.backbone import build_backbone
+from mrt.models.fast.carried_norms import CarriedNorm, NormedConv2d
+from mrt.models.fast.same_conv import SameConv2d
+from mrt.models.folding import fold_state
 from mrt.models.pretrained import classifier_state, lite0_file, read_state
 
 
@@ -33,13 +36,17 @@ def resnet_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("name", "channels"), [("resnet18", (128, 256, 512)), ("tf_efficientnet_lite0", (40, 112, 320))])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("resnet18", (128, 256, 512)), ("tf_efficientnet_lite0", (40, 112, 320))]
+)
 def test_maps_of_strides_8_16_32(name, channels):
     backbone = build_backbone(name, weights="none")
     maps = backbone(torch.randn(1, 3, 64, 97))
     assert backbone.channels == channels
-    assert [tuple(m.shape) for m in maps] == [(1, c, 64 // s, -(-97 // s)) for c, s in zip(channels, (8, 16, 32), strict=True)]
-    assert [tuple(m.shape[1:2]) for m in build_backbone(name, weights="none", levels=1)(torch.randn(1, 3, 64, 64))] == [channels[-1:]]
+    for found, count, stride in zip(maps, channels, (8, 16, 32), strict=True):
+        assert found.shape == (1, count, 64 // stride, -(-97 // stride))
+    (last,) = build_backbone(name, weights="none", levels=1)(torch.randn(1, 3, 64, 64))
+    assert last.shape[1] == channels[-1]
 
 
 def test_flattened_timm_body_reads_its_classifiers_weights(tmp_path):
@@ -47,9 +54,12 @@ def test_flattened_timm_body_reads_its_classifiers_weights(tmp_path):
     classifier = timm.create_model("convnext_atto")
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "weights.pth")
     backbone = build_backbone("convnext_atto", weights=str(tmp_path / "weights.pth"), freeze="stem")
-    first = next(value for key, value in backbone.body.state_dict().items() if key.endswith("conv_dw.weight"))
-    assert torch.equal(first, next(value for key, value in classifier.state_dict().items() if key.endswith("conv_dw.weight")))
-    assert any(p.requires_grad for p in backbone.parameters()) and not all(p.requires_grad for p in backbone.parameters())
+    first, expected = (
+        next(value for key, value in module.state_dict().items() if key.endswith("conv_dw.weight"))
+        for module in (backbone.body, classifier)
+    )
+    assert torch.equal(first, expected)
+    assert {p.requires_grad for p in backbone.parameters()} == {True, False}
 
 
 def test_without_weights_everything_learns():
@@ -64,7 +74,8 @@ def test_stem_stays_frozen_and_norms_too(resnet_file):
     assert frozen == {"conv1", "layer1"}
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
     learning = {name for name, p in backbone.named_parameters() if p.requires_grad}
-    assert set(backbone.state_dict()) == learning | backbone.frozen_keys and not learning & backbone.frozen_keys
+    assert set(backbone.state_dict()) == learning | backbone.frozen_keys
+    assert not learning & backbone.frozen_keys
 
 
 def test_pretrained_resnet_is_torchvisions(resnet_file):
@@ -80,9 +91,10 @@ def test_pretrained_resnet_is_torchvisions(resnet_file):
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
 def test_norms_that_convolutions_carry_change_nothing(name):
-    """Maps and gradients are those of convolution and frozen norm one after the other; a copy carries its own norms."""
+    """Maps and gradients are those of convolution and frozen norm in turn; a copy carries its own norms."""
     torch.manual_seed(0)
-    backbone = build_backbone(name, weights="checkpoint", freeze="none").double()  # in float32 rounding moves activations over their kinks
+    # In float32, rounding could change the sign of a relu's input.
+    backbone = build_backbone(name, weights="checkpoint", freeze="none").double()
     with torch.no_grad():
         for key, buffer in backbone.named_buffers():
             buffer.uniform_(0.5, 1.5) if key.endswith(("weight", "var")) else buffer.normal_(std=0.1)
@@ -108,7 +120,10 @@ def test_norms_that_convolutions_carry_change_nothing(name):
 
 
 def test_what_is_kept_of_carried_norms_follows_their_buffers():
-    """In place, many at once, by other values or types; and what was computed for inference serves training."""
+    """Changes in place, of many buffers at once, of values or dtype are all noticed.
+
+    What was computed in inference mode is also used in training.
+    """
     backbone = build_backbone("resnet18", weights="checkpoint", freeze="none")
     images, counted = torch.randn(1, 3, 32, 32), CallCount()
 
@@ -116,7 +131,8 @@ def test_what_is_kept_of_carried_norms_follows_their_buffers():
         ours = backbone(images.to(next(backbone.parameters()).dtype))
         with counted:
             again = backbone(images.to(next(backbone.parameters()).dtype))
-        assert counted.names["aten::rsqrt"] == counted.names["aten::_foreach_rsqrt"] == 0, "nothing is computed twice"
+        for name in ("aten::rsqrt", "aten::_foreach_rsqrt"):
+            assert counted.names[name] == 0, "nothing is computed twice"
         for norm in (module for module in backbone.modules() if isinstance(module, CarriedNorm)):
             norm._kept = None
         for kept, anew, twice in zip(ours, backbone(images.to(ours[0].dtype)), again, strict=True):
@@ -143,12 +159,14 @@ def test_what_is_kept_of_carried_norms_follows_their_buffers():
 
 
 def test_a_copy_keeps_nothing_of_carried_norms():
-    """Its buffers count their changes anew, and could arrive at the number that the original's had."""
-    backbone, images = build_backbone("resnet18", weights="checkpoint", freeze="none"), torch.randn(1, 3, 32, 32)
+    """The versions of its buffers start at 0 again, and could reach those of the original by chance."""
+    backbone = build_backbone("resnet18", weights="checkpoint", freeze="none")
+    images = torch.randn(1, 3, 32, 32)
     for _ in range(2):
         backbone.load_state_dict(backbone.state_dict())
     backbone(images)
-    clone, changed = copy.deepcopy(backbone), {key: value + 0.1 for key, value in backbone.state_dict().items()}
+    clone = copy.deepcopy(backbone)
+    changed = {key: value + 0.1 for key, value in backbone.state_dict().items()}
     for _ in range(2):
         clone.load_state_dict(changed)
     backbone.load_state_dict(changed)
@@ -167,7 +185,7 @@ def test_a_backbone_made_for_inference():
 
 
 class CallCount(TorchDispatchMode):
-    """Counts operations by name, anew each time it is entered."""
+    """Counts operations by name; the counts start at 0 each time it is entered."""
 
     def __enter__(self):
         self.names = Counter()

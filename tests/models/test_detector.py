@@ -34,7 +34,9 @@ def test_shapes_start_and_gradients(options):
         assert out.proposal_logits.shape == (2, cells, 1) and out.proposal_boxes.shape == (2, cells, 4)
         loss = loss + out.proposal_logits.square().sum() + out.proposal_boxes.square().sum()
     loss.backward()
-    without = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    without = [
+        name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
     assert not without
 
 
@@ -58,7 +60,7 @@ def test_an_empty_mask_is_no_mask(options):
 
 
 def test_values_under_padding_do_not_matter():
-    """With 64-pixel steps no map's cell straddles the border; what lies beyond it must not be seen by the queries."""
+    """Queries must not see padding. Sizes are multiples of 64, so that no cell is partly padding."""
     detector = small_detector(small_backbone(), num_levels=3).eval()
     images, mask = images_and_masks([(64, 128), (64, 64)])
     features = detector.extract(images, mask)
@@ -89,7 +91,8 @@ def test_refinement_starts_from_the_layer_before():
 
 
 def test_grid_queries_cover_the_image():
-    boxes = small_detector(num_levels=3, query_init="grid", num_queries=50)(torch.randn(1, 3, 64, 128)).boxes[0, 0]
+    detector = small_detector(num_levels=3, query_init="grid", num_queries=50)
+    boxes = detector(torch.randn(1, 3, 64, 128)).boxes[0, 0]
     assert len(boxes[:, 0].unique()) == 10 and len(boxes[:, 1].unique()) == 5
 
 

@@ -18,7 +18,9 @@ PUBLISHED = {"domain_pred_bac": "backbone", "domain_pred_enc": "encoder", "domai
 def load(data) -> Discriminators:
     discriminators = Discriminators(32, 4, 32)
     state = tensors(data, "sd/")
-    discriminators.load_state_dict({PUBLISHED[key.split(".")[0]] + key[len("domain_pred_bac") :]: value for key, value in state.items()})
+    discriminators.load_state_dict(
+        {PUBLISHED[key.split(".")[0]] + key[len("domain_pred_bac") :]: value for key, value in state.items()}
+    )
     return discriminators
 
 
@@ -40,7 +42,10 @@ def test_discriminators_reproduce_golden(golden, domain):
     for part, key, layer in (("backbone", "bac", False), ("encoder", "enc", True), ("decoder", "dec", True)):
         expected = data[f"out/domain_{key}_all"]
         assert_close(predictions[part], expected[:, -1] if layer else expected, what=part)
-    losses = {part: F.cross_entropy(p.flatten(0, -2), torch.full((p[..., 0].numel(),), domain)) for part, p in predictions.items()}
+    losses = {
+        part: F.cross_entropy(p.flatten(0, -2), torch.full((p[..., 0].numel(),), domain))
+        for part, p in predictions.items()
+    }
     total = losses["encoder"] + losses["decoder"] + 0.3 * losses["backbone"]
     assert_close(total, data[f"label{domain}/loss_total"])
     total.backward()

@@ -1,4 +1,4 @@
-"""Folders of transformers' Deformable DETR: what it writes loads here, what is written here loads there, and both compute the same."""
+"""Folders of transformers' Deformable DETR: both read what the other has written, and compute the same."""
 
 from __future__ import annotations
 
@@ -16,13 +16,24 @@ from torch import nn
 
 from mrt.data import transforms
 from mrt.errors import MrtError
-from mrt.models.backbone import build_backbone, fold_state
-from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface, names, write_huggingface
+from mrt.models.backbone import build_backbone
+from mrt.models.folding import fold_state
+from mrt.models.huggingface import (
+    describe_huggingface,
+    is_huggingface,
+    load_huggingface,
+    names,
+    write_huggingface,
+)
 from mrt.models.pretrained import read_state
 
 transformers = pytest.importorskip("transformers")
 
-VARIANTS = {"plain": {}, "refine": {"with_box_refine": True}, "two-stage": {"with_box_refine": True, "two_stage": True}}
+VARIANTS = {
+    "plain": {},
+    "refine": {"with_box_refine": True},
+    "two-stage": {"with_box_refine": True, "two_stage": True},
+}
 CLASSES = ["person", "rider", "car"]
 LIMIT = 1e-4
 FILES = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
@@ -36,7 +47,7 @@ OWN_RESNET18 = {
 
 
 def small_config(variant: str, **changes) -> dict:
-    """A config.json as transformers 4 wrote it, but for the sizes."""
+    """A config.json as transformers 4 wrote it, except for the sizes."""
     return {
         "model_type": "deformable_detr",
         "backbone": "resnet18",
@@ -92,21 +103,26 @@ def randomise(model: nn.Module) -> None:
 
 @torch.no_grad()
 def ignore_empty_cells(model: nn.Module, score: float = -8.0) -> None:
-    """Give proposals of padding and of the image's edge that score, which they have in common: they are cells of zeros."""
+    """Give that score to all proposals of padding and of the image's edge; they are cells of zeros."""
     head, transformer = model.class_embed[-1], model.model
     empty = transformer.enc_output_norm(transformer.enc_output.bias)
     head.weight[0] += empty * (score - head(empty)[0]) / empty.square().sum()
 
 
 def distinct_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors as transformers 4 named them, each name with its own, and heads that differ by layer where refinement allows it."""
+    """All tensors with the names of transformers 4, each name with a tensor of its own.
+
+    With refinement, the class heads of the layers differ: transformers 5 ties them, but files may have
+    different ones.
+    """
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    if model.config.with_box_refine and not model.config.two_stage:  # transformers 5 ties these; files may still hold different ones
+    if model.config.with_box_refine and not model.config.two_stage:
         for part in ("weight", "bias"):
             state[f"class_embed.1.{part}"] = torch.randn_like(state[f"class_embed.1.{part}"])
     renamed = {}
     for name, value in state.items():
-        name = name.replace("model.backbone.model.", "model.backbone.conv_encoder.model.").replace(".mlp.fc", ".fc")
+        name = name.replace("model.backbone.model.", "model.backbone.conv_encoder.model.")
+        name = name.replace(".mlp.fc", ".fc")
         renamed[name.replace(".self_attn.o_proj.", ".self_attn.out_proj.")] = value
     return renamed
 
@@ -115,11 +131,9 @@ def write_folder(folder, config: dict, state: dict[str, torch.Tensor] | None):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     if state is not None:
-        save_file(
-            {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()},
-            folder / "model.safetensors",
-            {"format": "pt"},
-        )
+        plain = torch.contiguous_format
+        tensors = {name: value.clone(memory_format=plain) for name, value in state.items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -146,7 +160,8 @@ def expect_same(model: nn.Module, detector, columns=slice(None), batches=None) -
 
 def load_theirs(folder) -> nn.Module:
     model, found = transformers.AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
-    assert not any(found[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        assert not found[what]
     return model.eval()
 
 
@@ -159,7 +174,8 @@ def test_both_libraries_compute_the_same(tmp_path, variant, own_resnet):
     assert is_huggingface(tmp_path / "theirs")
     detector, about = load_huggingface(tmp_path / "theirs")
     assert about == describe_huggingface(tmp_path / "theirs")
-    assert (about.classes, about.backbone, about.short_side, about.max_size) == (CLASSES, "resnet18", 800, 1333)
+    assert (about.classes, about.backbone) == (CLASSES, "resnet18")
+    assert (about.short_side, about.max_size) == (800, 1333)
     assert {**detector.arguments, **about.arguments} == detector.arguments and not detector.training
     expect_same(model, detector)
 
@@ -171,7 +187,8 @@ def test_both_libraries_compute_the_same(tmp_path, variant, own_resnet):
     with torch.no_grad():
         for images, mask in inputs():
             mask = None if mask is None else (~mask).long()
-            assert torch.equal(model(images, pixel_mask=mask).logits, again(images, pixel_mask=mask).logits) or own_resnet
+            first, second = model(images, pixel_mask=mask).logits, again(images, pixel_mask=mask).logits
+            assert torch.equal(first, second) or own_resnet
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
     assert (processor.size.shortest_edge, processor.size.longest_edge) == (480, 900)
     back, about = load_huggingface(tmp_path / "ours")
@@ -186,11 +203,8 @@ def test_files_of_transformers_4(tmp_path, variant, kind):
     config = small_config(variant)
     model = their_model(config)
     state = distinct_state(model)
-    counted = {
-        name.replace("running_mean", "num_batches_tracked"): torch.tensor(7)
-        for name in state
-        if name.endswith("running_mean") and "bn" in name
-    }
+    means = [name for name in state if name.endswith("running_mean") and "bn" in name]
+    counted = {name.replace("running_mean", "num_batches_tracked"): torch.tensor(7) for name in means}
     write_folder(tmp_path / "theirs", config, state)
     reference = load_theirs(tmp_path / "theirs")
     (tmp_path / "theirs" / "model.safetensors").unlink()
@@ -217,7 +231,8 @@ def test_files_of_transformers_4(tmp_path, variant, kind):
 def test_names_in_the_memory_of_transformers_5(tmp_path):
     config = small_config("plain")
     model = their_model(config)
-    write_folder(tmp_path / "theirs", config, {name: value.clone() for name, value in model.state_dict().items()})
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    write_folder(tmp_path / "theirs", config, state)
     expect_same(model, load_huggingface(tmp_path / "theirs")[0])
 
 
@@ -244,7 +259,8 @@ def test_sizes_of_the_published_two_stage_model(tmp_path):
     detector, about = load_huggingface(folder)
     columns = [column for column, name in enumerate(names) if name != "N/A"]
     assert about.classes == [names[column] for column in columns] and len(about.classes) == 79
-    assert about.backbone == "resnet50" and about.arguments["num_queries"] == 300 and about.arguments["num_encoder_layers"] == 6
+    assert about.backbone == "resnet50"
+    assert about.arguments["num_queries"] == 300 and about.arguments["num_encoder_layers"] == 6
     assert torch.equal(detector.proposal_class_embed.bias, model.class_embed[6].bias[:1])
     torch.manual_seed(4)
     expect_same(model, detector, columns, [images_and_masks([(192, 256), (160, 240)])])
@@ -263,20 +279,25 @@ def test_transformers_alone_reads_what_is_written(tmp_path):
     code = """
 import sys, torch, transformers
 kept = torch.load("expected.pt")
+problems = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 for variant, outputs in kept["expected"].items():
-    auto, processor = transformers.AutoModelForObjectDetection, transformers.AutoImageProcessor.from_pretrained(variant)
+    processor = transformers.AutoImageProcessor.from_pretrained(variant)
+    auto = transformers.AutoModelForObjectDetection
     model, found = auto.from_pretrained(variant, output_loading_info=True)
-    assert not any(found[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), found
+    assert not any(found[problem] for problem in problems), found
     for (images, mask), (logits, boxes) in zip(kept["batches"], outputs):
         with torch.no_grad():
             theirs = model.eval()(pixel_values=images, pixel_mask=None if mask is None else (~mask).long())
-        difference = max(float((theirs.logits - logits).abs().max()), float((theirs.pred_boxes - boxes).abs().max()))
+        pairs = ((theirs.logits, logits), (theirs.pred_boxes, boxes))
+        difference = max(float((a - b).abs().max()) for a, b in pairs)
         print(variant, type(model).__name__, type(processor).__name__, difference)
         assert difference < 1e-4
 assert not [name for name in sys.modules if name == "mrt" or name.startswith("mrt.")]
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
 
@@ -285,7 +306,12 @@ assert not [name for name in sys.modules if name == "mrt" or name.startswith("mr
 def our_detector(variant: str, backbone=None, **options):
     """A small detector of ours with random values in every tensor."""
     torch.manual_seed(1)
-    options = {"box_refine": variant != "plain", "two_stage": variant == "two-stage", "num_levels": 4, **options}
+    options = {
+        "box_refine": variant != "plain",
+        "two_stage": variant == "two-stage",
+        "num_levels": 4,
+        **options,
+    }
     options = {"hidden_dim": 256 if options["two_stage"] else 64, **options}
     detector = small_detector(backbone, **options).eval()
     randomise(detector)
@@ -317,7 +343,8 @@ def test_two_stage_columns_that_are_not_used(tmp_path):
 def test_folded_batch_norms_come_back(tmp_path):
     whole = our_detector("refine", build_backbone("resnet18", weights="checkpoint"))
     write_huggingface(tmp_path / "whole", whole, CLASSES, short_side=600, max_size=1000, card="")
-    frozen = small_detector(build_backbone("resnet18", weights="checkpoint", freeze="all"), **whole.arguments).eval()
+    folded = build_backbone("resnet18", weights="checkpoint", freeze="all")
+    frozen = small_detector(folded, **whole.arguments).eval()
     frozen.load_state_dict(fold_state(whole.state_dict(), frozen.backbone.folded, "backbone.body."))
     write_huggingface(tmp_path / "folded", frozen, CLASSES, short_side=600, max_size=1000, card="")
     model = load_theirs(tmp_path / "folded")
@@ -327,7 +354,10 @@ def test_folded_batch_norms_come_back(tmp_path):
 
 @pytest.mark.parametrize(
     "name, described",
-    [("resnet10t", {}), ("convnext_atto", {"backbone_config": {"model_type": "timm_backbone", "out_indices": [1, 2, 3]}})],
+    [
+        ("resnet10t", {}),
+        ("convnext_atto", {"backbone_config": {"model_type": "timm_backbone", "out_indices": [1, 2, 3]}}),
+    ],
 )
 def test_other_timm_backbones(tmp_path, name, described):
     config = small_config("plain", backbone=name)
@@ -344,7 +374,7 @@ def test_other_timm_backbones(tmp_path, name, described):
 
 
 def test_empty_proposals_are_chosen_there_and_not_here(tmp_path):
-    """The one known difference: transformers (and the official code) lets candidates of padding take part in the ranking."""
+    """The only known difference: transformers and the official code rank candidates of padding, too."""
     config = small_config("two-stage")
     model = their_model(config)
     ignore_empty_cells(model, score=1.2)
@@ -354,9 +384,11 @@ def test_empty_proposals_are_chosen_there_and_not_here(tmp_path):
         theirs = model.model(pixel_values=images, pixel_mask=(~mask).long()).init_reference_points
         features = detector.extract(images, mask)
         memory = detector.encode(features)
-        _, _, valid = detector.transformer.propose(memory, features.shapes, features.valid_ratios, features.token_mask())
+        _, _, valid = detector.transformer.propose(
+            memory, features.shapes, features.valid_ratios, features.token_mask()
+        )
         ranking = detector.decode(features, memory).proposal_logits[..., 0]
-    empty = (theirs == 1).all(-1)  # the sigmoid of infinity: where the box of a cell that is not there lies
+    empty = (theirs == 1).all(-1)  # the sigmoid of infinity, which is the box of a cell of padding
     assert empty.any() and not empty.all()
     assert torch.allclose(ranking[~valid], torch.tensor(1.2), atol=1e-3)
     propose = detector.transformer.propose
@@ -387,14 +419,21 @@ PROCESSOR = {
     "image_mean": [0.485, 0.456, 0.406],
     "size": {"shortest_edge": 640, "longest_edge": 1024},
 }
+OLD_PROCESSOR = {
+    "feature_extractor_type": "DeformableDetrFeatureExtractor",
+    "size": 600,
+    "max_size": 900,
+    "do_resize": True,
+}
+SIZE_WITH_HEIGHT = {"shortest_edge": 600, "longest_edge": 900, "height": None}
 
 
 @pytest.mark.parametrize(
     "processor, sides",
     [
         (PROCESSOR, (640, 1024)),
-        ({"feature_extractor_type": "DeformableDetrFeatureExtractor", "size": 600, "max_size": 900, "do_resize": True}, (600, 900)),
-        ({"size": {"shortest_edge": 600, "longest_edge": 900, "height": None}, "rescale_factor": 0.00392156862745098}, (600, 900)),
+        (OLD_PROCESSOR, (600, 900)),
+        ({"size": SIZE_WITH_HEIGHT, "rescale_factor": 0.00392156862745098}, (600, 900)),
         ({}, (800, 1333)),
     ],
 )
@@ -426,12 +465,18 @@ def test_images_are_normalised_as_everywhere_here():
         ({"with_box_refine": "yes"}, "with_box_refine is"),
         ({"two_stage": True}, "two_stage is true; that needs with_box_refine"),
         ({"two_stage": True, "with_box_refine": True}, "d_model is 64; with two_stage only 256"),
-        ({"two_stage": True, "with_box_refine": True, "d_model": 256, "num_feature_levels": 6}, "num_feature_levels is 6; with two_stage"),
+        (
+            {"two_stage": True, "with_box_refine": True, "d_model": 256, "num_feature_levels": 6},
+            "num_feature_levels is 6; with two_stage",
+        ),
         ({"num_feature_levels": 2}, "num_feature_levels is 2; the backbone gives 3 maps"),
         ({"backbone": "no_such_model"}, 'backbone is "no_such_model"; timm has no model'),
         ({"backbone": "tf_efficientnet_lite0"}, "replaces its batch norms"),
         ({"backbone": "mixer_s32_224"}, r"strides \[32, 32, 32\]"),
-        ({"backbone": "microsoft/resnet-50", "use_timm_backbone": False}, "describes the network in another repository"),
+        (
+            {"backbone": "microsoft/resnet-50", "use_timm_backbone": False},
+            "describes the network in another repository",
+        ),
         (
             {"backbone_kwargs": {"out_indices": [1, 2, 3]}},
             r"backbone_kwargs.out_indices is \[1, 2, 3\]; those are maps of strides \[4, 8, 16\]",
@@ -439,10 +484,25 @@ def test_images_are_normalised_as_everywhere_here():
         ({"backbone_kwargs": {"output_stride": 16}}, "backbone_kwargs.output_stride is 16"),
         ({"backbone_kwargs": {"act_layer": "gelu"}}, 'backbone_kwargs.act_layer is "gelu"'),
         ({"backbone_config": {"model_type": "swin"}}, 'backbone_config.model_type is "swin"'),
-        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [2, 4]}}, "strides"),
-        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "output_stride": 8}}, "output_stride is 8"),
+        (
+            {
+                "backbone_config": {
+                    "model_type": "timm_backbone",
+                    "backbone": "resnet18",
+                    "out_indices": [2, 4],
+                }
+            },
+            "strides",
+        ),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "output_stride": 8}},
+            "output_stride is 8",
+        ),
         ({"backbone_config": {**OWN_RESNET18, "depths": [1, 1, 1, 1]}}, r"depths \[1, 1, 1, 1\]"),
-        ({"backbone_config": {**OWN_RESNET18, "downsample_in_first_stage": True}}, "backbone_config.downsample_in_first_stage is true"),
+        (
+            {"backbone_config": {**OWN_RESNET18, "downsample_in_first_stage": True}},
+            "backbone_config.downsample_in_first_stage is true",
+        ),
         ({"backbone_config": {**OWN_RESNET18, "hidden_act": "silu"}}, "hidden_act"),
         ({"backbone_config": {**OWN_RESNET18, "embedding_size": 32}}, "embedding_size is 32"),
         ({"backbone_config": {**OWN_RESNET18, "out_features": ["stage1", "stage4"]}}, "strides"),
@@ -506,21 +566,24 @@ def test_weights_that_do_not_fit_are_named(tmp_path, whole):
 
     level = state["model.level_embed"]
     expect("they lack model.level_embed", **{"model.level_embed": None})
-    expect("they lack model.decoder.layers.0.self_attn.k_proj.weight", **{"model.decoder.layers.0.self_attn.k_proj.weight": None})
+    name = "model.decoder.layers.0.self_attn.k_proj.weight"
+    expect(f"they lack {name}", **{name: None})
     both = {"bbox_embed.1.layers.0.bias": None, "model.decoder.bbox_embed.1.layers.0.bias": None}
     expect("they lack bbox_embed.1.layers.0.bias", **both)
     expect("without a place, surprise.weight\n", **{"surprise.weight": level})
-    expect("lack model.level_embed; they have, without a place, model.levels and 1 more",
-           **{"model.level_embed": None, "model.levels": level, "model.z": level})  # fmt: skip
-    expect(r"model.level_embed is \(3, 64\), float32; config.json asks for \(4, 64\)", **{"model.level_embed": level[:3]})
-    expect(r"class_embed.0.weight is \(2, 64\)", **{"class_embed.0.weight": state["class_embed.0.weight"][:2]})
+    renamed = {"model.level_embed": None, "model.levels": level, "model.z": level}
+    expect("lack model.level_embed; they have, without a place, model.levels and 1 more", **renamed)
+    says = r"model.level_embed is \(3, 64\), float32; config.json asks for \(4, 64\)"
+    expect(says, **{"model.level_embed": level[:3]})
+    name = "class_embed.0.weight"
+    expect(rf"{name} is \(2, 64\)", **{name: state[name][:2]})
     name = "model.decoder.layers.1.self_attn.q_proj.weight"
     expect(rf"{name} is \(128, 64\)", **{name: torch.zeros(128, 64)})
     expect("model.level_embed is .* int8", **{"model.level_embed": level.to(torch.int8)})
     name = "model.decoder.bbox_embed.0.layers.0.bias"
     expect(f"bbox_embed.0.layers.0.bias and {name} differ", **{name: state[name] + 1})
-    expect("model.encoder.layers.0.fc1.bias and model.encoder.layers.0.mlp.fc1.bias differ",
-           **{"model.encoder.layers.0.mlp.fc1.bias": state["model.encoder.layers.0.fc1.bias"] + 1})  # fmt: skip
+    first, second = "model.encoder.layers.0.fc1.bias", "model.encoder.layers.0.mlp.fc1.bias"
+    expect(f"{first} and {second} differ", **{second: state[first] + 1})
 
 
 def test_heads_that_differ_where_one_is_shared(tmp_path, whole):
@@ -577,7 +640,10 @@ def test_shards_that_do_not_fit_their_index(tmp_path, whole):
     index = folder / "model.safetensors.index.json"
     for files, says in (
         ({**dict.fromkeys(state, "a.safetensors"), "b": "a.safetensors"}, "a.safetensors lacks b, which"),
-        ({name: "a.safetensors" for name in state if name != "model.level_embed"}, "a.safetensors has model.level_embed, which"),
+        (
+            {name: "a.safetensors" for name in state if name != "model.level_embed"},
+            "a.safetensors has model.level_embed, which",
+        ),
         (dict.fromkeys(state, "../a.safetensors"), "files of the folder"),
         ({**dict.fromkeys(state, "a.safetensors"), "b": "b.safetensors"}, "b.safetensors: no such"),
         (None, "weight_map"),
@@ -602,11 +668,13 @@ def test_code_in_a_file_is_not_run(tmp_path, zipped):
     folder = write_folder(tmp_path / "theirs", small_config("plain"), None)
     content = {"weight": torch.zeros(2), "more": Malicious(tmp_path / "ran")}
     torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(MrtError, match=r"pytorch_model.bin holds Python code \(\w+.mkdir\), not only tensors; it was not opened") as raised:
+    says = r"pytorch_model.bin holds Python code \(\w+.mkdir\), not only tensors; it was not opened"
+    with pytest.raises(MrtError, match=says) as raised:
         load_huggingface(folder)
     assert not (tmp_path / "ran").exists()
     assert "weights_only" not in str(raised.value) and ".safetensors" in raised.value.hint
-    assert raised.value.__cause__ is None and raised.value.__suppress_context__  # no traceback shows torch's advice to load it anyway
+    # No traceback shows torch's advice to load it anyway.
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
 
 
 def test_other_pickles_are_not_opened_either(tmp_path):
@@ -615,21 +683,28 @@ def test_other_pickles_are_not_opened_either(tmp_path):
     with pytest.raises(MrtError, match=r"holds Python code \(torch.nn.modules.linear.Linear\)"):
         read_state(path)
     path.write_bytes(pickle.dumps({"a": Malicious(tmp_path / "ran")}, protocol=4))
-    with pytest.warns(UserWarning, match="protocol 4"), pytest.raises(MrtError, match=r"a pickle of Python objects.*not opened"):
+    with (
+        pytest.warns(UserWarning, match="protocol 4"),
+        pytest.raises(MrtError, match=r"a pickle of Python objects.*not opened"),
+    ):
         read_state(path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_run_folders_are_not_mistaken(tmp_path):
     (tmp_path / "config.json").write_text('{"preset": "own", "model": {"backbone": "resnet50"}}')
-    assert not is_huggingface(tmp_path) and not is_huggingface(tmp_path / "config.json") and not is_huggingface(tmp_path / "absent")
+    for path in (tmp_path, tmp_path / "config.json", tmp_path / "absent"):
+        assert not is_huggingface(path)
 
 
 @pytest.mark.parametrize(
     "options, says",
     [
         ({"query_init": "grid"}, 'query_init is "grid"'),
-        ({"two_stage": True, "box_refine": True, "proposal_content": "features", "hidden_dim": 256}, 'proposal_content is "features"'),
+        (
+            {"two_stage": True, "box_refine": True, "proposal_content": "features", "hidden_dim": 256},
+            'proposal_content is "features"',
+        ),
         ({"two_stage": True, "hidden_dim": 256}, "box_refine is false"),
         ({"two_stage": True, "box_refine": True}, "hidden_dim is 32, not 256"),
         ({"two_stage": True, "box_refine": True, "hidden_dim": 256, "num_levels": 6}, "num_levels is 6"),
@@ -637,13 +712,17 @@ def test_run_folders_are_not_mistaken(tmp_path):
     ],
 )
 def test_detectors_that_cannot_be_said_there(tmp_path, options, says):
+    detector = small_detector(**options)
     with pytest.raises(MrtError, match=f"cannot be written for transformers: .*{says}"):
-        write_huggingface(tmp_path / "ours", small_detector(**options), CLASSES, short_side=600, max_size=1000, card="")
+        write_huggingface(tmp_path / "ours", detector, CLASSES, short_side=600, max_size=1000, card="")
     assert not list(tmp_path.iterdir())
 
 
 def test_backbones_that_cannot_be_said_there(tmp_path):
-    for name, freeze, says in (("tf_efficientnet_lite0", "stem", "replaces its batch norms"), ("resnet10t", "all", "folded")):
+    for name, freeze, says in (
+        ("tf_efficientnet_lite0", "stem", "replaces its batch norms"),
+        ("resnet10t", "all", "folded"),
+    ):
         detector = small_detector(build_backbone(name, weights="checkpoint", freeze=freeze))
         with pytest.raises(MrtError, match=says):
             write_huggingface(tmp_path / "ours", detector, CLASSES, short_side=600, max_size=1000, card="")
@@ -654,7 +733,8 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     detector = small_detector(num_levels=4)
 
     def write(folder, classes=CLASSES, short_side=600, max_size=1000):
-        write_huggingface(folder, detector, classes, short_side=short_side, max_size=max_size, card="# Ours\n")
+        sizes = {"short_side": short_side, "max_size": max_size}
+        write_huggingface(folder, detector, classes, **sizes, card="# Ours\n")
 
     for classes in (["car"], ["car", "car", "bus"], ["car", "bus", "N/A"], ["car", "bus", ""]):
         with pytest.raises(MrtError, match="class name"):

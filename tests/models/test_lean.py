@@ -1,4 +1,4 @@
-"""Operations that keep less than PyTorch's own, and tokens of 16 bits under autocast: the same results, and what is kept."""
+"""Operations that keep less than PyTorch's own, and 16-bit tokens: their results, and what they keep."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrt.models.lean import feed_forward, linear_of_sum
-from mrt.models.precision import LayerNorm, as_products_take_it
+from mrt.models.fast.lean import feed_forward, linear_of_sum
+from mrt.models.fast.precision import LayerNorm, as_products_take_it
 from mrt.models.transformer import EncoderLayer
 from mrt.ops import fallback_reason
 
 
 def kept_by(function: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """What a function gives, and the tensors it keeps for its backward pass."""
+    """A function's result, and the tensors that it keeps for its backward pass."""
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         return function(), kept
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16], ids=["float32", "bf16", "fp16"])
 def test_feed_forward(p, amp):
-    """Linear, relu, dropout, linear: the same, and the same draws; of the wide map only what the second layer takes is kept."""
+    """Linear, relu, dropout, linear: the same results and random numbers.
+
+    Of the wide hidden activations only the input of the second layer is kept.
+    """
     first, second = nn.Linear(16, 48), nn.Linear(48, 16)
     x, cotangent = torch.randn(2, 30, 16).to(amp or torch.float32).requires_grad_(), torch.randn(2, 30, 16)
     inputs = (x, *first.parameters(), *second.parameters())
@@ -49,14 +57,16 @@ def test_feed_forward(p, amp):
 @pytest.mark.parametrize("shared", [False, True], ids=["a position per image", "one position for all images"])
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
 def test_linear_of_sum(shared, amp):
-    tokens, position = torch.randn(3, 7, 16, requires_grad=True), torch.randn(1 if shared else 3, 7, 16, requires_grad=True)
+    tokens = torch.randn(3, 7, 16, requires_grad=True)
+    position = torch.randn(1 if shared else 3, 7, 16, requires_grad=True)
     weight, bias = torch.randn(10, 16, requires_grad=True), torch.randn(10, requires_grad=True)
     inputs, cotangent = (tokens, position, weight, bias), torch.randn(3, 7, 10)
 
     def run(function):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             output, kept = kept_by(function)
-        return kept, [output.detach().float(), *torch.autograd.grad(output, inputs, cotangent.to(output.dtype))]
+        gradients = torch.autograd.grad(output, inputs, cotangent.to(output.dtype))
+        return kept, [output.detach().float(), *gradients]
 
     kept, ours = run(lambda: linear_of_sum(*inputs))
     _, theirs = run(lambda: F.linear(tokens + position, weight, bias))
@@ -70,7 +80,10 @@ def test_linear_of_sum(shared, amp):
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
 def test_a_second_derivative_is_refused_not_wrong(amp):
     first, second, x = nn.Linear(4, 8), nn.Linear(8, 4), torch.randn(2, 3, 4, requires_grad=True)
-    for function in (lambda x: feed_forward(x, first, second), lambda x: linear_of_sum(x, x, first.weight, first.bias)):
+    for function in (
+        lambda x: feed_forward(x, first, second),
+        lambda x: linear_of_sum(x, x, first.weight, first.bias),
+    ):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             output = function(as_products_take_it(x))
         (gradient,) = torch.autograd.grad(output.float().square().sum(), x, create_graph=True)
@@ -79,9 +92,11 @@ def test_a_second_derivative_is_refused_not_wrong(amp):
 
 
 def test_layers_under_torch_func(monkeypatch):
-    """As plain PyTorch, which these transforms know."""
-    layer = EncoderLayer(hidden_dim=16, num_levels=1, num_heads=2, num_points=2, feedforward_dim=24, dropout=0.0).double()
-    tokens, position, points = torch.randn(1, 24, 16).double(), torch.randn(1, 24, 16).double(), torch.rand(1, 24, 1, 2).double()
+    """They compute with plain PyTorch operations, which these transforms support."""
+    sizes = {"hidden_dim": 16, "num_levels": 1, "num_heads": 2, "num_points": 2, "feedforward_dim": 24}
+    layer = EncoderLayer(**sizes, dropout=0.0).double()
+    tokens, position = torch.randn(1, 24, 16).double(), torch.randn(1, 24, 16).double()
+    points = torch.rand(1, 24, 1, 2).double()
 
     def loss(tokens: Tensor) -> Tensor:
         return (layer(tokens, position, points, ((4, 6),), None) * tokens.cos()).sum()
@@ -95,7 +110,7 @@ def test_layers_under_torch_func(monkeypatch):
 
 @pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_layer_norm_in_16_bits(dtype, bound):
-    """It gives and keeps 16 bits under autocast, and its gradients are those of float32 but for rounding."""
+    """It returns and keeps 16 bits under autocast, and its gradients are those of float32 up to rounding."""
     norm, plain = LayerNorm(64), nn.LayerNorm(64)
     with torch.no_grad():
         norm.weight.normal_(1, 0.3)
@@ -105,11 +120,17 @@ def test_layer_norm_in_16_bits(dtype, bound):
     ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
     with torch.autocast("cpu", dtype):
         output, kept = kept_by(lambda: norm(ours))
-    assert output.dtype == dtype and all(tensor.dtype == dtype for tensor in kept if tensor.numel() == x.numel())
+    assert output.dtype == dtype
+    assert all(tensor.dtype == dtype for tensor in kept if tensor.numel() == x.numel())
     expected = plain(theirs)
     output.backward(cotangent)
     expected.backward(cotangent.float())
-    pairs = [(output, expected), (ours.grad, theirs.grad), (norm.weight.grad, plain.weight.grad), (norm.bias.grad, plain.bias.grad)]
+    pairs = [
+        (output, expected),
+        (ours.grad, theirs.grad),
+        (norm.weight.grad, plain.weight.grad),
+        (norm.bias.grad, plain.bias.grad),
+    ]
     for mine, other in pairs:
         assert (mine.float() - other).norm() <= bound * other.norm()
     assert norm.weight.grad.dtype == torch.float32
@@ -134,13 +155,15 @@ def test_as_products_take_it():
 
 @pytest.mark.skipif(fallback_reason("cpu") is not None, reason="PyTorch's own operators keep more")
 def test_an_encoder_layer_keeps_no_map_in_float32_under_autocast():
-    layer = EncoderLayer(hidden_dim=32, num_levels=1, num_heads=2, num_points=4, feedforward_dim=64, dropout=0.1)
+    sizes = {"hidden_dim": 32, "num_levels": 1, "num_heads": 2, "num_points": 4, "feedforward_dim": 64}
+    layer = EncoderLayer(**sizes, dropout=0.1)
     tokens, position = torch.randn(2, 96, 32, requires_grad=True), torch.randn(1, 96, 32)
     points = torch.rand(2, 96, 1, 2)
     with torch.autocast("cpu", torch.bfloat16):
         tokens, position = as_products_take_it(tokens), as_products_take_it(position)
         output, kept = kept_by(lambda: layer(tokens, position, points, ((8, 12),), None))
     assert output.dtype == torch.bfloat16
-    large = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept if tensor.shape[:1] in ((2,), (192,))}
-    wide = [tuple(tensor.shape) for tensor in large.values() if tensor.dtype == torch.float32 and tensor.numel() > 2 * 96 * 2]
+    per_token = [tensor for tensor in kept if tensor.shape[:1] in ((2,), (192,))]
+    large = [tensor for tensor in per_token if tensor.numel() > 2 * 96 * 2]
+    wide = [tuple(tensor.shape) for tensor in large if tensor.dtype == torch.float32]
     assert wide == [], "only reference points and the norms' statistics are float32"

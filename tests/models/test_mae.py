@@ -1,4 +1,4 @@
-"""The masked-autoencoder branch: the published variant wart for wart, the paper's, other image sizes and levels."""
+"""The masked-autoencoder branch: the published variant in detail, the paper's, other sizes and levels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import assert_close
-from model_cases import SHAPES, SMALL, golden_features, golden_transformer, images_and_masks, per_level, small_detector, tensors
+from model_cases import (
+    SHAPES,
+    SMALL,
+    golden_features,
+    golden_transformer,
+    images_and_masks,
+    per_level,
+    small_detector,
+    tensors,
+)
 
 from mrt.errors import MrtError
 from mrt.models.mae import MaskedAutoencoder, random_masks
@@ -21,16 +30,19 @@ RENAMED |= {"output_proj.0.bias": "output_proj.bias"}
 def small_mae(detector, **options) -> MaskedAutoencoder:
     level = options.get("level", 2)
     sizes = {key: SMALL[key] for key in ("hidden_dim", "num_heads", "num_points", "feedforward_dim")}
-    return MaskedAutoencoder(**sizes, num_levels=detector.num_levels, out_channels=detector.backbone.channels[level], **options)
+    sizes |= {"num_levels": detector.num_levels, "out_channels": detector.backbone.channels[level]}
+    return MaskedAutoencoder(**sizes, **options)
 
 
 @pytest.mark.parametrize("case", ["A", "B", "C"])
 def test_published_variant_reproduces_golden(golden, case):
-    """Case B has rows and columns that are fully masked: sampling points are not finite there and must add nothing."""
+    """Case B has fully masked rows and columns, whose non-finite sampling points must contribute nothing."""
     data = golden("mae")
     transformer = golden_transformer(data)
-    mae = MaskedAutoencoder(32, 4, 4, 4, 64, 2, 64, variant="published", valid_ratios="mask", image_size=(3, 5))
-    mae.load_state_dict({RENAMED.get(key, key): value for key, value in tensors(data, "sd/mae_decoder.").items()})
+    options = {"variant": "published", "valid_ratios": "mask", "image_size": (3, 5)}
+    mae = MaskedAutoencoder(32, 4, 4, 4, 64, 2, 64, **options)
+    weights = tensors(data, "sd/mae_decoder.")
+    mae.load_state_dict({RENAMED.get(key, key): value for key, value in weights.items()})
     masks = per_level(data, f"{case}/in/mae_mask.")
     assert_close(valid_ratios(masks), data[f"{case}/out/valid_ratios"])
     levels = [level.requires_grad_() for level in per_level(data, "in/src.")]
@@ -109,11 +121,17 @@ def test_the_paper_keeps_padding_masked_and_the_published_code_forgets_it():
         level.add_(mask[:, None] * 3.0)  # only padding cells change
     other = detector.extract(images, padding)
     other.levels = changed
-    cases = (("paper", None, True), ("published", None, False), ("published", True, True), ("paper", False, False))
+    cases = (
+        ("paper", None, True),
+        ("published", None, False),
+        ("published", True, True),
+        ("paper", False, False),
+    )
     for variant, keep_padding, same in cases:
         mae = small_mae(detector, variant=variant, keep_padding=keep_padding)
         inside = ~features.masks[2][1]
-        first, second = mae(detector, features, masks).prediction[1], mae(detector, other, masks).prediction[1]
+        first = mae(detector, features, masks).prediction[1]
+        second = mae(detector, other, masks).prediction[1]
         assert torch.equal(first[:, inside], second[:, inside]) == same
 
 

@@ -1,4 +1,4 @@
-"""A detector rebuilt for a CPU computes what it did, whatever it is made of and however it is asked."""
+"""A packed detector computes the same as before, for any backbone, input and mode."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import torch
 from model_cases import small_backbone, small_detector
 from torch import nn
 
-from mrt.models import packed
-from mrt.models.backbone import build_backbone, fold_carried_norms
-from mrt.models.packed import PackedBasicBlock, PackedBottleneck, PackedConv2d, PackedEncoderLayer, PackedLinear, pack
+from mrt.models.backbone import build_backbone
+from mrt.models.fast import packed
+from mrt.models.fast.carried_norms import fold_carried_norms
+from mrt.models.fast.packed import (
+    PackedBasicBlock,
+    PackedBottleneck,
+    PackedConv2d,
+    PackedEncoderLayer,
+    PackedLinear,
+    pack,
+)
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
 def stirred(detector, seed: int = 0):
-    """Random weights everywhere, norms' numbers too."""
+    """Random values in all weights and buffers, including those of norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*detector.named_parameters(), *detector.named_buffers()):
@@ -29,7 +37,7 @@ def stirred(detector, seed: int = 0):
 
 
 def pair(detector):
-    """The detector with folded norms, and the same packed."""
+    """The detector with folded norms, and a packed copy of it."""
     plain = stirred(detector)
     fold_carried_norms(plain.backbone)
     rebuilt = copy.deepcopy(plain)
@@ -93,7 +101,10 @@ def test_with_gradients_it_computes_as_before():
     plain, rebuilt = pair(small_detector(build_backbone("resnet18", weights="checkpoint")))
     for detector in (plain, rebuilt):
         detector(images(96, 96)).boxes.sum().backward()
-    gradients = [dict(detector.named_parameters())["transformer.encoder.layers.0.linear1.weight"].grad for detector in (plain, rebuilt)]
+    gradients = [
+        dict(detector.named_parameters())["transformer.encoder.layers.0.linear1.weight"].grad
+        for detector in (plain, rebuilt)
+    ]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
 
 
@@ -135,7 +146,7 @@ def test_few_layouts_of_a_kernel_are_kept():
 
 
 class Boxes(nn.Module):
-    """A detector's boxes alone."""
+    """Only the boxes of a detector."""
 
     def __init__(self, detector):
         super().__init__()

@@ -7,7 +7,14 @@ import torch
 from golden import assert_close
 from model_cases import SHAPES, per_level
 
-from mrt.models.position import cell_centres, encode_boxes, encoder_reference_points, sine_encoding, unpadded_geometry, valid_ratios
+from mrt.models.position import (
+    cell_centres,
+    encode_boxes,
+    encoder_reference_points,
+    sine_encoding,
+    unpadded_geometry,
+    valid_ratios,
+)
 
 
 @pytest.mark.parametrize("per_axis", [128, 16])

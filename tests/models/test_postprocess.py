@@ -20,4 +20,5 @@ def test_top_detections_reproduce_golden(golden):
 
 def test_fewer_pairs_than_wanted():
     found = top_detections(torch.zeros(1, 3, 2), torch.full((1, 3, 4), 0.5), [(10, 20)], k=100)
-    assert found[0]["scores"].shape == (6,) and torch.equal(found[0]["boxes"][0], torch.tensor([5.0, 2.5, 15.0, 7.5]))
+    assert found[0]["scores"].shape == (6,)
+    assert torch.equal(found[0]["boxes"][0], torch.tensor([5.0, 2.5, 15.0, 7.5]))

@@ -1,4 +1,4 @@
-"""Foreign checkpoints by an explicit map, and our own files."""
+"""Published checkpoints by an explicit map of names, and our own files."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def expect_back(state: dict[str, torch.Tensor], written: dict[str, torch.Tensor]
     for key, value in state.items():
         if key.startswith("class_embed"):
             assert torch.equal(written[key][1:], value[1:])
-            column = written[key][0]
-            assert torch.allclose(column, torch.full_like(column, -4.59511985 if key.endswith("bias") else 0.0))
+            column, prior = written[key][0], -4.59511985 if key.endswith("bias") else 0.0
+            assert torch.allclose(column, torch.full_like(column, prior))
         else:
             assert torch.equal(written[key], value), key
 
@@ -82,10 +82,11 @@ def test_official_checkpoint_in_a_file(tmp_path):
     detector = small_detector(num_levels=4)
     before = detector.class_embed.weight[1].clone()
     report = load_published(detector, tmp_path / "r18.pth", classes=("car", "rider", "person"))
-    assert report.layout == "deformable-detr" and report.new_classes == ["rider"] and not report.missing + report.unexpected
-    assert torch.equal(detector.class_embed.weight[0], state["class_embed.0.weight"][3])  # COCO's car is 3, person is 1
-    assert torch.equal(detector.class_embed.weight[2], state["class_embed.0.weight"][1])
-    assert torch.equal(detector.class_embed.weight[1], before)
+    assert report.layout == "deformable-detr" and report.new_classes == ["rider"]
+    assert not report.missing + report.unexpected
+    ours, theirs = detector.class_embed.weight, state["class_embed.0.weight"]
+    assert torch.equal(ours[0], theirs[3]) and torch.equal(ours[2], theirs[1])  # COCO's car is 3, person is 1
+    assert torch.equal(ours[1], before)
     assert "new_classes: rider" in str(report)
 
 
@@ -95,9 +96,13 @@ def test_two_stage_and_refinement_with_their_second_names():
     for parameter in source.parameters():
         parameter.data.normal_()
     state = published_state(source, classes=OUR_ORDER[:3])
-    assert {key for key in state if key.startswith("class_embed")} == {f"class_embed.{i}.{p}" for i in range(3) for p in ("weight", "bias")}
-    aliases = {f"transformer.decoder.{key}": value for key, value in state.items() if key.startswith(("class_embed", "bbox_embed"))}
-    state = {key.replace("backbone.intermediate_getter.", "backbone.0.body."): value for key, value in (state | aliases).items()}
+    assert {key for key in state if key.startswith("class_embed")} == {
+        f"class_embed.{i}.{p}" for i in range(3) for p in ("weight", "bias")
+    }
+    heads = [key for key in state if key.startswith(("class_embed", "bbox_embed"))]
+    state |= {f"transformer.decoder.{key}": state[key] for key in heads}
+    ours, theirs = "backbone.intermediate_getter.", "backbone.0.body."
+    state = {key.replace(ours, theirs): value for key, value in state.items()}
     target = small_detector(**options)
     report = load_published(target, state, classes=OUR_ORDER[:3])
     assert report.complete, str(report)
@@ -110,8 +115,8 @@ def test_what_does_not_fit_is_reported():
     state["surprise.weight"] = torch.zeros(1)
     del state["transformer.level_embed"]
     state["query_embed.weight"] = torch.zeros(5, 64)
-    detector = small_detector(num_levels=4)
-    report = load_published(detector, state, classes=("person", "car", "bus"), checkpoint_classes=("person", "car", "bus"))
+    detector, classes = small_detector(num_levels=4), ("person", "car", "bus")
+    report = load_published(detector, state, classes=classes, checkpoint_classes=classes)
     assert not report.complete
     assert report.unexpected == ["surprise.weight"]
     assert set(report.missing) == {"detector.transformer.level_embed", "detector.query_embed.weight"}
@@ -121,8 +126,9 @@ def test_what_does_not_fit_is_reported():
 def test_heads_that_differ_by_layer_are_not_merged():
     state = published_small()
     state["bbox_embed.1.layers.0.bias"] = state["bbox_embed.1.layers.0.bias"] + 1
+    detector, classes = small_detector(num_levels=4), ("person", "car", "bus")
     with pytest.raises(MrtError, match="box_refine"):
-        load_published(small_detector(num_levels=4), state, classes=("person", "car", "bus"), checkpoint_classes=("person", "car", "bus"))
+        load_published(detector, state, classes=classes, checkpoint_classes=classes)
 
 
 def test_unknown_layouts_and_columns_are_explained():
@@ -145,7 +151,8 @@ def test_published_weights_fold_into_a_frozen_backbone():
     whole = small_detector(build_backbone("resnet18", weights="checkpoint"), num_levels=4).eval()
     for name, buffer in whole.named_buffers():
         buffer.uniform_(0.5, 1.5) if name.endswith(("var", "weight")) else buffer.normal_(std=0.1)
-    frozen = small_detector(build_backbone("resnet18", weights="checkpoint", freeze="all"), num_levels=4).eval()
+    folded = build_backbone("resnet18", weights="checkpoint", freeze="all")
+    frozen = small_detector(folded, num_levels=4).eval()
     report = load_published(frozen, published_state(whole, classes=OUR_ORDER[:3]), classes=OUR_ORDER[:3])
     assert report.complete, str(report)
     images = torch.randn(1, 3, 96, 128)
@@ -155,14 +162,20 @@ def test_published_weights_fold_into_a_frozen_backbone():
 
 
 @pytest.mark.parametrize(
-    "options", [{"weights": "none"}, {"weights": "checkpoint", "freeze": "stem"}, {"weights": "checkpoint", "freeze": "all", "levels": 2}]
+    "options",
+    [
+        {"weights": "none"},
+        {"weights": "checkpoint", "freeze": "stem"},
+        {"weights": "checkpoint", "freeze": "all", "levels": 2},
+    ],
 )
 def test_own_file_rebuilds_the_detector(tmp_path, options):
-    detector = small_detector(build_backbone("resnet18", **options), num_levels=3, two_stage=True, box_refine=True).eval()
-    save_weights(tmp_path / "new" / "student.safetensors", detector, {"classes": ["car", "bus", "train"]})
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["student.safetensors"]
-    loaded, metadata = load_weights(tmp_path / "new" / "student.safetensors")
-    assert metadata == {"classes": ["car", "bus", "train"]} == read_metadata(tmp_path / "new" / "student.safetensors")
+    backbone, file = build_backbone("resnet18", **options), tmp_path / "new" / "student.safetensors"
+    detector = small_detector(backbone, num_levels=3, two_stage=True, box_refine=True).eval()
+    save_weights(file, detector, {"classes": ["car", "bus", "train"]})
+    assert list((tmp_path / "new").iterdir()) == [file]
+    loaded, metadata = load_weights(file)
+    assert metadata == {"classes": ["car", "bus", "train"]} == read_metadata(file)
     images = torch.randn(1, 3, 64, 96)
     assert torch.equal(loaded(images).boxes, detector(images).boxes) and not loaded.training
     assert backbone_identity(loaded) == backbone_identity(detector)
@@ -175,13 +188,15 @@ def test_slim_file_leaves_the_pretrained_part_out(tmp_path):
         torch.manual_seed(seed)
         torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / f"imagenet{seed}.pth")
     for freeze in ("stem", "all"):
-        detector = small_detector(build_backbone("resnet18", weights=str(tmp_path / "imagenet1.pth"), freeze=freeze), num_levels=3).eval()
+        backbone = build_backbone("resnet18", weights=str(tmp_path / "imagenet1.pth"), freeze=freeze)
+        detector = small_detector(backbone, num_levels=3).eval()
         for parameter in detector.parameters():
-            parameter.requires_grad_(False)  # as a teacher's
+            parameter.requires_grad_(False)  # as in a teacher
         path = tmp_path / f"{freeze}.safetensors"
         save_weights(path, detector, slim=True)
         kept = trainable_state_dict(detector)
-        assert any("layer4" in key for key in kept) == (freeze == "stem") and not any("layer1" in key for key in kept)
+        assert any("layer4" in key for key in kept) == (freeze == "stem")
+        assert not any("layer1" in key for key in kept)
         loaded, _ = load_weights(path, backbone_weights=str(tmp_path / "imagenet1.pth"))
         images = torch.randn(1, 3, 64, 64)
         assert torch.equal(loaded(images).boxes, detector(images).boxes)

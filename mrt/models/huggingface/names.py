@@ -1,4 +1,4 @@
-"""What Hugging Face's Deformable DETR calls our tensors, and what both sides of reading and writing know of its backbones."""
+"""The names of our tensors in Hugging Face's Deformable DETR, and its backbones, for reading and writing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from mrt.models.detector import DeformableDETR
 MODEL_TYPE = "deformable_detr"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as mrt.data.transforms normalises
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in mrt.data.transforms
 BILINEAR = 2  # Pillow's number
-NORM_EPS = 1e-5  # of the frozen batch norm that transformers puts in place of each of a backbone's
+NORM_EPS = 1e-5  # of the frozen batch norms by which transformers replaces the batch norms of a backbone
 GROUPS = 32  # of its group norms
 STRIDES = (8, 16, 32)  # of the maps that a detector may use
-RESNET_STRIDES = (2, 4, 8, 16, 32)  # of all maps of a ResNet in timm: before the stem's pooling, after each stage
-LARGEST_PROPOSAL_LEVELS = 5  # a sixth level's proposals would be larger than the image: there they are left out, here they are cut
+RESNET_STRIDES = (2, 4, 8, 16, 32)  # of a timm ResNet's maps: before the stem's pooling, after each stage
+# Proposals of a sixth level would be larger than the image. Transformers leaves them out; here they are
+# clipped.
+LARGEST_PROPOSAL_LEVELS = 5
 _BACKBONE = "model.backbone.conv_encoder.model."
 _DECODER_ALIAS = "model.decoder."  # where the heads have second names
-_AREAS = {"input_proj": "model.input_proj", "query_embed": "model.query_position_embeddings", "transformer": "model"}
+_AREAS = {
+    "input_proj": "model.input_proj",
+    "query_embed": "model.query_position_embeddings",
+    "transformer": "model",
+}
 _ENCODER_LAYER = {
     "self_attn": "self_attn",
     "norm1": "self_attn_layer_norm",
@@ -47,7 +53,13 @@ _LAYER_IN_MEMORY = {".self_attn.o_proj.": ".self_attn.out_proj.", ".mlp.fc1.": "
 
 @dataclass(frozen=True)
 class Trunk:
-    """A backbone as config.json describes it: our name, its number of maps, and whether its keys are those of transformers' own ResNet."""
+    """A backbone as config.json describes it.
+
+    Attributes:
+        name: our name of it.
+        levels: its number of maps.
+        own_resnet: whether its keys are those of transformers' own ResNet.
+    """
 
     name: str
     levels: int
@@ -59,10 +71,11 @@ class Place:
     """Where one of our tensors is in a Hugging Face file.
 
     Attributes:
-        parts: its names there, joined along the first axis: one, or three for the query, key and value projections.
-        copies: other names of a tensor of one part, which transformers knows, too.
-        accepted: names that transformers does not read but a file may hold; never written.
-        instead: what it is tied to in a file that has none of these names.
+        parts: the names of its parts there, which are concatenated along the first axis: one, or three for
+            the query, key and value projections.
+        copies: other names that transformers has for a tensor of one part.
+        accepted: names that transformers does not read but a file may contain; they are never written.
+        instead: the tensor to which it is tied in a file that has none of these names.
     """
 
     parts: tuple[str, ...]
@@ -78,8 +91,9 @@ def timm_strides(name: str) -> tuple[int, ...]:
     """Strides of a timm model's maps.
 
     Raises:
-        ValueError: no such model, or one that transformers would compute otherwise: it puts a plain frozen batch norm of its own eps in
-            place of each batch norm, also of those that hold an activation.
+        ValueError: there is no such model, or transformers would compute it differently, because it replaces
+            each batch norm by a plain frozen one with an eps of its own, even if the batch norm includes an
+            activation.
     """
     if name in RESNETS:
         return RESNET_STRIDES
@@ -92,12 +106,15 @@ def timm_strides(name: str) -> tuple[int, ...]:
         raise ValueError("that model gives no feature maps") from None
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not all(type(norm) is nn.BatchNorm2d and norm.eps == NORM_EPS for norm in norms):
-        raise ValueError(f"transformers replaces its batch norms by plain ones with eps {NORM_EPS:g}, which makes another network of it")
+        raise ValueError(
+            f"transformers replaces its batch norms by plain ones with eps {NORM_EPS:g}, "
+            "which makes another network of it"
+        )
     return strides
 
 
 def canonical(key: str) -> str:
-    """A key as files have it."""
+    """The name that a key has in files."""
     if key.startswith(_BACKBONE_IN_MEMORY):
         return _BACKBONE + key.removeprefix(_BACKBONE_IN_MEMORY)
     if key.startswith(_LAYERS):
@@ -119,13 +136,18 @@ def place_of(our: str, detector: DeformableDETR, trunk: Trunk) -> Place:
             number, module, rest = rest.removeprefix(stack).split(".", 2)
             theirs = f"model.{stack}{number}.{layers[module]}."
             if rest.startswith("in_proj_"):
-                return Place(tuple(f"{theirs}{letter}_proj.{rest.removeprefix('in_proj_')}" for letter in "qkv"))
+                kind = rest.removeprefix("in_proj_")
+                return Place(tuple(f"{theirs}{letter}_proj.{kind}" for letter in "qkv"))
             return Place((theirs + rest,))
     return Place((f"{_AREAS[area]}.{rest}",))
 
 
 def _head_place(head: str, rest: str, detector: DeformableDETR) -> Place:
-    """A head's names: by layer, the proposals' after the last layer's, and all again under the decoder where that uses them itself."""
+    """Where a tensor of a class or box head is.
+
+    Heads are numbered by layer; those of the proposals come after the last layer's. Where the decoder itself
+    uses them, each has a second name under the decoder.
+    """
     layers = detector.arguments["num_decoder_layers"]
     theirs = head.removeprefix("proposal_")
     if head != theirs:
@@ -137,12 +159,13 @@ def _head_place(head: str, rest: str, detector: DeformableDETR) -> Place:
     second = [_DECODER_ALIAS + name for name in names]
     if detector.two_stage or (detector.box_refine and theirs == "bbox_embed"):
         return Place((names[0],), copies=(*names[1:], *second))
-    instead = f"{theirs}.0.{rest.partition('.')[2]}" if detector.box_refine else None  # transformers 5 ties these unless files differ
+    # With refinement, transformers 5 ties the heads of the layers unless the file has different ones.
+    instead = f"{theirs}.0.{rest.partition('.')[2]}" if detector.box_refine else None
     return Place((names[0],), copies=tuple(names[1:]), accepted=tuple(second), instead=instead)
 
 
 def _own_resnet_name(name: str) -> str:
-    """A tensor of torchvision's ResNet under the names of transformers' own."""
+    """The name of a tensor of torchvision's ResNet in transformers' own ResNet."""
     parts = name.split(".")
     if len(parts) == 2:  # the stem
         return f"embedder.embedder.{'convolution' if parts[0] == 'conv1' else 'normalization'}.{parts[1]}"

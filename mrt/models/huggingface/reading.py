@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's ``DeformableDetrForObjectDetection`` as detectors: description first, then each tensor to its place."""
+"""Read folders of Hugging Face's ``DeformableDetrForObjectDetection``: the description, then the tensors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from mrt.models.pretrained import State, read_state
 from mrt.models.published import NO_CLASS
 from mrt.models.transformer import PROPOSAL_CHANNELS
 
-PROCESSORS = ("DeformableDetr", "ConditionalDetr", "Detr")  # what the names of image processors that do the same begin with
-SHORT_SIDE, MAX_SIZE = 800, 1333  # where the folder does not say
-OWN_RESNET_STRIDES = (4, 4, 8, 16, 32)  # and of transformers' own, which pools first
+PROCESSORS = ("DeformableDetr", "ConditionalDetr", "Detr")  # prefixes of image processors that do the same
+SHORT_SIDE, MAX_SIZE = 800, 1333  # where the folder does not give any
+OWN_RESNET_STRIDES = (4, 4, 8, 16, 32)  # of transformers' own ResNet, whose stem includes the pooling
 _OTHER_NETWORK = "The detector here has no counterpart for that; use the model with transformers."
 _AGAIN = "Download the folder again, or save the model again with transformers' save_pretrained."
-# Fields of config.json that change what is computed, and the one value (their default) that is computed here.
+# Fields of config.json that change the network, and the only value (their default) that is supported here.
 _ONLY = {
     "activation_function": "relu",
     "position_embedding_type": "sine",
@@ -57,12 +57,12 @@ _OWN_RESNETS = {
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """What a folder says of its detector besides the weights.
+    """A folder's description of its detector.
 
     Attributes:
         classes: names in the order of our labels: the columns that name a class.
-        backbone: as :func:`mrt.models.backbone.build_backbone` takes it.
-        arguments: all of :class:`DeformableDETR` but the backbone.
+        backbone: name for :func:`mrt.models.backbone.build_backbone`.
+        arguments: all arguments of :class:`DeformableDETR` except the backbone.
         short_side, max_size: the size that images are scaled to.
     """
 
@@ -75,8 +75,14 @@ class HuggingFaceModel:
 
 @dataclass(frozen=True)
 class _Description:
-    """All that is read of a folder before its weights: what users are told, the backbone, the names of all class columns, and whether
-    transformers ties tensors that the file lacks."""
+    """Everything that is read from a folder before its weights.
+
+    Attributes:
+        about: the part that callers get.
+        trunk: the backbone.
+        labels: names of all class columns.
+        tied: whether transformers ties tensors that the file lacks to others.
+    """
 
     about: HuggingFaceModel
     trunk: Trunk
@@ -85,7 +91,7 @@ class _Description:
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether a path is a folder with a Hugging Face Deformable DETR; says nothing of its weights, and never raises."""
+    """Whether a path is a folder with a Hugging Face Deformable DETR. Checks no weights and never raises."""
     try:
         config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -94,7 +100,7 @@ def is_huggingface(path: Path) -> bool:
 
 
 def describe_huggingface(folder: Path) -> HuggingFaceModel:
-    """What a folder says of its detector, without reading the weights.
+    """A folder's description of its detector, without reading the weights.
 
     Raises:
         MrtError: see :func:`load_huggingface`.
@@ -105,17 +111,20 @@ def describe_huggingface(folder: Path) -> HuggingFaceModel:
 def load_huggingface(folder: Path) -> tuple[DeformableDETR, HuggingFaceModel]:
     """Rebuild the detector of a folder, in evaluation mode.
 
-    Class columns named "N/A" (COCO's unused ids) are dropped; of columns that share a name the later ones become "name 2", "name 3".
-    Of a two-stage model's proposal head column 0 is kept, the only one that transformers and the official code look at. Weights become
-    float32. Stem and layer1 of the backbone are frozen, as in transformers. Dropout is the config's ``dropout``, here also inside
-    attention and feed-forward, as in the official code; it does not matter to an evaluated model.
+    Class columns named "N/A" (COCO's unused ids) are dropped. If columns share a name, the later ones become
+    "name 2", "name 3". Of the proposal head of a two-stage model only column 0 is kept; transformers and the
+    official code use no other. Weights become float32. Stem and layer1 of the backbone are frozen, as in
+    transformers. Dropout is the config's ``dropout``, here also inside attention and feed-forward network, as
+    in the official code; it has no effect in evaluation.
 
-    Two-stage candidates that are padding or reach beyond the image are never chosen here; transformers, like the official code, ranks them
-    with the score of an empty cell, so where that beats one of the ``num_queries`` best the two choose other queries.
+    Two-stage candidates that are padding or reach beyond the image are never chosen here. Transformers, like
+    the official code, gives them the score of an empty cell. Where that score is among the ``num_queries``
+    best, the two choose different queries.
 
     Raises:
-        MrtError: no such folder, a file of it that is cut short, no JSON or holds code, an option without counterpart here, or weights that
-            are missing, too many, unequal where they are one, or of another shape.
+        MrtError: there is no such folder; one of its files is truncated, is no JSON or holds code; the config
+            has an option that does not exist here; or weights are missing, unknown, of another shape, or
+            different where they must be equal.
     """
     folder = Path(folder)
     described = _describe(folder)
@@ -127,7 +136,7 @@ def load_huggingface(folder: Path) -> tuple[DeformableDETR, HuggingFaceModel]:
 
 
 class _Fields:
-    """A JSON object read field by field; what does not fit is an error that names file, field and value."""
+    """A JSON object that is read field by field; errors name the file, the field and its value."""
 
     def __init__(self, values: dict[str, Any], path: Path, inside: str = "") -> None:
         self.values, self.path, self.inside = values, path, inside
@@ -168,7 +177,11 @@ def _describe(folder: Path) -> _Description:
     heads = config.count("encoder_attention_heads", 8)
     points = config.count("encoder_n_points", 4)
     feedforward = config.count("encoder_ffn_dim", 1024)
-    for name, default, wanted in (("attention_heads", 8, heads), ("n_points", 4, points), ("ffn_dim", 1024, feedforward)):
+    for name, default, wanted in (
+        ("attention_heads", 8, heads),
+        ("n_points", 4, points),
+        ("ffn_dim", 1024, feedforward),
+    ):
         if config.count(f"decoder_{name}", default) != wanted:
             raise config.error(f"decoder_{name}", f"only {wanted}, as encoder_{name}, can be read")
     width, levels = config.count("d_model", 256), config.count("num_feature_levels", 4)
@@ -181,7 +194,8 @@ def _describe(folder: Path) -> _Description:
         if width != 2 * PROPOSAL_CHANNELS:
             raise config.error("d_model", f"with two_stage only {2 * PROPOSAL_CHANNELS} can be read")
         if levels > LARGEST_PROPOSAL_LEVELS:
-            raise config.error("num_feature_levels", f"with two_stage only {LARGEST_PROPOSAL_LEVELS} or fewer can be read")
+            limit = f"with two_stage only {LARGEST_PROPOSAL_LEVELS} or fewer can be read"
+            raise config.error("num_feature_levels", limit)
     dropout = config.get("dropout", 0.1)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise config.error("dropout", "it must be a number from 0 to below 1", _AGAIN)
@@ -212,14 +226,19 @@ def _describe(folder: Path) -> _Description:
 
 
 def _trunk_of(config: _Fields, num_levels: int) -> Trunk:
-    """The backbone, described by ``backbone_config`` (transformers 5, and 4 with its own ResNet) or by ``backbone`` (4 with timm)."""
+    """The backbone.
+
+    It is described by ``backbone_config`` (transformers 5, and 4 with its own ResNet) or ``backbone`` (4 with
+    timm).
+    """
     described = config.values.get("backbone_config")
     if described is None:
         if not config.flag("use_timm_backbone", True):
             raise config.error(
                 "backbone",
                 "that describes the network in another repository",
-                "Save the model again with transformers 5, which writes the description into config.json (backbone_config).",
+                "Save the model again with transformers 5, which writes the description into config.json "
+                "(backbone_config).",
             )
         options = config.get("backbone_kwargs", {})
         if not isinstance(options, dict):
@@ -252,10 +271,10 @@ def _trunk_of(config: _Fields, num_levels: int) -> Trunk:
 
 
 def _timm_trunk(name: Any, indices: Any, named: _Fields, indexed: _Fields) -> Trunk:
-    """A timm model, whose name and indices of maps stand in these fields."""
+    """A timm model; ``named`` and ``indexed`` hold the fields of its name and of the indices of its maps."""
     if not isinstance(name, str):
         raise named.error("backbone", "it must be the name of a timm model", _AGAIN)
-    arch = name.partition(".")[0]  # what follows the point tells pretrained weights of one architecture apart
+    arch = name.partition(".")[0]  # the part after the point names one of its pretrained weights
     try:
         strides = timm_strides(arch)
     except ValueError as error:
@@ -264,17 +283,18 @@ def _timm_trunk(name: Any, indices: Any, named: _Fields, indexed: _Fields) -> Tr
 
 
 def _own_resnet(config: _Fields) -> Trunk:
-    """One of transformers' own ResNets that is a torchvision ResNet under other names."""
-    for name, wanted in (("hidden_act", "relu"), ("downsample_in_first_stage", False), ("downsample_in_bottleneck", False)):
-        config.only(name, wanted)
+    """One of transformers' own ResNets that is a torchvision ResNet with other names."""
+    config.only("hidden_act", "relu")
+    config.only("downsample_in_first_stage", False)
+    config.only("downsample_in_bottleneck", False)
     config.only("embedding_size", 64)
-    default = _OWN_RESNETS["resnet50"]
-    found = tuple(config.get(name, value) for name, value in zip(("layer_type", "depths", "hidden_sizes"), default, strict=True))
+    fields = zip(("layer_type", "depths", "hidden_sizes"), _OWN_RESNETS["resnet50"], strict=True)
+    found = tuple(config.get(name, default) for name, default in fields)
     arch = next((name for name, sizes in _OWN_RESNETS.items() if sizes == found), None)
     if arch is None:
         raise MrtError(
-            f"{config.path}: backbone_config has layer_type {found[0]}, depths {found[1]}, hidden_sizes {found[2]}; "
-            f"only those of {', '.join(_OWN_RESNETS)} can be read",
+            f"{config.path}: backbone_config has layer_type {found[0]}, depths {found[1]}, "
+            f"hidden_sizes {found[2]}; only those of {', '.join(_OWN_RESNETS)} can be read",
             _OTHER_NETWORK,
         )
     stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
@@ -289,12 +309,17 @@ def _own_resnet(config: _Fields) -> Trunk:
 
 
 def _levels(indices: Any, strides: Sequence[int], config: _Fields) -> int:
-    """How many maps of strides 8, 16, 32 the indices choose; they must be the last ones."""
-    if not isinstance(indices, list) or not all(isinstance(index, int) and -len(strides) <= index < len(strides) for index in indices):
+    """How many maps of strides 8, 16, 32 the indices choose. They must be the last ones."""
+    if not isinstance(indices, list) or not all(
+        isinstance(index, int) and -len(strides) <= index < len(strides) for index in indices
+    ):
         raise config.error("out_indices", f"it must be a list of numbers below {len(strides)}", _AGAIN)
     chosen = [strides[index] for index in indices]
     if not chosen or chosen != list(STRIDES[-len(chosen) :]):
-        raise config.error("out_indices", f"those are maps of strides {chosen}; only the last ones of strides 8, 16, 32 can be read")
+        raise config.error(
+            "out_indices",
+            f"those are maps of strides {chosen}; only the last ones of strides 8, 16, 32 can be read",
+        )
     return len(chosen)
 
 
@@ -303,7 +328,9 @@ def _labels(config: _Fields) -> list[str]:
     labels = config.values.get("id2label")
     if labels is None:
         return [f"LABEL_{column}" for column in range(config.count("num_labels", 2))]
-    if not isinstance(labels, dict) or not all(isinstance(name, str) and name.strip() for name in labels.values()):
+    if not isinstance(labels, dict) or not all(
+        isinstance(name, str) and name.strip() for name in labels.values()
+    ):
         raise config.error("id2label", "it must map numbers to names", _AGAIN)
     columns = [str(column) for column in range(len(labels))]
     if set(columns) != set(labels):
@@ -312,7 +339,7 @@ def _labels(config: _Fields) -> list[str]:
 
 
 def _class_names(labels: Sequence[str]) -> list[str]:
-    """The labels that name a class, told apart."""
+    """The labels that name a class, made unique."""
     names: list[str] = []
     taken = set(labels)
     for label in labels:
@@ -327,7 +354,7 @@ def _class_names(labels: Sequence[str]) -> list[str]:
 
 
 def _read_processor(path: Path) -> tuple[int, int]:
-    """Short side and longest side that images are scaled to; what else is done to them must be what is done here."""
+    """Short side and longest side to which images are scaled; other preprocessing must be as it is here."""
     if not path.exists():
         return SHORT_SIDE, MAX_SIZE
     values = _Fields(_read_json(path), path)
@@ -339,7 +366,11 @@ def _read_processor(path: Path) -> tuple[int, int]:
         values.only(field, True)
     values.only("do_center_crop", False)
     values.only("resample", BILINEAR)
-    for field, wanted in (("rescale_factor", (1 / 255,)), ("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD)):
+    for field, wanted in (
+        ("rescale_factor", (1 / 255,)),
+        ("image_mean", IMAGE_MEAN),
+        ("image_std", IMAGE_STD),
+    ):
         found = values.get(field, list(wanted))
         numbers = found if isinstance(found, list) else [found]
         if len(numbers) != len(wanted) or not all(
@@ -350,7 +381,8 @@ def _read_processor(path: Path) -> tuple[int, int]:
     size = values.get("size", {"shortest_edge": SHORT_SIDE, "longest_edge": MAX_SIZE})
     if isinstance(size, int) and not isinstance(size, bool):  # as transformers wrote it before 4.26
         size = {"shortest_edge": size, "longest_edge": values.get("max_size", MAX_SIZE)}
-    if not isinstance(size, dict) or {key for key, side in size.items() if side is not None} != {"shortest_edge", "longest_edge"}:
+    edges = {"shortest_edge", "longest_edge"}
+    if not isinstance(size, dict) or {key for key, side in size.items() if side is not None} != edges:
         raise values.error("size", "only a shortest_edge with a longest_edge can be read")
     sides = _Fields(size, path, "size.")
     return sides.count("shortest_edge", 0), sides.count("longest_edge", 0)
@@ -358,7 +390,10 @@ def _read_processor(path: Path) -> tuple[int, int]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise MrtError(f"{path}: no such file", "Name the folder of a Hugging Face Deformable DETR: config.json and weights.")
+        raise MrtError(
+            f"{path}: no such file",
+            "Name the folder of a Hugging Face Deformable DETR: config.json and weights.",
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -369,18 +404,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> State:
-    """All tensors of a folder, from its first file of the kinds that transformers looks for."""
+    """All tensors of a folder, from the first kind of file in it that transformers looks for."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return _read_file(folder / name)
         if (folder / f"{name}.index.json").is_file():
             return _read_shards(folder, f"{name}.index.json")
-    raise MrtError(f"{folder} has no weights", f"It needs {' or '.join(WEIGHTS)}, whole or in shards. Download the folder again.")
+    raise MrtError(
+        f"{folder} has no weights",
+        f"It needs {' or '.join(WEIGHTS)}, whole or in shards. Download the folder again.",
+    )
 
 
 def _read_shards(folder: Path, index: str) -> State:
     files = _read_json(folder / index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in files.values()
+    ):
         raise MrtError(f"{folder / index}: weight_map must map names to files of the folder", _AGAIN)
     state: State = {}
     for name in sorted(set(files.values())):
@@ -397,12 +437,15 @@ def _read_shards(folder: Path, index: str) -> State:
 
 def _read_file(path: Path) -> State:
     if path.is_file() and path.stat().st_size < 1000 and b"git-lfs" in path.read_bytes():
-        raise MrtError(f"{path} only points to the weights (Git LFS)", "Run git lfs pull in the folder, or download the file.")
+        raise MrtError(
+            f"{path} only points to the weights (Git LFS)",
+            "Run git lfs pull in the folder, or download the file.",
+        )
     return read_state(path)
 
 
 def _our_state(detector: DeformableDETR, described: _Description, state: State, folder: Path) -> State:
-    """The detector's state dict out of a file's tensors, each of which must have its place."""
+    """The detector's state dict, made of a file's tensors, each of which must have a place in it."""
     named: dict[str, str] = {}  # canonical name -> the file's
     for key in state:
         if (name := canonical(key)) in named:
@@ -433,12 +476,16 @@ def _our_state(detector: DeformableDETR, described: _Description, state: State, 
         if "class_embed" in our:
             value = value[:1] if our.startswith("proposal") else value[columns]
         values[our] = value.to(wanted.dtype)
-    # Older files count a norm's batches, which a frozen one does not need.
-    known |= {name.replace("running_mean", "num_batches_tracked") for name in known if name.endswith("running_mean")}
+    # Older files have the number of batches that a norm has seen; frozen norms do not need it.
+    means = [name for name in known if name.endswith("running_mean")]
+    known |= {name.replace("running_mean", "num_batches_tracked") for name in means}
     unknown = [key for name, key in named.items() if name not in known]
     if missing or unknown:
-        lists = [f"{kind} {_first(keys)}" for kind, keys in (("they lack", missing), ("they have, without a place,", unknown)) if keys]
-        raise MrtError(f"{folder}: the weights are not those that {CONFIG} describes: {'; '.join(lists)}", _AGAIN)
+        kinds = (("they lack", missing), ("they have, without a place,", unknown))
+        lists = [f"{kind} {_first(keys)}" for kind, keys in kinds if keys]
+        raise MrtError(
+            f"{folder}: the weights are not those that {CONFIG} describes: {'; '.join(lists)}", _AGAIN
+        )
     return values
 
 
@@ -458,5 +505,6 @@ def _expect_equal(state: State, first: str, second: str, folder: Path) -> None:
     if a.dtype != b.dtype or not torch.equal(a, b):
         raise MrtError(
             f"{folder}: {first} and {second} differ, where {CONFIG} makes them one tensor",
-            "Without with_box_refine all layers share one head here; with it a head and its second name must be equal.",
+            "Without with_box_refine all layers share one head here; "
+            "with it a head and its second name must be equal.",
         )

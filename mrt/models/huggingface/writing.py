@@ -1,4 +1,4 @@
-"""Detectors as folders that Hugging Face's transformers loads without any code of ours."""
+"""Write detectors as folders that Hugging Face's transformers loads without any code of ours."""
 
 from __future__ import annotations
 
@@ -35,29 +35,42 @@ from mrt.models.pretrained import State
 from mrt.models.published import NO_CLASS
 from mrt.models.transformer import PROPOSAL_CHANNELS
 
-UNUSED_BIAS = -20.0  # of the proposal head's columns that nothing reads
+UNUSED_BIAS = -20.0  # of the unused columns of the proposal head
 
 
-def write_huggingface(folder: Path, detector: DeformableDETR, classes: Sequence[str], *, short_side: int, max_size: int, card: str) -> None:
-    """Write a folder that ``transformers.AutoModelForObjectDetection`` and ``AutoImageProcessor`` load without any code of ours.
+def write_huggingface(
+    folder: Path,
+    detector: DeformableDETR,
+    classes: Sequence[str],
+    *,
+    short_side: int,
+    max_size: int,
+    card: str,
+) -> None:
+    """Write a folder for ``transformers.AutoModelForObjectDetection`` and ``AutoImageProcessor``.
 
-    It holds config.json, model.safetensors, preprocessor_config.json and README.md, and appears as a whole or not at all. A folded ResNet's
-    convolutions get a batch norm again that does nothing but add their bias.
+    It holds config.json, model.safetensors, preprocessor_config.json and README.md, and appears either
+    complete or not at all. The convolutions of a folded ResNet are given batch norms again, which only add
+    their bias.
 
     Args:
         folder: must not exist yet, or be empty.
+        detector: to be written.
         classes: one name per class, all different.
         short_side, max_size: the size that images are scaled to.
         card: text of README.md.
 
     Raises:
-        MrtError: the folder is taken or cannot be written, the names do not fit, or the detector has something that such a folder cannot
-            say: grid queries, proposals with content, two stages without refinement or with other than 256 channels, a width that is no
-            multiple of 32, or a backbone that transformers would compute otherwise.
+        MrtError: the folder is not empty or cannot be written, the names do not fit, or the detector has
+            something that such a folder cannot express: grid queries, proposals with content, two stages
+            without refinement or with other than 256 channels, a width that is no multiple of 32, or a
+            backbone that transformers would compute differently.
     """
     _check_classes(classes, detector.num_classes)
     if short_side < 1 or max_size < 1:
-        raise MrtError(f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1.")
+        raise MrtError(
+            f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1."
+        )
     config, weights = _their_config(detector, list(classes)), save(_their_state(detector), {"format": "pt"})
     with whole_folder(Path(folder)) as work:
         write_text(work / CONFIG, _json(config))
@@ -85,7 +98,8 @@ def _their_config(detector: DeformableDETR, classes: list[str]) -> dict[str, Any
         stages = "two-stage " if detector.two_stage else ""
         raise MrtError(
             f"this {stages}detector cannot be written for transformers: {', '.join(reasons)}",
-            "Its Deformable DETR has no such option. Export to another format, or train a detector without it.",
+            "Its Deformable DETR has no such option. "
+            "Export to another format, or train a detector without it.",
         )
     return {
         "architectures": ["DeformableDetrForObjectDetection"],
@@ -118,34 +132,50 @@ def _their_config(detector: DeformableDETR, classes: list[str]) -> dict[str, Any
 
 
 def _their_backbone(backbone: Backbone, num_levels: int) -> dict[str, Any]:
-    """The fields that describe a backbone by its timm name, without pretrained weights being fetched for it.
+    """The fields that describe a backbone by its timm name, so that transformers downloads no weights for it.
 
-    The usual three maps are described in the older way, which transformers 4 and 5 read; others in that of 5.
+    The usual three maps are described in the older form, which transformers 4 and 5 read; others in the form
+    of 5.
     """
     if backbone.folded and backbone.name not in RESNETS:
         raise MrtError(
-            f'backbone "{backbone.name}" has its batch norms folded, the layout of transformers has them', 'Use freeze = "stem" or "none".'
+            f'backbone "{backbone.name}" has its batch norms folded, the layout of transformers has them',
+            'Use freeze = "stem" or "none".',
         )
     try:
         strides = timm_strides(backbone.name)
     except ValueError as error:
-        raise MrtError(f'backbone "{backbone.name}" cannot be written for transformers: {error}', "Use a ResNet.") from None
+        raise MrtError(
+            f'backbone "{backbone.name}" cannot be written for transformers: {error}', "Use a ResNet."
+        ) from None
     levels = min(num_levels, len(backbone.channels))
     indices = [strides.index(stride) for stride in STRIDES[-levels:]]
     if indices == ([2, 3, 4] if num_levels > 1 else [4]):
-        return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": backbone.name, "backbone_config": None}
-    described = {"model_type": "timm_backbone", "backbone": backbone.name, "num_channels": 3, "features_only": True, "out_indices": indices}
+        return {
+            "use_timm_backbone": True,
+            "use_pretrained_backbone": False,
+            "backbone": backbone.name,
+            "backbone_config": None,
+        }
+    described = {
+        "model_type": "timm_backbone",
+        "backbone": backbone.name,
+        "num_channels": 3,
+        "features_only": True,
+        "out_indices": indices,
+    }
     return {"backbone_config": {**described, "use_pretrained_backbone": False}}
 
 
 def _their_state(detector: DeformableDETR) -> State:
-    """The detector's tensors under their names, tied ones under each of them."""
+    """The detector's tensors under the names of transformers; tied tensors are under each of their names."""
     trunk = Trunk(detector.backbone.name, len(detector.backbone.channels))
     state: State = {}
     for our, value in _with_norms(detector).items():
         value = value.detach().cpu().float()
         if "proposal_class_embed" in our:
-            wide = value.new_full((detector.num_classes, *value.shape[1:]), UNUSED_BIAS if our.endswith("bias") else 0.0)
+            fill = UNUSED_BIAS if our.endswith("bias") else 0.0
+            wide = value.new_full((detector.num_classes, *value.shape[1:]), fill)
             wide[:1] = value
             value = wide
         place = place_of(our, detector, trunk)
@@ -157,12 +187,14 @@ def _their_state(detector: DeformableDETR) -> State:
 
 
 def _with_norms(detector: DeformableDETR) -> State:
-    """The detector's state dict, folded batch norms back as ones that only add the bias of the convolution before them."""
-    state = {key: value for key, value in detector.state_dict().items() if not key.endswith("num_batches_tracked")}
+    """The detector's state dict with its folded batch norms, which now only add their convolution's bias."""
+    counter = "num_batches_tracked"
+    state = {key: value for key, value in detector.state_dict().items() if not key.endswith(counter)}
     for entry in detector.backbone.folded:
         norm, bias = f"backbone.body.{entry.norm}.", state.pop(f"backbone.body.{entry.conv}.bias")
-        state |= {f"{norm}weight": torch.ones_like(bias), f"{norm}bias": bias}
-        state |= {f"{norm}running_mean": torch.zeros_like(bias), f"{norm}running_var": torch.full_like(bias, 1 - NORM_EPS)}
+        state[f"{norm}weight"], state[f"{norm}bias"] = torch.ones_like(bias), bias
+        state[f"{norm}running_mean"] = torch.zeros_like(bias)
+        state[f"{norm}running_var"] = torch.full_like(bias, 1 - NORM_EPS)
     return state
 
 
@@ -185,10 +217,16 @@ def _their_processor(short_side: int, max_size: int) -> dict[str, Any]:
 
 def _check_classes(classes: Sequence[str], count: int) -> None:
     if len(classes) != count:
-        raise MrtError(f"{len(classes)} class names for a detector of {count} classes", "Give one name per class.")
-    wrong = [name for name, times in Counter(classes).items() if times > 1 or name == NO_CLASS or not name.strip()]
+        raise MrtError(
+            f"{len(classes)} class names for a detector of {count} classes", "Give one name per class."
+        )
+    counts = Counter(classes).items()
+    wrong = [name for name, times in counts if times > 1 or name == NO_CLASS or not name.strip()]
     if wrong:
-        raise MrtError(f'class name "{wrong[0]}" cannot be written', f'Names must differ, and be neither empty nor "{NO_CLASS}".')
+        raise MrtError(
+            f'class name "{wrong[0]}" cannot be written',
+            f'Names must differ, and be neither empty nor "{NO_CLASS}".',
+        )
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -1,10 +1,12 @@
-"""A detector that predicts on a CPU: products and convolutions by oneDNN, with weights that are laid out for it once.
+"""Prediction on a CPU: matrix products and convolutions by oneDNN, with weights in its own layout.
 
-Eager PyTorch leaves matrix products to its BLAS and hands each convolution its kernel in the plain layout, to be laid out again at every
-call (a 1x1 convolution of a single image by a single thread does not even get there). oneDNN's products were faster (docs/speed.md), and
-take relu and residual sums in passing.
+Eager PyTorch computes matrix products with its BLAS library. It calls oneDNN for convolutions, but with the
+kernel in the plain layout, which oneDNN reorders at every call; a 1x1 convolution of a single image on a
+single thread does not use oneDNN at all. Here every product uses oneDNN, each weight is reordered once, and
+relu and residual sums are part of the product. docs/speed.md has the measurements.
 
-Modules keep their parameters and names. With gradients, on another device and in a traced program they compute as before.
+Modules keep their parameters and names. With gradients, on another device or in a traced program they compute
+as before.
 """
 
 from __future__ import annotations
@@ -19,38 +21,61 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from mrt.models.attention import MSDeformAttn
 from mrt.models.backbone import ResNetBody
 from mrt.models.detector import DeformableDETR
-from mrt.models.precision import autocast_dtype
+from mrt.models.fast.precision import autocast_dtype
 from mrt.models.transformer import DecoderLayer, EncoderLayer
 
-ROWS = 512  # tokens per thread that a feed-forward network takes at a time: what it makes of them stays in the cache
-KEPT = 2  # layouts of a layer's weights; a convolution's best one depends on its input's size, and another takes several times as long
+# Tokens per thread that a feed-forward network takes at a time, few enough for its activations to stay in the
+# cache.
+ROWS = 512
+# Layouts that are kept of a layer's weight. The best one of a convolution depends on the input's size, and
+# any other takes several times as long.
+KEPT = 2
 
 
 class _Packed:
-    """A layer whose weight is laid out when it is first used, and again when it has changed."""
+    """A layer whose weight is reordered when it is first used, and again after it has changed."""
 
     _laid_out: tuple[Any, dict[Any, tuple[Tensor, Tensor | None]]] | None = None
 
-    def laid_out(self, use: tuple[torch.dtype, Any], lay_out: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-        """(weight as oneDNN takes it, bias), kept for the last few of ``use`` (dtype, shape). Changes through ``.data`` go unnoticed."""
-        seen = [(part, 0 if part.is_inference() else part._version) for part in (self.weight, self.bias) if part is not None]
-        if self._laid_out is None or any(a is not b or i != j for (a, i), (b, j) in zip(seen, self._laid_out[0], strict=True)):
-            self._laid_out = seen, {}
+    def laid_out(
+        self, use: tuple[torch.dtype, Any], lay_out: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The reordered weight and the bias, kept for the last ``KEPT`` different uses.
+
+        A new tensor or a change in place is noticed, a change through ``.data`` is not.
+
+        Args:
+            use: dtype and, where the layout depends on it, shape of the input.
+            lay_out: reorders a weight of that dtype.
+        """
+        parts = [part for part in (self.weight, self.bias) if part is not None]
+        versions = [(part, 0 if part.is_inference() else part._version) for part in parts]
+        if self._laid_out is None or any(
+            now is not before or version != version_before
+            for (now, version), (before, version_before) in zip(versions, self._laid_out[0], strict=True)
+        ):
+            self._laid_out = versions, {}
         kept = self._laid_out[1]
         if use not in kept:
             if len(kept) == KEPT:
                 kept.pop(next(iter(kept)), None)
-            weight, bias = (None if part is None else part.detach().to(use[0]) for part in (self.weight, self.bias))
+            weight = self.weight.detach().to(use[0])
+            bias = None if self.bias is None else self.bias.detach().to(use[0])
             kept[use] = lay_out(weight), bias
         return kept[use]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_laid_out": None}  # cannot be copied
+        return {**self.__dict__, "_laid_out": None}  # tensors in oneDNN's layout cannot be copied
 
 
 def usable(x: Tensor) -> bool:
-    """Whether oneDNN's own operators compute with ``x`` here and now."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not torch.is_grad_enabled() and not _traced()
+    """Whether oneDNN's operators can take ``x`` in the present mode."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not torch.is_grad_enabled()
+        and not _traced()
+    )
 
 
 def _traced() -> bool:
@@ -61,7 +86,7 @@ class PackedLinear(_Packed, nn.Linear):
     """A linear layer."""
 
     def forward(self, x: Tensor, plus: Tensor | None = None, relu: bool = False) -> Tensor:
-        """The layer of ``x`` (..., in), then relu or the sum with ``plus`` (..., out)."""
+        """Apply the layer to ``x`` (..., in), then relu, or add ``plus`` (..., out)."""
         if not usable(x):
             y = super().forward(x)
             return y.relu() if relu else y if plus is None else y + plus
@@ -73,12 +98,12 @@ class PackedLinear(_Packed, nn.Linear):
 
 
 class PackedConv2d(_Packed, nn.Conv2d):
-    """A convolution, then relu where ``relu`` says so."""
+    """A convolution, followed by relu if the attribute ``relu`` is True."""
 
     relu = False
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """The convolution of ``x``; with ``onto``, its relu'd sum with that, which may be overwritten."""
+        """The convolution of ``x``; with ``onto``, relu of the sum of both. ``onto`` may be overwritten."""
         if not usable(x):
             y = super().forward(x)
             return (y + onto).relu() if onto is not None else y.relu() if self.relu else y
@@ -86,7 +111,9 @@ class PackedConv2d(_Packed, nn.Conv2d):
         weight, bias = self.laid_out((x.dtype, x.shape), lambda weight: self._reorder(weight, x))
         how = weight, bias, self.padding, self.stride, self.dilation, self.groups
         if onto is not None:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(onto.to(x.dtype), x, *how, "add", 1.0, "relu", [], "")
+            return torch.ops.mkldnn._convolution_pointwise_.binary(
+                onto.to(x.dtype), x, *how, "add", 1.0, "relu", [], ""
+            )
         return torch.ops.mkldnn._convolution_pointwise(x, *how, "relu" if self.relu else "none", [], "")
 
     def _reorder(self, weight: Tensor, x: Tensor) -> Tensor:
@@ -116,7 +143,7 @@ class PackedAttention(MSDeformAttn):
     """Deformable attention."""
 
     def choose(self, query: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """As the class above, by two products: each gives what the op takes, without a copy."""
+        """As in the base class, but by two products: the op can take both results without a copy."""
         placed = query + position
         return self.sampling_offsets(placed), self.attention_weights(placed)
 
@@ -125,7 +152,7 @@ class PackedEncoderLayer(EncoderLayer):
     """An encoder layer."""
 
     def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """As the class above, some tokens at a time."""
+        """As in the base class, some tokens at a time."""
         if not usable(tokens) or self.training:
             return super().finish(tokens, attended)
         output = torch.empty_like(tokens)
@@ -141,13 +168,18 @@ class PackedDecoderLayer(DecoderLayer):
     """A decoder layer."""
 
     def finish(self, queries: Tensor) -> Tensor:
-        """As the class above."""
+        """As in the base class."""
         if not usable(queries) or self.training:
             return super().finish(queries)
         return self.norm3(self.linear2(self.linear1(queries, relu=True), plus=queries))
 
 
-_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise", "_convolution_pointwise_")
+_OPERATORS = (
+    "_linear_pointwise",
+    "_reorder_linear_weight",
+    "_convolution_pointwise",
+    "_convolution_pointwise_",
+)
 _KINDS = {
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
@@ -160,14 +192,16 @@ _KINDS = {
 
 
 def pack(detector: DeformableDETR) -> None:
-    """Let a detector predict by oneDNN's operators, in place; nothing is done where this PyTorch has none.
+    """Let a detector predict with oneDNN's operators, in place. If this PyTorch has none, nothing is changed.
 
     Outputs stay the same up to float rounding, parameters and their names as they are.
 
     Args:
-        detector: in evaluation mode, on a CPU, frozen norms folded (:func:`mrt.models.backbone.fold_carried_norms`).
+        detector: in evaluation mode, on a CPU, its frozen norms folded
+            (:func:`mrt.models.fast.carried_norms.fold_carried_norms`).
     """
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+    available = torch.backends.mkldnn.is_available()
+    if not available or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
         return
     for module in list(detector.modules()):
         kind = type(module)

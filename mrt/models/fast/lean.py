@@ -1,6 +1,6 @@
-"""Operations that keep less for their backward pass than the PyTorch ones they are made of.
+"""Operations that keep fewer activations for the backward pass than the PyTorch operations they consist of.
 
-Compiled code decides that for itself, and ``torch.func`` takes the PyTorch ones. A second derivative is refused.
+Compiled code and ``torch.func`` use the PyTorch operations instead. Second derivatives raise an error.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mrt.models.precision import autocast_dtype
+from mrt.models.fast.precision import autocast_dtype
 from mrt.ops import transforms
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, p: float) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, p: float
+    ) -> Tensor:
         weight1 = weight1.to(x.dtype)
         hidden = _hidden(x, weight1, bias1)
         if p:
@@ -30,7 +32,8 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
         rows, hidden = gradient.flatten(0, -2), hidden.flatten(0, -2)
-        # What dropout kept was scaled by 1/(1 - p): so is the matrix, which is small, instead of the map.
+        # Dropout scales what it keeps by 1/(1 - p). Scaling the matrix is cheaper: it is smaller than the
+        # activations.
         inner = rows @ (weight2 / (1 - ctx.p)).to(rows.dtype)
         inner = torch.ops.aten.threshold_backward(inner, hidden, 0)
         of_x = (inner @ weight1).view_as(x)
@@ -38,7 +41,8 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _hidden(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    rows = torch._addmm_activation(bias.to(x.dtype), x.flatten(0, -2), weight.to(x.dtype).mT)  # relu inside the product's kernel
+    """relu of the linear layer, computed inside the matrix product's kernel."""
+    rows = torch._addmm_activation(bias.to(x.dtype), x.flatten(0, -2), weight.to(x.dtype).mT)
     return rows.unflatten(0, x.shape[:-1])
 
 
@@ -47,10 +51,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, p: float = 0.0) -> Tensor:
-    """``second(dropout(relu(first(x)), p))`` of x (..., B, d), keeping of the wide map what ``second`` takes, alone.
+    """``second(dropout(relu(first(x)), p))`` of x (..., B, d).
 
-    An entry of that above 0 was neither negative nor dropped, so neither relu's own result nor dropout's mask is needed: with dropout and
-    16 bits three fifths of what would be kept, and two passes over that map besides. Both layers have biases; their hooks are not called.
+    Of the wide hidden activations only the input of ``second`` is kept for the backward pass. Where it is
+    above 0, the value was neither negative nor dropped, so the result of relu and the mask of dropout are not
+    needed. In 16 bits with dropout this saves three fifths of the memory, and two passes over the hidden
+    activations.
+
+    Both layers must have biases. Their hooks are not called.
     """
     if not transforms.none() or x.dtype != (autocast_dtype(x) or first.weight.dtype):
         return second(F.dropout(F.relu(first(x)), p))
@@ -77,11 +85,15 @@ class _LinearOfSum(torch.autograd.Function):
 
 
 def linear_of_sum(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``linear(first + second, weight, bias)``, adding the two up again in the backward pass instead of keeping their sum.
+    """``linear(first + second, weight, bias)``.
+
+    The backward pass adds the two again instead of keeping their sum.
 
     Args:
-        first, second: (..., in), of shapes that can be added. Something else should keep them anyway, or nothing is spared.
-        weight: (out, in). bias: (out,).
+        first, second: (..., in), of shapes that can be added. This only saves memory if other operations keep
+            both of them anyway.
+        weight: (out, in).
+        bias: (out,).
     """
     if not torch.is_grad_enabled() or not transforms.none():
         return F.linear(first + second, weight, bias)
