@@ -1,7 +1,8 @@
 """A training step with a learner and data of its own, made in memory, to be timed, profiled or counted.
 
-Images are noise on the device already and boxes are random, so neither the loader nor the copy to the device is in a step
-(benchmarks.data measures those); the teacher's threshold is set so that about as many of its queries pass as images have boxes.
+Images are noise that is already on the device, and boxes are random. So a step includes neither the loader
+nor the copy to the device; benchmarks.data measures those. The teacher's threshold is set so that about as
+many of its queries pass as images have boxes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.counting import LiveBytes, Operation, Work, as_on_cuda, begin_moments, networks_of, shapes_only, state_tensors
+from benchmarks.counting import (
+    LiveBytes,
+    Operation,
+    Work,
+    as_on_cuda,
+    begin_moments,
+    networks_of,
+    shapes_only,
+    state_tensors,
+)
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
 from mrt.config import Config
@@ -23,7 +33,7 @@ from mrt.engine import build, distributed
 from mrt.engine.checkpoint import seed_everything
 from mrt.engine.compiling import Compiler
 from mrt.engine.load import load_detector
-from mrt.engine.prepare import TRAINED
+from mrt.engine.stages import TRAINED
 from mrt.engine.step import Learner, Parts, training_step
 from mrt.engine.student import SOURCE, TARGET, Student
 
@@ -38,12 +48,23 @@ Step = Callable[..., dict[str, torch.Tensor | float]]
 
 
 def image_size(config: Config) -> tuple[int, int]:
-    """(H, W) of a Cityscapes-shaped image (1:2) after the preset's resizing: 666x1333 in the published runs, 128x256 in the demo."""
+    """(H, W) of an image of Cityscapes' shape (1:2) after the preset's resizing.
+
+    It is 666x1333 in the published runs and 128x256 in the demo.
+    """
     short = min(max(config.data.sides), config.data.max_size // 2)
     return short, min(config.data.max_size, 2 * short + config.data.max_size % 2)
 
 
-def make_batch(images: int, size: tuple[int, int], boxes: int, num_classes: int, seed: int, device: torch.device, pair: bool) -> Batch:
+def make_batch(
+    images: int,
+    size: tuple[int, int],
+    boxes: int,
+    num_classes: int,
+    seed: int,
+    device: torch.device,
+    pair: bool,
+) -> Batch:
     """Noise images without padding, each with ``boxes`` random boxes; ``pair``: with a strong view."""
     generator = torch.Generator().manual_seed(seed)
     targets = []
@@ -58,17 +79,20 @@ def make_batch(images: int, size: tuple[int, int], boxes: int, num_classes: int,
 
 
 def make_learner(config: Config, kind: str, num_classes: int, world: distributed.World) -> Learner:
-    """A learner at the beginning of its stage, from the preset's shipped weights where it has some, else untrained."""
+    """A learner at the beginning of its stage, with the preset's shipped weights, if any, else untrained."""
     seed_everything(config.seed)
     parts, settings = KINDS[kind], config.teacher
     detector = build.build_detector(config, [str(number) for number in range(num_classes)])
     if config.init:
         detector.load_state_dict(load_detector(config.init)[0].state_dict())
     mae = build.build_mae(config, detector) if parts.rebuild else None
-    student = Student(detector, mae, build.build_discriminators(config, detector) if parts.judge else None).to(world.device).train()
+    discriminators = build.build_discriminators(config, detector) if parts.judge else None
+    student = Student(detector, mae, discriminators).to(world.device).train()
     stage = config.teach if parts.teach else config.mae_stage
     optimiser = build.build_optimiser(config, stage, student, world.device)
-    teacher = Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=TRAINED) if parts.ema else None
+    teacher = None
+    if parts.ema:
+        teacher = Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=TRAINED)
     thresholds = DynamicThresholds(num_classes, device=world.device)
     detector.set_checkpointing(config.engine.checkpointing)
     compiler = Compiler(config.engine.compile, world.device)
@@ -78,9 +102,10 @@ def make_learner(config: Config, kind: str, num_classes: int, world: distributed
 
 @torch.no_grad()
 def set_threshold(learner: Learner, target: Batch, boxes: int) -> None:
-    """Let ``boxes`` queries an image pass, as many as there are labels on a source image (NMS then drops some)."""
+    """Let ``boxes`` queries per image pass, as many as a source image has labels; NMS then drops some."""
     with learner.precision:
-        scores = learner.teacher.module(target.images, target.padding_mask).logits[-1].float().sigmoid().amax(-1)
+        output = learner.teacher.module(target.images, target.padding_mask)
+        scores = output.logits[-1].float().sigmoid().amax(-1)
     learner.thresholds.values.fill_(scores.flatten().topk(boxes * len(target) + 1).values[-1].item())
 
 
@@ -89,12 +114,13 @@ class Bench:
 
     Args:
         step: the engine's, or one with the same arguments.
-        micro: micro-batches a step.
+        micro: micro-batches per step.
         size: (H, W) of the images; by default the preset's.
         values: False for steps that are only counted (:meth:`counted_gb`), without computing anything.
 
     Attributes:
-        wall, cpu: milliseconds of each call. labels: pseudo labels an image, of each call.
+        wall, cpu: milliseconds of each call.
+        labels: pseudo labels per image, of each call.
     """
 
     def __init__(
@@ -113,15 +139,16 @@ class Bench:
         self.config, self.cuda, self.boxes, self.values = config, world.device.type == "cuda", boxes, values
         self.domains = (SOURCE, TARGET) if self.learner.parts.target else (SOURCE,)
         self.images = config.engine.batch_size
-        self.batches = [
-            {
-                domain: make_batch(
-                    self.images, size or image_size(config), boxes, num_classes, 2 * seed + place, world.device, domain == TARGET
+        size = size or image_size(config)
+        self.batches = []
+        for seed in range(max(2, micro)):
+            batch = {}
+            for place, domain in enumerate(self.domains):
+                own_seed, pair = 2 * seed + place, domain == TARGET
+                batch[domain] = make_batch(
+                    self.images, size, boxes, num_classes, own_seed, world.device, pair
                 )
-                for place, domain in enumerate(self.domains)
-            }
-            for seed in range(max(2, micro))
-        ]
+            self.batches.append(batch)
         if self.learner.teacher is not None and values:
             set_threshold(self.learner, self.batches[0][TARGET], boxes)
         self.wall: list[float] = []
@@ -130,7 +157,7 @@ class Bench:
 
     def __call__(self) -> None:
         """One timed step."""
-        build.use_machine(self.config, self.learner.world.device)  # other benches may want another precision
+        build.use_machine(self.config, self.learner.world.device)  # other benches may use another precision
         begin, begin_cpu = time.perf_counter(), time.process_time()
         first = self.learner.step % 2 if self.micro == 1 else 0
         seen = self._step(self.batches[first : first + self.micro])
@@ -149,7 +176,7 @@ class Bench:
         self.wall.clear(), self.cpu.clear(), self.labels.clear()
 
     def times(self) -> dict[str, Any]:
-        """Of the steps since :meth:`forget`."""
+        """Statistics of the steps since :meth:`forget`."""
         low, median, high = quartiles(self.wall)
         return {
             "ms": median,
@@ -160,14 +187,17 @@ class Bench:
         }
 
     def counted_gb(self) -> dict[str, float]:
-        """Tensor bytes of one more step as a GPU would hold them, 10^9: the peak, and what lives between steps."""
+        """Gigabytes (10^9) of tensors that one more step takes on a GPU: the peak, and between steps."""
         with self._as_counted() as data, LiveBytes(state_tensors(self.learner, data)) as count:
             state = count.live
             self._step(data)
         return {"counted_gb": count.peak / 1e9, "state_gb": state / 1e9}
 
     def counted_work(self) -> list[Operation]:
-        """The operations of a step as a GPU would run them; not the first, which makes what is kept from step to step."""
+        """The operations of a step as a GPU would run them.
+
+        It is the second step, because the first makes what is kept from step to step.
+        """
         with self._as_counted() as data:
             self._step(data)
             with Work() as work:

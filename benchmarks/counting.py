@@ -1,13 +1,15 @@
-"""How much memory a training step takes and how much work it is, counted without a GPU.
+"""Count the memory and the work of a training step without a GPU.
 
-Memory: every storage that an operation makes is added when it appears and subtracted when it is freed, so the peak is exact for what
-PyTorch calls tensors: parameters, gradients and optimiser state included. What a GPU needs besides is not counted: the CUDA context, the
-caching allocator's rounding and gaps, and scratch space inside kernels (cuDNN's above all).
+Memory: every storage that an operation makes is added when it appears and subtracted when it is freed. So the
+peak is exact for all tensors, including parameters, gradients and optimiser state. Other memory of a GPU is
+not counted: the CUDA context, the rounding and gaps of the caching allocator, and workspace inside kernels,
+mostly cuDNN's.
 
-Work: every operation that is not a mere view reads its inputs and writes its outputs once, and products have their multiplications.
+Work: every operation except views is counted to read its inputs and write its outputs once. Matrix products
+and convolutions also have floating-point operations.
 
-A step may be counted while it runs for real on the CPU, or with shapes alone (:func:`shapes_only`): then nothing is computed or stored,
-and any batch is counted in seconds on any machine.
+A step can be counted while it really runs on the CPU, or with shapes only (:func:`shapes_only`). Then nothing
+is computed or stored, and any batch is counted in seconds on any machine.
 """
 
 from __future__ import annotations
@@ -33,17 +35,18 @@ from mrt.engine import build
 from mrt.engine.step import Learner
 from mrt.losses import Matches, Matching
 from mrt.models import position
-from mrt.models.precision import LayerNorm
+from mrt.models.fast.precision import LayerNorm
 
 
 class LiveBytes(TorchDispatchMode):
-    """While inside, counts the bytes of all storages that live, on any device but "meta".
+    """Inside this context, counts the bytes of all existing storages, on any device but "meta".
 
     Attributes:
-        live: bytes now. peak: most so far.
+        live: bytes now.
+        peak: the maximum so far.
 
     Args:
-        tensors: what lives already.
+        tensors: those that exist already.
     """
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
@@ -72,7 +75,8 @@ class LiveBytes(TorchDispatchMode):
             size = storage.nbytes()
             self.live += size
             self.peak = max(self.peak, self.live)
-            self._known[key] = weakref.finalize(storage, self._forget, key, size)  # the Python object lives as long as the storage
+            # The Python object lives as long as the storage.
+            self._known[key] = weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self.live -= size
@@ -81,9 +85,14 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Operation:
-    """One call: its name, the dtype of its (first) result, bytes read and written, and floating-point operations of products.
+    """One call of an operation.
 
-    ``samples``: of deformable attention, the values it reads bilinearly (N * Q * M * L * P * D), else 0.
+    Attributes:
+        name: of the operation.
+        dtype: of its (first) result.
+        bytes: read and written.
+        flops: floating-point operations, of products only.
+        samples: of deformable attention, the values that it interpolates (N * Q * M * L * P * D), else 0.
     """
 
     name: str
@@ -94,14 +103,16 @@ class Operation:
 
 
 NO_KERNEL = re.compile(r"aten::(empty|new_empty|_local_scalar_dense|is_pinned)")
-ONLY_WRITES = re.compile(r"aten::(copy_|fill_|zero_|bernoulli_|uniform_|normal_|random_)$")  # its first argument
+# These write their first argument without reading it.
+ONLY_WRITES = re.compile(r"aten::(copy_|fill_|zero_|bernoulli_|uniform_|normal_|random_)$")
 
 
 class Work(TorchDispatchMode):
-    """While inside, notes each operation that a GPU would run a kernel for (some run several), in ``operations``.
+    """Inside this context, lists each operation for which a GPU would run a kernel, in ``operations``.
 
-    That is: each that makes a tensor of its own or writes to one; views do neither. Multiplications of grouped convolutions' gradients are
-    those of PyTorch's counter, which takes too many.
+    Some run several kernels. These are the operations that make a new tensor or write to one; views do
+    neither. The floating-point operations of the gradients of grouped convolutions are those of PyTorch's
+    counter, which counts too many.
     """
 
     def __init__(self) -> None:
@@ -111,15 +122,18 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
         result, kwargs = function(*args, **(kwargs or {})), kwargs or {}
         name, parameters = function._schema.name, function._schema.arguments
-        given = [*zip(parameters, args, strict=False), *((item, kwargs[item.name]) for item in parameters if item.name in kwargs)]
-        written = _tensors([value for item, value in given if item.alias_info is not None and item.alias_info.is_write])
+        given = list(zip(parameters, args, strict=False))
+        given += [(item, kwargs[item.name]) for item in parameters if item.name in kwargs]
+        outputs = [value for item, value in given if item.alias_info is not None and item.alias_info.is_write]
+        written = _tensors(outputs)
         read = _tensors((args[1:] if ONLY_WRITES.match(name) else args, kwargs))
         known = {tensor.untyped_storage()._cdata for tensor in (*read, *written)}
-        made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in known] + written
+        new = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in known]
+        made = new + written
         if not made or NO_KERNEL.match(name):
             return result
         flops = samples = 0
-        if name in ("aten::linear", "aten::conv2d"):  # whole where no gradient is wanted, like the next
+        if name in ("aten::linear", "aten::conv2d"):  # like the next, only seen as a whole without gradients
             flops = 2 * made[0].numel() * args[1][0].numel()
         elif name in ("aten::matmul", "aten::_addmm_activation"):
             flops = 2 * made[0].numel() * args[name == "aten::_addmm_activation"].shape[-1]
@@ -128,7 +142,8 @@ class Work(TorchDispatchMode):
         elif name.startswith("mrt::ms_deform_attn_fused"):
             value, logits = (args[1], args[5]) if name.endswith("backward") else (args[0], args[4])
             samples = logits.numel() * value.shape[-1]
-        self.operations.append(Operation(name, made[0].dtype, sum(map(_bytes, (*read, *made))), flops, samples))
+        moved = sum(map(_bytes, (*read, *made)))
+        self.operations.append(Operation(name, made[0].dtype, moved, flops, samples))
         return result
 
 
@@ -137,20 +152,22 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # an expanded one is smaller than it looks
+    # The storage of an expanded tensor is smaller than its number of elements suggests.
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def networks_of(learner: Learner) -> list[nn.Module]:
-    """Student and, where there is one, teacher."""
+    """The student and, if there is one, the teacher."""
     return [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
 
 
 @contextmanager
 def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
-    """While inside, tensors have shapes but no values, the learner's own included; it is of no use afterwards.
+    """Inside this context, tensors have shapes but no values.
 
-    Two parts of a step depend on values. The assignment always gives the same number of pairs, so any will do; pseudo labels are taken
-    to be ``labels`` an image.
+    That includes the tensors of the learner, which is unusable afterwards. Two parts of a step depend on
+    values. The assignment always has the same number of pairs, so any pairs are right; the number of pseudo
+    labels is assumed to be ``labels`` per image.
     """
     networks = networks_of(learner)
     patched = [(Matching, "result", Matching.result), (PendingLabels, "result", PendingLabels.result)]
@@ -160,18 +177,25 @@ def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
         def emptied(tensor: Tensor) -> Tensor:
             if id(tensor) not in made:
                 empty = mode.from_tensor(tensor.detach())
-                trained = isinstance(tensor, nn.Parameter)
-                made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trained else empty
+                if isinstance(tensor, nn.Parameter):
+                    empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                made[id(tensor)] = empty
             return made[id(tensor)]
 
-        tables = [table for network in networks for module in network.modules() for table in (module._parameters, module._buffers)]
-        originals = [dict(table) for table in tables]  # kept until all are replaced: one that is freed would hand its id on
+        modules = [module for network in networks for module in network.modules()]
+        tables = [table for module in modules for table in (module._parameters, module._buffers)]
+        # Kept until all are replaced: the id of a freed tensor could be that of another one.
+        originals = [dict(table) for table in tables]
         for table in tables:
             table.update({name: emptied(tensor) for name, tensor in table.items() if tensor is not None})
         originals.clear()
-        learner.optimiser = build.build_optimiser(learner.config, learner.stage, learner.student, learner.world.device)
-        Matching.result = _any_pairs
-        PendingLabels.result = lambda pending: [_any_labels(labels) for _ in range(len(pending._rows.result()))]
+        device = learner.world.device
+        learner.optimiser = build.build_optimiser(learner.config, learner.stage, learner.student, device)
+
+        def any_labels(pending: PendingLabels) -> list[dict[str, Tensor]]:
+            return [_any_labels(labels) for _ in range(len(pending._rows.result()))]
+
+        Matching.result, PendingLabels.result = _any_pairs, any_labels
         position._kept_geometry.cache_clear()
         position._kept_level_sizes.cache_clear()
         try:
@@ -179,22 +203,27 @@ def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
         finally:
             for owner, name, method in patched:
                 setattr(owner, name, method)
-            position._kept_geometry.cache_clear()  # they keep tensors without values
+            position._kept_geometry.cache_clear()  # the caches hold tensors without values
             position._kept_level_sizes.cache_clear()
 
 
 def _any_pairs(matching: Matching) -> Matches:
     count = sum(min(boxes, matching.num_queries) for boxes in matching.counts)
-    image, *rows = torch.zeros(1 + 2 * matching.num_layers, count, dtype=torch.long).split((1, matching.num_layers, matching.num_layers))
+    layers = matching.num_layers
+    image, *rows = torch.zeros(1 + 2 * layers, count, dtype=torch.long).split((1, layers, layers))
     return Matches(image[0], *rows, matching.labels, matching.boxes, matching.counts, matching.num_queries)
 
 
 def _any_labels(count: int) -> dict[str, Tensor]:
-    return {"scores": torch.zeros(count), "labels": torch.zeros(count, dtype=torch.long), "boxes": torch.zeros(count, 4)}
+    return {
+        "scores": torch.zeros(count),
+        "labels": torch.zeros(count, dtype=torch.long),
+        "boxes": torch.zeros(count, 4),
+    }
 
 
 def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iterator[Tensor]:
-    """What lives between two steps: weights, buffers, gradients, moments, the teacher and the data."""
+    """The tensors that exist between two steps: weights, buffers, gradients, moments, teacher and data."""
     for network in networks_of(learner):
         yield from network.parameters()
         yield from network.buffers()
@@ -209,7 +238,7 @@ def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iter
 
 
 def begin_moments(learner: Learner) -> None:
-    """Let the optimiser make its state, which every step but the first finds there; no weight changes."""
+    """Let the optimiser make its state, as it is after the first step, without changing any weight."""
     groups = learner.optimiser.param_groups
     rates = [group["lr"] for group in groups]
     for group in groups:
@@ -223,7 +252,7 @@ def begin_moments(learner: Learner) -> None:
 
 
 class _FlashAttention(torch.autograd.Function):
-    """What such a kernel makes and keeps, with any values: no matrix of queries by keys."""
+    """Makes the tensors of a flash attention kernel, with arbitrary values; no queries x keys matrix."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -238,17 +267,27 @@ class _FlashAttention(torch.autograd.Function):
 
 @contextmanager
 def as_on_cuda(networks: Sequence[nn.Module], values: bool) -> Iterator[None]:
-    """While inside, operations that need other memory on a GPU than on the CPU take the GPU's.
+    """Inside this context, operations that take other memory on a GPU than on a CPU take that of the GPU.
 
-    Autocast computes PyTorch's norms in float32 there, dropout keeps a mask of one byte an element, and attention (where ``values`` are not
-    needed, or it would have to be computed) makes no matrix of queries by keys.
+    On a GPU autocast computes PyTorch's norms in float32, dropout keeps a mask of one byte per element, and
+    attention makes no queries x keys matrix. Attention is only replaced if ``values`` are not needed, because
+    its replacement does not compute them.
     """
-    norms = [module for network in networks for module in network.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
-    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)) for norm in norms if not isinstance(norm, LayerNorm)]
+    hooks = []
+    for module in (module for network in networks for module in network.modules()):
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and not isinstance(module, LayerNorm):
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),)))
+
+    def masked_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return torch.native_dropout(x, p, training)[0] if training and p else x
+
+    def flash_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        return _FlashAttention.apply(query, key, value)
+
     dropout, attention = F.dropout, F.scaled_dot_product_attention
-    F.dropout = lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0] if training and p else x
+    F.dropout = masked_dropout
     if not values:
-        F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _FlashAttention.apply(query, key, value)
+        F.scaled_dot_product_attention = flash_attention
     try:
         yield
     finally:

@@ -181,7 +181,7 @@ def _compiled(detector: Any) -> Step:
     import torch
     import torch._inductor.config as inductor
 
-    from mrt.models.backbone import fold_carried_norms
+    from mrt.models.fast.carried_norms import fold_carried_norms
     from mrt.models.postprocess import top_pairs
     from mrt.predict.network import pixels_to_input
 

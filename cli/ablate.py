@@ -103,14 +103,15 @@ def ablate(
     """
     from mrt import ablate as trials_of
     from mrt import experiment
-    from mrt.config import flag_name
+    from mrt.config import flag_name, named_plugins
     from mrt.errors import MrtError, RunFailed
 
     from .console import say, show_table, watching
     from .experiment import repeatable, require_one_process
 
     require_one_process("ablate")
-    axes = trials_of.make_axes(context.meta[AXES])
+    from_preset = preset or (experiment.choose_preset(source, target) if source or target else "demo")
+    axes = trials_of.make_axes(context.meta[AXES], named_plugins(from_preset, overrides or ()))
     chosen = trials_of.find_study(study) if study else None
     if chosen and axes:
         raise MrtError(
@@ -123,7 +124,6 @@ def ablate(
             "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components",
         )
     roots = experiment.find_roots(data_root, run_root)
-    from_preset = preset or (experiment.choose_preset(source, target) if source or target else "demo")
     init = experiment.find_run(init, roots.run_root) if init else None
     given = {
         "data.source": source,

@@ -30,6 +30,7 @@ def adapt(
     init: options.Init = None,
     map_class: options.MapClass = None,
     resume: options.Resume = False,
+    checkpoint: options.Checkpoint = None,
     name: options.Name = None,
     overrides: options.Set = None,
     seed: options.Seed = None,
@@ -60,7 +61,7 @@ def adapt(
         amp=amp,
         data_root=data_root,
         run_root=run_root,
-    )
+    ).going_on_from(checkpoint)
     carry_out(plan, ctx, data_root, run_root, gpus=gpus, profile=profile, dry_run=dry_run)
 
 

@@ -93,6 +93,7 @@ class Road:
     watcher: Watcher
     words: list[str]
     results: dict[str, list[Result]] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)  # of the runs that were measured
 
     def config(self, seed: int, start: str | None = None) -> Config:
         """The demo preset with this call's options."""
@@ -229,6 +230,7 @@ class Road:
         )
         evaluate.write([str(folder)], [evaluate.record(str(folder), found)], self.roots.run_root, None, None)
         self.results.setdefault(column, []).append(found)
+        self.folders.append(folder)
 
 
 def finish(road: Road, record: Path | None, images: int) -> None:
@@ -280,8 +282,19 @@ def summarise(road: Road) -> dict[str, Any]:
         "per_seed": metrics,
         "settings": list(road.overrides),
         "caption": "fog: " + _caption(first),
-        "environment": provenance(),
+        "environment": provenance(),  # what measured; the runs may be older
+        "trained_with": trained_with(road.folders),
     }
+
+
+def trained_with(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What runs were trained with, each environment once."""
+    from mrt.engine import folder
+
+    found: list[dict[str, Any]] = []
+    for path in folders:
+        found += [item for item in folder.trained_with(path) if item not in found]
+    return found
 
 
 def _caption(result: Result) -> str:

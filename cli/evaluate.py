@@ -367,6 +367,8 @@ def show_best(validations: Mapping[str, Validation]) -> None:
 
 def record(name: str, result: Result) -> dict[str, Any]:
     """One result as plain values for JSON."""
+    from mrt.engine.folder import provenance
+
     return {
         "run": str(name),
         "network": result.network,
@@ -377,6 +379,7 @@ def record(name: str, result: Result) -> dict[str, Any]:
         "split": result.split,
         "sha256": result.card.split(result.split).sha256,
         "metrics": result.metrics.to_dict(),
+        "environment": provenance(),
     }
 
 

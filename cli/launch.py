@@ -25,7 +25,7 @@ def needed(gpus: int, config: Any) -> bool:
     """Whether ``--gpus`` asks for more than this process. MrtError if there are not so many GPUs."""
     import torch
 
-    from mrt.engine.build import batch_share
+    from mrt.engine.data import batch_share
 
     if "WORLD_SIZE" in os.environ:
         raise MrtError(

@@ -63,6 +63,16 @@ Init = Annotated[
         help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source)."
     ),
 ]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "With --resume: go on from this file of the run's checkpoints, such as teach-0003 "
+            "(engine.keep_checkpoints keeps them)."
+        ),
+        metavar="NAME",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
 DataRoot = Annotated[

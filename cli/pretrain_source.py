@@ -60,6 +60,7 @@ def pretrain_source(
     ] = None,
     init: options.Init = None,
     resume: options.Resume = False,
+    checkpoint: options.Checkpoint = None,
     name: options.Name = None,
     overrides: options.Set = None,
     seed: options.Seed = None,
@@ -93,7 +94,7 @@ def pretrain_source(
         amp=amp,
         data_root=data_root,
         run_root=run_root,
-    )
+    ).going_on_from(checkpoint)
     trained = carry_out(plan, ctx, data_root, run_root, gpus=gpus, profile=profile, dry_run=dry_run)
     if trained and ship is not None and RANK == 0:
         from mrt.engine.inference import write_slim

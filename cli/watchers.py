@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mrt.engine.report import Watcher
@@ -20,21 +21,24 @@ SECONDS_BETWEEN_LINES = 10.0
 FRAMES_PER_SECOND = 4
 BAR = (8, 40)  # its least and greatest width
 LABEL = 12  # width of the live view's first column
-CLASSES_SHOWN = 16  # thresholds of more classes would fill the screen
+MOST_SHOWN = 16  # more numbers of a kind would fill the screen
 
-# A step's numbers, by their names in metrics.jsonl and TensorBoard, in plainer words. "proposal_..." and the
-# parts of "domain" appear only in those files.
-WORDS = {
-    "class": "class",
-    "box": "box L1",
-    "giou": "GIoU",
-    "domain": "domain",
-    "mae": "reconstruction",
-    "total": "total loss",
-    "grad_norm": "gradient norm",
-    "lr": "learning rate",
-    "pseudo_labels": "pseudo labels per image",
-}
+# Numbers of a step that belong to no part of the method, in plainer words than in metrics.jsonl.
+WORDS = {"total": "total loss", "grad_norm": "gradient norm", "lr": "learning rate"}
+ELSEWHERE = ("images_per_second",)  # shown with the progress
+
+
+@cache
+def words() -> dict[str, str]:
+    """Names of losses -> what they are called here; "" for those that only the log shows."""
+    from mrt.config import loss_words
+
+    return loss_words()
+
+
+def called(name: str) -> str:
+    """What a number is called here: a plug-in's by its own name."""
+    return words().get(name, WORDS.get(name, name.replace("_", " ")))
 
 
 @dataclass
@@ -50,7 +54,6 @@ class Task:
     start: float = field(default_factory=time.monotonic)
     numbers: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    retrained: str = ""
     steps: int = 0  # since the first one, which is slower than the rest
     working: float = 0.0  # seconds they took
     paused: float = 0.0  # seconds that went to other tasks within this one: evaluation at the ends of epochs
@@ -75,8 +78,6 @@ class Task:
         """Store the facts that :meth:`Watcher.epoch` received."""
         self.epochs += bool(self.facts)  # the first call describes the start of the stage
         self.facts = dict(facts)
-        if "retrained" in facts:
-            self.retrained = f"{facts['retrained']} after epoch {facts['epoch']}"
 
     @property
     def left(self) -> float | None:
@@ -103,32 +104,43 @@ class Task:
     def losses(self) -> Iterator[tuple[str, list[str]]]:
         """The step's numbers in groups: the losses of each domain, and the step itself."""
         numbers = self.numbers
+        usual = list(words())
         for domain in ("source", "target"):
-            named = {name: f"{domain}/{name}" for name in WORDS}
-            items = [f"{WORDS[name]} {short(numbers[key])}" for name, key in named.items() if key in numbers]
-            if items:
-                yield f"{domain} loss", items
+            names = [key.partition("/")[2] for key in numbers if key.startswith(f"{domain}/")]
+            shown = [
+                name
+                for name in sorted(names, key=lambda name: usual.index(name) if name in usual else len(usual))
+                if called(name)
+            ]
+            if shown:
+                yield (
+                    f"{domain} loss",
+                    [f"{called(name)} {short(numbers[f'{domain}/{name}'])}" for name in shown],
+                )
+        rest = [name for name in numbers if "/" not in name and name not in (*WORDS, *ELSEWHERE)]
         items = []
-        for name in ("total", "grad_norm", "lr", "pseudo_labels"):
-            if name in numbers:
-                shown = f"{numbers[name]:.1e}" if name == "lr" else short(numbers[name])
-                items.append(f"{WORDS[name]} {shown}")
+        for name in [*(name for name in WORDS if name in numbers), *rest]:
+            items.append(f"{called(name)} {f'{numbers[name]:.1e}' if name == 'lr' else short(numbers[name])}")
         if items:
             yield "step", items
 
-    def retraining(self) -> list[str]:
-        """What selective retraining did last, and when it is due again."""
-        due = f"next after epoch {self.facts['next_retraining']}" if "next_retraining" in self.facts else ""
-        return [text for text in (self.retrained, due) if text]
+    def standing(self) -> dict[str, list[str]]:
+        """What the parts of the method tell after an epoch, by title."""
+        told = {title: value for title, value in self.facts.items() if title not in ("epoch", "epochs")}
+        return {
+            title: by_name(value) if isinstance(value, Mapping) else list(value)
+            for title, value in told.items()
+        }
 
-    def thresholds(self) -> list[str]:
-        """The threshold of each class; only the lowest where there are too many."""
-        values = list(self.facts.get("thresholds", {}).items())
-        rest = len(values) - CLASSES_SHOWN
-        if rest > 0:
-            values = sorted(values, key=lambda item: item[1])[:CLASSES_SHOWN]
-        more = [f"and {rest} higher ones"] if rest > 0 else []
-        return [f"{name} {value:.2f}" for name, value in values] + more
+
+def by_name(values: Mapping[str, float]) -> list[str]:
+    """Numbers with their names, such as thresholds of classes; only the lowest of too many."""
+    items = list(values.items())
+    rest = len(items) - MOST_SHOWN
+    if rest > 0:
+        items = sorted(items, key=lambda item: item[1])[:MOST_SHOWN]
+    more = [f"and {rest} higher ones"] if rest > 0 else []
+    return [f"{name} {value:.2f}" for name, value in items] + more
 
 
 def short(value: float) -> str:
@@ -152,6 +164,7 @@ class TaskWatcher(Watcher):
     """
 
     def __init__(self) -> None:
+        words()  # loaded before the first task's time is taken
         self.tasks: list[Task] = []
         self.measurements: dict[str, tuple[float | None, int | None]] = {}
 
@@ -208,11 +221,7 @@ class LineWatcher(TaskWatcher):
         super().epoch(facts)
         if self.tasks and self.tasks[-1].epochs:
             task = self.tasks[-1]
-            parts = {
-                "thresholds": task.thresholds(),
-                "retraining": task.retraining(),
-                "AP50": latest(self.measurements),
-            }
+            parts = {**task.standing(), "AP50": latest(self.measurements)}
             told = [f"{label}: {', '.join(items)}" for label, items in parts.items() if items]
             say("; ".join([f"{task.name}: epoch {facts['epoch']}/{facts['epochs']} done", *told]))
 
@@ -292,11 +301,7 @@ class LiveWatcher(TaskWatcher):
         yield head.append("  ").append(numbers, style="not bold")
         groups = dict(task.losses())
         if "epochs" in task.facts:
-            more = {
-                "thresholds": task.thresholds(),
-                "retraining": task.retraining(),
-                "last AP50": latest(self.measurements),
-            }
+            more = {**task.standing(), "last AP50": latest(self.measurements)}
             groups |= {label: items for label, items in more.items() if items}
         for label, items in groups.items():
             for number, row in enumerate(flow(items, width - LABEL)):

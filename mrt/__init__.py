@@ -1,6 +1,7 @@
 """Domain adaptive object detection with MRT, the Masked Retraining Teacher-student (ICCV 2023).
 
-The functions below are loaded when they are first used, so that ``import mrt`` takes no time; docs/python.md shows them at work.
+The functions below are loaded when they are first used, so that ``import mrt`` takes no time;
+docs/python.md shows them at work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
     from mrt.predict.detector import Detector
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Detector", "MrtError", "__version__", "adapt", "evaluate", "export", "load", "pretrain_source"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "MrtError",
+    "__version__",
+    "adapt",
+    "evaluate",
+    "export",
+    "load",
+    "pretrain_source",
+]
 
 _PACKAGES = ("adapt", "evaluate", "export")  # they can be called: mrt.callable
 _PLACES = {

@@ -1,6 +1,7 @@
-"""What a program does with mrt: the same functions that the command line calls. ``import mrt`` has them all.
+"""The Python functions of mrt, which the command line calls, too. ``import mrt`` has all of them.
 
-Every argument means what the option of that name means; mistakes raise :class:`mrt.MrtError`, whose message says what to do.
+Every argument has the meaning of the option with the same name. Mistakes raise :class:`mrt.MrtError`, whose
+message says what to do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mrt import experiment
-from mrt.config import validate
+from mrt.config import validate, without_plugins
 from mrt.engine import distributed
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.load import EXPORT_CARD, PROGRAMS, dynamic_thresholds, export_card, load_detector
@@ -25,27 +26,36 @@ if TYPE_CHECKING:
     from mrt.engine.report import Watcher
 
 
-def load(where: str | Path, *, which: str = "auto", device: str = "auto", amp: str = "off", run_root: Path | str | None = None) -> Detector:
+def load(
+    where: str | Path,
+    *,
+    which: str = "auto",
+    device: str = "auto",
+    amp: str = "off",
+    run_root: Path | str | None = None,
+) -> Detector:
     """A detector that is ready to predict.
 
     Args:
-        where: a run (its name under the run root, or its folder), a weights file (mrt's, published MRT's, official Deformable DETR's), a
-            folder of ``mrt export`` or of a Hugging Face model, a name that ships with mrt ("demo-source"), or a model to download
-            ("coco", "hf:OWNER/NAME").
-        which: of a run: "teacher", "student", or "auto": the teacher where there is one.
-        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+        where: a run (its name in the run root, or its folder), a weights file (of mrt, published MRT or
+            official Deformable DETR), a folder of ``mrt export`` or of a Hugging Face model, a name that
+            ships with mrt ("demo-source"), or a model to download ("coco", "hf:OWNER/NAME").
+        which: network of a run: "teacher", "student", or "auto", the teacher if there is one.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
         amp: precision: "off" (float32), "tf32", "bf16" or "fp16".
+        run_root: the folder of all runs.
 
     Raises:
-        MrtError: no such detector, a file that cannot be read, or a device that is not there.
+        MrtError: there is no such detector or device, or a file cannot be read.
     """
-    where = experiment.find_run(str(where), experiment.find_roots(None, Path(run_root) if run_root else None).run_root)
+    roots = experiment.find_roots(None, Path(run_root) if run_root else None)
+    where = experiment.find_run(str(where), roots.run_root)
     if (Path(where) / EXPORT_CARD).is_file() and export_card(Path(where))["format"] in PROGRAMS:
         from mrt.export.runtime import load_program
 
         return load_program(Path(where), device)
     detector, facts = load_detector(where, which=which, device=choose_device(device))
-    config = validate(facts.get("config") or {}, facts["file"])
+    config = validate(without_plugins(facts.get("config") or {}), facts["file"])
     found = dynamic_thresholds(facts)
     thresholds = Thresholds(found, "the run's dynamic thresholds") if found else None
     preprocessing = Preprocessing(config.data.sides[-1], config.data.max_size)
@@ -53,10 +63,10 @@ def load(where: str | Path, *, which: str = "auto", device: str = "auto", amp: s
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one.
+    """The device of that name; "auto" is a GPU if there is one.
 
     Raises:
-        MrtError: no such device.
+        MrtError: there is no such device.
     """
     if name in ("auto", "cpu", "cuda"):
         return distributed.join(name).device
@@ -64,7 +74,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MrtError(f"device {name!r}: {str(error).splitlines()[0]}", "choose auto, cpu, cuda or cuda:NUMBER") from None
+        raise MrtError(
+            f"device {name!r}: {str(error).splitlines()[0]}", "choose auto, cpu, cuda or cuda:NUMBER"
+        ) from None
     return device
 
 
@@ -80,6 +92,7 @@ def adapt(
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
     resume: bool = False,
+    checkpoint: str | None = None,
     seed: int | None = None,
     device: str | None = None,
     amp: str | None = None,
@@ -90,14 +103,18 @@ def adapt(
     """Adapt a source detector to an unlabelled target domain: ``mrt adapt``.
 
     Args:
-        settings: any of the preset's by dotted name, e.g. ``{"mae.mask_ratio": 0.5, "teach.epochs": 10}``.
-        watcher: is told how it goes (:class:`mrt.engine.report.Watcher`).
+        settings: any settings by dotted name, e.g. ``{"mae.mask_ratio": 0.5, "teach.epochs": 10}``; others
+            are those of the preset.
+        resume: continue the run of that name.
+        checkpoint: resume from this one of the run's checkpoint files instead of the last.
+        watcher: is told about the progress (:class:`mrt.engine.report.Watcher`).
 
     Returns:
-        The run's folder; :func:`load` takes it.
+        The run's folder, which :func:`load` takes.
 
     Raises:
-        MrtError: bad input. mrt.errors.RunFailed: a loss that is not finite.
+        MrtError: bad input.
+        mrt.errors.RunFailed: a loss is not finite.
     """
     plan = experiment.plan_adaptation(
         target=target,
@@ -115,7 +132,7 @@ def adapt(
         amp=amp,
         data_root=_path(data_root),
         run_root=_path(run_root),
-    )
+    ).going_on_from(checkpoint)
     return plan.run(plan.starting_weights(), watcher)
 
 
@@ -132,6 +149,7 @@ def pretrain_source(
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
     resume: bool = False,
+    checkpoint: str | None = None,
     seed: int | None = None,
     device: str | None = None,
     amp: str | None = None,
@@ -139,7 +157,10 @@ def pretrain_source(
     run_root: Path | str | None = None,
     watcher: Watcher | None = None,
 ) -> Path:
-    """Train a detector on the labelled source, or one of the fair baselines: ``mrt pretrain-source``. Otherwise as :func:`adapt`."""
+    """Train a detector on the labelled source, or one of the fair baselines: ``mrt pretrain-source``.
+
+    The other arguments, the result and the errors are those of :func:`adapt`.
+    """
     plan = experiment.plan_pretraining(
         source=source,
         target=target,
@@ -157,7 +178,7 @@ def pretrain_source(
         amp=amp,
         data_root=_path(data_root),
         run_root=_path(run_root),
-    )
+    ).going_on_from(checkpoint)
     return plan.run(plan.starting_weights(), watcher)
 
 
@@ -174,18 +195,19 @@ def evaluate(
     run_root: Path | str | None = None,
     watcher: Watcher | None = None,
 ) -> Result:
-    """COCO figures of a run or weights on a labelled set: ``mrt eval``.
+    """COCO metrics of a run or weights on a labelled data set: ``mrt eval``.
 
     Args:
         where: as in :func:`load`.
-        data: the set's name; none takes the target that the run was made for.
-        class_map: the set's class names in the detector's words, where they differ.
+        data: name of the data set; None: the target of the run.
+        class_map: the detector's names for classes that have another name in the data set.
 
     Returns:
-        ``metrics`` (AP50 and others in per cent, also by class), ``detections``, and what they were measured on.
+        ``metrics`` (AP50 and others in per cent, also by class), ``detections``, and the data they were
+        computed on.
 
     Raises:
-        MrtError: no such detector or set, or a split without labels or without a box to measure with.
+        MrtError: there is no such detector or data set, or the split has no labels or no boxes.
     """
     roots = experiment.find_roots(_path(data_root), _path(run_root))
     return evaluate_detector(
@@ -202,12 +224,13 @@ def evaluate(
 
 
 def export(where: str | Path, format: str, out: Path | str | None = None, **options: Any) -> Path:
-    """Write a detector for use elsewhere, after checking that what is written detects the same: ``mrt export``.
+    """Write a detector for use elsewhere, and check that the written one detects the same: ``mrt export``.
 
     Args:
         where: as in :func:`load`.
         format: "safetensors", "huggingface", "torch-export", "onnx" or "mrt-published".
-        out: the folder to write. options: see :func:`mrt.export.export_detector`.
+        out: the folder to write.
+        options: see :func:`mrt.export.export_detector`.
 
     Returns:
         The folder.

@@ -1,6 +1,6 @@
-"""Box geometry beyond what ``torchvision.ops`` gives.
+"""Box geometry that ``torchvision.ops`` does not have.
 
-Boxes are ``cxcywh`` (centre, size) as shares of the image unless a name says ``xyxy``.
+Boxes are ``cxcywh`` (centre, size) as fractions of the image unless a name says ``xyxy``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SMALLEST_AREA = 1e-10  # keeps boxes without area from dividing 0 by 0; a pixel of a 4000 x 4000 image is 6e-8
+# Avoids 0 / 0 for boxes without area. For comparison, a pixel of a 4000 x 4000 image has 6e-8.
+_SMALLEST_AREA = 1e-10
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -24,26 +25,37 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of ``xyxy`` boxes, element by element with broadcasting: (..., 4), (..., 4) -> (...); 0 for two empty boxes."""
+    """IoU of ``xyxy`` boxes, element by element with broadcasting: (..., 4), (..., 4) -> (...).
+
+    It is 0 for two empty boxes.
+    """
     return _overlap(a, b)[0]
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of ``xyxy`` boxes, element by element with broadcasting: (..., 4), (..., 4) -> (...).
 
-    Unlike ``torchvision.ops.generalized_box_iou`` this broadcasts over any leading dimensions, so the costs of
-    all decoder layers and images are one call. Source: Rezatofighi et al., CVPR 2019, algorithm 1.
+    Unlike ``torchvision.ops.generalized_box_iou``, this broadcasts over any leading dimensions, so that one
+    call computes the costs of all decoder layers and images. Source: Rezatofighi et al., CVPR 2019, algorithm
+    1.
     """
     ratio, union = _overlap(a, b)
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
+    hull_width = torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)
+    hull_height = torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
+    hull = hull_width * hull_height
     return ratio - (hull - union) / hull.clamp(min=_SMALLEST_AREA)
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and the union's area. Coordinate by coordinate: reductions over an axis of two are several times slower."""
+    """IoU and the area of the union.
+
+    They are computed coordinate by coordinate, because reductions over an axis of two are several times
+    slower.
+    """
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
-    width, height = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0), torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
+    width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
+    height = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
     intersection = width.clamp(min=0) * height.clamp(min=0)
     union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
     return intersection / union.clamp(min=_SMALLEST_AREA), union

@@ -1,4 +1,7 @@
-"""Packages that are also functions: ``mrt.adapt`` holds what MRT adds to a detector, and ``mrt.adapt(...)`` adapts one."""
+"""Packages that can be called like functions.
+
+``mrt.adapt`` is the package with what MRT adds to a detector, and ``mrt.adapt(...)`` adapts a detector.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 
 class CallablePackage(ModuleType):
-    """A package that, called, calls the function of its name in :mod:`mrt.api`."""
+    """A package whose call is passed on to the function with its name in :mod:`mrt.api`."""
 
     def _function(self) -> Any:
         from mrt import api
@@ -25,5 +28,5 @@ class CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """To be called by the package itself with its ``__name__``."""
+    """Make a package callable; the package itself calls this with its ``__name__``."""
     sys.modules[package].__class__ = CallablePackage

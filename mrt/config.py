@@ -1,7 +1,7 @@
 """Every setting of a run, checked before anything heavy is imported (this module does not know torch).
 
-A configuration is a TOML preset plus overrides (``--set a.b=c``). Unknown keys are refused with the nearest known name,
-wrong values with one line per field. What a run used is written to ``config.json`` in its folder.
+A configuration is a TOML preset plus overrides (``--set a.b=c``). Unknown keys are refused with the nearest
+known name, wrong values with one line per field. What a run used is written to ``config.json`` in its folder.
 The defaults are the paper's city2foggy settings; ``docs/method.md`` names the table behind each number.
 """
 
@@ -11,66 +11,110 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    create_model,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from mrt import plugins
 from mrt.errors import MrtError
+from mrt.parts.settings import DomainConfig, MaeConfig, RetrainConfig, TeacherConfig
+from mrt.section import ADAPTING, Fraction, OpenFraction, Section, without_defaults
 
 PRESETS = Path(__file__).parent / "presets"
-Share = Annotated[float, Field(ge=0, le=1)]
-OPTIONAL = ("init", "data.classes", "teacher.ignore_above")  # where the word none means nothing; elsewhere it is a choice
-OpenShare = Annotated[float, Field(gt=0, lt=1)]
+PLUGINS = "method.plugins"
+DETECTOR = "deformable_detr"
+SCHEMA = 2  # of stored settings; those without a number are 1
 
 
 class Settings(BaseSettings):
-    """What belongs to the machine, not to the experiment: environment variables ``MRT_DATA_ROOT`` and ``MRT_RUN_ROOT``."""
+    """What belongs to the machine, not to the experiment: environment variables ``MRT_DATA_ROOT`` and
+    ``MRT_RUN_ROOT``.
+    """
 
     model_config = SettingsConfigDict(env_prefix="MRT_", extra="ignore")
     data_root: Path = Path("data")
     run_root: Path = Path("runs")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MethodConfig(Section):
+    """What is added to the method from outside mrt (docs/extending.md)."""
+
+    reaches: ClassVar[tuple[str, ...]] = ()  # plug-ins count by their content
+    plugins: tuple[str, ...] = Field(
+        (), description="files (my_part.py), or names of installed entry points, that add parts or detectors"
+    )
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _one_or_more(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @field_validator("plugins")
+    @classmethod
+    def _whole_paths(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Paths still mean the same when a run goes on from another folder."""
+        return tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in names)
 
 
 class DataConfig(Section):
     """Which prepared sets are used, and the image sizes."""
 
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "target": ADAPTING,
+        "target_split": ADAPTING,
+        "validation_split": (),
+        "cache": (),
+        "source_sides": ("source",),
+        "source_crop": ("source",),
+        "sides": ADAPTING,
+    }
+    optional: ClassVar[tuple[str, ...]] = ("classes",)
     source: str = "cityscapes"
     target: str = "foggy"
-    classes: tuple[str, ...] | None = Field(None, description="classes to detect, by name; none: those of the source set")
-    class_map: dict[str, str] = Field(default_factory=dict, description="names of the target's classes in the source's words")
+    classes: tuple[str, ...] | None = Field(
+        None, description="classes to detect, by name; none: those of the source set"
+    )
+    class_map: dict[str, str] = Field(
+        default_factory=dict, description="names of the target's classes in the source's words"
+    )
     source_split: str = "train"
     target_split: str = "train"
     validation_split: str = "val"
-    source_sides: tuple[PositiveInt, ...] = Field((480, 512, 544, 576, 608, 640, 672), description="short sides of stage 1, px")
+    source_sides: tuple[PositiveInt, ...] = Field(
+        (480, 512, 544, 576, 608, 640, 672), description="short sides of stage 1, px"
+    )
     source_crop: bool = Field(True, description="random crop in stage 1")
-    sides: tuple[PositiveInt, ...] = Field((800,), description="short sides of stages 2 and 3 and of evaluation, px")
+    sides: tuple[PositiveInt, ...] = Field(
+        (800,), description="short sides of stages 2 and 3 and of evaluation, px"
+    )
     max_size: PositiveInt = Field(1333, description="longest side of an image, px")
     cache: Literal["none", "ram"] = Field("none", description="keep decoded images in memory (small sets)")
 
 
 class ModelConfig(Section):
-    """The Deformable DETR detector."""
+    """The detector."""
 
+    detector: str = Field(DETECTOR, description="its kind; plug-ins add others")
     backbone: str = "resnet50"
     weights: str = Field(
         "imagenet",
-        description="the backbone's: imagenet, none, a file; or a whole detector's to begin with: coco, hf:OWNER/NAME, a run, a file",
+        description=(
+            "the backbone's: imagenet, none, a file; or a whole detector's to begin with: coco, "
+            "hf:OWNER/NAME, a run, a file"
+        ),
     )
     freeze: Literal["stem", "all", "none"] = "stem"
     hidden_dim: PositiveInt = 256
@@ -85,6 +129,33 @@ class ModelConfig(Section):
     box_refine: bool = False
     two_stage: bool = False
     query_init: Literal["learned", "grid"] = "learned"
+    proposal_content: Literal["position", "features"] = Field(
+        "position",
+        description=(
+            "what a two-stage query holds beside its position: nothing, or the encoder's features there"
+        ),
+    )
+    class_prior: OpenFraction = Field(0.01, description="initial score of every class")
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Settings that came later count where they are not as everything was before."""
+        return without_defaults(
+            self, super().acting(kind, config), "detector", "proposal_content", "class_prior"
+        )
+
+    def problem(self, config: Config) -> str | None:
+        """The detector must be mrt's own or a plug-in's."""
+        if self.detector == DETECTOR:
+            return None
+        found = [*(plugins.load(name) for name in config.method.plugins), *plugins.everywhere()]
+        kinds = dict.fromkeys([DETECTOR, *(kind for plugin in found for kind in plugin.detectors)])
+        if self.detector in kinds:
+            return None
+        return (
+            f"model.detector = {self.detector!r}: there is no detector of that kind (there are: "
+            f"{', '.join(kinds)}); name the plug-in that defines it: {PLUGINS}=[FILE], or in the environment "
+            f"variable {plugins.VARIABLE}"
+        )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -96,83 +167,31 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """Weights of the detection loss and of the matching cost, and the focal loss' parameters."""
 
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = {"target_weight": ("mae", "teach")}
+    words: ClassVar[Mapping[str, str]] = {"class": "class", "box": "box L1", "giou": "GIoU"} | dict.fromkeys(
+        ("proposal_class", "proposal_box", "proposal_giou"), ""
+    )
+    panels: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        f"{domain}: {what}": {
+            f"{domain}/{name}": label
+            for name, label in {"class": "class (focal)", "box": "box (L1)", "giou": "box (GIoU)"}.items()
+        }
+        for domain, what in (("source", "detection"), ("target", "pseudo labels"))
+    } | {
+        "proposals": {
+            f"{domain}/proposal_{name}": f"{domain}: {label}"
+            for domain in ("source", "target")
+            for name, label in {"class": "class", "giou": "GIoU"}.items()
+        }
+    }
     class_weight: NonNegativeFloat = 2.0
     box_weight: NonNegativeFloat = 5.0
     giou_weight: NonNegativeFloat = 2.0
-    focal_alpha: Share = 0.25
+    focal_alpha: Fraction = 0.25
     focal_gamma: NonNegativeFloat = 2.0
-    target_weight: NonNegativeFloat = Field(1.0, description="coef_target: weight of everything computed on target images")
-
-
-class DomainConfig(Section):
-    """The three discriminators behind a gradient reversal layer (teaching stage)."""
-
-    enabled: bool = True
-    backbone_weight: NonNegativeFloat = 0.3
-    encoder_weight: NonNegativeFloat = 1.0
-    decoder_weight: NonNegativeFloat = 1.0
-    reversal: NonNegativeFloat = Field(1.0, description="eta of the gradient reversal layer")
-    ramp: Share = Field(0.0, description="share of the teaching stage over which eta grows linearly from 0; 0: at once")
-
-
-VARIANTS = {
-    "published": {"mse_over": "all", "valid_ratios": "mask", "keep_padding": False, "carry_over": False},
-    "paper": {"mse_over": "masked", "valid_ratios": "padding", "keep_padding": True, "carry_over": True},
-}
-
-
-class MaeConfig(Section):
-    """The masked-autoencoder branch."""
-
-    use: Literal["none", "pretrain", "branch"] = Field("branch", description="none; only in stage 2; in stages 2 and 3")
-    data: Literal["target", "source", "both"] = "target"
-    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    layers: PositiveInt = 2
-    level: NonNegativeInt = Field(2, description="feature level that is rebuilt; 2 is C5")
-    weight: NonNegativeFloat = 1.0
-    decay: Literal["none", "hard", "linear"] = "hard"
-    decay_epoch: NonNegativeInt = Field(10, description="epochs of the teaching stage after which the weight is 0 (hard, linear)")
-    variant: Literal["published", "paper"] = Field(
-        "published",
-        description="what the decoder sees of visible cells (a learned embedding, the encoder's output); if given, sets the next four too",
+    target_weight: NonNegativeFloat = Field(
+        1.0, description="coef_target: weight of everything computed on target images"
     )
-    mse_over: Literal["all", "masked"] = "all"
-    valid_ratios: Literal["padding", "mask"] = Field("padding", description='"mask" repeats the published code\'s bug')
-    keep_padding: bool = Field(True, description="padding cells stay masked in the masked pass")
-    carry_over: bool = Field(True, description="teaching begins with the MAE stage's decoder, not with a new one")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _follow_variant(cls, values: Any) -> Any:
-        """Where the paper and its code differ (docs/method.md), settings that are not given follow a variant that is."""
-        if not isinstance(values, Mapping):
-            return values
-        return {**VARIANTS.get(values.get("variant"), {}), **values}
-
-
-class TeacherConfig(Section):
-    """EMA teacher and pseudo labels."""
-
-    ema: OpenShare = 0.9996
-    warmup: bool = Field(False, description="start with a faster average: decay (1 + t) / (10 + t) until it reaches ema")
-    pseudo_labels: bool = True
-    box_loss: bool = Field(False, description="box losses on pseudo labels too")
-    nms_iou: OpenShare = 0.7
-    dynamic: bool = Field(True, description="per-class dynamic thresholds; otherwise every class keeps threshold_start")
-    threshold_start: Share = 0.3
-    threshold_min: Share = 0.25
-    threshold_max: Share = 0.45
-    threshold_alpha: NonNegativeFloat = 0.5
-    threshold_gamma: Share = 0.9
-    ignore_above: Share | None = Field(None, description="teacher scores between this and the threshold are neither object nor background")
-
-
-class RetrainConfig(Section):
-    """Selective retraining."""
-
-    every: NonNegativeInt = Field(40, description="epochs between two re-initialisations; 0: never")
-    parts: Literal["none", "all", "encoder+decoder", "backbone+decoder", "backbone+encoder"] = "backbone+encoder"
-    source: Literal["random", "source", "mae"] = Field("mae", description="weights it goes back to")
 
 
 class StageConfig(Section):
@@ -181,48 +200,137 @@ class StageConfig(Section):
     epochs: NonNegativeInt
     lr: PositiveFloat = 2e-4
     lr_drop: PositiveInt = Field(40, description="epoch at which the rate falls to a tenth (schedule step)")
-    schedule: Literal["step", "linear", "constant"] = Field("step", description="linear: falls to 0 over the last 40 % of the steps")
+    schedule: Literal["step", "linear", "constant"] = Field(
+        "step", description="linear: falls to 0 over the last 40 % of the steps"
+    )
     augment: Literal["weak", "strong"] = Field("weak", description="augmentation of source images")
-    ema: bool = Field(False, description="keep an EMA copy of the detector (stage 1; stages 2 and 3 follow [teacher])")
     steps_per_epoch: NonNegativeInt = Field(0, description="0: one pass over the smaller set")
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """All of them.
+
+        What is idle counts as it did when every stage had one default for it. And every stage had a setting
+        "ema" once, which did nothing in stages 2 and 3. So stages that were trained then still count.
+        """
+        values = super().acting(kind, config)
+        before = {key: StageConfig.model_fields[key].default for key in self.idle()}
+        return {"ema": False, **values, **before} if values else {}
+
+    def idle(self) -> tuple[str, ...]:
+        """``lr_drop`` belongs to its schedule."""
+        return () if self.schedule == "step" else ("lr_drop",)
+
+
+class PretrainConfig(StageConfig):
+    """Stage 1: the detector learns from the labelled source."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("source",)
+    epochs: NonNegativeInt = 50
+    ema: bool = Field(False, description="keep an average of the detector, with [teacher]'s decay")
+
+
+class MaeStageConfig(StageConfig):
+    """Stage 2: the same, while the masked autoencoder learns to rebuild target features."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("mae", "fair")
+    epochs: NonNegativeInt = 40
+    lr_drop: PositiveInt = Field(30, description=StageConfig.model_fields["lr_drop"].description)
+
+
+class TeachConfig(StageConfig):
+    """Stage 3: the teacher labels target images for the student."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("teach", "fair")
+    epochs: NonNegativeInt = 80
+    lr_drop: PositiveInt = Field(80, description=StageConfig.model_fields["lr_drop"].description)
+    augment: Literal["weak", "strong"] = Field(
+        "strong", description=StageConfig.model_fields["augment"].description
+    )
+
+
+# of [engine]: they change no result
+MACHINE_KEYS = (
+    "device",
+    "threads",
+    "workers",
+    "log_every",
+    "keep_checkpoints",
+    "timeout",
+    "compile",
+    "checkpointing",
+    "snapshots",
+)
 
 
 class EngineConfig(Section):
     """The training engine."""
 
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        (*MACHINE_KEYS, "eval_every", "eval_batch_size"), ()
+    )
     batch_size: PositiveInt = Field(8, description="images per domain and step over all processes together")
-    accumulate: PositiveInt = Field(1, description="batches whose gradients are summed before a step; divides batch_size")
+    accumulate: PositiveInt = Field(
+        1, description="batches whose gradients are summed before a step; divides batch_size"
+    )
     weight_decay: NonNegativeFloat = 1e-4
     clip: PositiveFloat = Field(0.5, description="largest gradient norm")
     backbone_lr_scale: PositiveFloat = 0.1
     sampling_lr_scale: PositiveFloat = Field(0.1, description="for sampling offsets and reference points")
     warmup_steps: NonNegativeInt = 0
     amp: Literal["off", "tf32", "bf16", "fp16"] = Field(
-        "off", description="precision: off (float32), tf32 (float32 with shorter factors in products, GPUs only), bf16, fp16"
+        "off",
+        description=(
+            "precision: off (float32), tf32 (float32 with shorter factors in products, GPUs only), bf16, fp16"
+        ),
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile the network's layers; auto: on GPUs; image sizes beyond the first few run uncompiled"
+        "auto",
+        description=(
+            "torch.compile the network's layers; auto: on GPUs; image sizes beyond the first few "
+            "run uncompiled"
+        ),
     )
-    checkpointing: bool = Field(False, description="keep fewer activations and compute them again: for small GPUs")
+    checkpointing: bool = Field(
+        False, description="keep fewer activations and compute them again: for small GPUs"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: NonNegativeInt = 4
     threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0: torch's own choice")
     log_every: PositiveInt = 20
     eval_every: NonNegativeInt = Field(
-        1, description="epochs between evaluations on the validation split, and once at the end of each stage; 0: none"
+        1,
+        description=(
+            "epochs between evaluations on the validation split, and once at the end of each stage; 0: none"
+        ),
     )
     eval_batch_size: PositiveInt = 8
-    keep_checkpoints: NonNegativeInt = Field(0, description="numbered checkpoints to keep beside the last one")
-    snapshots: NonNegativeInt = Field(16, description="target images whose pseudo labels are recorded after each epoch of teaching")
-    timeout: PositiveInt = Field(600, description="seconds that a process waits for the others before the run fails")
+    keep_checkpoints: NonNegativeInt = Field(
+        0, description="numbered checkpoints to keep beside the last one"
+    )
+    snapshots: NonNegativeInt = Field(
+        16, description="target images whose pseudo labels are recorded after each epoch of teaching"
+    )
+    timeout: PositiveInt = Field(
+        600, description="seconds that a process waits for the others before the run fails"
+    )
 
 
 class Config(Section):
-    """A whole experiment: three stages over one detector and two domains."""
+    """A whole experiment: three stages over one detector and two domains. Plug-ins add sections
+    (:func:`config_class`).
+    """
 
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "preset": (),
+        "init": (),
+    }  # weights count by their content
+    optional: ClassVar[tuple[str, ...]] = ("init",)
     preset: str = "custom"
     seed: NonNegativeInt = 0
-    init: str | None = Field(None, description="where adaptation starts: a run folder, a weights file, or a shipped name")
+    init: str | None = Field(
+        None, description="where adaptation starts: a run folder, a weights file, or a shipped name"
+    )
+    method: MethodConfig = MethodConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -230,26 +338,113 @@ class Config(Section):
     mae: MaeConfig = MaeConfig()
     teacher: TeacherConfig = TeacherConfig()
     retrain: RetrainConfig = RetrainConfig()
-    pretrain: StageConfig = StageConfig(epochs=50, lr=2e-4, lr_drop=40)
-    mae_stage: StageConfig = StageConfig(epochs=40, lr=2e-4, lr_drop=30)
-    teach: StageConfig = StageConfig(epochs=80, lr=2e-4, lr_drop=80, augment="strong")
+    pretrain: PretrainConfig = PretrainConfig()
+    mae_stage: MaeStageConfig = MaeStageConfig()
+    teach: TeachConfig = TeachConfig()
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if self.engine.batch_size % self.engine.accumulate:
-            raise ValueError(f"engine.batch_size {self.engine.batch_size} is not a multiple of engine.accumulate {self.engine.accumulate}")
-        if self.mae.level >= self.model.num_levels:
-            raise ValueError(f"mae.level {self.mae.level} does not exist: the model has {self.model.num_levels} levels (0 is the finest)")
-        if self.teacher.threshold_min > self.teacher.threshold_max:
-            raise ValueError(f"teacher.threshold_min {self.teacher.threshold_min} is above threshold_max {self.teacher.threshold_max}")
-        if self.teacher.ignore_above is not None and self.teacher.ignore_above > self.teacher.threshold_min:
-            raise ValueError(f"teacher.ignore_above {self.teacher.ignore_above} is above threshold_min {self.teacher.threshold_min}")
+            raise ValueError(
+                f"engine.batch_size {self.engine.batch_size} is not a multiple of engine.accumulate "
+                f"{self.engine.accumulate}"
+            )
+        problems = [
+            problem for section in self.sections().values() if (problem := section.problem(self)) is not None
+        ]
+        if problems:
+            raise ValueError(problems[0])
         return self
 
+    def sections(self) -> dict[str, Section]:
+        """The sections by name, those of plug-ins too."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if isinstance(value, Section)}
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as they are stored: plain values, with the number of their schema."""
+        return {"schema": SCHEMA, **self.model_dump(mode="json")}
+
     def to_json(self) -> str:
-        """The resolved configuration as JSON text; ``load_config`` reads it back."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+        """The resolved settings as JSON text; ``load_config`` reads it back."""
+        return json.dumps(self.plain(), indent=2) + "\n"
+
+
+@lru_cache(maxsize=16)
+def config_class(names: tuple[str, ...] = ()) -> type[Config]:
+    """The class of a configuration with the sections of plug-ins.
+
+    Raises:
+        MrtError: no such plug-in, or a section of that name is there already.
+    """
+    sections: dict[str, type[Section]] = {}
+    for name in names:
+        for key, section in plugins.load(name).sections.items():
+            if key in Config.model_fields or key in sections:
+                raise MrtError(
+                    f"method.plugins: {name}: its section [{key}] is there already",
+                    "give its part another name",
+                )
+            sections[key] = section
+    if not sections:
+        return Config
+    fields: dict[str, Any] = {key: (section, section()) for key, section in sections.items()}
+    return create_model("Config", __base__=Config, __module__=__name__, **fields)
+
+
+def loss_words() -> dict[str, str]:
+    """Built-in losses by their names in the log -> their names in the progress view; "": it has them not."""
+    sections = (getattr(field.annotation, "words", {}) for field in Config.model_fields.values())
+    return {name: word for words in sections for name, word in words.items()}
+
+
+def upgrade(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Stored settings in the schema of now, without its number.
+
+    Args:
+        values: as :meth:`Config.plain` gave them, or settings that were never stored (they have no number).
+
+    Raises:
+        MrtError: they were stored by a newer mrt.
+    """
+    values = dict(values)
+    schema = values.pop("schema", 1)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise MrtError(
+            f"{where}: schema = {schema}: settings of a newer mrt, this one knows {SCHEMA}",
+            "update mrt to read them",
+        )
+    if schema < 2:  # what did nothing was taken away; what was added means the same by default
+        for stage in ("mae_stage", "teach"):
+            if isinstance(values.get(stage), Mapping):
+                values[stage] = {key: value for key, value in values[stage].items() if key != "ema"}
+    return values
+
+
+def without_plugins(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings without the sections of plug-ins.
+
+    That is enough to use a trained detector, and no code of others is run for it.
+    """
+    values = dict(values)
+    if values.get("method", {}).get("plugins"):
+        values = {
+            key: value for key, value in values.items() if key in Config.model_fields or key == "schema"
+        }
+        values["method"] = {**values["method"], "plugins": ()}
+    return values
+
+
+def load_stored(path: Path) -> Config:
+    """The settings of a run that is only looked at; without those of plug-ins where they are gone."""
+    try:
+        return load_config(path)
+    except MrtError:
+        values, name = _read(path)
+        if not _plugins_of(values):
+            raise
+        return validate(without_plugins(values), name)
 
 
 def preset_names() -> list[str]:
@@ -257,35 +452,65 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_config(preset: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    preset: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+) -> Config:
     """Read a preset and apply overrides.
 
     Args:
         preset: a preset's name, a ``.toml`` file or a run's ``config.json``.
-        overrides: texts ``section.key=value``; values are read as TOML (``true``, ``0.5``, ``[1, 2]``), else as plain text.
+        overrides: texts ``section.key=value``; values are read as TOML (``true``, ``0.5``, ``[1, 2]``), else
+            as plain text.
         changes: the same as a mapping from dotted key to value, applied first.
 
     Raises:
-        MrtError: unknown preset or key (with the nearest known name), or a value that does not fit (one line per field).
+        MrtError: unknown preset or key (with the nearest known name), or a value that does not fit (one line
+            per field).
     """
     values, name = _read(preset)
-    for key, value in (changes or {}).items():
-        _assign(values, key, value)
+    given = list((changes or {}).items())
     for text in overrides:
         key, separator, raw = text.partition("=")
         if not separator or not key.strip():
-            raise MrtError(f"--set {text}: expected section.key=value", "for example --set mae.mask_ratio=0.5")
-        _assign(values, key.strip(), _parse(raw.strip()))
+            raise MrtError(
+                f"--set {text}: expected section.key=value", "for example --set mae.mask_ratio=0.5"
+            )
+        given.append((key.strip(), _parse(raw.strip())))
+    for key, value in sorted(
+        given, key=lambda item: item[0] != PLUGINS
+    ):  # plug-ins first: they bring settings of their own
+        _assign(values, key, value)
     return validate(values, name)
 
 
 def validate(values: Mapping[str, Any], where: str = "configuration") -> Config:
     """Check plain values and return a frozen :class:`Config`; MrtError with one line per wrong field."""
+    values = upgrade(values, where)
+    kind = config_class(_plugins_of(values))
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise MrtError(f"{where}: " + "\n".join(lines), "see every setting with: mrt pretrain-source --dry-run") from None
+        lines = [_explain(item, kind) for item in error.errors()]
+        raise MrtError(
+            f"{where}: " + "\n".join(lines), "see every setting with: mrt pretrain-source --dry-run"
+        ) from None
+
+
+def _plugins_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The plug-ins that plain values name; none where they name something else (which :func:`validate`
+    refuses).
+    """
+    method = values.get("method")
+    names = method.get("plugins", ()) if isinstance(method, Mapping) else ()
+    names = (names,) if isinstance(names, str) else names
+    fine = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return MethodConfig(plugins=tuple(names)).plugins if fine else ()
+
+
+def named_plugins(preset: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """The plug-ins that a preset and ``--set`` name, whatever else they set."""
+    own = [text for text in overrides if text.partition("=")[0].strip() == PLUGINS]
+    return load_config(preset, own).method.plugins
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
@@ -294,16 +519,21 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def known_keys() -> list[str]:
-    """Every dotted key a configuration may have, e.g. ``mae.mask_ratio``."""
-    keys = []
-    for name, field in Config.model_fields.items():
+def known_keys(names: Sequence[str] = ()) -> list[str]:
+    """Every dotted key a configuration may have, such as ``mae.mask_ratio``, with those of named plug-ins."""
+    return list(_fields(config_class(tuple(names))))
+
+
+def _fields(kind: type[Config]) -> dict[str, type[Section]]:
+    """By dotted key the section that has it."""
+    found: dict[str, type[Section]] = {}
+    for name, field in kind.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
-            keys += [f"{name}.{inner}" for inner in section.model_fields]
+            found |= {f"{name}.{inner}": section for inner in section.model_fields}
         else:
-            keys.append(name)
-    return keys
+            found[name] = kind
+    return found
 
 
 def flag_name(key: str) -> str:
@@ -315,13 +545,17 @@ def _read(preset: str | Path) -> tuple[dict[str, Any], str]:
     path = Path(preset)
     if path.suffix in (".toml", ".json"):
         if not path.is_file():
-            raise MrtError(f"{path}: no such configuration file", f"presets that come with mrt: {', '.join(preset_names())}")
+            raise MrtError(
+                f"{path}: no such configuration file",
+                f"presets that come with mrt: {', '.join(preset_names())}",
+            )
     else:
         path = PRESETS / f"{preset}.toml"
         if not path.is_file():
             guess = nearest(str(preset), preset_names())
             raise MrtError(
-                f"unknown preset {str(preset)!r}" + (f": did you mean {guess!r}?" if guess else ""), f"presets: {', '.join(preset_names())}"
+                f"unknown preset {str(preset)!r}" + (f": did you mean {guess!r}?" if guess else ""),
+                f"presets: {', '.join(preset_names())}",
             )
     try:
         text = path.read_text(encoding="utf-8")
@@ -332,37 +566,67 @@ def _read(preset: str | Path) -> tuple[dict[str, Any], str]:
         raise MrtError(f"{path}: expected sections and keys, found {type(values).__name__}")
     if path.suffix == ".toml":
         values.setdefault("preset", path.stem)
+        _beside(values, path.parent)
     return values, path.name
 
 
+def _beside(values: dict[str, Any], folder: Path) -> None:
+    """Plug-in files that a preset names are looked for beside it first."""
+    method = values.get("method")
+    names = method.get("plugins") if isinstance(method, dict) else None
+    names = [names] if isinstance(names, str) else names
+    if isinstance(names, list):
+        method["plugins"] = [
+            str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
+            for name in names
+        ]
+
+
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    known = known_keys()
+    kind = config_class(_plugins_of(values))
+    fields, sections = _fields(kind), kind.model_fields
     free_form = dotted.startswith("data.class_map.")
-    if dotted not in known and not free_form:
-        guess = nearest(dotted, known) or next((key for key in known if key.endswith("." + dotted)), None)
+    if dotted not in fields and not free_form:
+        guess = nearest(dotted, list(fields)) or next(
+            (key for key in fields if key.endswith("." + dotted)), None
+        )
         raise MrtError(
             f"unknown setting {dotted!r}" + (f": did you mean {guess!r}?" if guess else ""),
-            "see every setting with: mrt pretrain-source --dry-run",
+            "see every setting with: mrt pretrain-source --dry-run"
+            + (
+                ""
+                if dotted.partition(".")[0] in sections
+                else f"; those of a plug-in need --set {PLUGINS}=[FILE]"
+            ),
         )
     *sections, key = dotted.split(".", 2) if free_form else dotted.split(".")
     for section in sections:
         values = values.setdefault(section, {})
-    values[key] = None if value == "none" and dotted in OPTIONAL else value
+    means_nothing = value == "none" and dotted in fields and key in fields[dotted].optional
+    values[key] = None if means_nothing else value
 
 
 def _parse(raw: str) -> Any:
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
+        if raw.startswith("[") and raw.endswith(
+            "]"
+        ):  # a list of plain words, as a shell makes them easy to write
+            return [_parse(item.strip()) for item in raw[1:-1].split(",") if item.strip()]
         return raw
 
 
-def _explain(item: Mapping[str, Any]) -> str:
+def _explain(item: Mapping[str, Any], kind: type[Config]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        guess = nearest(key, known_keys() + list(Config.model_fields))
+        guess = nearest(key, [*_fields(kind), *kind.model_fields])
         return f"unknown setting {key!r}" + (f": did you mean {guess!r}?" if guess else "")
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = item["input"]
-    return f"{key} = {given!r}: {message}" if key and not isinstance(given, Mapping) else f"{key + ': ' if key else ''}{message}"
+    return (
+        f"{key} = {given!r}: {message}"
+        if key and not isinstance(given, Mapping)
+        else f"{key + ': ' if key else ''}{message}"
+    )

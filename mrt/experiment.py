@@ -1,13 +1,14 @@
-"""From what a user asks for to a checked experiment: roots, preset, configuration, run folder and starting weights. Needs no torch.
+"""From a user's options to a checked experiment.
 
-The command line and the Python functions of :mod:`mrt.api` both go through here, so that both mean the same.
+It has roots, preset, configuration, run folder and starting weights. The command line and the Python
+functions of :mod:`mrt.api` both use this module, so that both do the same. It does not import torch.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from mrt.errors import MrtError
 PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
 PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city"}
 SYNTHETIC = "synthetic-"
-OWN = "own"  # the preset for data sets that none is made for
+OWN = "own"  # the preset for data sets that have no preset of their own
 STAGES = ("mae", "teach")
 
 
 def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
-    """The data and run root: the option, else the environment, else ./data and ./runs.
+    """The data root and the run root: from the option, else from the environment, else ./data and ./runs.
 
-    Where there is no ./data folder, the data root that `mrt prepare-data --data-root` was last given is used.
+    If there is no ./data folder, the data root is the last one given to `mrt prepare-data --data-root`.
     """
     if data_root is None and "MRT_DATA_ROOT" not in os.environ and not Path("data").is_dir():
         data_root = remembered.data_root()
@@ -35,7 +36,10 @@ def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
 
 
 def choose_preset(source: str | None, target: str | None) -> str:
-    """The preset made for a pair of data sets, "own" for others; nothing given means the paper's first benchmark."""
+    """The preset for a pair of data sets, "own" if they have none.
+
+    Without names, it is that of the paper's first benchmark.
+    """
     name = target or source
     if name is None:
         return "city2foggy"
@@ -48,22 +52,28 @@ def resolve(preset: str | None, overrides: Sequence[str] | None, options: dict[s
     """The configuration of a new run.
 
     Args:
-        preset: name or file; None: the one made for the data sets.
-        overrides: the values of ``--set``; they win.
-        options: dotted key -> value of options that have a name of their own; None: the preset's value.
+        preset: name or file; None: the one for the data sets.
+        overrides: the values of ``--set``, which take precedence.
+        options: dotted key -> value, of settings that have an option of their own; None: the preset's value.
     """
     source, target = options.get("data.source"), options.get("data.target")
     base = preset or choose_preset(source, target)
     if preset is None and base == OWN and source is None:
         raise MrtError(
-            f"--target {target}: no preset is made for this data set, and no labelled set was named to adapt from",
-            f"name it: --source SET (settings for your own data are taken then), or choose a preset: {', '.join(preset_names())}",
+            f"--target {target}: no preset is made for this data set, "
+            "and no labelled set was named to adapt from",
+            "name it: --source SET (settings for your own data are taken then), "
+            f"or choose a preset: {', '.join(preset_names())}",
         )
     return load_config(base, overrides or (), _given(options))
 
 
 def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict[str, Any]) -> Config:
-    """The configuration of a run that is to be continued: its own. MrtError if the options ask for something else."""
+    """The stored configuration of a run that is continued.
+
+    Raises:
+        MrtError: there is no such run, or the options ask for something else.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise MrtError(f"{folder}: no run to continue", "start it without --resume, or name it with --name")
@@ -89,7 +99,10 @@ def configure(
     resume: bool,
     run_root: Path,
 ) -> tuple[Config, Path]:
-    """The configuration and the folder of a run that begins or, with ``resume``, goes on; without ``name``, ``kind`` gives it one."""
+    """The configuration and the folder of a new run or, with ``resume``, of one that is continued.
+
+    Without ``name``, the run is named after its ``kind``.
+    """
     if resume and name:
         folder = run_folder(run_root, name)
     else:
@@ -103,7 +116,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_name(kind: str, config: Config) -> str:
-    """A run's name: ``city2foggy-adapt``, then data sets that are not the preset's own, then ``-seed3`` for any seed but 0."""
+    """A run's name: ``city2foggy-adapt``, then data sets that are not the preset's, then any seed but 0."""
     usual = load_config(config.preset).data if config.preset in preset_names() else config.data
     asked = [config.data.source] if kind == "source" else [config.data.source, config.data.target]
     unusual = [Path(name).name for name in asked if name not in (usual.source, usual.target)]
@@ -111,43 +124,65 @@ def default_name(kind: str, config: Config) -> str:
 
 
 def run_folder(root: Path, name: str) -> Path:
-    """``root/name``, refusing names that lead out of the root."""
+    """The folder ``root/name``.
+
+    Raises:
+        MrtError: the name leads out of the root, or a file is in the way.
+    """
     path = Path(name)
     if not name.strip() or path.is_absolute() or ".." in path.parts:
-        raise MrtError(f"--name {name}: not a folder below the run root {root}", "choose another place for all runs with --run-root")
+        raise MrtError(
+            f"--name {name}: not a folder below the run root {root}",
+            "choose another place for all runs with --run-root",
+        )
     folder = root / path
     file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if file is not None:
-        raise MrtError(f"{folder}: cannot be a run's folder, because {file} is a file", "choose another --name or --run-root")
+        raise MrtError(
+            f"{folder}: cannot be a run's folder, because {file} is a file",
+            "choose another --name or --run-root",
+        )
     return folder
 
 
 def find_run(name: str, run_root: Path) -> str:
-    """A run's folder by its path, else by its name under the run root; anything else is left to the engine."""
+    """A run's folder by its path, else by its name in the run root; other names are returned unchanged."""
     below = run_root / name
     return str(below) if not Path(name).exists() and below.exists() else name
 
 
 def require_new(folder: Path) -> None:
-    """MrtError if there is a run in ``folder`` already. Under torchrun every process asks before the first one begins to write."""
+    """Raise MrtError if ``folder`` already holds a run.
+
+    With torchrun, every process checks this before the first one begins to write.
+    """
     if folder.exists() and any(folder.iterdir()):
-        raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
+        raise MrtError(
+            f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
+        )
 
 
 def require_data(names: Sequence[str], data_root: Path) -> None:
-    """MrtError for the first data set that is not prepared; it says which ``mrt prepare-data`` to run."""
+    """Raise MrtError for the first data set that is not prepared; it says how to prepare it."""
     from mrt.data.registry import find_dataset
 
     for name in names:
         find_dataset(name, data_root)
 
 
-def require_labels(config: Config, domains: Collection[str], data_root: Path, *, prepared: bool = True) -> None:
-    """MrtError for a data set whose labels are learned from and that has none, or no box that counts.
+def require_labels(
+    config: Config, domains: Collection[str], data_root: Path, *, prepared: bool = True
+) -> None:
+    """Check that the data sets whose labels are used for training have labels.
 
     Args:
-        domains: whose labels those are, "source", "target".
-        prepared: False lets sets pass that are not prepared yet.
+        config: names the data sets.
+        domains: the domains whose labels are used, of "source" and "target".
+        data_root: the folder of the data sets.
+        prepared: False skips data sets that are not prepared yet.
+
+    Raises:
+        MrtError: a data set has no labels, or no box that counts.
     """
     from mrt.data.registry import find_dataset
     from mrt.engine import labels
@@ -165,10 +200,15 @@ def require_labels(config: Config, domains: Collection[str], data_root: Path, *,
 
 
 def starting_weights(kind: str, config: Config, root: Path) -> str:
-    """Where `mrt adapt` starts: teaching alone from the run of `--stage mae` where there is one, else as `source_weights`.
+    """The weights from which `mrt adapt` starts.
+
+    Teaching alone starts from the run of `--stage mae` if there is one; everything else as in
+    :func:`source_weights`.
 
     Args:
-        kind: of the run, as its name has it: "adapt", "mae", "teach", or "teach-METHOD".
+        kind: of the run, as in its name: "adapt", "mae", "teach", or "teach-METHOD".
+        config: of the run.
+        root: the folder of all runs.
     """
     stage, _, method = kind.partition("-")
     refined = root / default_name("mae" + (f"-{method}" if method else ""), config)
@@ -178,7 +218,10 @@ def starting_weights(kind: str, config: Config, root: Path) -> str:
 
 
 def source_weights(config: Config, root: Path) -> str:
-    """Where adaptation starts: the configuration's ``init``, else the run that ``mrt pretrain-source`` writes by default."""
+    """The source weights from which adaptation starts.
+
+    They are the configuration's ``init``, else the run that ``mrt pretrain-source`` writes by default.
+    """
     if config.init is not None:
         return config.init
     folder = root / default_name("source", config)
@@ -194,17 +237,21 @@ def source_weights(config: Config, root: Path) -> str:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run that is asked for, every setting known.
+    """A run as a user asked for it, with all its settings.
 
     Attributes:
-        command: of mrt, as ``run.json`` names it: "adapt" or "pretrain-source".
-        words: the command with the options that resuming must repeat, e.g. "adapt --method +mae".
-        config, folder, roots: its settings, where it is written, where data and runs are.
-        kind: of the run, as its default name has it: "adapt", "mae", "teach-+mae", "source", "fair", ...
-        init: the weights that were asked for, None for the usual ones.
-        resume: whether it goes on.
-        stages: of "adapt". match_compute, oracle: of "pretrain-source".
-        assumed: what was not said and had to be assumed, in words; "" for nothing.
+        command: of mrt, as in ``run.json``: "adapt" or "pretrain-source".
+        words: the command with the options that must be repeated to resume, e.g. "adapt --method +mae".
+        config: its settings.
+        folder: where it is written.
+        roots: the folders of data and runs.
+        kind: of the run, as in its default name: "adapt", "mae", "teach-+mae", "source", "fair", ...
+        init: the weights that the user named, None for the default ones.
+        resume: whether it continues an existing run.
+        from_checkpoint: the checkpoint file from which it continues; None: the last.
+        stages: of "adapt".
+        match_compute, oracle: of "pretrain-source".
+        assumed: the defaults that were chosen for the user, in words; "" if there are none.
     """
 
     command: str
@@ -215,16 +262,35 @@ class Experiment:
     kind: str
     init: str | None = None
     resume: bool = False
+    from_checkpoint: str | None = None
     stages: tuple[str, ...] = ()
     match_compute: bool = False
     oracle: str | None = None
     assumed: str = ""
 
-    def starting_weights(self) -> str | None:
-        """Where training starts; None: from the initial weights of ``[model]``, or where the run stopped.
+    def going_on_from(self, checkpoint: str | None) -> Experiment:
+        """The same run, continued from another checkpoint than the last.
 
         Raises:
-            MrtError: the run is there already, a data set is not or has nothing to learn from, or there are no weights to start from.
+            MrtError: the run is not continued.
+        """
+        if checkpoint is None:
+            return self
+        if not self.resume:
+            raise MrtError(
+                f"--checkpoint {checkpoint}: only a run that goes on has checkpoints",
+                "add --resume, and --name to say which",
+            )
+        return replace(self, from_checkpoint=checkpoint)
+
+    def starting_weights(self) -> str | None:
+        """The weights from which training starts.
+
+        None stands for the initial weights of ``[model]``, or for those of a run that is continued.
+
+        Raises:
+            MrtError: the run exists already, a data set does not exist or has no labels, or there are no
+                weights to start from.
         """
         data = self.config.data
         if not self.resume:
@@ -241,21 +307,28 @@ class Experiment:
         return source_weights(self.config, self.roots.run_root)
 
     def require_labels(self, *, prepared: bool = True) -> None:
-        """MrtError for a data set that has nothing to learn from; ``prepared=False`` lets sets pass that are not prepared yet."""
-        require_labels(self.config, (self.oracle or "source").split("+"), self.roots.data_root, prepared=prepared)
+        """Raise MrtError for a data set without labels; ``prepared=False`` skips those not prepared yet."""
+        domains = (self.oracle or "source").split("+")
+        require_labels(self.config, domains, self.roots.data_root, prepared=prepared)
 
     def named_weights(self) -> str | None:
-        """The weights that options or settings name to start from, without looking for those of another run."""
-        return None if self.resume else self.init or (self.config.init if self.command == "adapt" or self.match_compute else None)
+        """The starting weights that options or settings name, without looking for those of another run."""
+        if self.resume:
+            return None
+        adapts = self.command == "adapt" or self.match_compute
+        return self.init or (self.config.init if adapts else None)
 
     def run(self, start: str | None, watcher: Any = None, profile: int = 0) -> Path:
-        """Train from ``start``, what :meth:`starting_weights` gave; returns the run's folder."""
+        """Train from ``start``, the result of :meth:`starting_weights`; returns the run's folder."""
         from mrt.engine import stages
 
-        common = {"init": start, "resume": self.resume, "data_root": self.roots.data_root, "watcher": watcher, "profile": profile}
+        how = {"resume": self.resume, "from_checkpoint": self.from_checkpoint, "profile": profile}
+        common = {"init": start, "data_root": self.roots.data_root, "watcher": watcher, **how}
         if self.command == "adapt":
             return stages.adapt(self.config, self.folder, stages=self.stages, **common)
-        return stages.pretrain_source(self.config, self.folder, match_compute=self.match_compute, oracle=self.oracle, **common)
+        return stages.pretrain_source(
+            self.config, self.folder, match_compute=self.match_compute, oracle=self.oracle, **common
+        )
 
 
 def plan_adaptation(
@@ -277,34 +350,52 @@ def plan_adaptation(
     data_root: Path | None = None,
     run_root: Path | None = None,
 ) -> Experiment:
-    """Stages 2 and 3, as ``mrt adapt`` has them; its help explains the arguments.
+    """Plan stages 2 and 3 for ``mrt adapt``, whose help explains the arguments.
 
     Args:
-        stage: "mae", "teach" or both. class_map: the target's class names in the source's words.
-        overrides: texts ``section.key=value``; settings: the same as a mapping.
+        stage: "mae", "teach" or both.
+        class_map: the source's names for classes that have another name in the target.
+        overrides: texts ``section.key=value``.
+        settings: the same as a mapping.
 
     Raises:
-        MrtError: an argument or a setting that does not fit.
+        MrtError: an argument or a setting does not fit.
     """
     if method is not None and method not in METHODS:
         raise MrtError(f"--method {method}: unknown method", f"choose {', '.join(METHODS)}")
     if target is None and preset is None and not (resume and name):
-        raise MrtError("mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset")
+        raise MrtError(
+            "mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset"
+        )
     for item in stage or ():
         if item not in STAGES:
-            raise MrtError(f"--stage {item}: unknown stage", "stages are mae and teach; without --stage both run")
+            raise MrtError(
+                f"--stage {item}: unknown stage", "stages are mae and teach; without --stage both run"
+            )
     chosen = tuple(item for item in STAGES if item in (stage or STAGES))
     roots = find_roots(data_root, run_root)
     init = find_run(init, roots.run_root) if init else None
-    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    given = {
+        "data.source": source,
+        "data.target": target,
+        "seed": seed,
+        "engine.device": device,
+        "engine.amp": amp,
+    }
     given["data.class_map"] = dict(class_map or {}) or None
     given |= METHODS.get(method, {}) | dict(settings or {})
     part = method.replace("+", "teacher-") if method else ""  # of the run's name
-    kind = "-".join(word for word in ((chosen[0] if len(chosen) == 1 else "" if part else "adapt"), part) if word)
-    config, folder = configure(kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root)
-    words = "adapt" + (f" --method {method}" if method else "") + "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
+    trained = chosen[0] if len(chosen) == 1 else "" if part else "adapt"
+    kind = "-".join(word for word in (trained, part) if word)
+    config, folder = configure(
+        kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root
+    )
+    words = "adapt" + (f" --method {method}" if method else "")
+    words += "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
     assumed = _assumed(config, preset, resume, {"source": source, "target": target})
-    return Experiment("adapt", words, config, folder, roots, kind, init, resume, stages=chosen, assumed=assumed)
+    return Experiment(
+        "adapt", words, config, folder, roots, kind, init, resume, stages=chosen, assumed=assumed
+    )
 
 
 def plan_pretraining(
@@ -327,13 +418,14 @@ def plan_pretraining(
     data_root: Path | None = None,
     run_root: Path | None = None,
 ) -> Experiment:
-    """Stage 1 and the baselines, as ``mrt pretrain-source`` has them; its help explains the arguments.
+    """Plan stage 1 or a baseline for ``mrt pretrain-source``, whose help explains the arguments.
 
     Args:
-        overrides: texts ``section.key=value``; settings: the same as a mapping.
+        overrides: texts ``section.key=value``.
+        settings: the same as a mapping.
 
     Raises:
-        MrtError: an argument or a setting that does not fit.
+        MrtError: an argument or a setting does not fit.
     """
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
@@ -341,22 +433,49 @@ def plan_pretraining(
         raise MrtError(f"--augment {augment}: expected weak or strong")
     roots = find_roots(data_root, run_root)
     init = find_run(init, roots.run_root) if init else None
-    given = {"data.source": source, "data.target": target, "seed": seed, "engine.device": device, "engine.amp": amp}
+    given = {
+        "data.source": source,
+        "data.target": target,
+        "seed": seed,
+        "engine.device": device,
+        "engine.amp": amp,
+    }
     trained = ("mae_stage", "teach") if match_compute else ("pretrain",)
-    given |= {f"{stage}.augment": augment for stage in trained} | {"pretrain.ema": ema or None} | dict(settings or {})
-    kind = "-".join((["fair"] if match_compute else []) + ([f"oracle-{oracle.replace('+', '-')}"] if oracle else [])) or "source"
-    config, folder = configure(kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root)
-    words = "pretrain-source" + (" --match-compute" if match_compute else "") + (f" --oracle {oracle}" if oracle else "")
+    given |= {f"{stage}.augment": augment for stage in trained}
+    given |= {"pretrain.ema": ema or None} | dict(settings or {})
+    baselines = ["fair"] if match_compute else []
+    if oracle:
+        baselines.append(f"oracle-{oracle.replace('+', '-')}")
+    kind = "-".join(baselines) or "source"
+    config, folder = configure(
+        kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root
+    )
+    words = "pretrain-source" + (" --match-compute" if match_compute else "")
+    words += f" --oracle {oracle}" if oracle else ""
     asked = {"source": source, **({"target": target} if match_compute or oracle else {})}
     assumed = _assumed(config, preset, resume, asked)
     return Experiment(
-        "pretrain-source", words, config, folder, roots, kind, init, resume, match_compute=match_compute, oracle=oracle, assumed=assumed
+        "pretrain-source",
+        words,
+        config,
+        folder,
+        roots,
+        kind,
+        init,
+        resume,
+        match_compute=match_compute,
+        oracle=oracle,
+        assumed=assumed,
     )
 
 
 def _assumed(config: Config, preset: str | None, resume: bool, asked: Mapping[str, str | None]) -> str:
-    """ "preset own (settings for your own data), source cityscapes": what a new run takes without having been told."""
+    """The defaults of a new run, e.g. "preset own (settings for your own data), source cityscapes"."""
     if resume:
         return ""
-    words = [] if preset else [f"preset {config.preset}" + (" (settings for your own data)" if config.preset == OWN else "")]
-    return ", ".join([*words, *(f"{domain} {getattr(config.data, domain)}" for domain, name in asked.items() if name is None)])
+    words = []
+    if not preset:
+        note = " (settings for your own data)" if config.preset == OWN else ""
+        words.append(f"preset {config.preset}{note}")
+    words += [f"{domain} {getattr(config.data, domain)}" for domain, name in asked.items() if name is None]
+    return ", ".join(words)

@@ -1,4 +1,7 @@
-"""Files and folders that are whole or not there: written under a temporary name in the same folder, then renamed; files are fsynced."""
+"""Write files and folders so that they are complete or do not exist at all.
+
+They are written under a temporary name in the same folder and then renamed. Files are fsynced.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mrt.errors import MrtError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes ``path``'s place when the block ends; if the block fails, what was there stays.
+    """A binary file that replaces ``path`` when the block ends. If the block fails, an existing file stays.
 
     Raises:
         MrtError: the folder cannot be written to, or the disk is full.
@@ -34,34 +37,38 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise MrtError(f"{path}: could not be written: {reason}", "check the folder's permissions and the free space") from error
+        raise MrtError(
+            f"{path}: could not be written: {reason}", "check the folder's permissions and the free space"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content by UTF-8 text, as a whole."""
+    """Replace a file's content by UTF-8 text."""
     content = text.encode("utf-8")
     with replacing(path) as file:
         file.write(content)
 
 
 def require_free(folder: Path, what: str = "") -> None:
-    """MrtError unless a folder is new or empty; ``what`` begins the message, such as "--out "."""
+    """Raise MrtError unless a folder is new or empty. The message begins with ``what``, such as "--out "."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "holds files already" if folder.is_dir() else "is a file"
-        raise MrtError(f"{what}{folder}: {found}", "nothing is overwritten: name a new folder, or empty this one")
+        raise MrtError(
+            f"{what}{folder}: {found}", "nothing is overwritten: name a new folder, or empty this one"
+        )
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes ``folder``'s place when the block ends; if the block fails, nothing is left of it.
+    """A temporary folder to write into, which becomes ``folder`` when the block ends.
 
-    Nor of folders above it that were not there before.
+    If the block fails, it is removed, and so are the parent folders that were made for it.
 
     Raises:
-        MrtError: ``folder`` is taken, or cannot be written to.
+        MrtError: ``folder`` is not empty, or cannot be written to.
     """
     folder = folder.absolute()
     require_free(folder)
@@ -74,11 +81,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         work.replace(folder)
         done = True
     except OSError as error:
-        raise MrtError(f"{folder}: could not be written: {error.strerror or error}", "check its permissions and the free space") from error
+        raise MrtError(
+            f"{folder}: could not be written: {error.strerror or error}",
+            "check its permissions and the free space",
+        ) from error
     finally:
         if not done:
             shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another program has written something there
                 for parent in made:
                     parent.rmdir()
 

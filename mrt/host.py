@@ -1,4 +1,4 @@
-"""Copies between an accelerator and the host that neither side waits for until it must."""
+"""Copies between an accelerator and the host for which neither side waits earlier than necessary."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A tensor on its way to the host.
+    """A tensor that is being copied to the host.
 
-    From a GPU the copy runs in page-locked memory behind the work that was queued before; the host goes on and waits in :meth:`result` only
-    for that work, not for what was queued later. On the CPU the tensor is there already.
+    From a GPU it is copied to page-locked memory after the operations queued before it. The host continues,
+    and :meth:`result` waits for these operations only, not for those queued later. On a CPU there is nothing
+    to copy.
 
     Args:
         tensor: any tensor; no gradient flows.

@@ -1,7 +1,8 @@
-"""What ``mrt prepare-data`` keeps for the next command: the data root, and where each set's raw files are.
+"""What ``mrt prepare-data`` remembers for later commands: the data root and the raw files of each data set.
 
-One small JSON file of the user's: ``$XDG_CONFIG_HOME/mrt/settings.json``, else ``~/.config/mrt/settings.json``. Options, environment
-variables and a ``./data`` folder come first; a file that cannot be read or written is as good as none.
+It is one small JSON file per user: ``$XDG_CONFIG_HOME/mrt/settings.json``, else
+``~/.config/mrt/settings.json``. Options, environment variables and a ``./data`` folder take precedence. A
+file that cannot be read or written is ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 
 def settings_file() -> Path:
-    """Where it is kept."""
+    """The path of the file."""
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "mrt" / "settings.json"
 
@@ -28,20 +29,22 @@ def _read() -> dict[str, Any]:
 
 
 def data_root() -> Path | None:
-    """The remembered data root, if it is still there."""
+    """The remembered data root, if it still exists."""
     path = _read().get("data_root")
     return Path(path) if isinstance(path, str) and Path(path).is_dir() else None
 
 
 def raw(name: str) -> list[Path]:
-    """Where a set's raw files were, those that are still there."""
+    """The remembered raw files of a data set that still exist."""
     paths = _read().get("raw", {})
     found = paths.get(name, []) if isinstance(paths, dict) else []
-    return [Path(path) for path in found if isinstance(path, str) and Path(path).exists()] if isinstance(found, list) else []
+    if not isinstance(found, list):
+        return []
+    return [Path(path) for path in found if isinstance(path, str) and Path(path).exists()]
 
 
 def remember(root: Path | None = None, raw_files: dict[str, Sequence[Path]] | None = None) -> None:
-    """Keep a data root and sets' raw files; what is kept already stays."""
+    """Remember a data root and the raw files of data sets, in addition to what is remembered already."""
     from mrt.errors import MrtError
     from mrt.files import write_text
 
@@ -49,10 +52,9 @@ def remember(root: Path | None = None, raw_files: dict[str, Sequence[Path]] | No
     if root is not None:
         content["data_root"] = str(Path(root).absolute())
     kept = content.get("raw")
-    content["raw"] = {
-        **(kept if isinstance(kept, dict) else {}),
-        **{name: [str(Path(path).expanduser().absolute()) for path in paths] for name, paths in (raw_files or {}).items()},
-    }
+    content["raw"] = dict(kept) if isinstance(kept, dict) else {}
+    for name, paths in (raw_files or {}).items():
+        content["raw"][name] = [str(Path(path).expanduser().absolute()) for path in paths]
     try:
         write_text(settings_file(), json.dumps(content, indent=1) + "\n")
     except (MrtError, RuntimeError):

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrt import plugins
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
 from mrt.ablate.nodes import Node, Planner, Trial, content_hash
@@ -114,6 +115,7 @@ def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[W
             work = Work(
                 *(node.name, node.kind, values, folder, str(data_root), node.device),
                 *(start, node.place, needs),
+                plugins={name: plugins.load(name).digest for name in node.config.method.plugins},
             )
             works[node.name] = work
         if title not in work.titles:

@@ -16,25 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrt import plugins
 from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
-from mrt.config import Config, load_config
+from mrt.config import MACHINE_KEYS, Config, load_config
 from mrt.data.card import DatasetCard, file_sha256, read_json
 from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
+from mrt.section import KINDS
 
-# of [engine]: they change no result (of the device, its kind counts: see _on)
-MACHINE_KEYS = (
-    "device",
-    "threads",
-    "workers",
-    "log_every",
-    "keep_checkpoints",
-    "timeout",
-    "compile",
-    "checkpointing",
-    "snapshots",
-)
 STAGE_OF = {
     "source": "pretrain",
     "mae": "mae",
@@ -42,35 +32,6 @@ STAGE_OF = {
     "fair": "teach",
     "oracle-target": "teach",
     "oracle-source+target": "teach",
-}
-ADAPTING = ("mae", "teach", "fair")
-
-# A section or key -> the stages whose result it can change. The longest name counts; what is not here can
-# change every stage. "fair" stands for the baselines: source-only and the oracles.
-REACH: dict[str, tuple[str, ...]] = {
-    "preset": (),
-    "init": (),  # weights count by their content
-    "data.target": ADAPTING,
-    "data.target_split": ADAPTING,
-    "data.validation_split": (),
-    "data.cache": (),
-    "data.source_sides": ("source",),
-    "data.source_crop": ("source",),
-    "data.sides": ADAPTING,
-    "loss.target_weight": ("mae", "teach"),
-    "domain": ("teach",),
-    "mae": ("mae", "teach"),
-    "mae.decay": ("teach",),
-    "mae.decay_epoch": ("teach",),
-    "mae.carry_over": ("teach",),
-    "teacher": ("teach",),
-    "teacher.ema": ("source", "teach", "fair"),
-    "teacher.warmup": ("source", "teach", "fair"),
-    "retrain": ("teach",),
-    "pretrain": ("source",),
-    "mae_stage": ("mae", "fair"),
-    "teach": ("teach", "fair"),
-    **{f"engine.{key}": () for key in (*MACHINE_KEYS, "eval_every", "eval_batch_size")},
 }
 
 
@@ -175,8 +136,13 @@ def content_hash(config: Config) -> str:
     values = config.model_dump(mode="json")
     values.pop("preset")
     values["init"] = _fingerprint(config.init) if config.init else None
+    names = values.pop("method")["plugins"]
+    values |= {"plugins": [plugins.load(name).digest for name in names]} if names else {}
     for key in MACHINE_KEYS:
         values["engine"].pop(key)
+    for name, section in config.sections().items():
+        for key in section.idle():
+            values[name].pop(key)
     return _digest({**values, **_on(config)})
 
 
@@ -212,49 +178,38 @@ def _fingerprint(init: str) -> str:
     return file_sha256(weights)
 
 
-def reaches(key: str, kind: str) -> bool:
-    """Whether a setting can change the result of a kind of stage."""
-    stage = kind if kind in ("source", "mae", "teach") else "fair"
-    known = [name for name in (key, key.rpartition(".")[0]) if name in REACH]
-    return not known or stage in REACH[known[0]]
-
-
 def stage_settings(config: Config, kind: str) -> dict[str, Any]:
-    """The settings that can change a stage's result, by section, without those that another switches off."""
-    values: dict[str, Any] = {}
-    for section, content in config.model_dump(mode="json").items():
-        if isinstance(content, dict):
-            kept = {name: value for name, value in content.items() if reaches(f"{section}.{name}", kind)}
-            values |= {section: kept} if kept else {}
-        elif reaches(section, kind):
-            values[section] = content
-    if kind == "source" and not config.pretrain.ema:
-        values.pop("teacher")
-    if kind == "mae":
-        if config.mae.use == "none":
-            values.pop("mae")
-        else:
-            values["mae"].pop("use")  # "pretrain" and "branch" are one in stage 2
-    if kind == "teach":
-        if config.mae.use != "branch":
-            values.pop("mae")
-        elif config.mae.decay == "none":
-            values["mae"].pop("decay_epoch")
-        if not config.domain.enabled:
-            values["domain"] = {"enabled": False}
-        if not config.teacher.dynamic:
-            unused = ("threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma")
-            values["teacher"] = {key: value for key, value in values["teacher"].items() if key not in unused}
-        retrain = config.retrain
-        if not retrain.every or retrain.parts == "none" or retrain.every >= config.teach.epochs:
-            values.pop("retrain")
-    return values
+    """The settings that can change a stage's result, by section, without those that another switches off.
+
+    Each section says which those are (:meth:`mrt.section.Section.acting`). A plug-in counts by the content of
+    its file, in the stages that its parts take part in.
+    """
+    stage = kind if kind in KINDS else "fair"
+    sections = config.sections()
+    values = {name: acting for name, section in sections.items() if (acting := section.acting(stage, config))}
+    rest = config.model_dump(mode="json", exclude=set(sections))
+    values |= {name: value for name, value in rest.items() if stage in config.reach(name)}
+    digests = []
+    for plugin in map(plugins.load, config.method.plugins):
+        on = [part.name for part in plugin.parts if _takes_part(part, kind, config)]
+        for name in set(plugin.sections) - set(on):
+            values.pop(name, None)
+        if on or config.model.detector in plugin.detectors:
+            digests.append(plugin.digest)
+    return values | ({"plugins": digests} if digests else {})
+
+
+def _takes_part(part: type, kind: str, config: Config) -> bool:
+    """Whether a part of a plug-in is on in a kind of stage; baselines have none."""
+    return kind in ("source", "mae", "teach") and STAGE_OF[kind] in part.stages and part().is_on(config)
 
 
 def describe_data(config: Config, kind: str, data_root: Path) -> list[dict[str, Any]]:
     """The splits that a stage reads, with the sha256 of their annotations; not prepared: the name alone."""
     used = [(config.data.source, config.data.source_split)]
-    if kind != "source":
+    found = [part() for plugin in map(plugins.load, config.method.plugins) for part in plugin.parts]
+    more = [part for part in found if _takes_part(type(part), kind, config) and part.needs(config).target]
+    if kind != "source" or more:
         used.append((config.data.target, config.data.target_split))
     return [describe_split(name, split, data_root) for name, split in used]
 
@@ -352,7 +307,7 @@ def _is_that_source(folder: Path, config: Config, data: Sequence[Mapping[str, An
     """Whether a folder holds a finished stage 1 with these settings on this data."""
     if not ((folder / "run.json").is_file() and (folder / "config.json").is_file()):
         return False
-    facts, (read,) = read_json(folder / "run.json"), data
+    facts, read = read_json(folder / "run.json"), data[0]
     if facts.get("command") != "pretrain-source" or "pretrain" not in facts.get("finished", ()):
         return False
     if any(facts.get(key) for key in ("init", "match_compute", "oracle")):
@@ -362,5 +317,10 @@ def _is_that_source(folder: Path, config: Config, data: Sequence[Mapping[str, An
     recorded = facts["data"]["source"]
     if recorded["name"] != read["name"] or recorded["sha256"].get(read["split"]) != read.get("sha256"):
         return False
-    stored = load_config(folder / "config.json")
-    return stage_settings(stored, "source") == stage_settings(config, "source")
+    if facts.get("plugins", {}) != {name: plugins.load(name).digest for name in config.method.plugins}:
+        return False
+    try:
+        trained = load_config(folder / "config.json")
+    except MrtError:  # such as one whose plug-in is gone
+        return False
+    return stage_settings(trained, "source") == stage_settings(config, "source")

@@ -208,14 +208,17 @@ class Axis:
     values: tuple[str, ...]
 
 
-def find_key(name: str) -> str:
+def find_key(name: str, plugins: Sequence[str] = ()) -> str:
     """The dotted key that an option's name stands for: ``mask-ratio``, ``mask_ratio`` or ``mae.mask_ratio``.
+
+    Args:
+        plugins: whose settings count, too.
 
     Raises:
         MrtError: no setting has that name (the nearest one is named), or several have (all are named).
     """
     plain = name.replace("-", "_")
-    keys = known_keys()
+    keys = known_keys(plugins)
     if plain in keys:
         return plain
     found = [key for key in keys if key.rpartition(".")[2] == plain]
@@ -234,13 +237,15 @@ def find_key(name: str) -> str:
     )
 
 
-def make_axes(given: Sequence[tuple[str, Sequence[str]]]) -> list[Axis]:
-    """Axes from (name, values) pairs; MrtError for an axis without values or given twice."""
+def make_axes(given: Sequence[tuple[str, Sequence[str]]], plugins: Sequence[str] = ()) -> list[Axis]:
+    """Axes from (name, values) pairs, of the settings of plug-ins too; MrtError for an axis without values or
+    given twice.
+    """
     axes: list[Axis] = []
     for name, values in given:
         if not name:
             raise MrtError("--axis: no setting is named", "for example --axis mae.mask_ratio 0.5 0.8")
-        key = find_key(name)
+        key = find_key(name, plugins)
         if key in ("seed", "preset"):
             raise MrtError(
                 f"--{name}: not an axis", "seeds are given with --seeds 0 1 2, a preset with --preset"

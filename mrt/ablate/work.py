@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrt import plugins
 from mrt.ablate.device import device_kind, require_device
 from mrt.ablate.nodes import STAGE_OF, content_hash, stage_settings
 from mrt.config import Config, load_config, validate
@@ -48,7 +49,7 @@ class Work:
     Attributes:
         name, kind: of the node. titles: the trials that want it.
         config: plain values. folder: where it is trained.
-        device: what it is planned for, "cpu" or "cuda".
+        device: what it is planned for, "cpu" or "cuda". plugins: those it is planned with, sha256 by name.
         start: weights it starts from. place: weights that are there, for a node that needs no training.
         needs: names of the work that must be done before.
     """
@@ -64,6 +65,7 @@ class Work:
     needs: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    plugins: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -78,7 +80,8 @@ def do_work(work: Work, watcher: Watcher) -> None:
     """Train and measure what is missing; one process at a time works on a node, others wait and find it done.
 
     Raises:
-        MrtError: "auto" means another kind of device here than where the work was planned.
+        MrtError: "auto" means another kind of device here than where the work was planned, or a plug-in has
+            changed since then.
     """
     import torch
 
@@ -90,6 +93,9 @@ def do_work(work: Work, watcher: Watcher) -> None:
             f"planned for device {work.device}, but on this machine it would be {here}",
             "name one: --device cuda, or --device cpu",
         )
+    for name, digest in work.plugins.items():
+        if plugins.load(name).digest != digest:
+            raise MrtError(f"{name}: the plug-in has changed since this was planned", "repeat the command")
     folder = Path(work.folder)
     with locked(folder.parent / ".locks" / work.name, watcher):
         if work.place is None:
@@ -125,8 +131,6 @@ def train(work: Work, watcher: Watcher) -> None:
     common = {"data_root": Path(work.data_root), "watcher": watcher}
 
     def start(resume: bool) -> None:
-        if resume:
-            _record_resumption(folder, work.device)
         if kind in ("mae", "teach"):
             stages.adapt(config, folder, stages=(kind,), init=work.start, resume=resume, **common)
         elif kind == "source":
@@ -140,18 +144,6 @@ def train(work: Work, watcher: Watcher) -> None:
     finish_run(folder, config, STAGE_OF[kind], start, lambda stored: stage_settings(stored, kind))
     if not config.engine.keep_checkpoints:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _record_resumption(folder: Path, device: str) -> None:
-    """Let run.json tell what the run is resumed with, unless that is what it was trained with so far."""
-    import torch
-
-    from mrt.engine.folder import provenance, read_facts
-
-    facts, now = read_facts(folder), provenance(torch.device(device))
-    before = facts.get("resumed", [])
-    if [facts.get("environment"), *before][-1] != now:
-        write_text(folder / "run.json", json.dumps({**facts, "resumed": [*before, now]}, indent=2) + "\n")
 
 
 def finish_run(

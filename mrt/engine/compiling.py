@@ -1,35 +1,41 @@
 """``engine.compile``: the network's layers through ``torch.compile``, one region each.
 
-Regions are layers, not the whole step: all layers of a kind share one compiled graph, so compiling takes as long as for one of them, and
-what cannot be compiled (matching, pseudo labels) stays outside. Each region is compiled for the image sizes it meets, up to :data:`SIZES`
-of them; batches of further sizes run uncompiled, which is said once. Both ways compute the same up to float rounding.
+Regions are layers, not the whole step: all layers of a kind share one compiled graph, so compiling takes as
+long as for one of them, and what cannot be compiled (matching, pseudo labels) stays outside. Each region is
+compiled for the image sizes it meets, up to :data:`SIZES` of them; batches of further sizes run uncompiled,
+which is said once. Both ways compute the same up to float rounding.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
-from mrt.models.backbone import Backbone
-from mrt.models.discriminators import ConvDiscriminator
-from mrt.models.transformer import DecoderLayer, EncoderLayer
 
 SIZES = 4  # sets of image sizes per network that are compiled: a set costs tens of seconds once
+
+
+class Regions(Protocol):
+    """A network that says what is compiled of it."""
+
+    def compile_regions(self) -> Sequence[nn.Module]:
+        """The layers, each compiled by itself."""
 
 
 class Compiler:
     """Compiles networks in place, and decides batch by batch whether the compiled layers are used.
 
     Args:
-        mode: "off"; "on"; "auto": on a GPU, unless the machine has no working compiler (then it says so and nothing is compiled). A layer
-            that cannot be compiled ends a run with "on", and with "auto" runs as it is, with PyTorch's warning.
+        mode: "off"; "on"; "auto": on a GPU, unless the machine has no working compiler (then it says so and
+            nothing is compiled). A layer that cannot be compiled ends a run with "on", and with "auto" runs
+            as it is, with PyTorch's warning.
         device: where the networks run.
         watcher: is told of a fallback.
         backend: of ``torch.compile``.
@@ -39,7 +45,11 @@ class Compiler:
     """
 
     def __init__(
-        self, mode: str = "off", device: torch.device | None = None, watcher: Watcher | None = None, backend: str = "inductor"
+        self,
+        mode: str = "off",
+        device: torch.device | None = None,
+        watcher: Watcher | None = None,
+        backend: str = "inductor",
     ) -> None:
         self.watcher, self.backend = watcher or Watcher(), backend
         self.sizes: dict[str, set[Any]] = {}
@@ -50,27 +60,38 @@ class Compiler:
         if problem is not None:
             self.active = False
             if mode == "on":
-                raise MrtError(f'engine.compile = "on", but torch.compile does not work here: {problem}', 'Use engine.compile = "off".')
-            self.watcher.say(f"engine.compile: torch.compile does not work here, layers run uncompiled ({problem})")
+                raise MrtError(
+                    f'engine.compile = "on", but torch.compile does not work here: {problem}',
+                    'Use engine.compile = "off".',
+                )
+            self.watcher.say(
+                f"engine.compile: torch.compile does not work here, layers run uncompiled ({problem})"
+            )
 
-    def compile(self, *networks: nn.Module | None) -> None:
-        """Mark the layers of networks for compilation, which happens when they are first used. State dicts stay as they are."""
+    def compile(self, *networks: Regions | None) -> None:
+        """Mark the layers of networks for compilation, which happens when they are first used. State dicts
+        stay as they are.
+        """
         if not self.active:
             return
         torch._dynamo.config.suppress_errors = self.mode == "auto"
         torch._dynamo.config.optimize_ddp = False  # regions are smaller than DDP's buckets: nothing to split
-        # About twenty graphs for each set of sizes, all counted together: kinds of layers, student and teacher, with and without a mask.
+        # About twenty graphs for each set of sizes, all counted together: kinds of layers, student and
+        # teacher, with and without a mask.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64 * SIZES)
-        torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 64 * SIZES)
+        torch._dynamo.config.accumulated_recompile_limit = max(
+            torch._dynamo.config.accumulated_recompile_limit, 64 * SIZES
+        )
         for network in networks:
-            for module in network.modules() if network is not None else ():
-                if isinstance(module, Backbone):
-                    module.body.compile(dynamic=False, backend=self.backend)
-                elif isinstance(module, (EncoderLayer, DecoderLayer, ConvDiscriminator)):
-                    module.compile(dynamic=False, backend=self.backend)
+            for region in network.compile_regions() if network is not None else ():
+                region.compile(dynamic=False, backend=self.backend)
 
-    def stance(self, images: Mapping[str, tuple[Tensor, Tensor | None]], network: str = "student") -> AbstractContextManager:
-        """The context in which ``network`` looks at a batch of images (by domain: images and padding mask): compiled or not."""
+    def stance(
+        self, images: Mapping[str, tuple[Tensor, Tensor | None]], network: str = "student"
+    ) -> AbstractContextManager:
+        """The context in which ``network`` looks at a batch of images (by domain: images and padding mask):
+        compiled or not.
+        """
         if not self.active:
             return nullcontext()
         key = frozenset((tuple(pixels.shape), mask is None) for pixels, mask in images.values())
@@ -82,14 +103,17 @@ class Compiler:
             self._told = True
             height, width = next(iter(images.values()))[0].shape[2:]
             self.watcher.say(
-                f"engine.compile: images of more than {SIZES} sizes; batches of further sizes, such as {width}x{height}, run uncompiled. "
+                f"engine.compile: images of more than {SIZES} sizes; batches of further sizes, such as "
+                f"{width}x{height}, run uncompiled. "
                 "Where few batches are alike, engine.compile=off spares the compilation."
             )
         return torch.compiler.set_stance("force_eager")
 
 
 def uncompiled() -> AbstractContextManager:
-    """A context in which compiled layers run as they are: for evaluation, whose batches are of other sizes than training's."""
+    """A context in which compiled layers run as they are: for evaluation, whose batches are of other sizes
+    than training's.
+    """
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled; loading it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

@@ -49,7 +49,11 @@ class World:
 
     def mean_of_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Each number's mean over all processes; they talk host to host, so no GPU is waited for."""
-        return list(numbers) if self.size == 1 else self.mean(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return (
+            list(numbers)
+            if self.size == 1
+            else self.mean(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        )
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; they talk host to host, so no GPU is waited for."""
@@ -82,8 +86,12 @@ class World:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the newer name for broadcast_buffers is not in every torch that mrt supports
-            return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the newer name for broadcast_buffers is not in every torch that mrt supports
+            return DistributedDataParallel(
+                module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False
+            )
 
 
 @contextmanager
@@ -100,11 +108,17 @@ def joined(device: str, timeout: int) -> Iterator[World]:
         if not isinstance(error, ProcessLost):
             leave()
         raise
-    except RuntimeError as error:  # what gloo raises has no class of its own; torch's DistError is a RuntimeError, too
+    except (
+        RuntimeError
+    ) as error:  # what gloo raises has no class of its own; torch's DistError is a RuntimeError, too
         if isinstance(error, dist.DistError) or "/gloo/" in str(error):
-            raise ProcessLost(f"another process of this run ended, or did not answer for {timeout} s ({_first_words(error)})") from error
+            raise ProcessLost(
+                f"another process of this run ended, or did not answer for {timeout} s "
+                f"({_first_words(error)})"
+            ) from error
         raise
-    # After any other error the group is left to the end of the process: NCCL would wait here for processes that know of no error.
+    # After any other error the group is left to the end of the process: NCCL would wait here for processes
+    # that know of no error.
     else:
         leave()
 
@@ -126,25 +140,33 @@ def join(device: str = "auto", timeout: int = 600) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise MrtError("engine.device = 'cuda', but torch sees no GPU", "run mrt doctor, or use --device cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    size, rank, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
     chosen = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         if local >= torch.cuda.device_count():
             raise MrtError(
-                f"process {local} on this machine has no GPU: there are {torch.cuda.device_count()}", "start at most one process per GPU"
+                f"process {local} on this machine has no GPU: there are {torch.cuda.device_count()}",
+                "start at most one process per GPU",
             )
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
-        # Both backends: tensors on GPUs go by NCCL, the few numbers that the hosts exchange in each step by gloo.
+        # Both backends: tensors on GPUs go by NCCL, the few numbers that the hosts exchange in each step by
+        # gloo.
         backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backends, timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None)
+        dist.init_process_group(
+            backends, timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None
+        )
     return World(rank, size, chosen)
 
 
 def leave() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
-        # gloo's own thread needs Python's lock to drop a reduction's tensors. Were the group freed before that by whoever holds the lock
-        # (collecting a DistributedDataParallel, which holds the group, too), both would wait for ever: seen with PyTorch 2.11.
+        # gloo's own thread needs Python's lock to drop a reduction's tensors. Were the group freed before
+        # that by whoever holds the lock (collecting a DistributedDataParallel, which holds the group, too),
+        # both would wait for ever: seen with PyTorch 2.11.
         time.sleep(LET_GO)
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """A run's folder: what is in it, how it starts, and what it remembers.
 
-``runs/<name>/`` holds config.json, run.json (the command, provenance, finished stages), metrics.jsonl, TensorBoard events,
-checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/.
+``runs/<name>/`` holds config.json, run.json (the command, provenance, finished stages), metrics.jsonl,
+TensorBoard events, checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/.
 """
 
 from __future__ import annotations
@@ -11,34 +11,43 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import nn
 
 import mrt
+from mrt import plugins
 from mrt.config import Config, load_config
 from mrt.data.card import DatasetCard
-from mrt.engine.step import Learner
+from mrt.engine.learner import Learner
 from mrt.errors import MrtError
-from mrt.files import replacing, write_text
+from mrt.files import write_text
 from mrt.models.weights import save_weights
 from mrt.ops import backend
 
-AUTOENCODER = "mae.safetensors"
 
-
-def begin_run(folder: Path, config: Config, command: dict[str, Any], cards: dict[str, DatasetCard], classes: list[str]) -> None:
+def begin_run(
+    folder: Path,
+    config: Config,
+    command: dict[str, Any],
+    cards: dict[str, DatasetCard],
+    classes: list[str],
+    device: torch.device | None = None,
+) -> None:
     """Make the folder and write what the run is. MrtError when there is one already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MrtError(f"{folder}: cannot be a run folder: {error.strerror}", "choose another name with --name") from None
+        raise MrtError(
+            f"{folder}: cannot be a run folder: {error.strerror}", "choose another name with --name"
+        ) from None
     if any(folder.iterdir()):
-        raise MrtError(f"{folder}: exists already", "continue it with --resume, or choose another name with --name")
+        raise MrtError(
+            f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
+        )
     write_text(folder / "config.json", config.to_json())
     facts = {
         **command,
@@ -46,7 +55,8 @@ def begin_run(folder: Path, config: Config, command: dict[str, Any], cards: dict
         "classes": classes,
         "data": {domain: _describe(card) for domain, card in cards.items()},
         "finished": [],
-        "environment": provenance(),
+        **_plugins_of(config),
+        "environment": provenance(device),
     }
     write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
@@ -68,12 +78,40 @@ def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, A
     return load_config(folder / "config.json"), {key: facts.get(key) for key in command}
 
 
+def _plugins_of(config: Config) -> dict[str, Any]:
+    """What is recorded of the plug-ins: the sha256 of each."""
+    names = config.method.plugins
+    return {"plugins": {name: plugins.load(name).digest for name in names}} if names else {}
+
+
+def changed_plugins(folder: Path, config: Config) -> list[str]:
+    """The plug-ins whose files are not those that the run was started with."""
+    then = read_facts(folder).get("plugins", {})
+    now = _plugins_of(config).get("plugins", {})
+    return [name for name in now if now[name] != then.get(name, now[name])]
+
+
+def record_resumption(folder: Path, device: torch.device) -> None:
+    """Let run.json tell what the run goes on with, unless that is what it was trained with so far."""
+    facts, now = read_facts(folder), provenance(device)
+    before = facts.get("resumed", [])
+    if [facts.get("environment"), *before][-1] != now:
+        write_text(folder / "run.json", json.dumps({**facts, "resumed": [*before, now]}, indent=2) + "\n")
+
+
+def trained_with(folder: Path) -> list[dict[str, Any]]:
+    """What a run was trained with: its environment, then those that it went on with where they differ."""
+    facts = read_facts(folder)
+    return [found for found in [facts.get("environment"), *facts.get("resumed", [])] if found]
+
+
 def require_same_data(folder: Path, cards: dict[str, DatasetCard]) -> None:
     """MrtError if a data set's annotations are not those the run was started with."""
     for domain, then in read_facts(folder)["data"].items():
         if domain in cards and _describe(cards[domain])["sha256"] != then["sha256"]:
             raise MrtError(
-                f"{folder}: data set {then['name']!r} has changed since the run was started", "prepare the same data again, or start anew"
+                f"{folder}: data set {then['name']!r} has changed since the run was started",
+                "prepare the same data again, or start anew",
             )
 
 
@@ -89,7 +127,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MrtError(
-            f"{folder}: not a run folder (no run.json)", "name a folder that mrt pretrain-source or mrt adapt has written"
+            f"{folder}: not a run folder (no run.json)",
+            "name a folder that mrt pretrain-source or mrt adapt has written",
         ) from None
     except json.JSONDecodeError as error:
         raise MrtError(f"{path}: not readable: {error}") from None
@@ -102,34 +141,29 @@ def finish_stage(folder: Path, stage: str) -> None:
     write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
 
+def unfinish_stages(folder: Path, stages: Collection[str]) -> None:
+    """Forget that stages are done which are to be done again."""
+    facts = read_facts(folder)
+    left = [name for name in facts["finished"] if name not in stages]
+    if left != facts["finished"]:
+        write_text(folder / "run.json", json.dumps({**facts, "finished": left}, indent=2) + "\n")
+
+
 def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:
-    """``student.safetensors`` and, where there is one, ``teacher.safetensors``, each enough to rebuild its detector."""
-    facts: dict[str, Any] = {"classes": classes, "config": config.model_dump(mode="json")}
-    if learner.parts.teach:
-        facts["thresholds"] = dict(zip(classes, [round(value, 6) for value in learner.thresholds.values.tolist()], strict=True))
+    """``student.safetensors`` and, where there is one, ``teacher.safetensors``, each enough to rebuild its
+    detector.
+    """
+    facts: dict[str, Any] = {"classes": classes, "config": config.plain()}
+    for part in learner.method:
+        told = part.header()
+        if set(told) & set(facts):
+            raise MrtError(f"part {part.name!r}, header(): {sorted(set(told) & set(facts))} are told already")
+        facts |= told
     networks = {"student": learner.student.detector}
     if learner.teacher is not None:
         networks["teacher"] = learner.teacher.module
     for name, network in networks.items():
         save_weights(folder / f"{name}.safetensors", network, {**facts, "network": name})
-
-
-def save_autoencoder(folder: Path, mae: nn.Module) -> None:
-    """``mae.safetensors``: what a later teaching stage carries over."""
-    with replacing(folder / AUTOENCODER) as file:
-        file.write(safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in mae.state_dict().items()}))
-
-
-def load_autoencoder(folder: Path, mae: nn.Module) -> bool:
-    """Fill the branch with what :func:`save_autoencoder` wrote; False if the folder holds none or one of another shape."""
-    path = Path(folder) / AUTOENCODER
-    if not path.is_file():
-        return False
-    saved = safetensors.torch.load_file(path)
-    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in mae.state_dict().items()}:
-        return False
-    mae.load_state_dict(saved)
-    return True
 
 
 def provenance(device: torch.device | None = None) -> dict[str, Any]:

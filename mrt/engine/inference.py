@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mrt.config import Config, load_config, validate
-from mrt.data.card import DatasetCard
+from mrt.config import Config, validate, without_plugins
+from mrt.data.card import DatasetCard, read_json
 from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import Batch, build_loader, on_device
 from mrt.data.registry import find_dataset
-from mrt.engine import build, distributed
+from mrt.domains import SOURCE, TARGET
+from mrt.engine import data as sets
+from mrt.engine import distributed
 from mrt.engine.compiling import uncompiled
 from mrt.engine.folder import read_facts
 from mrt.engine.labels import MEASURE, class_map_for, require_boxes_read
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
-from mrt.engine.student import SOURCE, TARGET
 from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
-from mrt.models.detector import DeformableDETR
+from mrt.models.interface import Detector
 from mrt.models.postprocess import top_detections
 from mrt.models.weights import save_weights
 
@@ -35,7 +36,8 @@ class Result:
 
     Attributes:
         where: what was evaluated, as the caller named it. network: "teacher" or "student".
-        card, split: on what. metrics, detections: see :mod:`mrt.evaluate.coco`; only the first process has the detections.
+        card, split: on what. metrics, detections: see :mod:`mrt.evaluate.coco`; only the first process has
+            the detections.
         facts: what the weights file says of itself (classes, configuration).
         last: whether these are known to be the run's last weights, and not some that were picked.
     """
@@ -55,8 +57,9 @@ class Result:
 class Validation:
     """What a run measured while it trained: ``last`` and ``best`` by network ("teacher", "student").
 
-    Each holds "stage", "epoch" and the figures of :meth:`mrt.evaluate.coco.Metrics.to_dict`. The best is the one of the highest AP50 on
-    ``split`` of ``data``: picked with those labels, which an adapted detector may not have. ``domain`` is theirs, "target" or "source".
+    Each holds "stage", "epoch" and the figures of :meth:`mrt.evaluate.coco.Metrics.to_dict`. The best is the
+    one of the highest AP50 on ``split`` of ``data``: picked with those labels, which an adapted detector may
+    not have. ``domain`` is theirs, "target" or "source".
     """
 
     data: str
@@ -67,41 +70,72 @@ class Validation:
 
 
 def write_slim(folder: Path, path: Path) -> None:
-    """Write a run's last average (else its student) without the frozen pretrained backbone; data and environment go on record."""
+    """Write a run's last average (else its student) without the frozen pretrained backbone; data and
+    environment go on record.
+    """
     detector, facts = load_detector(folder)
     started = read_facts(folder)
     record = {name: started[name] for name in ("command", "data", "environment")}
-    save_weights(path, detector, {**{name: facts[name] for name in ("classes", "network", "config")}, "run": record}, slim=True)
+    save_weights(
+        path,
+        detector,
+        {**{name: facts[name] for name in ("classes", "network", "config")}, "run": record},
+        slim=True,
+    )
 
 
-def predictor(
-    detector: DeformableDETR, device: torch.device, precision: AbstractContextManager | None = None
-) -> Callable[[Batch], list[dict]]:
-    """A function from a batch to detections in pixels of the original images: scores, labels, boxes (xyxy), best first."""
+def predictor(detector: Detector, device: torch.device) -> Callable[[Batch], list[dict]]:
+    """A function from a batch to detections in pixels of the original images: scores, labels, boxes (xyxy),
+    best first.
+    """
 
     def predict(batch: Batch) -> list[dict]:
         moved = batch.to(device)
-        with torch.inference_mode(), uncompiled(), precision or nullcontext():
+        with torch.inference_mode(), uncompiled():
             output = detector(moved.images, moved.mask)
-            return top_detections(output.logits[-1], output.boxes[-1], [target["original_size"] for target in batch.targets])
+            return top_detections(
+                output.logits[-1], output.boxes[-1], [target["original_size"] for target in batch.targets]
+            )
 
     return predict
 
 
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """While inside, float32 products are computed in float32: figures do not depend on the precision of
+    training.
+
+    PyTorch's own default takes TF32 for convolutions on a GPU.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def measure(
-    detector: DeformableDETR,
+    detectors: Mapping[str, Detector],
     dataset: DetectionDataset,
     batch_size: int,
     world: distributed.World,
-    precision: AbstractContextManager | None = None,
     watcher: Watcher | None = None,
     workers: int = 0,
-) -> Metrics:
-    """COCO figures of a detector in per cent, the images shared among the processes; the detector is left in eval mode.
+) -> dict[str, Metrics]:
+    """COCO figures in per cent of one or more detectors by name, in one pass over the images, which the
+    processes share.
 
-    The first process scores, and hands the others the figures without the detections.
+    In float32, whatever training computes in. The detectors are left in eval mode. The first process scores,
+    and hands the others the figures without the detections.
     """
-    detector.eval()
+    for detector in detectors.values():
+        detector.eval()
     watcher = watcher or Watcher()
     loader = build_loader(
         dataset,
@@ -112,20 +146,24 @@ def measure(
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    total = -(-len(dataset) // world.size)
-    watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", total)
-    done = 0
-
-    def progress(images: int, _total: int) -> None:
-        nonlocal done
-        watcher.advance(images - done)
-        done = images
-
-    mine = collect(predictor(detector, world.device, precision), on_device(loader, world.device), total, progress)
+    watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", -(-len(dataset) // world.size))
+    predictors = {name: predictor(detector, world.device) for name, detector in detectors.items()}
+    mine: dict[str, list[ImageDetections]] = {name: [] for name in detectors}
+    with exact(world.device):
+        for batch in on_device(loader, world.device):
+            for name, predict in predictors.items():
+                mine[name] += collect(predict, [batch])
+            watcher.advance(len(batch.targets))
     watcher.end()
     shares = world.gather(mine)
-    metrics = score([found for share in shares for found in share], dataset) if world.main else None
-    figures = world.share(replace(metrics, detections=[]) if metrics else None)
+    metrics = (
+        {name: score([found for share in shares for found in share[name]], dataset) for name in detectors}
+        if world.main
+        else None
+    )
+    figures = world.share(
+        {name: replace(found, detections=[]) for name, found in metrics.items()} if metrics else None
+    )
     return metrics or figures
 
 
@@ -158,13 +196,20 @@ def evaluate_detector(
     card = find_dataset(data or config.data.target, data_root)
     if not card.labelled:
         raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another one with --data")
-    dataset = build.evaluation_set(config, card, split, list(facts["classes"]))
+    dataset = sets.evaluation_set(config, card, split, list(facts["classes"]))
     require_boxes_read(dataset, class_map_for(config, card), MEASURE)
     for line in dataset.left_out() if watcher else ():
         watcher.say(line)
-    metrics = measure(detector, dataset, batch_size or config.engine.eval_batch_size, world, None, watcher, config.engine.workers)
-    last = Path(facts["file"]).suffix == ".safetensors"  # mrt writes no others; other people's checkpoints may be their best
-    return Result(str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts, last)
+    size = batch_size or config.engine.eval_batch_size
+    metrics = measure({"detector": detector}, dataset, size, world, watcher, config.engine.workers)[
+        "detector"
+    ]
+    last = (
+        Path(facts["file"]).suffix == ".safetensors"
+    )  # mrt writes no others; other people's checkpoints may be their best
+    return Result(
+        str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts, last
+    )
 
 
 def read_validation(folder: str | Path) -> Validation:
@@ -174,21 +219,31 @@ def read_validation(folder: str | Path) -> Validation:
         MrtError: not a run folder, or the run measured nothing.
     """
     folder = Path(folder)
-    data, config = read_facts(folder)["data"], load_config(folder / "config.json")
-    measured = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "eval" and line.get("AP50") is not None]
+    data, config = (
+        read_facts(folder)["data"],
+        validate(without_plugins(read_json(folder / "config.json")), str(folder)),
+    )
+    measured = [
+        line
+        for line in read_log(folder / "metrics.jsonl")
+        if line["kind"] == "eval" and line.get("AP50") is not None
+    ]
     if not measured:
         raise MrtError(
             f"{folder}: this run measured nothing while it trained, so there is no best epoch to show",
             "train with --set engine.eval_every=1, on a target with a labelled validation split",
         )
     last = {line["network"]: line for line in measured}
-    best = {name: max((line for line in measured if line["network"] == name), key=lambda line: line["AP50"]) for name in last}
+    best = {
+        name: max((line for line in measured if line["network"] == name), key=lambda line: line["AP50"])
+        for name in last
+    }
     domain = TARGET if TARGET in data else SOURCE
     return Validation(data[domain]["name"], config.data.validation_split, domain, last, best)
 
 
 def _config(facts: dict[str, Any], overrides: dict[str, Any]) -> Config:
-    values = dict(facts.get("config") or {})
+    values = without_plugins(facts.get("config") or {})
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         values[section] = {**values.get(section, {}), name: value}

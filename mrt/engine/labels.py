@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from mrt.config import Config
 from mrt.data.card import DatasetCard, SplitCard, describe_split
+from mrt.domains import SOURCE, TARGET
 from mrt.errors import MrtError
 
 if TYPE_CHECKING:
     from mrt.data.dataset import DetectionDataset
 
-SOURCE, TARGET = "source", "target"
 NAMED = 20  # of a long list of classes
 
 
@@ -32,10 +32,17 @@ class Use:
 
 RENAME = "Say which of its names means which: --set data.class_map.THEIRS=OURS"
 LEARN = {
-    SOURCE: Use("to learn from", "--source", "--set data.source_split=", "Train on classes that it has boxes of: --set "),
+    SOURCE: Use(
+        "to learn from",
+        "--source",
+        "--set data.source_split=",
+        "Train on classes that it has boxes of: --set ",
+    ),
     TARGET: Use("to learn from", "--target", "--set data.target_split=", RENAME),
 }
-MEASURE = Use("to measure with", "--data", "--split ", "Say which of its names means which: --map-class THEIRS=OURS")
+MEASURE = Use(
+    "to measure with", "--data", "--split ", "Say which of its names means which: --map-class THEIRS=OURS"
+)
 MEASURE_TRIALS = Use("to measure with", "--target", "--split ", RENAME)
 
 
@@ -43,28 +50,33 @@ def class_names(config: Config, source: DatasetCard) -> list[str]:
     """The classes to detect: the configuration's, which the source must have, or all of the source's."""
     if not source.classes:
         raise MrtError(
-            f"data set {source.name!r} has no classes, and a run takes its classes from its source", "name another with --source"
+            f"data set {source.name!r} has no classes, and a run takes its classes from its source",
+            "name another with --source",
         )
     if config.data.classes is None:
         return list(source.classes)
     missing = [name for name in config.data.classes if name not in source.classes]
     if missing:
         raise MrtError(
-            f"data.classes = {list(config.data.classes)}: {', '.join(missing)} not in data set {source.name!r}",
+            f"data.classes = {list(config.data.classes)}: {', '.join(missing)} not in data set "
+            f"{source.name!r}",
             f"it has {', '.join(source.classes)}",
         )
     return list(config.data.classes)
 
 
 def class_map_for(config: Config, card: DatasetCard) -> dict[str, str]:
-    """``data.class_map`` as it applies to a set: it is about the target's names; other sets take what they know of it."""
+    """``data.class_map`` as it applies to a set: it is about the target's names; other sets take what they
+    know of it.
+    """
     if card.name == Path(config.data.target).name:
         return config.data.class_map
     return {theirs: ours for theirs, ours in config.data.class_map.items() if theirs in card.classes}
 
 
 def require_labels(config: Config, cards: Mapping[str, DatasetCard], domains: Iterable[str]) -> None:
-    """MrtError unless every set that labels are learned from has labels, and a box of the run's classes in the split that is trained on.
+    """MrtError unless every set that labels are learned from has labels, and a box of the run's classes in
+    the split that is trained on.
 
     Args:
         cards: by domain; the source's is always needed, for the class names.
@@ -78,7 +90,8 @@ def require_labels(config: Config, cards: Mapping[str, DatasetCard], domains: It
         if not cards[domain].labelled:
             labelled = f"name a labelled set with --{domain}, or prepare this one again with its labels"
             raise MrtError(
-                f"data set {cards[domain].name!r} has no labels to train on", labelled + ("; or leave out --oracle" * (domain == TARGET))
+                f"data set {cards[domain].name!r} has no labels to train on",
+                labelled + ("; or leave out --oracle" * (domain == TARGET)),
             )
     classes = class_names(config, cards[SOURCE])
     for domain in domains:
@@ -86,20 +99,26 @@ def require_labels(config: Config, cards: Mapping[str, DatasetCard], domains: It
         require_boxes(card, splits[domain], classes, class_map_for(config, card), LEARN[domain])
 
 
-def require_boxes(card: DatasetCard, split: str, classes: Iterable[str], class_map: Mapping[str, str], use: Use) -> None:
-    """MrtError unless a labelled split has a box of the classes, by its card or, where that knows of none, by its annotations."""
+def require_boxes(
+    card: DatasetCard, split: str, classes: Iterable[str], class_map: Mapping[str, str], use: Use
+) -> None:
+    """MrtError unless a labelled split has a box of the classes, by its card or, where that knows of none, by
+    its annotations.
+    """
     classes, part = list(classes), card.split(split)
     if any(_by_class(part, classes, class_map).values()):
         return
     part = _count_again(card, part)
     if part is None or any(_by_class(part, classes, class_map).values()):
         return
-    others = {name: n for name, n in part.boxes_per_class.items() if n and class_map.get(name, name) not in classes}
+    others = {
+        name: n for name, n in part.boxes_per_class.items() if n and class_map.get(name, name) not in classes
+    }
     raise _nothing(card, split, classes, class_map, use, part.num_images, part.num_ignored, others)
 
 
 def require_boxes_read(dataset: DetectionDataset, class_map: Mapping[str, str], use: Use) -> None:
-    """MrtError unless the split that was read has a box: the last word, after the boxes that cannot be used."""
+    """MrtError unless the split, once read, has a box left: those that cannot be used are gone by then."""
     if any(dataset.boxes_per_class().values()):
         return
     ignored = sum(len(record.ignore_boxes) for record in dataset.records)
@@ -119,7 +138,8 @@ def has_boxes(card: DatasetCard, split: str, classes: Iterable[str], class_map: 
 
 
 def missing_classes(dataset: DetectionDataset, use: Use) -> list[str]:
-    """A line that names the classes which a labelled split has no box of, with the numbers of the others; none if there are all.
+    """A line that names the classes which a labelled split has no box of, with the numbers of the others;
+    none if there are all.
 
     Classes that the set does not have at all are told of by ``DetectionDataset.left_out``.
     """
@@ -128,7 +148,10 @@ def missing_classes(dataset: DetectionDataset, use: Use) -> list[str]:
     if not missing:
         return []
     there = _counted({name: number for name, number in counts.items() if number})
-    return [f"{dataset.card.name} {dataset.split}: no box of {_some(missing)} {use.purpose}; boxes there are: {there}"]
+    return [
+        f"{dataset.card.name} {dataset.split}: no box of {_some(missing)} {use.purpose}; boxes there are: "
+        f"{there}"
+    ]
 
 
 def _count_again(card: DatasetCard, part: SplitCard) -> SplitCard | None:
@@ -174,17 +197,33 @@ def _nothing(
     if others:
         names = json.dumps(list(others), ensure_ascii=False)
         hints.append(use.classes + (shlex.quote(f"data.classes={names}") if use is LEARN[SOURCE] else ""))
-    elsewhere = {name: sum(_by_class(part, classes, class_map).values()) for name, part in card.splits.items() if name != split}
-    hints += [f"Its split {name!r} has {n} boxes: {use.split}{shlex.quote(name)}" for name, n in elsewhere.items() if n]
+    elsewhere = {
+        name: sum(_by_class(part, classes, class_map).values())
+        for name, part in card.splits.items()
+        if name != split
+    }
+    hints += [
+        f"Its split {name!r} has {n} boxes: {use.split}{shlex.quote(name)}"
+        for name, n in elsewhere.items()
+        if n
+    ]
     hints += ["Ignored boxes (crowds, difficult objects) do not count."] if ignored else []
     again = "mend its labels and make it again (mrt prepare-data with --overwrite)"
-    hints.append(f"{'Or name' if others or any(elsewhere.values()) else 'Name'} another set with {use.another}, or {again}.")
-    return MrtError(f"data set {card.name!r}, split {split!r}: no box{of} {use.purpose}: {'; '.join(figures)}", "\n".join(hints))
+    hints.append(
+        f"{'Or name' if others or any(elsewhere.values()) else 'Name'} another set with {use.another}, or "
+        f"{again}."
+    )
+    return MrtError(
+        f"data set {card.name!r}, split {split!r}: no box{of} {use.purpose}: {'; '.join(figures)}",
+        "\n".join(hints),
+    )
 
 
 def _counted(numbers: Mapping[str, int]) -> str:
     """ "car (12), person (3)", the largest first."""
-    return _some([f"{name} ({number})" for name, number in sorted(numbers.items(), key=lambda item: -item[1])])
+    return _some(
+        [f"{name} ({number})" for name, number in sorted(numbers.items(), key=lambda item: -item[1])]
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,6 @@
-"""A trained detector from wherever it is kept, recognised by content: our own files, published checkpoints, Hugging Face models."""
+"""A trained detector from wherever it is kept, recognised by content: our own files, published checkpoints,
+Hugging Face models.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from mrt.config import ModelConfig, load_config
 from mrt.engine import build
 from mrt.engine.report import read_log
 from mrt.errors import MrtError
-from mrt.models.detector import DeformableDETR
 from mrt.models.hub import ALIASES, PREFIX, fetch, hub_name
 from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface
+from mrt.models.interface import Detector
 from mrt.models.published import describe_published, is_published, load_published
 from mrt.models.weights import is_ours, load_weights, read_header
 
@@ -29,8 +31,9 @@ def find_weights(where: str | Path, which: str = "auto") -> Path:
     """Where a detector's weights are: a file, or a folder in Hugging Face's layout.
 
     Args:
-        where: a run folder (its teacher's file first), a weights file, a folder of mrt export or of a Hugging Face model, a name that ships
-            with mrt, or a model on the Hugging Face hub (``hf:OWNER/NAME``, or ``coco``), which is downloaded.
+        where: a run folder (its teacher's file first), a weights file, a folder of mrt export or of a Hugging
+            Face model, a name that ships with mrt, or a model on the Hugging Face hub (``hf:OWNER/NAME``, or
+            ``coco``), which is downloaded.
         which: "auto", "teacher" or "student"; only matters to a run folder.
 
     Raises:
@@ -40,7 +43,11 @@ def find_weights(where: str | Path, which: str = "auto") -> Path:
     if path.is_dir():
         return _in_folder(path, which)
     if path.is_file():  # a Hugging Face model's weights say little without the description beside them
-        return path.parent if path.suffix in (".safetensors", ".bin") and is_huggingface(path.parent) and not is_ours(path) else path
+        return (
+            path.parent
+            if path.suffix in (".safetensors", ".bin") and is_huggingface(path.parent) and not is_ours(path)
+            else path
+        )
     shipped = SHIPPED / f"{where}.safetensors"
     if shipped.is_file():
         return shipped
@@ -49,7 +56,8 @@ def find_weights(where: str | Path, which: str = "auto") -> Path:
     names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
     raise MrtError(
         f"{where}: no run folder, weights file or shipped weights of that name",
-        f"shipped with mrt: {names or 'none'}; downloaded when named: {', '.join(ALIASES)}, {PREFIX}OWNER/NAME",
+        f"shipped with mrt: {names or 'none'}; downloaded when named: {', '.join(ALIASES)}, "
+        f"{PREFIX}OWNER/NAME",
     )
 
 
@@ -63,11 +71,21 @@ def _in_folder(folder: Path, which: str) -> Path:
         if (folder / f"{name}.safetensors").is_file():
             return folder / f"{name}.safetensors"
     if (folder / "run.json").is_file():
-        raise MrtError(f"{folder}: has no {' or '.join(wanted)} weights yet", "let the run finish a stage: continue it with --resume")
-    files = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".pth", ".pt", ".bin")]
+        raise MrtError(
+            f"{folder}: has no {' or '.join(wanted)} weights yet",
+            "let the run finish a stage: continue it with --resume",
+        )
+    files = [
+        file.name
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".safetensors", ".pth", ".pt", ".bin")
+    ]
     raise MrtError(
-        f"{folder}: neither a run folder (it has no run.json) nor a Hugging Face Deformable DETR (its config.json would say so)",
-        f"it holds weights files; name one: {folder / files[0]}" if files else "name a run, a weights file, or the folder of a model",
+        f"{folder}: neither a run folder (it has no run.json) nor a Hugging Face Deformable DETR (its "
+        "config.json would say so)",
+        f"it holds weights files; name one: {folder / files[0]}"
+        if files
+        else "name a run, a weights file, or the folder of a model",
     )
 
 
@@ -92,24 +110,29 @@ def _exported(folder: Path) -> Path:
     card = export_card(folder)
     if card["format"] in PROGRAMS:
         raise MrtError(
-            f"{folder}: holds a program ({card['format']}), which predicts but cannot be trained, evaluated or exported again",
+            f"{folder}: holds a program ({card['format']}), which predicts but cannot be trained, "
+            "evaluated or exported again",
             "name the run or the weights that it was exported from",
         )
     return folder / card["file"]
 
 
-def load_detector(where: str | Path, *, which: str = "auto", device: str | torch.device = "cpu") -> tuple[DeformableDETR, dict[str, Any]]:
+def load_detector(
+    where: str | Path, *, which: str = "auto", device: str | torch.device = "cpu"
+) -> tuple[Detector, dict[str, Any]]:
     """Rebuild a detector from its weights.
 
     Args:
         where, which: see :func:`find_weights`.
 
     Returns:
-        The detector in eval mode on ``device``, and facts: "classes", "network" ("teacher" or "student"), "config" (plain values), "file",
+        The detector in eval mode on ``device``, and facts: "classes", "network" ("teacher" or "student"),
+            "config" (plain values), "file",
         and of a run that dynamic thresholds "thresholds" by class name.
 
     Raises:
-        MrtError: no such weights; a file of an unknown kind, cut short, or holding code; weights that do not fit.
+        MrtError: no such weights; a file of an unknown kind, cut short, or holding code; weights that do not
+            fit.
     """
     path = find_weights(where, which)
     if path.is_dir():
@@ -126,8 +149,10 @@ class Description:
     """A trained detector in words.
 
     Attributes:
-        classes: by label. backbone: its name. arguments: those of :class:`DeformableDETR` that are known.
-        pretrained: whether the backbone has the structure of a pretrained one (frozen norms). folded: whether those are folded away.
+        classes: by label. backbone: its name. arguments: those of the detector that are known.
+        pretrained: whether the backbone has the structure of a pretrained one (frozen norms). folded: whether
+            those are folded away.
+        kind: of detector, as ``model.detector`` calls it.
     """
 
     classes: list[str]
@@ -135,6 +160,7 @@ class Description:
     arguments: dict[str, Any]
     pretrained: bool = True
     folded: bool = False
+    kind: str = "deformable_detr"
 
 
 def describe(where: str | Path, which: str = "auto") -> Description:
@@ -147,32 +173,49 @@ def describe(where: str | Path, which: str = "auto") -> Description:
         header = read_header(path)
         identity = header["backbone"]
         folded = identity["pretrained"] and identity["freeze"] == "all"
-        return Description(list(header["metadata"]["classes"]), identity["name"], header["detector"], identity["pretrained"], folded)
+        classes, pretrained = list(header["metadata"]["classes"]), identity["pretrained"]
+        return Description(classes, identity["name"], header["detector"], pretrained, folded, header["kind"])
     published = describe_published(path)
     return Description(published.classes, "resnet50", published.arguments)
 
 
 def require_fit(model: ModelConfig, about: Description, where: str | Path) -> None:
-    """MrtError if weights are of a network of another shape than ``[model]`` describes; it says which settings fit."""
+    """MrtError if weights are of a network of another shape than ``[model]`` describes; it says which
+    settings fit.
+    """
     settings = model.model_dump()
-    theirs = {"backbone": about.backbone, **about.arguments}
+    theirs = {"detector": about.kind, "backbone": about.backbone, **about.arguments}
     if about.folded or model.freeze == "all":  # else what learns is the run's choice
         theirs["freeze"] = "all" if about.folded else "stem"
     if not holds_detector(model.weights) and about.pretrained == (model.weights == "none"):
         theirs["weights"] = "imagenet" if about.pretrained else "none"
     if about.arguments.get("two_stage"):
         theirs.pop("query_init", None)  # says nothing then
-    free = ("dropout", "class_prior", "proposal_content", "num_classes")
-    different = {key: value for key, value in theirs.items() if key in settings and key not in free and settings[key] != value}
+    else:
+        theirs.pop("proposal_content", None)
+    free = ("dropout", "class_prior", "num_classes")
+    different = {
+        key: value
+        for key, value in theirs.items()
+        if key in settings and key not in free and settings[key] != value
+    }
     if different:
         mine = ", ".join(f"{key} {settings[key]!r}" for key in different)
         found = ", ".join(f"{key} {value!r}" for key, value in different.items())
-        words = " ".join(f"model.{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in different.items())
-        raise MrtError(f"{where}: is of another network ({found}) than this run's ({mine})", f"take its settings: --set {words}")
+        words = " ".join(
+            f"model.{key}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in different.items()
+        )
+        raise MrtError(
+            f"{where}: is of another network ({found}) than this run's ({mine})",
+            f"take its settings: --set {words}",
+        )
 
 
 def holds_detector(weights: str) -> bool:
-    """Whether ``model.weights`` names a whole detector and not a backbone's classifier weights ("imagenet", "none", a file)."""
+    """Whether ``model.weights`` names a whole detector and not a backbone's classifier weights ("imagenet",
+    "none", a file).
+    """
     path = Path(weights)
     if weights in ("imagenet", "none"):
         return False
@@ -182,7 +225,9 @@ def holds_detector(weights: str) -> bool:
 
 
 def frozen_norms(detector: str) -> bool:
-    """Whether the backbone of a detector that :func:`holds_detector` found has the frozen norms of a pretrained one; only mrt's may not."""
+    """Whether the backbone of a detector that :func:`holds_detector` found has the frozen norms of a
+    pretrained one; only mrt's may not.
+    """
     return (hub_name(detector) is not None and not Path(detector).exists()) or describe(detector).pretrained
 
 
@@ -199,9 +244,11 @@ def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:
     return dict(lines[-1]) if lines and set(lines[-1]) == set(facts["classes"]) else None
 
 
-def _load_huggingface(folder: Path) -> tuple[DeformableDETR, dict[str, Any]]:
+def _load_huggingface(folder: Path) -> tuple[Detector, dict[str, Any]]:
     detector, about = load_huggingface(folder)
-    changes = {f"model.{name}": value for name, value in about.arguments.items() if name in ModelConfig.model_fields}
+    changes = {
+        f"model.{name}": value for name, value in about.arguments.items() if name in ModelConfig.model_fields
+    }
     changes |= {
         "model.weights": "checkpoint",
         "model.backbone": about.backbone,
@@ -209,10 +256,10 @@ def _load_huggingface(folder: Path) -> tuple[DeformableDETR, dict[str, Any]]:
         "data.max_size": about.max_size,
     }
     config = load_config("own", changes=changes)
-    return detector, {"classes": about.classes, "network": "student", "config": config.model_dump(mode="json")}
+    return detector, {"classes": about.classes, "network": "student", "config": config.plain()}
 
 
-def _load_published(path: Path) -> tuple[DeformableDETR, dict[str, Any]]:
+def _load_published(path: Path) -> tuple[Detector, dict[str, Any]]:
     """A foreign checkpoint's detector, in the configuration of the published Cityscapes run, and its facts.
 
     Raises:
@@ -227,7 +274,10 @@ def _load_published(path: Path) -> tuple[DeformableDETR, dict[str, Any]]:
         lines = str(report).splitlines()
         rest = [f"  and {len(lines) - REPORT_LINES} more"] if len(lines) > REPORT_LINES else []
         raise MrtError(
-            "\n".join([f"{path}: its weights do not fit the published detector", *lines[:REPORT_LINES], *rest]),
-            "Only checkpoints of a ResNet-50 at the published sizes can be read: 4 levels, 256 channels, 6 + 6 layers.",
+            "\n".join(
+                [f"{path}: its weights do not fit the published detector", *lines[:REPORT_LINES], *rest]
+            ),
+            "Only checkpoints of a ResNet-50 at the published sizes can be read: 4 levels, 256 channels, "
+            "6 + 6 layers.",
         )
-    return detector, {"classes": about.classes, "network": "student", "config": config.model_dump(mode="json")}
+    return detector, {"classes": about.classes, "network": "student", "config": config.plain()}

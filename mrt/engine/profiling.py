@@ -1,4 +1,4 @@
-"""``--profile N``: where the time of a few training steps goes, as a trace to look at and as a short table."""
+"""``--profile N``: where the time of a few training steps goes, as a trace and as a short table."""
 
 from __future__ import annotations
 
@@ -18,22 +18,31 @@ ROWS = 10
 
 
 class StepProfiler:
-    """Profiles some steps of a stage; call :meth:`step` after each. Leaving it early writes what was seen until then.
+    """Profiles some steps of a stage; call :meth:`step` after each. Leaving it early writes what was seen
+    until then.
 
     Args:
-        folder: the run's; the trace is ``profile-<stage>.json.gz``, which chrome://tracing and ui.perfetto.dev open.
+        folder: the run's; the trace is ``profile-<stage>.json.gz``, which chrome://tracing and
+            ui.perfetto.dev open.
         stage: the stage's name.
         steps: how many are profiled; 0: none, and nothing here costs anything.
         watcher: is told the most expensive calls.
     """
 
     def __init__(self, folder: Path, stage: str, steps: int, watcher: Watcher) -> None:
-        self.path, self.stage, self.steps, self.watcher = folder / f"profile-{stage}.json.gz", stage, steps, watcher
+        self.path, self.stage, self.steps, self.watcher = (
+            folder / f"profile-{stage}.json.gz",
+            stage,
+            steps,
+            watcher,
+        )
         self._seen, self._profiler = 0, None
 
     def __enter__(self) -> StepProfiler:
         if self.steps:
-            activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+            activities = [ProfilerActivity.CPU] + (
+                [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            )
             plan = schedule(skip_first=SKIPPED, wait=0, warmup=WARM_UP, active=self.steps, repeat=1)
             self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
             self._profiler.start()
@@ -43,7 +52,9 @@ class StepProfiler:
         if self._profiler is not None:
             self._profiler.stop()
             if self._seen <= SKIPPED + WARM_UP:
-                self.watcher.say(f"{self.stage}: no profile, it ended within the {SKIPPED + WARM_UP} steps of warm-up")
+                self.watcher.say(
+                    f"{self.stage}: no profile, it ended within the {SKIPPED + WARM_UP} steps of warm-up"
+                )
 
     def step(self) -> None:
         """A training step has been made."""
@@ -61,17 +72,24 @@ class StepProfiler:
             file.write(gzip.compress(plain.read_bytes(), compresslevel=6))
         for line in expensive_calls(profiler, self.stage, steps):
             self.watcher.say(line)
-        self.watcher.say(f"Trace of {steps} {'step' if steps == 1 else 'steps'}: {self.path} (open it in ui.perfetto.dev)")
+        self.watcher.say(
+            f"Trace of {steps} {'step' if steps == 1 else 'steps'}: {self.path} (open it in ui.perfetto.dev)"
+        )
 
 
 def expensive_calls(profiler: profile, stage: str, steps: int) -> list[str]:
-    """The calls that took most time of their own, as lines of a table; on a GPU the kernels' time, else the calling thread's."""
+    """The calls that took most time of their own, as lines of a table; on a GPU the kernels' time, else the
+    calling thread's.
+    """
     calls = profiler.key_averages()
     on_gpu = any(call.self_device_time_total for call in calls)
     where, attribute = ("GPU", "self_device_time_total") if on_gpu else ("CPU", "self_cpu_time_total")
     own = {call.key: (getattr(call, attribute) / 1e3 / steps, call.count / steps) for call in calls}
     total = sum(milliseconds for milliseconds, _ in own.values()) or 1.0
-    lines = [f"{stage}: the most expensive calls of a step, {where} time without what they call", f"{'ms':>9}{'%':>6}{'calls':>8}  call"]
+    lines = [
+        f"{stage}: the most expensive calls of a step, {where} time without what they call",
+        f"{'ms':>9}{'%':>6}{'calls':>8}  call",
+    ]
     for name, (milliseconds, count) in sorted(own.items(), key=lambda item: -item[1][0])[:ROWS]:
         lines.append(f"{milliseconds:9.2f}{100 * milliseconds / total:6.1f}{count:8.0f}  {name}")
     return lines

@@ -1,24 +1,28 @@
-"""The teacher's pseudo labels of a few fixed target images, after every epoch of teaching: ``pseudo_labels.jsonl`` in the run's folder.
+"""The teacher's pseudo labels of a few fixed target images, after every epoch of teaching:
+``pseudo_labels.jsonl`` in the run's folder.
 
-Each line holds ``stage``, ``step``, ``epoch`` (0: before the first step), ``thresholds`` by class, and ``images``: for each its
-``image_id``, ``file``, and the labels' ``scores``, ``classes`` (names) and ``boxes`` (xyxy in pixels of the file). No target label is read
-for it, and no random number is drawn: a run with snapshots is the run without.
+Each line holds ``stage``, ``step``, ``epoch`` (0: before the first step), ``thresholds`` by class, and
+``images``: for each its ``image_id``, ``file``, and the labels' ``scores``, ``classes`` (names) and ``boxes``
+(xyxy in pixels of the file). No target label is read for it, and no random number is drawn: a run with
+snapshots is the run without.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from mrt.adapt.pseudo_labels import pseudo_labels
 from mrt.boxes import cxcywh_to_xyxy
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import collate
 from mrt.engine.compiling import uncompiled
-from mrt.engine.step import Learner
+from mrt.engine.learner import Learner
+from mrt.models.interface import DetectorOutput
 
 SNAPSHOTS = "pseudo_labels.jsonl"
 
@@ -35,29 +39,56 @@ class LabelSnapshots:
     Args:
         folder: of the run.
         dataset: target training images as they are evaluated, unlabelled.
-        classes: names by label.
+        classes: names by label. stage: its name. learner: whose teacher is asked.
         count: images, spread evenly over the set.
         batch: of so many images at a time.
     """
 
-    def __init__(self, folder: Path, dataset: DetectionDataset, classes: Sequence[str], count: int, batch: int) -> None:
-        self.path, self.dataset, self.classes, self.batch = folder / SNAPSHOTS, dataset, list(classes), batch
+    def __init__(
+        self,
+        folder: Path,
+        dataset: DetectionDataset,
+        classes: Sequence[str],
+        stage: str,
+        learner: Learner,
+        count: int,
+        batch: int,
+    ) -> None:
+        self.path, self.dataset, self.classes, self.stage, self.batch = (
+            folder / SNAPSHOTS,
+            dataset,
+            list(classes),
+            stage,
+            batch,
+        )
+        self.learner = learner
         self.chosen = spread_evenly(len(dataset), count)
 
     @torch.inference_mode()
-    def take(self, stage: str, learner: Learner, epoch: int) -> None:
-        """Append what the teacher thinks now, with the thresholds of now."""
-        settings, device = learner.config.teacher, learner.world.device
+    def take(
+        self,
+        epoch: int,
+        facts: Mapping[str, Any],
+        find: Callable[[DetectorOutput], Sequence[dict[str, Tensor]]],
+    ) -> None:
+        """Append what is found in the images now.
+
+        Args:
+            epoch: epochs that are over. facts: for the line, such as "thresholds".
+            find: from the teacher's output to labels per image: "scores", "labels" and "boxes" (n, 4) cxcywh.
+        """
         images = []
         for start in range(0, len(self.chosen), self.batch):
             indices = self.chosen[start : start + self.batch]
-            batch = collate([self.dataset[SampleKey(index, "snapshot")] for index in indices]).to(device)
-            with learner.precision, uncompiled():
-                output = learner.teacher.module(batch.images, batch.mask)
-            labels = pseudo_labels(output.logits[-1], output.boxes[-1], learner.thresholds.values, settings.nms_iou)
-            images += [self._describe(index, found) for index, found in zip(indices, labels, strict=True)]
-        thresholds = {name: round(value, 6) for name, value in zip(self.classes, learner.thresholds.values.tolist(), strict=True)}
-        line = {"stage": stage, "step": learner.step, "epoch": epoch, "thresholds": thresholds, "images": images}
+            batch = collate([self.dataset[SampleKey(index, "snapshot")] for index in indices]).to(
+                self.learner.world.device
+            )
+            with self.learner.precision, uncompiled():
+                output = self.learner.teacher.module(batch.images, batch.mask)
+            images += [
+                self._describe(index, found) for index, found in zip(indices, find(output), strict=True)
+            ]
+        line = {"stage": self.stage, "step": self.learner.step, "epoch": epoch, **facts, "images": images}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

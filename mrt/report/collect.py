@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mrt.config import Config, flag_name, load_config, preset_names
+from mrt.config import Config, flag_name, load_config, load_stored, preset_names
 from mrt.data.card import DatasetCard, read_json
 from mrt.data.registry import find_dataset
 from mrt.engine.report import read_log
@@ -154,7 +154,7 @@ def load_run(folder: Path) -> RunData:
     return RunData(
         title=folder.name,
         folder=folder,
-        config=load_config(folder / "config.json"),
+        config=load_stored(folder / "config.json"),
         facts=facts,
         lines=read_log(folder / "metrics.jsonl"),
         snapshots=read_log(folder / "pseudo_labels.jsonl"),
@@ -232,7 +232,8 @@ def flatten(config: Config) -> dict[str, Any]:
 def changed_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
     """The settings that differ: dotted key -> one value per configuration."""
     flat = [flatten(config) for config in configs]
-    values = {key: [item[key] for item in flat] for key in flat[0]}
+    keys = dict.fromkeys(key for item in flat for key in item)  # plug-ins of some add settings
+    values = {key: [item.get(key) for item in flat] for key in keys}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 

@@ -20,13 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mrt.config import loss_words
 from mrt.files import replacing
 from mrt.report.collect import RunData, Span
 
 # Okabe and Ito's palette, with grey instead of yellow, which is too pale on white.
 INK, GROUND = "#1a1a1a", "#ffffff"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A8A8A", INK)
-SOURCE, TARGET = COLOURS[0], COLOURS[3]
+SOURCE_COLOUR, TARGET_COLOUR = COLOURS[0], COLOURS[3]
 BEFORE, AFTER = COLOURS[6], COLOURS[0]
 TEACHER, STUDENT = COLOURS[0], COLOURS[1]
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
@@ -181,37 +182,38 @@ def _legend_of_marks(figure: Figure, run: RunData, borders: bool = True) -> None
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
 
 
-DETECTION = {"class": "class (focal)", "box": "box (L1)", "giou": "box (GIoU)"}
-PROPOSALS = {"proposal_class": "class", "proposal_giou": "GIoU"}
-PARTS = (  # title of the panel; name of each curve in the log -> its label
-    ("source: detection", {f"source/{key}": label for key, label in DETECTION.items()}),
-    ("target: pseudo labels", {f"target/{key}": label for key, label in DETECTION.items()}),
-    (
-        "proposals",
-        {
-            f"{domain}/{key}": f"{domain}: {label}"
-            for domain in ("source", "target")
-            for key, label in PROPOSALS.items()
-        },
-    ),
-    ("discriminators", {f"domain_{place}": place for place in ("backbone", "encoder", "decoder")}),
-    ("masked autoencoder", {"target/mae": "target", "source/mae": "source"}),
-    ("weighted sum", {"total": "total"}),
-)
+OTHERS = "other losses"  # of plug-ins
+
+
+def panels_of(run: RunData) -> dict[str, dict[str, str]]:
+    """Panels of losses by title: names in the log -> labels, as the sections of the settings have them."""
+    panels = {
+        title: dict(curves)
+        for section in run.config.sections().values()
+        for title, curves in section.panels.items()
+    }
+    named = {name for curves in panels.values() for name in curves}
+    logged = {name for line in run.of("train") for name in line if "/" in name}
+    known = {
+        *named,
+        *(f"{domain}/{word}" for domain in ("source", "target") for word in (*named, *loss_words())),
+    }
+    panels[OTHERS] = {name: name.replace("/", ": ").replace("_", " ") for name in sorted(logged - known)}
+    return panels | {"weighted sum": {"total": "total"}}
 
 
 @_styled
 def losses(run: RunData) -> Figure | None:
-    """The unweighted losses by part, and their weighted sum; discriminators: the mean of both domains."""
+    """The unweighted losses by part, and their weighted sum."""
     panels = []
-    for title, parts in PARTS:
+    for title, parts in panels_of(run).items():
         curves = {}
         for key, label in parts.items():
-            if key.startswith("domain_"):
+            x, y = run.series(key)
+            if not x and "/" not in key:  # the mean of both domains, where both were logged
                 (x, source), (_, target) = (run.series(f"{side}/{key}") for side in ("source", "target"))
-                curves[label] = x, [(a + b) / 2 for a, b in zip(source, target, strict=False)]
-            else:
-                curves[label] = run.series(key)
+                y = [(a + b) / 2 for a, b in zip(source, target, strict=False)]
+            curves[label] = x[: len(y)], y
         if any(x for x, _ in curves.values()):
             panels.append((title, curves))
     if not panels:
@@ -456,8 +458,8 @@ def embedding(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, floa
     for line, (title, places) in zip(axes, rows.items(), strict=True):
         for axis, (place, (points, target, mixing)) in zip(line, places.items(), strict=True):
             for mask, colour, marker, name in (
-                (~target, SOURCE, "o", "source"),
-                (target, TARGET, "^", "target"),
+                (~target, SOURCE_COLOUR, "o", "source"),
+                (target, TARGET_COLOUR, "^", "target"),
             ):
                 look = {"s": 7, "c": colour, "marker": marker, "alpha": 0.75, "linewidths": 0}
                 axis.scatter(*points[mask].T, **look, label=name)

@@ -17,8 +17,7 @@ from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import Batch, build_loader, collate
 from mrt.data.transforms import build_transform, denormalise
-from mrt.engine import build, checkpoint
-from mrt.engine.folder import load_autoencoder
+from mrt.engine import checkpoint, data
 from mrt.engine.inference import predictor
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
@@ -27,6 +26,7 @@ from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.detector import DeformableDETR
 from mrt.models.mae import MaskedAutoencoder, random_masks
+from mrt.parts.rebuild import build_mae, load_autoencoder
 from mrt.report.collect import RunData
 from mrt.report.figures import Rebuilt
 
@@ -51,7 +51,7 @@ def evaluation_set(run: RunData, card: DatasetCard, split: str) -> DetectionData
             f"{card.name}: has no split {split!r}",
             f"choose one of its splits with --split: {', '.join(card.splits)}",
         )
-    return build.evaluation_set(run.config, card, split, run.classes)
+    return data.evaluation_set(run.config, card, split, run.classes)
 
 
 def judge(
@@ -180,7 +180,7 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
             own = {key: value for key, value in student.items() if key.startswith(prefix)}
             module.load_state_dict({key.removeprefix(prefix): value for key, value in own.items()})
         found.append(Autoencoder(detector, mae, "the last student and its branch (checkpoints/last.pt)"))
-    reinit = state.get("reinit", {})
+    reinit = state.get("parts", {}).get("retrain", {}).get("weights", {})
     whole = all(any(part in key for key in reinit) for part in ("backbone.", "encoder.", "input_proj."))
     if run.config.retrain.source == "mae" and whole:
         detector, mae = _empty(run)
@@ -191,7 +191,7 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
     second = run.folder if run.facts["finished"] == ["mae"] else Path(run.facts.get("init") or "")
     files = ("student.safetensors", "mae.safetensors")
     if not found and run.facts["finished"] and all((second / name).is_file() for name in files):
-        detector, mae = load_detector(second, which="student")[0], build.build_mae(run.config, _empty(run)[0])
+        detector, mae = load_detector(second, which="student")[0], build_mae(run.config, _empty(run)[0])
         if load_autoencoder(second, mae):
             about = f"the run of stage 2 ({second.name}: {', '.join(files)})"
             found.append(Autoencoder(detector, mae, about))
@@ -204,7 +204,7 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
 def _empty(run: RunData) -> tuple[DeformableDETR, MaskedAutoencoder]:
     """A detector and a branch with the run's shapes, whose weights will be replaced."""
     detector, _ = load_detector(run.folder, device="cpu")
-    return detector, build.build_mae(run.config, detector)
+    return detector, build_mae(run.config, detector)
 
 
 @torch.inference_mode()
@@ -221,7 +221,9 @@ def rebuild(
     rows, real, guess = [], [], []
     for batch in batches:
         extracted = autoencoder.detector.extract(batch.images.to(device), batch.padding_mask.to(device))
-        masks = [mask.to(device) for mask in random_masks(extracted.shapes, len(batch), ratio, generator)]
+        masks = [
+            mask.to(device) for mask in random_masks(extracted.spatial_shapes, len(batch), ratio, generator)
+        ]
         rebuilt = autoencoder.mae(autoencoder.detector, extracted, masks)
         for index, target in enumerate(batch.targets):
             height, width = target["size"]

@@ -1,0 +1,230 @@
+"""The data of a plan: sets, loaders, streams of batches, and how long an epoch is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mrt.config import Config
+from mrt.data.card import DatasetCard
+from mrt.data.dataset import DetectionDataset, SampleKey
+from mrt.data.loader import Batch, build_loader, on_device
+from mrt.data.registry import find_dataset
+from mrt.data.transforms import Sample, build_transform
+from mrt.domains import SOURCE, TARGET
+from mrt.engine import labels
+from mrt.engine.distributed import World
+from mrt.engine.labels import class_map_for
+from mrt.engine.plan import Plan
+from mrt.errors import MrtError, RunFailed
+
+
+def training_set(
+    config: Config,
+    card: DatasetCard,
+    split: str,
+    classes: list[str],
+    kind: str,
+    *,
+    varied: bool,
+    labelled: bool,
+) -> DetectionDataset:
+    """A data set with the training augmentation of a stage.
+
+    Args:
+        kind: "weak", "strong" or "pair" (both views of the same geometry).
+        varied: sizes and crops of stage 1 rather than of adaptation.
+        labelled: False for target images: their labels are not even read.
+    """
+    data = config.data
+    sides, crop = (data.source_sides, data.source_crop) if varied else (data.sides, False)
+    transform = build_transform(kind, sides, data.max_size, crop=crop)
+    return DetectionDataset(
+        card,
+        split,
+        classes=classes,
+        transform=transform,
+        class_map=class_map_for(config, card),
+        labelled=labelled,
+        cache=_cache(config),
+    )
+
+
+def evaluation_set(config: Config, card: DatasetCard, split: str, classes: list[str]) -> DetectionDataset:
+    """A data set as it is evaluated: resized only."""
+    transform = build_transform("eval", config.data.sides, config.data.max_size)
+    return DetectionDataset(
+        card,
+        split,
+        classes=classes,
+        transform=transform,
+        class_map=class_map_for(config, card),
+        labelled=True,
+        cache=_cache(config),
+    )
+
+
+class Joined(Dataset):
+    """Several data sets of the same classes, one after the other (the oracle that trains on source and
+    target).
+    """
+
+    def __init__(self, parts: Sequence[DetectionDataset]) -> None:
+        self.parts = parts
+        self.places = [(part, index) for part in parts for index in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        part, index = self.places[key.index]
+        return part[SampleKey(index, key.seed)]
+
+    def preload(self) -> None:
+        """Decode what the parts keep in memory, before worker processes start."""
+        for part in self.parts:
+            part.preload()
+
+
+def _cache(config: Config) -> str | None:
+    return None if config.data.cache == "none" else config.data.cache
+
+
+def batch_share(config: Config, processes: int) -> int:
+    """Images per domain, process and backward pass. MrtError if the total batch does not divide."""
+    engine = config.engine
+    share, rest = divmod(engine.batch_size, processes * engine.accumulate)
+    if rest or not share:
+        raise MrtError(
+            f"engine.batch_size = {engine.batch_size} cannot be shared by {processes} processes x "
+            f"{engine.accumulate} accumulated batches",
+            f"take a multiple of {processes * engine.accumulate}",
+        )
+    return share
+
+
+def training_loader(
+    config: Config, dataset: DetectionDataset | Joined, world: World, seed: int
+) -> DataLoader:
+    """Batches of one process: the total batch divided by processes and accumulation."""
+    engine = config.engine
+    return build_loader(
+        dataset,
+        batch_size=batch_share(config, world.size),
+        seed=seed,
+        shuffle=True,
+        num_workers=engine.workers,
+        rank=world.rank,
+        world_size=world.size,
+        drop_last=True,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+class Stream:
+    """Batches without end from a loader, shuffled anew for each pass, that can go on from any position.
+
+    Args:
+        loader: from :func:`mrt.data.loader.build_loader`.
+        position: batches already taken from the beginning of the stage (not those that are only on their way
+            to the device).
+        device: where they are wanted.
+    """
+
+    def __init__(self, loader: DataLoader, position: int = 0, device: torch.device | None = None) -> None:
+        loader.sampler.set_epoch(0)
+        self.loader, self.position, self.length = loader, position, len(loader)
+        self.device = device or torch.device("cpu")
+        self._batches: Iterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        for _ in range(2):
+            if self._batches is None:
+                epoch, done = divmod(self.position, self.length)
+                self.loader.sampler.set_epoch(epoch, done * self.loader.batch_size)
+                self._batches = on_device(self.loader, self.device)
+            batch = next(self._batches, None)
+            if batch is not None:
+                self.position += 1
+                return batch
+            self._batches = None
+        raise RunFailed("the data loader gave no batch: there are fewer images than the batch size")
+
+
+def find_cards(plans: Sequence[Plan], config: Config, data_root: Path) -> dict[str, DatasetCard]:
+    """The cards of the sets that the plans use; the source is always needed, for its class names."""
+    cards = {SOURCE: find_dataset(config.data.source, data_root)}
+    wanted = (
+        plan.pass_over == "smaller" or TARGET in plan.labelled or plan.needs(config).target for plan in plans
+    )
+    if any(wanted):
+        cards[TARGET] = find_dataset(config.data.target, data_root)
+    return cards
+
+
+def splits_of(config: Config) -> dict[str, str]:
+    """The split that is trained on, by domain."""
+    return {SOURCE: config.data.source_split, TARGET: config.data.target_split}
+
+
+def labelled_sets(
+    plan: Plan, config: Config, cards: Mapping[str, DatasetCard], classes: list[str]
+) -> list[DetectionDataset]:
+    """The sets whose labels supervise a plan.
+
+    Raises:
+        MrtError: one of them has no box that counts.
+    """
+    splits, sets = splits_of(config), []
+    for domain in plan.labelled:
+        card, varied = cards[domain], plan.images == "varied"
+        found = training_set(
+            config, card, splits[domain], classes, plan.settings.augment, varied=varied, labelled=True
+        )
+        labels.require_boxes_read(found, class_map_for(config, card), labels.LEARN[domain])
+        sets.append(found)
+    return sets
+
+
+def build_streams(
+    plan: Plan,
+    config: Config,
+    cards: Mapping[str, DatasetCard],
+    classes: list[str],
+    labelled: Sequence[DetectionDataset],
+    world: World,
+) -> dict[str, Stream]:
+    """Batches of a plan by domain; "source" are the labelled images, whoever's they are."""
+    sets: dict[str, Any] = {SOURCE: labelled[0] if len(labelled) == 1 else Joined(labelled)}
+    needs = plan.needs(config)
+    if needs.target:
+        kind = "pair" if needs.strong else "weak"
+        split = splits_of(config)[TARGET]
+        sets[TARGET] = training_set(config, cards[TARGET], split, classes, kind, varied=False, labelled=False)
+    return {
+        domain: Stream(
+            training_loader(config, dataset, world, config.seed + 7919 * number), device=world.device
+        )
+        for number, (domain, dataset) in enumerate(sets.items())
+    }
+
+
+def boxes_per_image(plan: Plan, config: Config, cards: Mapping[str, DatasetCard]) -> float:
+    """Labelled boxes per labelled image, by the cards."""
+    counted = [cards[domain].split(splits_of(config)[domain]) for domain in plan.labelled]
+    return sum(split.num_boxes for split in counted) / max(1, sum(split.num_images for split in counted))
+
+
+def steps_per_epoch(plan: Plan, config: Config, cards: Mapping[str, DatasetCard]) -> int:
+    """Optimiser steps: the configuration's, or one pass over what the plan says."""
+    if plan.settings.steps_per_epoch:
+        return plan.settings.steps_per_epoch
+    splits, batch = splits_of(config), config.engine.batch_size
+    images = {domain: card.split(splits[domain]).num_images for domain, card in cards.items()}
+    if plan.pass_over == "labelled":
+        return max(1, sum(images[domain] for domain in plan.labelled) // batch)
+    return max(1, min(images.values()) // batch)

@@ -1,0 +1,164 @@
+"""Pseudo labels with dynamic thresholds (L_unsup; paper, section 3.2).
+
+The teacher looks at the weakly augmented target images; what it is sure of is what the student has to find in
+the strongly augmented ones. How sure it must be of a class follows how sure the student is of it on the
+source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mrt.adapt.pseudo_labels import LabelCount, PendingLabels, pseudo_labels
+from mrt.adapt.thresholds import DynamicThresholds
+from mrt.data.loader import Batch
+from mrt.domains import SOURCE, TARGET
+from mrt.evaluate.labels import as_pseudo_labels, label_quality
+from mrt.losses import Judged, matched_confidences
+from mrt.models.interface import DetectorOutput
+from mrt.parts.base import Labels, Look, Moment, Needs, Part, Site
+
+if TYPE_CHECKING:
+    from mrt.config import Config
+    from mrt.data.dataset import DetectionDataset
+    from mrt.evaluate.coco import Metrics
+
+ALARM = (
+    1.5  # pseudo labels per image, as a multiple of the source's boxes per image, that hint at an explosion
+)
+
+
+class PseudoLabels(Part):
+    """The teacher labels target images.
+
+    Attributes:
+        thresholds: of each class. count: labels of each class since the last epoch's end.
+    """
+
+    name = "pseudo_labels"
+
+    def is_on(self, config: Config) -> bool:
+        """``teacher.pseudo_labels``."""
+        return config.teacher.pseudo_labels
+
+    def needs(self, config: Config) -> Needs:
+        """Target images in two views, the strong one through the whole student."""
+        return Needs(detect=frozenset({TARGET}), target=True, strong=True)
+
+    def begin(self, site: Site) -> None:
+        """All thresholds begin at ``teacher.threshold_start``."""
+        settings, device = site.config.teacher, site.world.device
+        self.thresholds = DynamicThresholds(
+            len(site.classes),
+            settings.threshold_alpha,
+            settings.threshold_gamma,
+            settings.threshold_start,
+            settings.threshold_min,
+            settings.threshold_max,
+            enabled=settings.dynamic,
+            device=device,
+        )
+        self.count = LabelCount(len(site.classes), device)
+
+    def start(self) -> None:
+        """Write down what the untouched teacher would teach."""
+        self._snapshot(0)
+
+    def before_step(self, batches: Sequence[Mapping[str, Batch]], look: Look, moment: Moment) -> None:
+        """The teacher looks at every target image; nobody waits for it yet."""
+        settings, self.found = self.site.config.teacher, {}
+        self.pending = []
+        for batch in batches:
+            output = look(batch[TARGET].images, batch[TARGET].mask)
+            last = output.logits[-1], output.boxes[-1]
+            self.pending.append(
+                PendingLabels(*last, self.thresholds.values, settings.nms_iou, settings.ignore_above)
+            )
+
+    def label(
+        self, number: int, batch: Mapping[str, Batch], labels: Mapping[str, Labels]
+    ) -> Mapping[str, Labels]:
+        """What the teacher is sure of; waited for when it is first asked for."""
+        if number not in self.found:
+            self.found[number] = self.pending[number].result()
+            self.count.add(self.found[number])
+        return {**labels, TARGET: Labels(self.found[number], self.site.config.teacher.box_loss)}
+
+    def judged(self, judged: Mapping[str, Judged]) -> Mapping[str, float]:
+        """Note how sure the student is of the source's objects, for the thresholds."""
+        self.record(judged)
+        if TARGET not in judged:
+            return {}
+        matches = judged[TARGET].matches
+        return {"pseudo_labels": sum(matches.counts) / len(matches.counts)}
+
+    def record(self, judged: Mapping[str, Judged]) -> None:
+        """The confidences of the source's matched queries."""
+        if SOURCE in judged:
+            self.thresholds.record(*matched_confidences(judged[SOURCE].logits, judged[SOURCE].matches))
+
+    def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
+        """Move the thresholds; how many labels of each class an image got."""
+        site = self.site
+        values = self.thresholds.update(site.world.sum).tolist()
+        count = self.count.read(site.world.sum)
+        self._snapshot(done)
+        if numbers.get("pseudo_labels", 0.0) > ALARM * site.source_boxes:
+            site.say(
+                f"Warning: {numbers['pseudo_labels']:.1f} pseudo labels per image, the source has "
+                f"{site.source_boxes:.1f} boxes: "
+                "the teacher may be running away. Raise teacher.threshold_min."
+            )
+        return {
+            "thresholds": dict(zip(site.classes, [round(value, 6) for value in values], strict=True)),
+            "labels_per_image": dict(zip(site.classes, [round(value, 4) for value in count], strict=False)),
+        }
+
+    def _snapshot(self, done: int) -> None:
+        if self.site.snapshots is None:
+            return
+        nms_iou = self.site.config.teacher.nms_iou
+
+        def find(output: DetectorOutput) -> list[dict[str, Tensor]]:
+            return pseudo_labels(output.logits[-1], output.boxes[-1], self.thresholds.values, nms_iou)
+
+        self.site.snapshots.take(done, self.header(), find)
+
+    def measured(self, network: str, metrics: Metrics, dataset: DetectionDataset) -> dict[str, Any]:
+        """How good the teacher's labels would be on validation images."""
+        if network != "teacher":
+            return {}
+        guesses = as_pseudo_labels(
+            metrics.detections, self.thresholds.values.tolist(), self.site.config.teacher.nms_iou
+        )
+        return {"pseudo_labels": label_quality(guesses, dataset).to_dict()}
+
+    def facts(self, done: int) -> dict[str, Any]:
+        """The thresholds by class."""
+        return {"thresholds": dict(zip(self.site.classes, self.thresholds.values.tolist(), strict=True))}
+
+    def header(self) -> dict[str, Any]:
+        """The last thresholds: predicting begins with them."""
+        values = self.thresholds.values.tolist()
+        return {
+            "thresholds": dict(zip(self.site.classes, [round(value, 6) for value in values], strict=True))
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Thresholds, and what was counted in the epoch so far by all processes together."""
+        state = self.thresholds.state_dict()
+        state["record"] = self.site.world.sum(state["record"])
+        return {"thresholds": state, "label_count": self.site.world.sum(self.count.counts.clone())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The first process goes on with the sum over all, the others begin to count anew."""
+        thresholds = state["thresholds"]
+        if not self.site.world.main:
+            thresholds = {**thresholds, "record": torch.zeros_like(thresholds["record"])}
+        self.thresholds.load_state_dict(thresholds)
+        if self.site.world.main and "label_count" in state:
+            self.count.counts = state["label_count"].to(self.count.counts.device)

@@ -1,0 +1,179 @@
+"""The masked autoencoder (L_mask; paper, section 3.3): the encoder sees a fifth of an image's cells, and a
+decoder rebuilds a map of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from mrt.data.loader import Batch
+from mrt.domains import DOMAINS, SOURCE, TARGET
+from mrt.errors import MrtError
+from mrt.files import replacing
+from mrt.losses import Loss, reconstruction_loss
+from mrt.models.detector import DeformableDETR
+from mrt.models.interface import Detector, EncoderInput, Features
+from mrt.models.mae import MaskedAutoencoder, random_masks
+from mrt.parts.base import Look, Moment, Needs, Part, Seen, Site
+
+if TYPE_CHECKING:
+    from mrt.config import Config, MaeConfig
+
+FILE = "mae.safetensors"  # in a run's folder: what a later teaching stage carries over
+DOMAINS_OF = {"target": (TARGET,), "source": (SOURCE,), "both": DOMAINS}
+
+
+class Rebuild(Part):
+    """The masked-autoencoder branch.
+
+    Args:
+        used: the values of ``mae.use`` with which the stage has the branch.
+        decays: whether its weight follows ``mae.decay``. kept: whether its weights are written down when the
+            stage is over.
+
+    Attributes:
+        autoencoder: the branch. weight: lambda_mask at this step. domains: whose images are rebuilt.
+    """
+
+    name = "rebuild"
+
+    def __init__(
+        self, used: Sequence[str] = ("pretrain", "branch"), decays: bool = False, kept: bool = False
+    ) -> None:
+        self.used, self.decays, self.kept = used, decays, kept
+
+    def is_on(self, config: Config) -> bool:
+        """``mae.use``."""
+        return config.mae.use in self.used
+
+    def needs(self, config: Config) -> Needs:
+        """Target images, unless only the source's are rebuilt."""
+        return Needs(target=TARGET in DOMAINS_OF[config.mae.data])
+
+    def networks(self, site: Site) -> dict[str, nn.Module]:
+        """The branch of the stage before where it is carried over, else a new one."""
+        carried = _carried(site) if site.config.mae.carry_over else None
+        self.autoencoder = carried if carried is not None else build_mae(site.config, site.detector)
+        return {"mae": self.autoencoder}
+
+    def begin(self, site: Site) -> None:
+        """Whose images are rebuilt: ``mae.data``."""
+        self.domains = DOMAINS_OF[site.config.mae.data]
+
+    def before_step(self, batches: Sequence[Mapping[str, Batch]], look: Look | None, moment: Moment) -> None:
+        """The branch rests once its weight is 0."""
+        self.weight = mae_weight(self.site.config.mae, moment.epoch, self.decays)
+
+    def encode(self, domain: str, features: Features) -> EncoderInput | None:
+        """The same images with most cells masked."""
+        if not self.weight or domain not in self.domains:
+            return None
+        image, ratio = features.levels[0], self.site.config.mae.mask_ratio
+        masks = random_masks(features.spatial_shapes, len(image), ratio, device=image.device)
+        return self.autoencoder.mask(features, masks)
+
+    def losses(self, seen: Seen) -> list[Loss]:
+        """Mean squared error of the rebuilt map."""
+        found, over = [], self.site.config.mae.mse_over
+        for (part, domain), (masked, memory) in seen.extra.items():
+            if part == self.name:
+                rebuilt = self.autoencoder.rebuild(self.site.detector, masked, memory)
+                padding = (
+                    rebuilt.padding if over == "masked" else None
+                )  # the whole map includes its padding, as published
+                loss = reconstruction_loss(rebuilt.prediction, rebuilt.target, rebuilt.mask, padding, over)
+                found.append(Loss(domain, "mae", loss, self.weight))
+        return found
+
+    def finish(self, folder: Path) -> None:
+        """Keep the branch for a teaching stage that starts from this run."""
+        if self.kept:
+            save_autoencoder(folder, self.autoencoder)
+
+
+def mae_weight(settings: MaeConfig, epoch: int, decays: bool) -> float:
+    """lambda_mask in an epoch (from 0): constant in the MAE stage, decaying in the teaching stage (method.md,
+    masked autoencoder).
+    """
+    if not decays or settings.decay == "none":
+        return settings.weight
+    if settings.decay == "hard":
+        return settings.weight if epoch < settings.decay_epoch else 0.0
+    return settings.weight * max(0.0, 1.0 - epoch / max(1, settings.decay_epoch))
+
+
+def _carried(site: Site) -> MaskedAutoencoder | None:
+    if isinstance(site.before, Rebuild):
+        return site.before.autoencoder
+    if site.start is None:
+        return None
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # networks that are made after it begin as if it had been carried over within one run
+        autoencoder = build_mae(site.config, site.detector)
+    if load_autoencoder(site.start, autoencoder):
+        return autoencoder
+    site.say(f"No masked autoencoder to carry over in {site.start}: teaching begins with a new one.")
+    return None
+
+
+def build_mae(config: Config, detector: Detector) -> MaskedAutoencoder:
+    """A new masked-autoencoder branch for a detector.
+
+    Raises:
+        MrtError: a level that the backbone does not have, or a detector that is no Deformable DETR.
+    """
+    if not isinstance(detector, DeformableDETR):
+        raise MrtError(
+            f"mae.use = {config.mae.use!r}: the masked autoencoder rebuilds what a Deformable DETR's "
+            "encoder sees, "
+            f"not a detector of kind {detector.kind!r}",
+            "switch it off: --set mae.use=none",
+        )
+    mae, sizes, channels = config.mae, detector.arguments, detector.backbone.channels
+    if mae.level >= len(channels):
+        raise MrtError(
+            f"mae.level = {mae.level}: the backbone has {len(channels)} maps to rebuild",
+            f"levels are 0 to {len(channels) - 1} (C5)",
+        )
+    names = ("hidden_dim", "num_heads", "num_points", "num_levels", "feedforward_dim")
+    return MaskedAutoencoder(
+        **{name: sizes[name] for name in names},
+        num_layers=mae.layers,
+        level=mae.level,
+        out_channels=channels[mae.level],
+        variant=mae.variant,
+        image_size=mae.grid,
+        valid_ratios=mae.valid_ratios,
+        keep_padding=mae.keep_padding,
+        dropout=config.model.dropout,
+    )
+
+
+def save_autoencoder(folder: Path, autoencoder: nn.Module) -> None:
+    """``mae.safetensors``: what a later teaching stage carries over."""
+    state = {key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()}
+    with replacing(folder / FILE) as file:
+        file.write(safetensors.torch.save(state))
+
+
+def load_autoencoder(folder: Path, autoencoder: nn.Module) -> bool:
+    """Fill the branch with what :func:`save_autoencoder` wrote; False if the folder holds none or one of
+    another shape.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return False
+    saved = safetensors.torch.load_file(path)
+    if {key: value.shape for key, value in saved.items()} != {
+        key: value.shape for key, value in autoencoder.state_dict().items()
+    }:
+        return False
+    autoencoder.load_state_dict(saved)
+    return True

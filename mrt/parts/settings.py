@@ -1,0 +1,210 @@
+"""The sections of the settings that belong to parts of the method. Needs no torch: commands that only read
+settings answer at once.
+
+Each section says which stages its settings reach and which of them act at all, so that an ablation trains
+equal stages once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from mrt.section import Fraction, OpenFraction, Section, without_defaults
+
+if TYPE_CHECKING:
+    from mrt.config import Config
+
+
+class DomainConfig(Section):
+    """The three discriminators behind a gradient reversal layer (teaching stage)."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("teach",)
+    words: ClassVar[Mapping[str, str]] = {"domain": "domain"} | dict.fromkeys(
+        ("domain_backbone", "domain_encoder", "domain_decoder"), ""
+    )
+    panels: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "discriminators": {f"domain_{place}": place for place in ("backbone", "encoder", "decoder")}
+    }
+    enabled: bool = True
+    backbone_weight: NonNegativeFloat = 0.3
+    encoder_weight: NonNegativeFloat = 1.0
+    decoder_weight: NonNegativeFloat = 1.0
+    reversal: NonNegativeFloat = Field(1.0, description="eta of the gradient reversal layer")
+    ramp: Fraction = Field(
+        0.0, description="share of the teaching stage over which eta grows linearly from 0; 0: at once"
+    )
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Where the discriminators are off, their settings do not act."""
+        values = super().acting(kind, config)
+        return values if self.enabled or not values else {"enabled": False}
+
+
+VARIANTS = {
+    "published": {"mse_over": "all", "valid_ratios": "mask", "keep_padding": False, "carry_over": False},
+    "paper": {"mse_over": "masked", "valid_ratios": "padding", "keep_padding": True, "carry_over": True},
+}
+
+
+class MaeConfig(Section):
+    """The masked-autoencoder branch."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("mae", "teach")
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("decay", "decay_epoch", "carry_over"), ("teach",)
+    )
+    words: ClassVar[Mapping[str, str]] = {"mae": "reconstruction"}
+    panels: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "masked autoencoder": {"target/mae": "target", "source/mae": "source"}
+    }
+    use: Literal["none", "pretrain", "branch"] = Field(
+        "branch", description="none; only in stage 2; in stages 2 and 3"
+    )
+    data: Literal["target", "source", "both"] = "target"
+    mask_ratio: float = Field(0.8, ge=0, lt=1)
+    layers: PositiveInt = 2
+    level: NonNegativeInt = Field(2, description="backbone map that is rebuilt; 2 is C5")
+    weight: NonNegativeFloat = 1.0
+    decay: Literal["none", "hard", "linear"] = "hard"
+    decay_epoch: NonNegativeInt = Field(
+        10, description="epochs of the teaching stage after which the weight is 0 (hard, linear)"
+    )
+    variant: Literal["published", "paper"] = Field(
+        "published",
+        description=(
+            "what the decoder sees of visible cells (a learned embedding, the encoder's output); "
+            "if given, sets four of those below, too"
+        ),
+    )
+    grid: tuple[PositiveInt, PositiveInt] = Field(
+        (21, 42),
+        description=(
+            "rows and columns of the learned embedding (variant published); interpolated to any other size"
+        ),
+    )
+    mse_over: Literal["all", "masked"] = "all"
+    valid_ratios: Literal["padding", "mask"] = Field(
+        "padding", description='"mask" repeats the published code\'s bug'
+    )
+    keep_padding: bool = Field(True, description="padding cells stay masked in the masked pass")
+    carry_over: bool = Field(
+        True, description="teaching begins with the MAE stage's decoder, not with a new one"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_variant(cls, values: Any) -> Any:
+        """Where the paper and its code differ (docs/method.md), settings that are not given follow a variant
+        that is.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        return {**VARIANTS.get(values.get("variant"), {}), **values}
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Nothing where the branch is off; in stage 2, "pretrain" and "branch" are the same."""
+        values = super().acting(kind, config)
+        if not values or (self.use == "none") or (kind == "teach" and self.use != "branch"):
+            return {}
+        if kind == "mae":
+            values.pop("use")
+        elif self.decay == "none":
+            values.pop("decay_epoch")
+        if self.variant == "paper":
+            values.pop("grid")
+        return without_defaults(self, values, "grid")
+
+    def problem(self, config: Config) -> str | None:
+        """The level must be one of the maps that the detector looks at."""
+        if self.use == "none":
+            return None
+        levels = config.model.num_levels
+        lowest, highest = max(0, BACKBONE_MAPS - levels), BACKBONE_MAPS - 1
+        if lowest <= self.level <= highest:
+            return None
+        if self.level > highest:
+            why = f"the backbone has {BACKBONE_MAPS} maps to rebuild"
+        else:
+            why = (
+                f"with model.num_levels = {levels} the detector looks at the coarsest {levels} of the "
+                f"backbone's {BACKBONE_MAPS} maps"
+            )
+        choice = f"take {highest}" if lowest == highest else f"take {lowest} to {highest}"
+        return f"mae.level = {self.level}: {why}; {choice} ({highest} is C5), or mae.use=none"
+
+
+BACKBONE_MAPS = 3  # C3, C4, C5
+
+
+class TeacherConfig(Section):
+    """EMA teacher and pseudo labels."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("teach",)
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("ema", "warmup"), ("source", "teach", "fair")
+    )
+    optional: ClassVar[tuple[str, ...]] = ("ignore_above",)
+    words: ClassVar[Mapping[str, str]] = {"pseudo_labels": "pseudo labels per image"}
+    ema: OpenFraction = 0.9996
+    warmup: bool = Field(
+        False, description="start with a faster average: decay (1 + t) / (10 + t) until it reaches ema"
+    )
+    pseudo_labels: bool = True
+    box_loss: bool = Field(False, description="box losses on pseudo labels too")
+    nms_iou: OpenFraction = 0.7
+    dynamic: bool = Field(
+        True, description="per-class dynamic thresholds; otherwise every class keeps threshold_start"
+    )
+    threshold_start: Fraction = 0.3
+    threshold_min: Fraction = 0.25
+    threshold_max: Fraction = 0.45
+    threshold_alpha: NonNegativeFloat = 0.5
+    threshold_gamma: Fraction = 0.9
+    ignore_above: Fraction | None = Field(
+        None, description="teacher scores between this and the threshold are neither object nor background"
+    )
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """In stage 1 only where an average is kept; static thresholds have no bounds."""
+        values = super().acting(kind, config)
+        if kind == "source" and not config.pretrain.ema:
+            return {}
+        if kind == "teach" and not self.dynamic:
+            unused = ("threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma")
+            return {key: value for key, value in values.items() if key not in unused}
+        return values
+
+    def problem(self, config: Config) -> str | None:
+        """The thresholds' bounds must be in order."""
+        if self.threshold_min > self.threshold_max:
+            return f"teacher.threshold_min {self.threshold_min} is above threshold_max {self.threshold_max}"
+        if self.ignore_above is not None and self.ignore_above > self.threshold_min:
+            return f"teacher.ignore_above {self.ignore_above} is above threshold_min {self.threshold_min}"
+        return None
+
+
+class RetrainConfig(Section):
+    """Selective retraining."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("teach",)
+    every: NonNegativeInt = Field(40, description="epochs between two re-initialisations; 0: never")
+    parts: Literal["none", "all", "encoder+decoder", "backbone+decoder", "backbone+encoder"] = (
+        "backbone+encoder"
+    )
+    source: Literal["random", "source", "mae"] = Field("mae", description="weights it goes back to")
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Nothing where it never comes: it never follows the last epoch."""
+        comes = self.every and self.parts != "none" and self.every < config.teach.epochs
+        return super().acting(kind, config) if comes else {}
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "domain": DomainConfig,
+    "mae": MaeConfig,
+    "teacher": TeacherConfig,
+    "retrain": RetrainConfig,
+}
