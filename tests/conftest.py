@@ -1,4 +1,4 @@
-"""Shared fixtures. Golden numbers live in tests/golden; see golden.py beside this file for how they are compared."""
+"""Shared fixtures. The golden numbers are in tests/golden; golden.py beside this file compares them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _seeded():
 
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch):
-    """An empty working folder, so that the default roots are nowhere else."""
+    """An empty working folder, so that the default roots are inside of it."""
     monkeypatch.chdir(tmp_path)
     for name in ("MRT_DATA_ROOT", "MRT_RUN_ROOT", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -35,7 +35,7 @@ def somewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """A data root with two little domains, "clear" and "hazy"; not to be written to."""
+    """A data root with two small domains, "clear" and "hazy"; tests must not write to it."""
     root = tmp_path_factory.mktemp("world")
     make_set(root, "clear", seed=1)
     make_set(root, "hazy", haze=0.5, seed=2)
@@ -44,5 +44,6 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def source(world, tmp_path_factory) -> Path:
-    """A source run on "clear" to start from; not to be written to."""
-    return stages.pretrain_source(tiny_config(), tmp_path_factory.mktemp("source") / "source", data_root=world)
+    """A source run on "clear" to start from; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("source") / "source"
+    return stages.pretrain_source(tiny_config(), folder, data_root=world)

@@ -1,4 +1,4 @@
-"""Reading and comparing the recorded numbers in tests/golden (recorded from the published code, float32 on CPU)."""
+"""Read and compare the numbers in tests/golden, recorded from the published code in float32 on a CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def load_golden(name: str) -> np.lib.npyio.NpzFile:
 
 
 def assert_close(actual, expected, rel: float = RELATIVE_TOLERANCE, what: str = "") -> None:
-    """Equal within ``rel`` times the largest expected magnitude (at least 1e-3, so that all-zero arrays compare too)."""
+    """Equal within ``rel`` times the largest expected magnitude, which counts as at least 1e-3.
+
+    The minimum lets arrays of zeros be compared.
+    """
     if isinstance(actual, torch.Tensor):
         actual = actual.detach().cpu().numpy()
     actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)

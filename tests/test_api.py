@@ -1,4 +1,4 @@
-"""The Python functions, and docs/python.md as it stands."""
+"""The Python functions, and the code in docs/python.md."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ PAGE = ROOT / "docs" / "python.md"
 
 
 def test_importing_mrt_takes_no_time_and_no_torch():
-    code = "import sys, time; start = time.perf_counter(); import mrt; print(time.perf_counter() - start, 'torch' in sys.modules)"
-    found = [
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)
-    ]
+    code = "import sys, time; start = time.perf_counter(); import mrt; "
+    code += "print(time.perf_counter() - start, 'torch' in sys.modules)"
+    found = []
+    for _ in range(3):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        found.append(done.stdout.split())
     assert all(loaded == "False" for _, loaded in found)
     assert min(float(took) for took, _ in found) < 0.05
 
@@ -39,7 +42,7 @@ def test_what_is_there():
 
 @pytest.fixture
 def place(somewhere) -> Path:
-    """A working folder as the page assumes it: photos, prepared sets and a run, all tiny."""
+    """A working folder with what the page assumes: photos, prepared data sets and a run, all tiny."""
     pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.jpg")
     Path("photos").mkdir()
@@ -63,7 +66,8 @@ def test_the_page_runs_as_it_stands(place, monkeypatch):
     }
     shape |= {f"data.{key}": tiny["data"][key] for key in ("sides", "source_sides", "max_size")}
 
-    def small(preset, overrides=(), changes=None):  # what the page's words do is under test, not how well they do it
+    def small(preset, overrides=(), changes=None):
+        """The demo with a tiny detector: the test is whether the page's code runs, not how well."""
         return real(preset, overrides, {**shape, **(changes or {})} if preset == "demo" else changes)
 
     monkeypatch.setattr(experiment, "load_config", small)
@@ -101,6 +105,7 @@ def test_prediction_is_what_evaluation_sees(place):
         assert record.image_id == theirs.image_id
         for box, score, label in zip(mine.boxes[:20], mine.scores[:20], mine.labels[:20], strict=True):
             height, width = record.size
-            same = np.clip(theirs.boxes, 0, [width, height, width, height])
-            near = (np.abs(same - box).max(1) < 0.01) & (np.abs(theirs.scores - score) < 1e-5) & (theirs.labels == label)
-            assert near.any()
+            clipped = np.clip(theirs.boxes, 0, [width, height, width, height])
+            same_box = np.abs(clipped - box).max(1) < 0.01
+            same_score = np.abs(theirs.scores - score) < 1e-5
+            assert (same_box & same_score & (theirs.labels == label)).any()

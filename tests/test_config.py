@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from mrt.ablate.nodes import content_hash, stage_settings
 from mrt.config import Config, Settings, flag_name, known_keys, load_config, preset_names, validate
 from mrt.errors import MrtError
+from mrt.section import KINDS
 
-# docs/method.md, "Stages and presets": (epochs, lr drop) of stage 1; (epochs, lr drop, lr) of stages 2 and 3; ...
+# docs/method.md, "Stages and presets": (epochs, lr drop) of stage 1; (epochs, lr drop, lr) of stages 2 and 3;
+# ...
 PUBLISHED = {
     "city2foggy": {
         "data.source": "cityscapes",
@@ -244,7 +248,87 @@ def test_roots_come_from_the_environment(monkeypatch):
 
 def test_every_key_is_known_and_has_a_flag():
     keys = known_keys()
-    assert {"seed", "mae.mask_ratio", "retrain.parts", "teach.epochs"} <= set(keys) and len(keys) == len(set(keys))
+    assert {"seed", "mae.mask_ratio", "retrain.parts", "teach.epochs"} <= set(keys) and len(keys) == len(
+        set(keys)
+    )
     assert flag_name("mae.mask_ratio") == "mask-ratio"
     dumped = json.loads(load_config("demo").to_json())
-    assert {f"{name}.{inner}" for name, part in dumped.items() if isinstance(part, dict) for inner in part} <= set(keys)
+    assert {
+        f"{name}.{inner}" for name, part in dumped.items() if isinstance(part, dict) for inner in part
+    } <= set(keys)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "mae_stage", "teach"])
+def test_a_part_of_a_section_keeps_the_papers_values_for_the_rest(tmp_path, stage):
+    """A stage without ``augment`` became weak, with a rate that drops at epoch 40."""
+    paper = getattr(Config(), stage)
+    by_file = load_config(write(tmp_path, f"[{stage}]\nepochs = 7\n"))
+    by_set = load_config(write(tmp_path, "seed = 0\n"), [f"{stage}.epochs=7"])
+    for config in (by_file, by_set):
+        assert getattr(config, stage) == paper.model_copy(update={"epochs": 7})
+    assert (paper.augment, paper.lr_drop) == {
+        "pretrain": ("weak", 40),
+        "mae_stage": ("weak", 30),
+        "teach": ("strong", 80),
+    }[stage]
+
+
+def test_every_section_may_be_given_in_part(tmp_path):
+    whole = Config()
+    for name, section in whole.sections().items():
+        for key, value in section.model_dump(mode="json").items():
+            if isinstance(value, bool | int | float) and key != "variant":
+                given = load_config(write(tmp_path, "seed = 0\n"), [f"{name}.{key}={json.dumps(value)}"])
+                assert given.model_copy(update={"preset": "custom"}) == whole, f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("level", "levels", "words"),
+    [
+        (3, 4, "the backbone has 3 maps to rebuild; take 0 to 2"),
+        (2, 1, None),
+        (1, 1, "looks at the coarsest 1 of the backbone's 3 maps; take 2 "),
+        (0, 2, "take 1 to 2"),
+        (0, 3, None),
+    ],
+)
+def test_a_level_that_cannot_be_rebuilt_is_refused_where_it_is_rebuilt(level, levels, words):
+    settings = [f"mae.level={level}", f"model.num_levels={levels}"]
+    if words is None:
+        assert load_config("demo", settings).mae.level == level
+    else:
+        with pytest.raises(MrtError, match=re.escape(words)) as error:
+            load_config("demo", settings)
+        assert f"mae.level = {level}" in error.value.message
+    assert load_config("demo", [*settings, "mae.use=none"]).mae.level == level, "nothing is rebuilt"
+
+
+def test_settings_of_before_are_read(tmp_path):
+    """Schema 1 had no number, and a setting "ema" that did nothing in stages 2 and 3."""
+    config = load_config("demo", ["teach.epochs=9"])
+    values = json.loads(config.to_json())
+    assert values.pop("schema") == 2
+    for stage in ("mae_stage", "teach"):
+        values[stage]["ema"] = False
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert load_config(path) == config
+    path.write_text(json.dumps({**values, "schema": 2}))
+    with pytest.raises(MrtError, match=r"unknown setting 'mae_stage\.ema'"):
+        load_config(path)
+
+
+def test_an_inert_setting_changes_no_digest():
+    """lr_drop belongs to its schedule; demo's runs of before said 40 for stages 2 and 3."""
+    now, before = load_config("demo"), load_config("demo", ["mae_stage.lr_drop=40", "teach.lr_drop=40"])
+    assert content_hash(now) == content_hash(before)
+    assert all(stage_settings(now, kind) == stage_settings(before, kind) for kind in KINDS)
+    paper = load_config("city2foggy", ["teach.lr_drop=40"])
+    assert content_hash(paper) != content_hash(load_config("city2foggy"))
+    assert stage_settings(paper, "teach") != stage_settings(load_config("city2foggy"), "teach")

@@ -35,7 +35,9 @@ def test_a_folder_appears_whole_or_leaves_nothing(tmp_path):
     with whole_folder(tmp_path / "a" / "b") as work:
         (work / "x").write_text("1")
         assert not (tmp_path / "a" / "b").exists()
-    assert (tmp_path / "a" / "b" / "x").read_text() == "1" and [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert (tmp_path / "a" / "b" / "x").read_text() == "1" and [
+        path.name for path in (tmp_path / "a").iterdir()
+    ] == ["b"]
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "new" / "deep" / "c") as work:
         (work / "x").write_text("1")
         _ = 1 / 0

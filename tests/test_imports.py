@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"mrt": ROOT / "mrt", "mrt_cli": ROOT / "cli"}
 
-# Area (a module or package) -> what its files may import, beside the standard library and themselves. The longest matching area counts.
-# "mrt" alone is the package's version and, loaded when used, its functions.
+# Area (a module or package) -> what its files may import, beside the standard library and themselves. The
+# longest matching area counts. "mrt" alone is the package's version and, loaded when used, its functions.
 RULES = {
     "mrt": ["mrt.api", "mrt.errors", "mrt.predict"],
     "mrt.errors": [],
@@ -23,14 +23,59 @@ RULES = {
     "mrt.host": ["torch"],
     "mrt.callable": ["mrt.api"],
     "mrt.remembered": ["mrt.errors", "mrt.files"],
-    "mrt.experiment": ["mrt", "mrt.ablate.studies", "mrt.config", "mrt.data.registry", "mrt.engine", "mrt.errors", "mrt.remembered"],
-    "mrt.api": [
-        *("torch", "mrt", "mrt.config", "mrt.engine", "mrt.errors", "mrt.experiment", "mrt.export", "mrt.predict"),
+    "mrt.experiment": [
+        "mrt",
+        "mrt.ablate.studies",
+        "mrt.config",
+        "mrt.data.registry",
+        "mrt.engine",
+        "mrt.errors",
+        "mrt.remembered",
     ],
-    "mrt.config": ["pydantic", "pydantic_settings", "mrt.errors"],
+    "mrt.api": [
+        *(
+            "torch",
+            "mrt",
+            "mrt.config",
+            "mrt.engine",
+            "mrt.errors",
+            "mrt.experiment",
+            "mrt.export",
+            "mrt.predict",
+        ),
+    ],
+    "mrt.domains": [],
+    "mrt.section": ["pydantic", "mrt.config"],  # the configuration as a type only
+    "mrt.plugins": [
+        "mrt.errors",
+        "mrt.models.interface",
+        "mrt.parts.base",
+        "mrt.section",
+    ],  # torch only where there is a plug-in
+    "mrt.config": [
+        "pydantic",
+        "pydantic_settings",
+        "mrt.errors",
+        "mrt.parts.settings",
+        "mrt.plugins",
+        "mrt.section",
+    ],
     "mrt.ops": ["torch", "mrt.errors"],
     "mrt.models.hub": ["huggingface_hub", "mrt.errors"],
-    "mrt.models": ["torch", "torchvision", "timm", "safetensors", "numpy", "mrt.ops", "mrt.boxes", "mrt.errors", "mrt.files"],
+    "mrt.models": [
+        *(
+            "torch",
+            "torchvision",
+            "timm",
+            "safetensors",
+            "numpy",
+            "mrt.ops",
+            "mrt.boxes",
+            "mrt.errors",
+            "mrt.files",
+        ),
+        *("mrt.losses", "mrt.plugins"),
+    ],
     "mrt.losses": ["torch", "torchvision", "scipy", "numpy", "mrt.boxes", "mrt.errors", "mrt.host"],
     "mrt.adapt": ["mrt.callable", "torch", "torchvision", "mrt.boxes", "mrt.errors", "mrt.host"],
     "mrt.data": ["torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.files"],
@@ -38,44 +83,132 @@ RULES = {
     "mrt.data.headers": ["PIL", "mrt.data.archives", "mrt.errors"],
     "mrt.data.card": ["mrt.data.text", "mrt.errors", "mrt.files"],
     "mrt.data.text": [],
-    "mrt.data.check": ["mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors"],
+    "mrt.data.check": [
+        "mrt.data.archives",
+        "mrt.data.card",
+        "mrt.data.headers",
+        "mrt.data.staging",
+        "mrt.errors",
+    ],
     "mrt.data.registry": ["mrt.data.card", "mrt.errors"],
     "mrt.data.staging": ["mrt.data.card", "mrt.errors"],
     "mrt.data.preview": ["PIL", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.errors"],
     "mrt.data.convert": [
-        *("numpy", "PIL", "yaml", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.staging", "mrt.errors", "mrt.files"),
+        *(
+            "numpy",
+            "PIL",
+            "yaml",
+            "mrt.data.archives",
+            "mrt.data.card",
+            "mrt.data.headers",
+            "mrt.data.staging",
+            "mrt.errors",
+            "mrt.files",
+        ),
         "mrt.data.text",
     ],
     "mrt.data.convert.bridge": ["datumaro", "mrt.data.archives", "mrt.data.convert", "mrt.errors"],
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.data.staging", "mrt.errors"],
-    "mrt.evaluate": ["mrt.callable", "torch", "torchvision", "numpy", "PIL", "pycocotools", "mrt.data", "mrt.boxes", "mrt.errors"],
+    "mrt.evaluate": [
+        "mrt.callable",
+        "torch",
+        "torchvision",
+        "numpy",
+        "PIL",
+        "pycocotools",
+        "mrt.data",
+        "mrt.boxes",
+        "mrt.errors",
+    ],
+    "mrt.parts": [
+        *(
+            "torch",
+            "safetensors",
+            "mrt.adapt",
+            "mrt.config",
+            "mrt.data.dataset",
+            "mrt.data.loader",
+            "mrt.domains",
+            "mrt.errors",
+        ),
+        *("mrt.evaluate.coco", "mrt.evaluate.labels", "mrt.files", "mrt.losses", "mrt.models", "mrt.section"),
+    ],
+    "mrt.parts.settings": ["pydantic", "mrt.config", "mrt.section"],
     "mrt.engine": [
-        *("torch", "numpy", "safetensors", "mrt", "mrt.errors", "mrt.files", "mrt.boxes", "mrt.config"),
-        *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops"),
+        *(
+            "torch",
+            "numpy",
+            "mrt",
+            "mrt.errors",
+            "mrt.files",
+            "mrt.boxes",
+            "mrt.config",
+            "mrt.domains",
+            "mrt.plugins",
+        ),
+        *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops", "mrt.parts"),
     ],
     "mrt.engine.report": ["torch", "mrt.files"],
     "mrt.ablate": [
-        *("mrt.config", "mrt.data.card", "mrt.data.registry", "mrt.data.staging", "mrt.engine", "mrt.errors", "mrt.files"),
-        *("mrt.models.hub", "scipy", "submitit", "torch"),
+        *(
+            "mrt.config",
+            "mrt.data.card",
+            "mrt.data.registry",
+            "mrt.data.staging",
+            "mrt.engine",
+            "mrt.errors",
+            "mrt.files",
+        ),
+        *("mrt.models.hub", "mrt.plugins", "mrt.section", "scipy", "submitit", "torch"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt.report": [
-        *("torch", "numpy", "PIL", "matplotlib", "sklearn", "jinja2", "mrt.errors", "mrt.files", "mrt.config"),
-        *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine"),
+        *(
+            "torch",
+            "numpy",
+            "PIL",
+            "matplotlib",
+            "sklearn",
+            "jinja2",
+            "mrt.errors",
+            "mrt.files",
+            "mrt.config",
+        ),
+        *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine", "mrt.parts"),
     ],
     "mrt.predict": [
         *("torch", "torchvision", "numpy", "PIL", "av", "supervision", "mrt.errors", "mrt.files"),
         *("mrt.models", "mrt.data", "mrt.evaluate.draw"),
     ],
     "mrt.export": [
-        *("torch", "torchvision", "numpy", "PIL", "scipy", "onnx", "onnxscript", "onnxruntime", "transformers"),
+        *(
+            "torch",
+            "torchvision",
+            "numpy",
+            "PIL",
+            "scipy",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "transformers",
+        ),
         *("mrt", "mrt.api", "mrt.callable", "mrt.config", "mrt.errors", "mrt.experiment", "mrt.files"),
         *("mrt.data", "mrt.engine.load", "mrt.models", "mrt.ops", "mrt.predict"),
     ],
     "mrt.export.detect": ["numpy", "PIL", "onnxruntime"],
     "mrt_cli": [
         *("typer", "rich", "torch", "PIL", "mrt", "mrt.errors", "mrt.files", "mrt.config"),
-        *("mrt.ablate", "mrt.api", "mrt.data", "mrt.engine", "mrt.evaluate", "mrt.experiment", "mrt.export", "mrt.models.hub", "mrt.ops"),
+        *(
+            "mrt.ablate",
+            "mrt.api",
+            "mrt.data",
+            "mrt.engine",
+            "mrt.evaluate",
+            "mrt.experiment",
+            "mrt.export",
+            "mrt.models.hub",
+            "mrt.ops",
+        ),
         *("mrt.predict", "mrt.remembered", "mrt.report"),
     ],
 }
@@ -132,7 +265,9 @@ def imports(name: str, path: Path) -> Iterator[Import]:
                 whole = f"{origin}.{alias.name}"
                 yield Import(whole if whole in MODULES else origin, node.lineno, inside, types)
         inside = inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        types = types or (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+        types = types or (
+            isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        )
         for child in ast.iter_child_nodes(node):
             yield from walk(child, inside, types)
 
@@ -155,14 +290,20 @@ def test_a_module_imports_only_what_its_area_may(name):
     wrong = [
         f"{MODULES[name].relative_to(ROOT)}:{found.line} imports {found.module}"
         for found in imports(name, MODULES[name])
-        if found.module.partition(".")[0] not in sys.stdlib_module_names and not any(covers(other, found.module) for other in allowed)
+        if found.module.partition(".")[0] not in sys.stdlib_module_names
+        and not any(covers(other, found.module) for other in allowed)
     ]
     assert not wrong, f"{area} may import {', '.join(RULES[area]) or 'nothing but the standard library'}"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("mrt_cli")])
 def test_commands_import_the_program_only_when_they_run(name):
-    light = ("typer", "mrt_cli", "mrt.errors", *(["rich", "mrt.engine.report"] if name in ("mrt_cli.console", "mrt_cli.watchers") else []))
+    light = (
+        "typer",
+        "mrt_cli",
+        "mrt.errors",
+        *(["rich", "mrt.engine.report"] if name in ("mrt_cli.console", "mrt_cli.watchers") else []),
+    )
     heavy = [
         f"line {found.line}: {found.module}"
         for found in imports(name, MODULES[name])
@@ -173,18 +314,77 @@ def test_commands_import_the_program_only_when_they_run(name):
     assert not heavy
 
 
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Ways through the graph that come back to where they began; one for each module that is met again."""
+    found, done = [], set()
+
+    def walk(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+        elif name not in done:
+            for other in sorted(graph[name]):
+                walk(other, [*way, name])
+            done.add(name)
+
+    for name in graph:
+        walk(name, [])
+    return found
+
+
+def test_no_circle_of_imports():
+    """What is imported when a module is loaded; a function may still import what imports its module."""
+    graph = {
+        name: {item.module for item in imports(name, path) if not (item.inside_function or item.for_types)}
+        & set(MODULES) - {name}
+        for name, path in MODULES.items()
+    }
+    assert circles(graph) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}) == [["a", "b", "c", "a"]], (
+        "a circle is noticed"
+    )
+
+
+def test_no_circle_of_areas_of_the_method():
+    """Nor through functions: what a part may know of the engine is what it is handed."""
+    areas = (
+        "mrt.section",
+        "mrt.losses",
+        "mrt.adapt",
+        "mrt.models",
+        "mrt.parts",
+        "mrt.engine",
+        "mrt.ablate",
+        "mrt.report",
+        "mrt_cli",
+    )
+    for number, area in enumerate(areas):
+        below = [
+            f"{name}:{item.line} imports {item.module}"
+            for name, path in MODULES.items()
+            if covers(area, name)
+            for item in imports(name, path)
+            if not item.for_types and any(covers(above, item.module) for above in areas[number + 1 :])
+        ]
+        assert not below
+
+
 def test_a_forbidden_import_is_noticed(tmp_path):
     file = tmp_path / "matcher.py"
     file.write_text("from mrt.models import detector\nfrom . import detection\nimport os, typer\n")
     found = {item.module for item in imports("mrt.losses.matcher", file)}
     assert found == {"mrt.models.detector", "mrt.losses.detection", "os", "typer"}
     allowed = ["mrt.losses", *RULES["mrt.losses"]]
-    assert {module for module in found if not any(covers(other, module) for other in allowed)} == {"mrt.models.detector", "os", "typer"}
+    assert {module for module in found if not any(covers(other, module) for other in allowed)} == {
+        "mrt.models.detector",
+        "os",
+        "typer",
+    }
 
 
 def test_torch_free_modules_stay_torch_free(tmp_path):
     import subprocess
 
-    code = f"import sys, {', '.join(TORCH_FREE)}; print(sorted({{'torch', 'torchvision', 'timm'}} & set(sys.modules)))"
+    heavy = "sorted({'torch', 'torchvision', 'timm'} & set(sys.modules))"
+    code = f"import sys, {', '.join(TORCH_FREE)}; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -17,21 +17,19 @@ from tiny_world import make_set, tiny_config
 
 from mrt.ablate import device, missing_work
 from mrt.ablate.nodes import (
-    REACH,
-    STAGE_OF,
     Planner,
     Trial,
     content_hash,
     describe_data,
-    reaches,
     stage_settings,
 )
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import BASELINES, STUDIES, Axis, Row, grid_rows
-from mrt.config import Config, known_keys, load_config
+from mrt.config import Config, load_config
 from mrt.data.card import file_sha256, read_card
 from mrt.engine import stages
 from mrt.engine.load import find_weights
+from mrt.section import KINDS, Section
 
 NOWHERE = Path("nowhere")
 
@@ -148,14 +146,21 @@ def test_data_is_part_of_a_node_by_its_content(tmp_path):
     )
 
 
-def test_every_name_of_the_table_is_a_setting():
-    keys = known_keys()
-    sections = {key.partition(".")[0] for key in keys}
-    assert [name for name in REACH if name not in (*keys, *sections)] == []
+def test_what_sections_say_of_their_settings_is_about_settings_and_stages():
+    for section in load_config("demo").sections().values():
+        assert set(section.reaches_of) <= set(type(section).model_fields), type(section)
+        assert set(section.optional) <= set(type(section).model_fields), type(section)
+        for kinds_of_stage in (section.reaches, *section.reaches_of.values()):
+            assert set(kinds_of_stage) <= set(KINDS), type(section)
 
 
 def test_a_new_setting_counts_everywhere_until_somebody_says_otherwise():
-    assert all(reaches("engine.something_new", kind) for kind in STAGE_OF)
+    class New(Section):
+        """A section that says nothing of stages."""
+
+        strength: float = 1.0
+
+    assert all(New().acting(kind, load_config("demo")) == {"strength": 1.0} for kind in KINDS)
 
 
 # A change of everything that is said not to reach a stage, at once.

@@ -66,6 +66,13 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("pretrain-source --oracle both", ["--oracle both", "source+target"]),
         # runs
         ("adapt --resume --name nothing", ["nothing", "no run to continue"]),
+        ("adapt --target foggy --checkpoint teach-0001", ["--checkpoint teach-0001", "add --resume"]),
+        ("pretrain-source --checkpoint pretrain-0001", ["--checkpoint pretrain-0001", "add --resume"]),
+        ("adapt --preset demo --set method.plugins=[gone.py]", ["gone.py: no such plug-in file"]),
+        (
+            "adapt --preset demo --set model.detector=cells",
+            ["model.detector = 'cells'", "deformable_detr", "method.plugins"],
+        ),
         ("adapt --target foggy --name ../out", ["--name ../out"]),
         ("eval nothing", ["nothing", "no run folder"]),
         ("eval", ["mrt eval", "name a run or weights"]),

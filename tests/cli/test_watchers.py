@@ -20,7 +20,9 @@ NUMBERS = {f"source/{name}": 0.5 for name in SOURCE_LOSSES}
 NUMBERS |= {"target/class": 0.25, "target/mae": 4.5, "total": 11.5, "grad_norm": 15.0, "lr": 2e-4}
 NUMBERS |= {"pseudo_labels": 1.5, "images_per_second": 37.0}
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-FACTS = {"epoch": 0, "epochs": 2, "thresholds": dict.fromkeys(CLASSES, 0.3), "next_retraining": 1}
+FACTS = {"epoch": 0, "epochs": 2, "thresholds": dict.fromkeys(CLASSES, 0.3)}
+FACTS |= {"retraining": ["next after epoch 1"]}
+AGAIN = {"retraining": ["backbone+encoder after epoch 1"]}
 
 
 def teach(watcher) -> None:
@@ -30,7 +32,7 @@ def teach(watcher) -> None:
     watcher.advance()
     watcher.advance(1, **NUMBERS)
     thresholds = dict.fromkeys(CLASSES, 0.35)
-    watcher.epoch({**FACTS, "epoch": 1, "thresholds": thresholds, "retrained": "backbone+encoder"})
+    watcher.epoch({**FACTS, "epoch": 1, "thresholds": thresholds, **AGAIN})
     watcher.begin("evaluate on fog val", 1)
     watcher.advance()
     watcher.end()
@@ -64,7 +66,7 @@ def test_lines(capsys, monkeypatch):
 def test_a_line_every_ten_seconds_and_the_last_ap(capsys):
     watcher = LineWatcher()
     teach(watcher)
-    watcher.epoch({"epoch": 2, "epochs": 2})
+    watcher.epoch({"epoch": 2, "epochs": 2, **AGAIN})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3, "an epoch, a message, an epoch"
     assert lines[2] == (
@@ -143,7 +145,20 @@ def test_items_flow_without_being_broken():
     shown = [short(value) for value in (0.1234, -2.0, 12.345, 12345.0)]
     assert shown == ["0.123", "-2.000", "12.3", "1.2e+04"]
     many = Task("teach", 1, 0, facts={"thresholds": {f"class{n}": n / 100 for n in range(80)}})
-    assert many.thresholds()[-1] == "and 64 higher ones" and many.thresholds()[0] == "class0 0.00"
+    shown = many.standing()["thresholds"]
+    assert shown[-1] == "and 64 higher ones" and shown[0] == "class0 0.00"
+
+
+def test_what_a_plug_in_tells_is_shown_as_well():
+    task = Task(
+        "teach", 4, 2, numbers={"target/class": 0.25, "target/my_loss": 1.5, "total": 2.0, "far_boxes": 3.0}
+    )
+    assert dict(task.losses()) == {
+        "target loss": ["class 0.250", "my loss 1.500"],
+        "step": ["total loss 2.000", "far boxes 3.000"],
+    }
+    task.learn({"epoch": 1, "epochs": 2, "queue": {"long": 7.0}, "mood": ["calm"]})
+    assert task.standing() == {"queue": ["long 7.00"], "mood": ["calm"]}
 
 
 SCRIPT = """

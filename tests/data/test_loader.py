@@ -14,7 +14,8 @@ from golden import assert_close
 from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import EpochSampler, build_loader, collate, on_device, one_ahead, pad
 from mrt.data.transforms import Sample, build_transform
-from mrt.engine import loop
+from mrt.engine import data
+from mrt.engine.data import Stream
 from mrt.errors import MrtError
 
 
@@ -167,7 +168,7 @@ def test_an_error_of_the_next_batch_is_not_lost():
 
 def test_batches_on_their_way_do_not_count_as_taken(small_set, monkeypatch):
     """An interrupted run continues after the last batch that it used, also across the end of an epoch."""
-    expected, plain = [], loop.Stream(pair_loader(small_set, drop_last=True))
+    expected, plain = [], Stream(pair_loader(small_set, drop_last=True))
     for _ in range(8):  # an epoch is three batches
         expected.append(next(plain))
     fetched = []
@@ -175,13 +176,13 @@ def test_batches_on_their_way_do_not_count_as_taken(small_set, monkeypatch):
     def fake(batches, device):
         return one_ahead(batches, lambda batch: fetched.append(batch) or batch, lambda _: None)
 
-    monkeypatch.setattr(loop, "on_device", fake)
-    stream = loop.Stream(pair_loader(small_set, drop_last=True))
+    monkeypatch.setattr(data, "on_device", fake)
+    stream = Stream(pair_loader(small_set, drop_last=True))
     for used in range(1, 6):
         assert_same(next(stream), expected[used - 1])
         assert stream.position == used
     assert len(fetched) == 6
-    resumed = loop.Stream(pair_loader(small_set, drop_last=True), stream.position)
+    resumed = Stream(pair_loader(small_set, drop_last=True), stream.position)
     for batch in expected[5:]:
         assert_same(next(resumed), batch)
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_plain_step import STAGES, assert_same, batches_of, config, make_learner, set_thresholds
 from torch import nn
 
+from mrt.domains import TARGET
 from mrt.engine import compiling
 from mrt.engine.compiling import Compiler
 from mrt.engine.report import Watcher
 from mrt.engine.step import training_step
-from mrt.engine.student import TARGET
 from mrt.errors import MrtError
 from mrt.models.backbone import build_backbone
-from mrt.models.precision import as_products_take_it
+from mrt.models.fast.precision import as_products_take_it
 from mrt.models.transformer import EncoderLayer
 
 
@@ -53,7 +54,9 @@ def compiled_frames() -> int:
 
 
 def test_compiled_is_eager(fresh):
-    """The whole step, domains of two sizes. Traced and differentiated as for inductor, without its kernels, which take minutes."""
+    """The whole step, domains of two sizes. Traced and differentiated as for inductor, without its kernels,
+    which take minutes.
+    """
     batches = batches_of("two sizes")
     compiler = Compiler("on", torch.device("cpu"), backend="aot_eager")
     assert_same(take_steps(batches, compiler), take_steps(batches))
@@ -63,13 +66,28 @@ def test_compiled_is_eager(fresh):
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
 def test_inductors_kernels_are_eager(fresh, amp):
     """An encoder layer, its gradients, and the masked values of the autoencoder's pass."""
-    settings = {"hidden_dim": 16, "num_levels": 2, "num_heads": 2, "num_points": 2, "feedforward_dim": 32, "dropout": 0.0}
+    settings = {
+        "hidden_dim": 16,
+        "num_levels": 2,
+        "num_heads": 2,
+        "num_points": 2,
+        "feedforward_dim": 32,
+        "dropout": 0.0,
+    }
     layer = EncoderLayer(**settings)
     with torch.no_grad():
         layer.self_attn.sampling_offsets.bias.add_(0.3)  # off the cells' borders, where gradients jump
     shapes, cells = ((4, 6), (2, 3)), 30
-    cotangent = torch.randn(2, cells, 16)  # not the output's squares: a norm's have the same sum whatever it sees
-    inputs = (torch.randn(2, cells, 16), torch.randn(1, cells, 16), torch.rand(2, cells, 2, 2), shapes, torch.rand(2, cells) < 0.5)
+    cotangent = torch.randn(
+        2, cells, 16
+    )  # not the output's squares: a norm's have the same sum whatever it sees
+    inputs = (
+        torch.randn(2, cells, 16),
+        torch.randn(1, cells, 16),
+        torch.rand(2, cells, 2, 2),
+        shapes,
+        torch.rand(2, cells) < 0.5,
+    )
 
     def run() -> list[torch.Tensor]:
         layer.zero_grad()
@@ -80,7 +98,7 @@ def test_inductors_kernels_are_eager(fresh, amp):
         return [output.detach(), tokens.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
 
     plain = run()
-    Compiler("on", torch.device("cpu")).compile(nn.ModuleList([layer]))
+    Compiler("on", torch.device("cpu")).compile(SimpleNamespace(compile_regions=lambda: [layer]))
     compiled = run()
     assert compiled_frames() == 2, "this layer, and the one that the compiler is tried on"
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -93,7 +111,11 @@ def test_sizes_beyond_the_first_run_uncompiled_and_it_is_said_once(fresh, monkey
     monkeypatch.setattr(compiling, "SIZES", 1)
     watcher = Listener()
     compiler = Compiler("on", torch.device("cpu"), watcher, backend="aot_eager")
-    mixed = [micro for sizes in ("one size", "padded target", "two sizes", "one size") for micro in batches_of(sizes, steps=1)]
+    mixed = [
+        micro
+        for sizes in ("one size", "padded target", "two sizes", "one size")
+        for micro in batches_of(sizes, steps=1)
+    ]
     one, two = take_steps(mixed, compiler), take_steps(mixed)
     assert_same(one, two)
     assert len(watcher.said) == 1 and "run uncompiled" in watcher.said[0] and "64x64" in watcher.said[0]
@@ -139,7 +161,10 @@ def test_without_a_working_compiler(monkeypatch):
 def test_checkpointing_gives_the_same_gradients():
     """With dropout: what is computed again draws the same random numbers."""
     batches = batches_of("padded alike")
-    assert_same(take_steps(batches, checkpointing=True, **{"model.dropout": 0.1}), take_steps(batches, **{"model.dropout": 0.1}))
+    assert_same(
+        take_steps(batches, checkpointing=True, **{"model.dropout": 0.1}),
+        take_steps(batches, **{"model.dropout": 0.1}),
+    )
 
 
 def test_checkpointing_keeps_less(monkeypatch):

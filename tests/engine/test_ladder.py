@@ -12,7 +12,9 @@ from mrt.engine.distributed import World
 
 
 def test_the_ladder(tmp_path):
-    base = tiny_config(**{"model.weights": "checkpoint", "model.freeze": "stem", "engine.batch_size": 1}).model_dump()
+    base = tiny_config(
+        **{"model.weights": "checkpoint", "model.freeze": "stem", "engine.batch_size": 1}
+    ).model_dump()
     rungs = []
     for rung in (rung for rung in LADDER if not rung.gpu):
         engine = {key.removeprefix("engine."): value for key, value in {**PLAIN, **rung.settings}.items()}
@@ -25,5 +27,13 @@ def test_the_ladder(tmp_path):
     text = ladder_table(rows, cuda=False)
     assert all(rung.name in text for rung, _ in rungs)
     pytest.importorskip("matplotlib")
-    about = {"environment": {"device": "a CPU", "torch": "2"}, "image": (48, 64), "batch": 1, "preset": "tiny"}
-    assert plot_ladder({"rows": rows, **about}, tmp_path / "ladder.png") and (tmp_path / "ladder.png").stat().st_size > 10_000
+    about = {
+        "environment": {"device": "a CPU", "torch": "2"},
+        "image": (48, 64),
+        "batch": 1,
+        "preset": "tiny",
+    }
+    assert (
+        plot_ladder({"rows": rows, **about}, tmp_path / "ladder.png")
+        and (tmp_path / "ladder.png").stat().st_size > 10_000
+    )

@@ -64,7 +64,11 @@ def test_a_run_its_files_and_a_shipped_name(source):
 
 def test_a_hugging_face_folder_and_the_file_in_it(face):
     detector, facts = load_detector(face)
-    assert facts["classes"] == NAMES and facts["config"]["data"]["sides"] == [96] and facts["config"]["data"]["max_size"] == 160
+    assert (
+        facts["classes"] == NAMES
+        and facts["config"]["data"]["sides"] == [96]
+        and facts["config"]["data"]["max_size"] == 160
+    )
     again, _ = load_detector(face / "model.safetensors")
     for key, value in detector.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
@@ -74,7 +78,10 @@ def test_a_hugging_face_folder_and_the_file_in_it(face):
 def test_published_weights_as_pth_and_as_safetensors(published, tmp_path):
     detector, facts = load_detector(published)
     state = torch.load(published, weights_only=True)["model"]
-    save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()},
+        tmp_path / "model.safetensors",
+    )
     again, _ = load_detector(tmp_path / "model.safetensors")
     assert set(facts["classes"]) == set(PUBLISHED_CLASSES)
     for key, value in detector.state_dict().items():
@@ -102,7 +109,9 @@ def test_what_it_is_not_is_said(tmp_path, face, source):
     assert "cut.safetensors is not a readable weights file" in refused(empty / "cut.safetensors")
     (empty / "text.pth").write_text("hello")
     assert "text.pth is not a readable weights file" in refused(empty / "text.pth")
-    assert "no run folder, weights file or shipped weights" in refused("nothing") and "coco" in refused("nothing")
+    assert "no run folder, weights file or shipped weights" in refused("nothing") and "coco" in refused(
+        "nothing"
+    )
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "run.json").write_text("{}")
@@ -153,7 +162,9 @@ class Hub:
     def list_repo_files(self, name: str, revision: str | None = None) -> list[str]:
         return [file.name for file in self.folder.iterdir()]
 
-    def snapshot_download(self, name: str, revision: str | None = None, allow_patterns=None, local_files_only: bool = False) -> str:
+    def snapshot_download(
+        self, name: str, revision: str | None = None, allow_patterns=None, local_files_only: bool = False
+    ) -> str:
         self.asked.append((name, revision, allow_patterns))
         if local_files_only:
             if self.cached is None:
@@ -166,7 +177,9 @@ def test_a_model_of_the_hub(face, monkeypatch):
     there = Hub(face)
     monkeypatch.setattr(hub, "_library", lambda: there)
     assert load_detector("hf:some/one@v1")[1]["classes"] == NAMES
-    assert there.asked == [("some/one", "v1", ["config.json", "preprocessor_config.json", "model.safetensors"])]
+    assert there.asked == [
+        ("some/one", "v1", ["config.json", "preprocessor_config.json", "model.safetensors"])
+    ]
     assert load_detector("coco")[1]["classes"] == NAMES
     assert there.asked[-1][0] == "SenseTime/deformable-detr-with-box-refine-two-stage"
     assert holds_detector("coco") and holds_detector("hf:some/one") and not holds_detector("imagenet")
@@ -192,10 +205,20 @@ def test_the_real_library_without_a_connection(monkeypatch, tmp_path):
 
 def test_class_columns_go_by_name():
     assert column_of("Traffic_Light", NAMES) == 1 and column_of("truck", NAMES) is None
-    theirs = {"class_embed.weight": torch.arange(6.0).view(3, 2), "class_embed.bias": torch.arange(3.0), "a": torch.ones(1)}
-    ours = {"class_embed.weight": torch.full((2, 2), -1.0), "class_embed.bias": torch.full((2,), -1.0), "a": torch.zeros(1)}
+    theirs = {
+        "class_embed.weight": torch.arange(6.0).view(3, 2),
+        "class_embed.bias": torch.arange(3.0),
+        "a": torch.ones(1),
+    }
+    ours = {
+        "class_embed.weight": torch.full((2, 2), -1.0),
+        "class_embed.bias": torch.full((2,), -1.0),
+        "a": torch.zeros(1),
+    }
     state = by_name(theirs, NAMES, ours, ["person", "truck"])
-    assert state["class_embed.weight"].tolist() == [[4.0, 5.0], [-1.0, -1.0]] and state["class_embed.bias"].tolist() == [2.0, -1.0]
+    assert state["class_embed.weight"].tolist() == [[4.0, 5.0], [-1.0, -1.0]] and state[
+        "class_embed.bias"
+    ].tolist() == [2.0, -1.0]
     assert state["a"] == 1
 
 
@@ -203,19 +226,28 @@ def test_a_run_starts_from_a_detector_of_other_classes(tmp_path, source):
     make_set(tmp_path / "data", "other", seed=3, classes=("Green", "blue"))
     listener = Listener()
     config = tiny_config(**{"data.source": "other", "pretrain.lr": 1e-12})
-    run = stages.pretrain_source(config, tmp_path / "run", init=str(source), data_root=tmp_path / "data", watcher=listener)
+    run = stages.pretrain_source(
+        config, tmp_path / "run", init=str(source), data_root=tmp_path / "data", watcher=listener
+    )
     theirs, _ = load_detector(source, which="auto")
     ours, facts = load_detector(run, which="student")
     assert facts["classes"] == ["Green", "blue"]
     for mine, old in zip(ours.class_embed, theirs.class_embed, strict=True):
-        assert torch.allclose(mine.bias[0], old.bias[1], atol=1e-5) and not torch.allclose(mine.weight[1], old.weight[0], atol=1e-3)
+        assert torch.allclose(mine.bias[0], old.bias[1], atol=1e-5) and not torch.allclose(
+            mine.weight[1], old.weight[0], atol=1e-3
+        )
         assert torch.allclose(mine.weight[0], old.weight[1], atol=1e-5)
-    assert any("1 of 2 classes are known to it by name; new, to be learned from the beginning: blue" in line for line in listener.lines)
+    assert any(
+        "1 of 2 classes are known to it by name; new, to be learned from the beginning: blue" in line
+        for line in listener.lines
+    )
 
 
 def test_another_network_is_refused_with_the_settings_that_fit(source, tmp_path, world):
     with pytest.raises(MrtError) as error:
-        stages.adapt(tiny_config(**{"model.num_queries": 9}), tmp_path / "run", init=str(source), data_root=world)
+        stages.adapt(
+            tiny_config(**{"model.num_queries": 9}), tmp_path / "run", init=str(source), data_root=world
+        )
     assert "--set model.num_queries=8" in str(error.value) and not (tmp_path / "run").exists()
     require_fit(tiny_config().model, describe(source), source)
 
@@ -230,7 +262,9 @@ def test_the_settings_that_a_message_names_do_fit():
     trained, facts = load_detector("demo-source")
     built = build.build_detector(config, facts["classes"], filled="checkpoint")
     ours, theirs = built.state_dict(), trained.state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.items()
+    }
 
 
 def test_weights_that_others_overwrite_are_not_asked_for(world, tmp_path, monkeypatch):
@@ -244,7 +278,9 @@ def test_weights_that_others_overwrite_are_not_asked_for(world, tmp_path, monkey
     asking = tiny_config(**{**plain, "model.weights": "imagenet"})
     with pytest.raises(AssertionError):
         stages.pretrain_source(asking, tmp_path / "new", data_root=world)
-    with pytest.raises(MrtError, match=r"--set model\.weights=none"):  # such a network has other norms: the init's own error
+    with pytest.raises(
+        MrtError, match=r"--set model\.weights=none"
+    ):  # such a network has other norms: the init's own error
         stages.adapt(asking, tmp_path / "run", init=str(run), data_root=world)
 
 
@@ -260,7 +296,9 @@ def test_a_whole_detector_as_the_model_s_weights(world, tmp_path, source):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "test_efficientnet"])
 def test_leaving_pretrained_weights_out_draws_the_same_random_numbers(backbone, monkeypatch):
-    """So that a run's masks and dropout do not depend on whether its backbone's weights were read or filled in later."""
+    """So that a run's masks and dropout do not depend on whether its backbone's weights were read or filled
+    in later.
+    """
     import timm
 
     def fake(name: str):
@@ -288,11 +326,19 @@ def test_a_run_starts_from_a_hugging_face_folder_without_imagenet(face, tmp_path
     monkeypatch.setattr("mrt.models.backbone.classifier_state", never)
     make_set(tmp_path / "data", "streets", seed=3, classes=("person", "car"))
     about = describe(face)
-    shape = {f"model.{key}": value for key, value in about.arguments.items() if key in load_config("own").model.model_dump()}
-    config = tiny_config(**{**shape, "model.backbone": about.backbone, "model.weights": "imagenet", "model.freeze": "stem"})
+    shape = {
+        f"model.{key}": value
+        for key, value in about.arguments.items()
+        if key in load_config("own").model.model_dump()
+    }
+    config = tiny_config(
+        **{**shape, "model.backbone": about.backbone, "model.weights": "imagenet", "model.freeze": "stem"}
+    )
     config = config.model_copy(update={"data": config.data.model_copy(update={"source": "streets"})})
     listener = Listener()
-    run = stages.pretrain_source(config, tmp_path / "run", init=str(face), data_root=tmp_path / "data", watcher=listener)
+    run = stages.pretrain_source(
+        config, tmp_path / "run", init=str(face), data_root=tmp_path / "data", watcher=listener
+    )
     assert any("2 of 2 classes are known to it by name" in line for line in listener.lines)
     ours, _ = load_detector(run, which="student")
     theirs, _ = load_detector(face)

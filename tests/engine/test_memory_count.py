@@ -1,4 +1,4 @@
-"""Counting a step's memory: of single operations, and of a step that runs against one that has shapes only."""
+"""Counting a step's memory: of single operations, and of a real step against one of shapes only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,13 @@ def counted(config: Config, kind: str, values: bool) -> float:
 
 
 def config(**changes: object) -> Config:
-    wide = {"data.sides": [96], "data.max_size": 128, "model.hidden_dim": 32, "model.num_encoder_layers": 3, "engine.batch_size": 2}
+    wide = {
+        "data.sides": [96],
+        "data.max_size": 128,
+        "model.hidden_dim": 32,
+        "model.num_encoder_layers": 3,
+        "engine.batch_size": 2,
+    }
     frozen = {"model.weights": "checkpoint", "model.freeze": "stem"}
     return tiny_config(**{**wide, **frozen, "engine.compile": "off", **changes})
 
@@ -61,7 +67,8 @@ def test_shapes_alone_give_what_the_step_takes(changes):
 
 def test_what_should_save_memory_does():
     plain, checkpointed, mixed = (
-        counted(config(**changes), "source", values=False) for changes in ({}, {"engine.checkpointing": True}, {"engine.amp": "bf16"})
+        counted(config(**changes), "source", values=False)
+        for changes in ({}, {"engine.checkpointing": True}, {"engine.amp": "bf16"})
     )
     assert checkpointed < 0.7 * plain and mixed < 0.9 * plain
     one, two = (counted(config(**{"engine.batch_size": images}), "source", values=False) for images in (2, 4))

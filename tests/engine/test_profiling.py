@@ -21,7 +21,9 @@ class Listener(Watcher):
 
 
 def products(folder: Path, profiled: int, made: int) -> tuple[list[str], int | None]:
-    """What is said, and the matrix products in the trace (None: there is no trace), of ``made`` steps of one product each."""
+    """What is said, and the matrix products in the trace (None: there is no trace), of ``made`` steps of one
+    product each.
+    """
     listener = Listener()
     with StepProfiler(folder, "toy", profiled, listener) as profiler:
         for _ in range(made):
@@ -62,7 +64,9 @@ def test_each_stage_of_a_run_writes_its_own_trace_with_the_parts_of_a_step(tmp_p
     make_set(tmp_path / "data", "clear", seed=1)
     make_set(tmp_path / "data", "hazy", haze=0.5, seed=2)
     source = stages.pretrain_source(tiny_config(), tmp_path / "source", data_root=tmp_path / "data")
-    folder = stages.adapt(tiny_config(), tmp_path / "run", init=str(source), data_root=tmp_path / "data", profile=1)
+    folder = stages.adapt(
+        tiny_config(), tmp_path / "run", init=str(source), data_root=tmp_path / "data", profile=1
+    )
     mae, teach = (names(folder / f"profile-{stage}.json.gz") for stage in ("mae", "teach"))
     parts = ["step: student", "step: losses", "step: backward", "step: optimiser"]
     assert all(part in mae for part in parts) and "step: teacher" not in mae

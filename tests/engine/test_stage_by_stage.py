@@ -1,4 +1,6 @@
-"""Stages 2 and 3 as two runs give the detector that one run gives: what lets trials of an ablation share a stage."""
+"""Stages 2 and 3 as two runs give the detector that one run gives: what lets trials of an ablation share a
+stage.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ def test_two_runs_give_what_one_gives(world, source, tmp_path, settings):
 def test_another_seed_draws_anew(world, source, tmp_path):
     mae = stages.adapt(tiny_config(), tmp_path / "mae", stages=("mae",), init=str(source), data_root=world)
     runs = [
-        stages.adapt(tiny_config(seed=seed), tmp_path / f"{seed}", stages=("teach",), init=str(mae), data_root=world) for seed in (0, 1)
+        stages.adapt(
+            tiny_config(seed=seed), tmp_path / f"{seed}", stages=("teach",), init=str(mae), data_root=world
+        )
+        for seed in (0, 1)
     ]
     assert different(*runs)
 
@@ -64,6 +69,8 @@ def test_teaching_alone_resumes_to_the_same_detector(world, source, tmp_path):
     mae = stages.adapt(config, tmp_path / "mae", stages=("mae",), init=str(source), data_root=world)
     whole = stages.adapt(config, tmp_path / "whole", stages=("teach",), init=str(mae), data_root=world)
     with pytest.raises(Interrupted):
-        stages.adapt(config, tmp_path / "stopped", stages=("teach",), init=str(mae), data_root=world, watcher=Stop())
+        stages.adapt(
+            config, tmp_path / "stopped", stages=("teach",), init=str(mae), data_root=world, watcher=Stop()
+        )
     stopped = stages.adapt(config, tmp_path / "stopped", stages=("teach",), resume=True, data_root=world)
     assert different(whole, stopped) == []

@@ -1,7 +1,8 @@
 """The training step on a GPU that is not there.
 
-PyTorch's fake tensors know shapes, types and devices, and refuse whatever would wait for a value. So this shows, without a GPU, that no
-tensor is on the wrong device and that up to the backward pass the host waits for nothing but the copies it asks for.
+PyTorch's fake tensors know shapes, types and devices, and refuse whatever would wait for a value. So this
+shows, without a GPU, that no tensor is on the wrong device and that up to the backward pass the host waits
+for nothing but the copies it asks for.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def learner_on_gpu(settings, stage: str) -> Learner:
         learner.thresholds.values = torch.empty_like(learner.thresholds.values, device=GPU)
         learner.thresholds._record = torch.empty_like(learner.thresholds._record, device=GPU)
         learner.label_count.counts = torch.empty_like(learner.label_count.counts, device=GPU)
-    learner.optimiser = SimpleNamespace(zero_grad=lambda set_to_none: None, step=lambda: None, param_groups=[{"params": []}])
+    learner.optimiser = SimpleNamespace(
+        zero_grad=lambda set_to_none: None, step=lambda: None, param_groups=[{"params": []}]
+    )
     return learner
 
 
@@ -114,7 +117,9 @@ def step(learner: Learner, sizes: str) -> dict:
 def test_the_host_waits_for_its_copies_only(copies, stage, sizes, model, expected):
     seen = step(learner_on_gpu(config(model), stage), sizes)
     assert len(copies) == expected, copies
-    assert {value.device.type for name, value in seen.items() if name not in ("pseudo_labels", "grad_norm")} == {GPU}
+    assert {
+        value.device.type for name, value in seen.items() if name not in ("pseudo_labels", "grad_norm")
+    } == {GPU}
     assert all(value.dtype == torch.float32 for value in seen.values() if isinstance(value, torch.Tensor))
 
 

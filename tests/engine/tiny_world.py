@@ -16,7 +16,14 @@ COLOURS = ((220, 40, 40), (40, 200, 60))
 
 
 def make_set(
-    root: Path, name: str, *, images: int = 8, haze: float = 0.0, seed: int = 0, labelled: bool = True, classes: tuple = CLASSES
+    root: Path,
+    name: str,
+    *,
+    images: int = 8,
+    haze: float = 0.0,
+    seed: int = 0,
+    labelled: bool = True,
+    classes: tuple = CLASSES,
 ) -> None:
     """A prepared set with splits train and val: 64x48 pictures with one to three rectangles."""
     rng = np.random.default_rng(seed)
@@ -24,22 +31,37 @@ def make_set(
     for split in ("train", "val"):
         folder = root / name / "images" / split
         folder.mkdir(parents=True)
-        coco = {"images": [], "annotations": [], "categories": [{"id": i + 1, "name": label} for i, label in enumerate(classes)]}
+        coco = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": i + 1, "name": label} for i, label in enumerate(classes)],
+        }
         for number in range(1, images + 1):
             pixels = rng.integers(90, 130, (48, 64, 3)).astype(float)
             for _ in range(rng.integers(1, 4)):
                 w, h = rng.integers(10, 24, 2)
                 x, y, label = rng.integers(0, 64 - w), rng.integers(0, 48 - h), rng.integers(0, 2)
                 pixels[y : y + h, x : x + w] = COLOURS[label]
-                box = {"bbox": [int(x), int(y), int(w), int(h)], "area": int(w * h), "iscrowd": 0, "category_id": int(label) + 1}
+                box = {
+                    "bbox": [int(x), int(y), int(w), int(h)],
+                    "area": int(w * h),
+                    "iscrowd": 0,
+                    "category_id": int(label) + 1,
+                }
                 coco["annotations"].append({"id": len(coco["annotations"]) + 1, "image_id": number, **box})
-            Image.fromarray((pixels * (1 - haze) + 200 * haze).astype(np.uint8)).save(folder / f"{number}.png")
+            Image.fromarray((pixels * (1 - haze) + 200 * haze).astype(np.uint8)).save(
+                folder / f"{number}.png"
+            )
             coco["images"].append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 48})
         if not labelled:
             coco["annotations"] = []
         (root / name / f"{split}.json").write_text(json.dumps(coco))
-        splits[split] = SplitCard(f"{split}.json", f"images/{split}", num_images=images, num_boxes=len(coco["annotations"]))
-    write_card(DatasetCard(name, "haze" if haze else "clear", classes, splits, labelled=labelled), root / name)
+        splits[split] = SplitCard(
+            f"{split}.json", f"images/{split}", num_images=images, num_boxes=len(coco["annotations"])
+        )
+    write_card(
+        DatasetCard(name, "haze" if haze else "clear", classes, splits, labelled=labelled), root / name
+    )
 
 
 def tiny_config(**changes: object) -> Config:
