@@ -56,6 +56,7 @@ CONTINUE = "continue with: mrt pretrain-source --gpus 2 --resume"
 
 
 @linux
+@pytest.mark.soak
 def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds, somewhere):
     process = start(somewhere, worlds, settings=LONG)
     wait_for_epochs(process, somewhere, 4)
