@@ -388,3 +388,8 @@ def test_torch_free_modules_stay_torch_free(tmp_path):
     code = f"import sys, {', '.join(TORCH_FREE)}; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_the_engine_names_the_autoencoder_only_where_a_plan_is_written():
+    texts = {path.name: path.read_text().lower() for path in (ROOT / "mrt" / "engine").glob("*.py")}
+    assert [name for name, text in texts.items() if "mae" in text] == ["stages.py"]
