@@ -76,20 +76,17 @@ def carry_out(
         checkpoint.seed_everything(config.seed)  # the same weights in every process
         watcher = watcher if world.main else Watcher()
         shop = open_workshop(config, world, cards, plans, command["init"], state is not None, folder, watcher)
-        begin = next(
-            (number for number, plan in enumerate(plans) if state and plan.name == state["stage"]), 0
-        )
+        names = [plan.name for plan in plans]
+        begin = names.index(state["stage"]) if state and state["stage"] in names else 0
         if state is None:
             take_over(plans[0], shop)
-        stage = prepare(
-            plans[begin], shop, first=state is None
-        )  # before the folder is made: what does not fit leaves no trace
+        # Before the folder is made: what does not fit leaves no trace.
+        stage = prepare(plans[begin], shop, first=state is None)
         evaluate = validation(shop)
         if world.main and resume:
             record_resumption(folder, world.device)
             for name in changed_plugins(folder, config):
                 watcher.say(f"{name}: the plug-in is not the one that the run was started with")
-            names = [plan.name for plan in plans]
             if from_checkpoint is not None:
                 checkpoint.go_back(folder / "checkpoints", from_checkpoint, names[begin + 1 :])
             _forget(folder, names[:begin], names[begin:], state)
