@@ -227,7 +227,7 @@ def losses(run: RunData) -> Figure | None:
         axis.set_xlabel("epoch")
         axis.set_ylabel("loss")
         _mark(axis, run.spans, run.retrained)
-        several = len(curves) > 1
+        several = len(curves) > 1 or title == OTHERS  # whose title names no loss
         _from_zero(axis, 1.4 if several else 1.05)
         if several:
             axis.legend(
