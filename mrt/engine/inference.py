@@ -28,6 +28,7 @@ from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.interface import Detector
 from mrt.models.postprocess import top_detections
 from mrt.models.weights import save_weights
+from mrt.parts.source_record import HEADER
 
 
 @dataclass
@@ -70,8 +71,8 @@ class Validation:
 
 
 def write_slim(folder: Path, path: Path) -> None:
-    """Write a run's last average (else its student) without the frozen pretrained backbone; data and
-    environment go on record.
+    """Write a run's last average (else its student) without the frozen pretrained backbone; data,
+    environment and what the source told go on record.
     """
     detector, facts = load_detector(folder)
     started = read_facts(folder)
@@ -79,7 +80,10 @@ def write_slim(folder: Path, path: Path) -> None:
     save_weights(
         path,
         detector,
-        {**{name: facts[name] for name in ("classes", "network", "config")}, "run": record},
+        {
+            **{name: facts[name] for name in ("classes", "network", "config", HEADER) if name in facts},
+            "run": record,
+        },
         slim=True,
     )
 

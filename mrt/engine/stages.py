@@ -25,6 +25,7 @@ from mrt.parts.align import Align
 from mrt.parts.pseudo_labels import PseudoLabels
 from mrt.parts.rebuild import Rebuild
 from mrt.parts.retrain import Retrain
+from mrt.parts.source_record import SourceRecord
 from mrt.parts.supervise import Supervise
 
 Oracle = Literal["target", "source+target"]
@@ -35,19 +36,26 @@ def source_training(config: Config, labels: str = SOURCE) -> Plan:
     """Stage 1 (section 3.1). Whose ``labels``: the source's, or an oracle's."""
     teacher = Average() if config.pretrain.ema else None
     return Plan(
-        "pretrain", 0, config.pretrain, [Supervise()], labels, teacher, images="varied", pass_over="labelled"
+        "pretrain",
+        0,
+        config.pretrain,
+        [Supervise(), SourceRecord()],
+        labels,
+        teacher,
+        images="varied",
+        pass_over="labelled",
     )
 
 
 def refining(config: Config) -> Plan:
     """Stage 2 (section 3.3): supervision on the source, reconstruction of the target."""
-    return Plan("mae", 1, config.mae_stage, [Supervise(), Rebuild(kept=True)], leads=True)
+    return Plan("mae", 1, config.mae_stage, [Supervise(), SourceRecord(), Rebuild(kept=True)], leads=True)
 
 
 def teaching(config: Config) -> Plan:
     """Stage 3 (sections 3.2 to 3.4): everything."""
     rebuild = Rebuild(used=("branch",), decays=True)
-    parts = [Supervise(), PseudoLabels(), Align(), rebuild, Retrain()]
+    parts = [Supervise(), SourceRecord(), PseudoLabels(), Align(), rebuild, Retrain()]
     return Plan("teach", 2, config.teach, parts, teacher=Average(TRAINED), follows="mae")
 
 
@@ -56,8 +64,17 @@ def without_adapting(config: Config, labels: str = SOURCE) -> list[Plan]:
     supervision alone.
     """
     return [
-        Plan("mae", 1, config.mae_stage, [Supervise()], labels, leads=True, plugs=False),
-        Plan("teach", 2, config.teach, [Supervise()], labels, Average(TRAINED), follows="mae", plugs=False),
+        Plan("mae", 1, config.mae_stage, [Supervise(), SourceRecord()], labels, leads=True, plugs=False),
+        Plan(
+            "teach",
+            2,
+            config.teach,
+            [Supervise(), SourceRecord()],
+            labels,
+            Average(TRAINED),
+            follows="mae",
+            plugs=False,
+        ),
     ]
 
 

@@ -1,0 +1,92 @@
+"""What only labelled images can tell, kept for whoever adapts the detector without them (source-free).
+
+It goes into the header of the weights: how sure the detector was of its objects, and how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrt.domains import SOURCE
+from mrt.losses import Judged, matched_confidences
+from mrt.parts.base import Part, Site
+
+HEADER = "source"  # its entry in the metadata of weights
+CONFIDENCES, BOXES = "confidences", "boxes_per_image"
+
+
+class SourceRecord(Part):
+    """Counts in every epoch what the detector finds in the labelled images; the last whole epoch counts.
+
+    Attributes:
+        counts: (3, C) of this epoch: the sum of the matched queries' confidences by predicted class, their
+            number, and the labelled boxes by class. images: how many labelled images there were.
+        last: the same of the last whole epoch: (3, C + 1), the last column holding the images.
+    """
+
+    name = "source_record"
+
+    def begin(self, site: Site) -> None:
+        """Nothing is counted yet."""
+        self._forget()
+        self.last: Tensor | None = None
+
+    def _forget(self) -> None:
+        self.counts = torch.zeros(
+            (3, len(self.site.classes) + 1), dtype=torch.float64, device=self.site.world.device
+        )
+
+    @torch.no_grad()
+    def judged(self, judged: Mapping[str, Judged]) -> Mapping[str, float]:
+        """Count a micro-batch of the labelled images. Nothing is waited for."""
+        if SOURCE not in judged:
+            return {}
+        matches = judged[SOURCE].matches
+        scores, labels = matched_confidences(judged[SOURCE].logits, matches)
+        self.counts[0].index_add_(0, labels, scores.to(self.counts))
+        for row, found in ((1, labels), (2, matches.labels)):
+            self.counts[row].index_add_(0, found, self.counts.new_ones(()).expand(len(found)))
+        self.counts[:, -1] += len(matches.counts)
+        return {}
+
+    def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
+        """Keep the epoch's counts of all processes."""
+        self.last = self.site.world.sum(self.counts)
+        self._forget()
+        return {}
+
+    def header(self) -> dict[str, Any]:
+        """``{"source": {"confidences": ..., "boxes_per_image": ...}}`` by class; nothing without an epoch.
+
+        A class that no query was matched as has no confidence there.
+        """
+        if self.last is None or not self.last[0, -1]:
+            return {}
+        (sums, matched, boxes), images = self.last[:, :-1].tolist(), self.last[0, -1].item()
+        classes = self.site.classes
+        return {
+            HEADER: {
+                CONFIDENCES: {
+                    name: round(total / count, 6)
+                    for name, total, count in zip(classes, sums, matched, strict=True)
+                    if count
+                },
+                BOXES: {name: round(count / images, 6) for name, count in zip(classes, boxes, strict=True)},
+            }
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """This epoch's counts of all processes together, and the last epoch's."""
+        return {"counts": self.site.world.sum(self.counts.clone()), "last": self.last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The first process goes on with the sum over all, the others begin to count anew."""
+        if self.site.world.main:
+            self.counts = state["counts"].to(self.counts)
+        else:
+            self._forget()
+        self.last = None if state["last"] is None else state["last"].to(self.counts)
