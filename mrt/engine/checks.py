@@ -14,7 +14,8 @@ from mrt.losses import Loss
 from mrt.parts import NETWORKS
 from mrt.parts.base import Labels, Part
 
-TARGET_KEYS = ("boxes", "labels", "scores", "confidences", "ignore_boxes", "ignore_labels")
+OF_LABELS = ("confidences", "probabilities", "weights")
+TARGET_KEYS = ("boxes", "labels", "scores", *OF_LABELS, "ignore_boxes", "ignore_labels")
 
 
 def checked_losses(part: Part, losses: Sequence[Loss]) -> Sequence[Loss]:
@@ -106,7 +107,8 @@ def _wrong_target(targets: Sequence[Mapping], before: Sequence[Mapping]) -> str:
         unknown = sorted(set(target) - known)
         if unknown:
             return f"gave a target with {unknown[0]!r}; a target has {', '.join(TARGET_KEYS)}"
-        for key, other in (("boxes", "labels"), ("confidences", "labels"), ("ignore_labels", "ignore_boxes")):
+        pairs = [(key, "labels") for key in ("boxes", *OF_LABELS)] + [("ignore_labels", "ignore_boxes")]
+        for key, other in pairs:
             if key not in target:
                 continue
             if not isinstance(target[key], Tensor) or len(target[key]) != len(target.get(other, ())):

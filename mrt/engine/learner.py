@@ -25,7 +25,6 @@ from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
 from mrt.engine.student import Student
 from mrt.engine.trainee import Trainee, join, views
-from mrt.losses import count_boxes
 from mrt.models.interface import DetectorOutput
 from mrt.parts.base import Labels, Moment, Needs, Part
 
@@ -176,10 +175,7 @@ class StepAnswers:
             count, processes = len(self.batches), self.learner.world.size
             labels = [self.labels(number) for number in range(count)]
             # Of both domains, whatever is labelled: every process has to reduce the same numbers.
-            boxes = [
-                sum(count_boxes(item[name].targets) for item in labels if name in item) / count
-                for name in DOMAINS
-            ]
+            boxes = [sum(item[name].count for item in labels if name in item) / count for name in DOMAINS]
             means = self.learner.world.mean_of_numbers(boxes)
             least = 1 / (count * processes)
             self._num_boxes = {name: max(mean, least) for name, mean in zip(DOMAINS, means, strict=True)}

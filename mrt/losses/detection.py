@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrt.boxes import cxcywh_to_xyxy, giou, iou
 from mrt.host import to_device
-from mrt.losses.matcher import HungarianMatcher, Matches, Matching, Targets
+from mrt.losses.matcher import HungarianMatcher, Matches, Matching, Targets, stated
 
 # A query whose box overlaps an ignore box at least this much is not trained towards background.
 IGNORE_IOU = 0.5
@@ -75,6 +75,14 @@ class DetectionLoss:
 
                 Optional ``confidences`` (n,) in [0, 1] of the labels. With confidence c, the classification
                 loss of the matched query is c times that of an object plus 1 - c times that of background.
+
+                Optional ``probabilities`` (n, C) in [0, 1]: soft labels. The classification loss of the
+                matched query is then, in every column, |p - s|^gamma times the cross entropy of its score s
+                with p (Li et al., Generalized Focal Loss, NeurIPS 2020, equation 5), weighted by alpha for
+                the object's part and 1 - alpha for background's: the focal loss where p is 0 or 1, and 0
+                where s equals p.
+
+                Optional ``weights`` (n,), at least 0: what a label counts for in matching and box losses.
         """
         columns = logits.shape[-1]
         if columns != self.num_classes:
@@ -102,8 +110,13 @@ class DetectionLoss:
         if any(share.with_boxes for share in shares):
             predicted = boxes[_layers(matches), matches.image, matches.query].float()
             truth = matches.boxes[matches.target].float()
-            of_pair["box"] = (predicted - truth).abs().sum((0, 2))
-            of_pair["giou"] = (1 - giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))).sum(0)
+            distance = (predicted - truth).abs()
+            apart = 1 - giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+            weights = stated(targets, "weights")
+            if weights is not None:
+                of_label = weights[matches.target]
+                distance, apart = distance * of_label[..., None], apart * of_label
+            of_pair["box"], of_pair["giou"] = distance.sum((0, 2)), apart.sum(0)
         found, first = [], 0
         for share in shares:
             last = first + share.images
@@ -129,18 +142,32 @@ class DetectionLoss:
             weight = weight * _counted(boxes.detach(), targets, sign)
         x = logits.float() * sign
         of_entry = weight * x.sigmoid() ** self.gamma * F.softplus(x)
-        if any("confidences" in target for target in targets):
-            of_entry = self._doubted(of_entry, logits, targets, matches)
+        confidences = stated(targets, "confidences")
+        if confidences is not None:
+            of_entry = self._doubted(of_entry, logits, matches, confidences)
+        if any("probabilities" in target for target in targets):
+            of_entry = self._softened(of_entry, logits, targets, matches)
         return of_entry.sum((0, 2, 3))
 
-    def _doubted(self, of_entry: Tensor, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
-        """The loss of every entry (L, B, Q, C), where labels have confidences."""
-        matched = (_layers(matches), matches.image, matches.query, matches.labels[matches.target])
-        given = []
+    def _softened(self, of_entry: Tensor, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
+        """The loss of every entry (L, B, Q, C), where some labels are soft."""
+        rows, soft = [], []
         for target in targets:
-            certain = torch.ones_like(target["labels"], dtype=torch.float32)
-            given.append(target.get("confidences", certain))
-        confidence = torch.cat(given).float()[matches.target]
+            given = target.get("probabilities")
+            rows.append(F.one_hot(target["labels"], logits.shape[-1]) if given is None else given)
+            soft.append(torch.full_like(target["labels"], given is not None, dtype=torch.bool))
+        queries = (_layers(matches), matches.image, matches.query)
+        p, x = torch.cat(rows).float()[matches.target], logits[queries].float()
+        object_part, background = F.softplus(-x) * p, F.softplus(x) * (1 - p)
+        entropy = self.alpha * object_part + (1 - self.alpha) * background
+        loss = (p - x.sigmoid()).abs() ** self.gamma * entropy
+        is_soft = torch.cat(soft)[matches.target][..., None]
+        return of_entry.index_put(queries, torch.where(is_soft, loss, of_entry[queries]))
+
+    def _doubted(self, of_entry: Tensor, logits: Tensor, matches: Matches, confidences: Tensor) -> Tensor:
+        """The loss of every entry (L, B, Q, C), where labels have (T,) confidences."""
+        matched = (_layers(matches), matches.image, matches.query, matches.labels[matches.target])
+        confidence = confidences[matches.target]
         x = logits[matched].float()
         background = (1 - self.alpha) * x.sigmoid() ** self.gamma * F.softplus(x)
         return of_entry.index_put(matched, confidence * of_entry[matched] + (1 - confidence) * background)
@@ -184,9 +211,13 @@ def count_boxes(targets: Targets) -> int:
 
 
 def class_agnostic(targets: Targets) -> list[dict]:
-    """The same targets with every label 0: those of a two-stage detector's proposals (object or not)."""
-    changed = {"labels", "ignore_labels"}
+    """The same targets with every label 0: those of a two-stage detector's proposals (object or not).
+
+    Of soft labels the highest probability stays.
+    """
+    changes = dict.fromkeys(("labels", "ignore_labels"), torch.zeros_like)
+    changes["probabilities"] = lambda value: value.amax(-1, keepdim=True)
     return [
-        {key: torch.zeros_like(value) if key in changed else value for key, value in target.items()}
+        {key: changes[key](value) if key in changes else value for key, value in target.items()}
         for target in targets
     ]

@@ -108,7 +108,9 @@ class HungarianMatcher:
         costs = None
         if sum(counts):
             owner = to_device(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), logits.device)
-            costs = HostCopy(self.costs(logits, boxes, owner, labels, truth))
+            costs = self.costs(logits, boxes, owner, labels, truth)
+            weights = stated(targets, "weights")
+            costs = HostCopy(costs if weights is None else costs * weights[:, None])
         return Matching(costs, len(logits), logits.shape[2], counts, labels, truth)
 
     def costs(self, logits: Tensor, boxes: Tensor, owner: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
@@ -173,6 +175,14 @@ def _assign(costs: np.ndarray, counts: Sequence[int], num_queries: int, pairs: n
             pairs[1 + layer, here] = query
             pairs[1 + num_layers + layer, here] = target + first
         first, filled = first + count, filled + size
+
+
+def stated(targets: Targets, key: str) -> Tensor | None:
+    """(T,) float32 values that targets state of their labels, 1 where one states none; None if none does."""
+    if not any(key in target for target in targets):
+        return None
+    ones = [torch.ones_like(target["labels"], dtype=torch.float32) for target in targets]
+    return torch.cat([target.get(key, one) for target, one in zip(targets, ones, strict=True)]).float()
 
 
 def matched_confidences(logits: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 The engine asks the parts of a stage in their order, at these moments:
 
     is_on, needs      when the stage is planned
+    check             before anything is built: what cannot work
+    annotate          once: labels of others for the target's images
     networks          before it begins: what learns beside the detector
     begin             once, when everything is there
     load_state_dict   then, where a run goes on; elsewhere start
@@ -28,12 +30,13 @@ from torch import Tensor, nn
 from mrt.data.loader import Batch
 from mrt.domains import DOMAINS, TARGET
 from mrt.errors import MrtError
-from mrt.losses import Judged, Loss
+from mrt.losses import Judged, Loss, count_boxes
 from mrt.models.interface import Detector, DetectorOutput, EncoderInput, Features
 from mrt.section import Section
 
 if TYPE_CHECKING:
     from mrt.config import Config, StageConfig
+    from mrt.data.card import DatasetCard
     from mrt.data.dataset import DetectionDataset
     from mrt.evaluate.coco import Metrics
 
@@ -106,7 +109,10 @@ class Site:
         config, stage: all settings, and those of the stage (epochs, learning rate).
         classes: names by label. detector: the student's.
         world: the processes. say: tells the user a line worth reading.
-        source_boxes: labelled boxes per labelled image. target: whether the stage sees target images.
+        source_boxes: labelled boxes per labelled image (without source images: as the weights have it on
+            record); 0 where that is not known. target: whether the stage sees target images.
+        source: what the starting weights have on record of the source they were trained on
+            (:mod:`mrt.parts.source_record`); empty where they have nothing.
         kept: detector weights that some part needs (:attr:`Needs.kept`).
         before: the part of the same name in the stage before, if this run has trained it.
         start: the folder of the run that this one starts from, if this stage goes on where that run's ended.
@@ -121,6 +127,7 @@ class Site:
     world: Processes
     say: Callable[[str], None]
     source_boxes: float = 0.0
+    source: Mapping[str, Any] = field(default_factory=dict)
     target: bool = True
     kept: Mapping[str, State] = field(default_factory=dict)
     before: Part | None = None
@@ -149,13 +156,22 @@ class Labels:
 
     Attributes:
         targets: per image ``boxes`` (n, 4) cxcywh and ``labels`` (n,); optional ``ignore_boxes`` (m, 4),
-            ``ignore_labels`` (m,) and ``confidences`` (n,), how sure a label is
-            (:class:`mrt.losses.DetectionLoss`).
+            ``ignore_labels`` (m,), ``confidences`` (n,), how sure a label is, ``probabilities`` (n, C), soft
+            labels, and ``weights`` (n,), what a label counts for in matching and box losses
+            (:meth:`mrt.losses.DetectionLoss.start`).
         with_boxes: whether the box losses count, too.
+        num_boxes: as how many objects they count where the losses are divided by the number of objects; None:
+            as many as there are labels.
     """
 
     targets: Sequence[dict[str, Any]]
     with_boxes: bool = True
+    num_boxes: float | None = None
+
+    @property
+    def count(self) -> float:
+        """As how many objects they count."""
+        return count_boxes(self.targets) if self.num_boxes is None else self.num_boxes
 
 
 @dataclass(frozen=True)
@@ -215,6 +231,25 @@ class Part:
     def needs(self, config: Config) -> Needs:
         """What it asks of its stage."""
         return Needs()
+
+    def check(
+        self, config: Config, cards: Mapping[str, DatasetCard], classes: Sequence[str], data_root: Path
+    ) -> None:
+        """A run with this part is about to be built: look whether what the part will read is there.
+
+        Args:
+            cards: of the run's data sets, by domain. classes: that are detected.
+
+        Raises:
+            MrtError: it cannot work.
+        """
+
+    def annotate(self, domain: str, dataset: DetectionDataset) -> DetectionDataset:
+        """The images of a domain as the stage will see them. The target's have no labels; a part may give
+        them somebody's (:meth:`mrt.data.dataset.DetectionDataset.with_labels`) and finds them in the
+        batches' targets.
+        """
+        return dataset
 
     def networks(self, site: Site) -> dict[str, nn.Module]:
         """New networks that learn beside the detector, by name; they are moved to the device afterwards."""
