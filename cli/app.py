@@ -14,12 +14,24 @@ from typer.core import TyperGroup
 
 from mrt.errors import Interrupted, MrtError, RunFailed
 
-from . import ablate, adapt, demo, doctor, evaluate, export, predict, prepare_data, pretrain_source, report
+from . import (
+    ablate,
+    adapt,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    label,
+    predict,
+    prepare_data,
+    pretrain_source,
+    report,
+)
 
 RUN_FAILED, BAD_INPUT = 1, 2
 ORDER = [
     *("demo", "prepare-data", "pretrain-source", "adapt", "predict"),
-    *("eval", "export", "report", "ablate", "doctor"),
+    *("eval", "export", "report", "ablate", "label", "doctor"),
 ]
 
 
@@ -110,6 +122,7 @@ evaluate.register(app)
 export.register(app)
 report.register(app)
 ablate.register(app)
+label.register(app)
 doctor.register(app)
 
 
