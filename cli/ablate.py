@@ -14,12 +14,16 @@ from .arguments import AXES, AxisCommand, help_of, parse_pairs
 if TYPE_CHECKING:
     from mrt.ablate import Launcher, Trial
 
-STUDIES = "components, mask-ratio, decay, mae-data, mae-use, retrain-parts, retrain-init, mae-variant"
+STUDIES = (
+    "methods, components, mask-ratio, decay, mae-data, mae-use, retrain-parts, retrain-init, mae-variant"
+)
 
 
 def ablate(
     context: typer.Context,
-    study: Annotated[str | None, typer.Option(help=f"A table of the paper: {STUDIES}.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help=f"All methods (docs/method.md), or a table of the paper: {STUDIES}.")
+    ] = None,
     axis: Annotated[
         list[str] | None,
         typer.Option(
@@ -144,7 +148,7 @@ def ablate(
         experiment.require_labels(config, ["source"], roots.data_root, prepared=False)
         data = trials_of.shrink([config.data.source, config.data.target], roots.data_root, root / "data")
     rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
-    rows += trials_of.BASELINES if baselines else ()
+    rows += [row for row in trials_of.BASELINES if row not in rows] if baselines else []
     base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
     stem = experiment.run_folder(
         root, name or study or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds"
@@ -226,7 +230,7 @@ def _require(trial: Trial, data_root: Path) -> None:
     from mrt.errors import MrtError
 
     data, init = trial.config.data, trial.config.init
-    experiment.require_data([data.source, data.target], data_root)
+    experiment.require_data([*([data.source] if trial.learned_from else []), data.target], data_root)
     card = find_dataset(data.target, data_root)
     card.split(trial.split)
     if not card.labelled:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .arguments import ListCommand, parse_pairs
+from .arguments import ListCommand, help_of, parse_pairs
 from .experiment import carry_out
 
 
@@ -23,8 +23,8 @@ def adapt(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Parts of the method: teacher (plain teacher-student); +dt, +mae, +retrain "
-            "(that, and dynamic thresholds, added); mrt (all). Default: what the preset says."
+            help="teacher, +dt, +mae, +retrain, mrt, aldi or source-free: see above. Default: what the "
+            "preset says."
         ),
     ] = None,
     init: options.Init = None,
@@ -42,7 +42,27 @@ def adapt(
     profile: options.Profile = 0,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Adapt a source detector to an unlabelled target domain, e.g. --target foggy."""
+    """Adapt a source detector to an unlabelled target domain, e.g. --target foggy.
+
+    Methods, for --method (docs/method.md):
+
+    * teacher: teacher-student with discriminators, the paper's baseline
+
+    * +dt: that with dynamic thresholds
+
+    * +mae: that with dynamic thresholds and the masked autoencoder
+
+    * +retrain: that with dynamic thresholds and selective retraining
+
+    * mrt: all of them, the paper's method
+
+    * aldi: soft distillation, without thresholds and discriminators (ALDI++)
+
+    * source-free: from weights alone, without any source image
+
+    Labels from outside, of another detector or a foundation model, join any of them but aldi:
+    --set teacher.labels=FILE (mrt label makes one).
+    """
     from mrt.experiment import plan_adaptation
 
     plan = plan_adaptation(
@@ -66,4 +86,4 @@ def adapt(
 
 
 def register(app: typer.Typer) -> None:
-    app.command("adapt", cls=ListCommand)(adapt)
+    app.command("adapt", cls=ListCommand, help=help_of(adapt))(adapt)

@@ -30,7 +30,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mrt import plugins
 from mrt.errors import MrtError
-from mrt.parts.settings import DomainConfig, MaeConfig, RetrainConfig, TeacherConfig
+from mrt.parts.settings import DistillConfig, DomainConfig, MaeConfig, RetrainConfig, TeacherConfig
 from mrt.section import ADAPTING, Fraction, OpenFraction, Section, without_defaults
 
 PRESETS = Path(__file__).parent / "presets"
@@ -50,12 +50,34 @@ class Settings(BaseSettings):
 
 
 class MethodConfig(Section):
-    """What is added to the method from outside mrt (docs/extending.md)."""
+    """What is added to the method (docs/extending.md), and whether there are source images."""
 
     reaches: ClassVar[tuple[str, ...]] = ()  # plug-ins count by their content
+    reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = {"source_free": ("teach",)}
     plugins: tuple[str, ...] = Field(
         (), description="files (my_part.py), or names of installed entry points, that add parts or detectors"
     )
+
+    source_free: bool = Field(False, description="adapt without any source image, from weights alone")
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Nothing where there are source images, as always before."""
+        return without_defaults(self, super().acting(kind, config), "source_free")
+
+    def problem(self, config: Config) -> str | None:
+        """Without source images nothing can ask for them, and the target must be labelled by somebody."""
+        if not self.source_free:
+            return None
+        wrong = ["domain.enabled=false"] if config.domain.enabled else []
+        wrong += ["mae.data=target"] if config.mae.use == "branch" and config.mae.data != "target" else []
+        if wrong:
+            return f"method.source_free: there are no source images; set {' '.join(wrong)}"
+        if not (config.teacher.pseudo_labels or config.teacher.labels or config.distill.enabled):
+            return (
+                "method.source_free: nothing labels the target; set teacher.pseudo_labels=true, or name "
+                "teacher.labels"
+            )
+        return None
 
     @field_validator("plugins", mode="before")
     @classmethod
@@ -102,6 +124,12 @@ class DataConfig(Section):
     )
     max_size: PositiveInt = Field(1333, description="longest side of an image, px")
     cache: Literal["none", "ram"] = Field("none", description="keep decoded images in memory (small sets)")
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Without source images, the source's name and split do not act."""
+        values = super().acting(kind, config)
+        unused = ("source", "source_split") if kind == "teach" and config.method.source_free else ()
+        return {key: value for key, value in values.items() if key not in unused}
 
 
 class ModelConfig(Section):
@@ -337,6 +365,7 @@ class Config(Section):
     domain: DomainConfig = DomainConfig()
     mae: MaeConfig = MaeConfig()
     teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
     retrain: RetrainConfig = RetrainConfig()
     pretrain: PretrainConfig = PretrainConfig()
     mae_stage: MaeStageConfig = MaeStageConfig()

@@ -58,7 +58,7 @@ def resolve(preset: str | None, overrides: Sequence[str] | None, options: dict[s
     """
     source, target = options.get("data.source"), options.get("data.target")
     base = preset or choose_preset(source, target)
-    if preset is None and base == OWN and source is None:
+    if preset is None and base == OWN and source is None and not options.get("method.source_free"):
         raise MrtError(
             f"--target {target}: no preset is made for this data set, "
             "and no labelled set was named to adapt from",
@@ -184,6 +184,8 @@ def require_labels(
     Raises:
         MrtError: a data set has no labels, or no box that counts.
     """
+    if not domains:
+        return
     from mrt.data.registry import find_dataset
     from mrt.engine import labels
 
@@ -227,6 +229,12 @@ def source_weights(config: Config, root: Path) -> str:
     folder = root / default_name("source", config)
     if folder.is_dir():
         return str(folder)
+    if config.method.source_free:
+        raise MrtError(
+            "adaptation without source images starts from a detector that was trained with them, and none was "
+            "named",
+            "name it with --init RUN_OR_WEIGHTS",
+        )
     seed = f" --seed {config.seed}" if config.seed else ""
     raise MrtError(
         f"adaptation starts from a source detector, and there is none in {folder}",
@@ -268,6 +276,11 @@ class Experiment:
     oracle: str | None = None
     assumed: str = ""
 
+    @property
+    def source_free(self) -> bool:
+        """Whether no source images are needed."""
+        return self.command == "adapt" and self.config.method.source_free
+
     def going_on_from(self, checkpoint: str | None) -> Experiment:
         """The same run, continued from another checkpoint than the last.
 
@@ -296,7 +309,8 @@ class Experiment:
         if not self.resume:
             require_new(self.folder)
         needs_target = self.command == "adapt" or self.match_compute or self.oracle
-        require_data([data.source, *([data.target] if needs_target else [])], self.roots.data_root)
+        needed = [*([] if self.source_free else [data.source]), *([data.target] if needs_target else [])]
+        require_data(needed, self.roots.data_root)
         self.require_labels()
         if self.resume:
             return None
@@ -307,9 +321,17 @@ class Experiment:
         return source_weights(self.config, self.roots.run_root)
 
     def require_labels(self, *, prepared: bool = True) -> None:
-        """Raise MrtError for a data set without labels; ``prepared=False`` skips those not prepared yet."""
-        domains = (self.oracle or "source").split("+")
+        """Raise MrtError for a data set without labels, or labels from outside that are not there.
+
+        ``prepared=False`` skips data sets that are not prepared yet.
+        """
+        domains = [] if self.source_free else (self.oracle or "source").split("+")
         require_labels(self.config, domains, self.roots.data_root, prepared=prepared)
+        outside = self.config.teacher.labels
+        if self.command == "adapt" and outside is not None:
+            from mrt.data.registry import labels_file
+
+            labels_file(outside, self.config.data.target_split, self.roots.data_root)
 
     def named_weights(self) -> str | None:
         """The starting weights that options or settings name, without looking for those of another run."""
@@ -354,6 +376,7 @@ def plan_adaptation(
 
     Args:
         stage: "mae", "teach" or both.
+        method: one of :data:`mrt.ablate.studies.METHODS`.
         class_map: the source's names for classes that have another name in the target.
         overrides: texts ``section.key=value``.
         settings: the same as a mapping.
@@ -384,18 +407,37 @@ def plan_adaptation(
     }
     given["data.class_map"] = dict(class_map or {}) or None
     given |= METHODS.get(method, {}) | dict(settings or {})
+    network = _network_of(init) if method == "source-free" and init and preset is None and not resume else {}
+    given = {**network, **given}
     part = method.replace("+", "teacher-") if method else ""  # of the run's name
     trained = chosen[0] if len(chosen) == 1 else "" if part else "adapt"
     kind = "-".join(word for word in (trained, part) if word)
     config, folder = configure(
         kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root
     )
+    if config.method.source_free:
+        if "mae" in (stage or ()):
+            raise MrtError(
+                "--stage mae: learns from source images, and there are none (method.source_free)",
+                "leave out --stage: teaching is all there is",
+            )
+        chosen = ("teach",)
     words = "adapt" + (f" --method {method}" if method else "")
     words += "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
-    assumed = _assumed(config, preset, resume, {"source": source, "target": target})
+    asked = {"target": target} if config.method.source_free else {"source": source, "target": target}
+    assumed = _assumed(config, preset, resume, asked)
+    if network and config.preset == OWN and not resume:
+        assumed += f", the network and image sizes of {init}"
     return Experiment(
         "adapt", words, config, folder, roots, kind, init, resume, stages=chosen, assumed=assumed
     )
+
+
+def _network_of(init: str) -> dict[str, Any]:
+    """The settings of weights' network and of the images that it takes, as far as they are known."""
+    from mrt.engine.load import settings_of
+
+    return settings_of(init)
 
 
 def plan_pretraining(

@@ -21,7 +21,7 @@ from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
 from mrt.config import MACHINE_KEYS, Config, load_config
 from mrt.data.card import DatasetCard, file_sha256, read_json
-from mrt.data.registry import find_dataset
+from mrt.data.registry import find_dataset, labels_file
 from mrt.errors import MrtError
 from mrt.section import KINDS
 
@@ -110,7 +110,8 @@ class Trial:
         node: Node | None = self.node
         while node is not None and node.place is None:
             oracle = node.kind.startswith("oracle-")
-            found |= set(node.kind.removeprefix("oracle-").split("+")) if oracle else {"source"}
+            source = set() if node.kind == "teach" and node.config.method.source_free else {"source"}
+            found |= set(node.kind.removeprefix("oracle-").split("+")) if oracle else source
             node = node.parent
         return found
 
@@ -138,6 +139,7 @@ def content_hash(config: Config) -> str:
     values["init"] = _fingerprint(config.init) if config.init else None
     names = values.pop("method")["plugins"]
     values |= {"plugins": [plugins.load(name).digest for name in names]} if names else {}
+    values |= {"source_free": True} if config.method.source_free else {}
     for key in MACHINE_KEYS:
         values["engine"].pop(key)
     for name, section in config.sections().items():
@@ -206,12 +208,24 @@ def _takes_part(part: type, kind: str, config: Config) -> bool:
 
 def describe_data(config: Config, kind: str, data_root: Path) -> list[dict[str, Any]]:
     """The splits that a stage reads, with the sha256 of their annotations; not prepared: the name alone."""
-    used = [(config.data.source, config.data.source_split)]
+    source_free = kind == "teach" and config.method.source_free
+    used = [] if source_free else [(config.data.source, config.data.source_split)]
     found = [part() for plugin in map(plugins.load, config.method.plugins) for part in plugin.parts]
     more = [part for part in found if _takes_part(type(part), kind, config) and part.needs(config).target]
     if kind != "source" or more:
         used.append((config.data.target, config.data.target_split))
-    return [describe_split(name, split, data_root) for name, split in used]
+    described = [describe_split(name, split, data_root) for name, split in used]
+    if kind == "teach" and config.teacher.labels is not None:
+        described.append(_describe_labels(config.teacher.labels, config.data.target_split, data_root))
+    return described
+
+
+def _describe_labels(where: str, split: str, data_root: Path) -> dict[str, Any]:
+    """What identifies labels from outside: their content; where there are none yet, their name."""
+    try:
+        return {"labels": file_sha256(labels_file(where, split, data_root))}
+    except (MrtError, OSError):
+        return {"labels": where}
 
 
 def describe_split(name: str, split: str, data_root: Path) -> dict[str, Any]:
@@ -273,7 +287,7 @@ class Planner:
         start = self._given(config) if config.init else self._source(config, first_seed)
         if end == "source":
             return start
-        if end == "teach":
+        if end == "teach" and not config.method.source_free:
             start = self._node("mae", config, start)
         return self._node(end, config, start)
 

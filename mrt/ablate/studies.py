@@ -20,14 +20,37 @@ from mrt.errors import MrtError
 PAPER = "City→Foggy"  # the benchmark of the paper's ablations, as the tables call it
 End = Literal["source", "mae", "teach", "fair", "oracle-target", "oracle-source+target"]
 
-# Named sets of settings for `mrt adapt --method`: table 4 of the paper. Every one keeps the discriminators of
-# the paper's baseline, and whatever is added to it is added with dynamic thresholds, as there.
+# Named sets of settings for `mrt adapt --method`. The first five are table 4 of the paper: they keep the
+# discriminators of its baseline, and whatever is added to it is added with dynamic thresholds, as there.
 METHODS: dict[str, dict[str, Any]] = {
     "teacher": {"teacher.dynamic": False, "mae.use": "none", "retrain.every": 0},
     "+dt": {"teacher.dynamic": True, "mae.use": "none", "retrain.every": 0},
     "+mae": {"teacher.dynamic": True, "mae.use": "branch", "retrain.every": 0},
     "+retrain": {"teacher.dynamic": True, "mae.use": "none"},
     "mrt": {"teacher.dynamic": True, "mae.use": "branch"},
+    "aldi": {
+        "teacher.pseudo_labels": False,
+        "distill.enabled": True,
+        "domain.enabled": False,
+        "mae.use": "none",
+        "retrain.every": 0,
+    },
+    "source-free": {
+        "method.source_free": True,
+        "domain.enabled": False,
+        "mae.use": "none",
+        "retrain.every": 0,
+        "teacher.every": 5,
+    },
+}
+METHOD_WORDS = {
+    "teacher": "teacher-student with discriminators, the paper's baseline",
+    "+dt": "that with dynamic thresholds",
+    "+mae": "that with dynamic thresholds and the masked autoencoder",
+    "+retrain": "that with dynamic thresholds and selective retraining",
+    "mrt": "all of them, the paper's method",
+    "aldi": "soft distillation, without thresholds and discriminators (ALDI++)",
+    "source-free": "from weights alone, without any source image",
 }
 
 
@@ -51,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A table of the paper: its title, its rows, and which of them the others are compared with."""
+    """A table: its title, its rows, and which of them the others are compared with."""
 
     title: str
     rows: tuple[Row, ...]
@@ -80,7 +103,26 @@ _MAE_ONLY = {
 _NO_DT = "the paper's figure is its table 4 row without dynamic thresholds, which this study keeps on"
 _VARIANTS = ("mae.variant", "mae.mse_over", "mae.valid_ratios", "mae.keep_padding", "mae.carry_over")
 
+BASELINES = (
+    Row(
+        "fair source-only",
+        end="fair",
+        note="the steps, rates, augmentation and averaging of adaptation, and nothing adaptive",
+    ),
+    Row("oracle: target labels", end="oracle-target", note="the same training with the target's labels"),
+    Row(
+        "oracle: source + target labels",
+        end="oracle-source+target",
+        note="the same training with both domains' labels",
+    ),
+)
+
 STUDIES: dict[str, Study] = {
+    "methods": Study(
+        "whole methods (docs/method.md)",
+        (*(Row(name, settings) for name, settings in METHODS.items()), *BASELINES),
+        base="fair source-only",
+    ),
     "components": Study(
         "the parts of the method (paper, table 4)",
         (
@@ -173,20 +215,6 @@ STUDIES: dict[str, Study] = {
         base="published, padding ratios",
     ),
 }
-
-BASELINES = (
-    Row(
-        "fair source-only",
-        end="fair",
-        note="the steps, rates, augmentation and averaging of adaptation, and nothing adaptive",
-    ),
-    Row("oracle: target labels", end="oracle-target", note="the same training with the target's labels"),
-    Row(
-        "oracle: source + target labels",
-        end="oracle-source+target",
-        note="the same training with both domains' labels",
-    ),
-)
 
 
 def find_study(name: str) -> Study:

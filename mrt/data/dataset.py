@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torchvision.ops import box_area
 
 from mrt.data.card import DatasetCard, coco_categories, is_ignored, read_json
 from mrt.data.images import read_image, read_picture
+from mrt.data.outside import Given, OutsideLabels
 from mrt.data.transforms import Sample, Target, Transform
 from mrt.errors import MrtError
 
@@ -46,6 +48,10 @@ class ImageRecord:
     areas: Tensor
     ignore_boxes: Tensor
     ignore_labels: Tensor
+    scores: Tensor | None = None
+    """(n,) of labels from outside (:meth:`DetectionDataset.with_labels`)."""
+    covered: bool = True
+    """Whether somebody looked at the image, where its labels come from outside."""
 
 
 class DetectionDataset(Dataset):
@@ -122,6 +128,8 @@ class DetectionDataset(Dataset):
         }
         if self.keep_ignored:
             target |= {"ignore_boxes": record.ignore_boxes, "ignore_labels": record.ignore_labels}
+        if record.scores is not None:
+            target |= {"scores": record.scores, "covered": record.covered}
         if self._cache is None and isinstance(self.transform, Transform):
             # resizing works on pictures, so an array would have to be converted back
             image = read_picture(record.path, record.size)
@@ -136,6 +144,40 @@ class DetectionDataset(Dataset):
             return Sample(tv_tensors.Image(image), target)
         rng = random.Random(seed if seed is not None else int(torch.randint(1 << 62, ())))
         return self.transform(image, target, rng)
+
+    def with_labels(self, labels: OutsideLabels, keep_uncovered: bool = True) -> DetectionDataset:
+        """The same images with labels from outside; the set's own stay unread.
+
+        Targets then have ``scores`` (n,), ``ignore_boxes`` and ``ignore_labels`` too, and ``covered``: False
+        for an image that the labels say nothing of.
+
+        Args:
+            keep_uncovered: False leaves those images out.
+        """
+        nothing = torch.zeros(0)
+        empty = Given(
+            *(nothing.reshape(0, 4), nothing.long(), nothing), nothing.reshape(0, 4), nothing.long()
+        )
+        records = []
+        for record in self.records:
+            given = labels.images.get(record.image_id, empty)
+            records.append(
+                replace(
+                    record,
+                    boxes=given.boxes,
+                    labels=given.labels,
+                    areas=box_area(given.boxes).double(),
+                    ignore_boxes=given.ignore_boxes,
+                    ignore_labels=given.ignore_labels,
+                    scores=given.scores,
+                    covered=record.image_id in labels.images,
+                )
+            )
+        other = copy.copy(self)
+        other.records = [record for record in records if keep_uncovered or record.covered]
+        other.keep_ignored = True
+        other._cache = None if self._cache is None else {}
+        return other
 
     def largest_size(self) -> tuple[int, int]:
         """(height, width) that every sample fits into.

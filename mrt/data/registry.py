@@ -26,6 +26,8 @@ PREPARE_COMMANDS = {
     },
 }
 
+LABELS_HINT = "mrt label makes such a file; other formats become a prepared set with mrt prepare-data custom"
+
 
 def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard:
     """The card of a prepared set, by its name under ``data_root`` or by the path of its folder or card.
@@ -56,6 +58,32 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     if close and name not in PREPARE_COMMANDS:
         hint = f"Did you mean '{close[0]}'? {hint}"
     raise MrtError(f"No data set '{name}' in {data_root} (there: {', '.join(there) or 'none'})", hint)
+
+
+def labels_file(where: str, split: str, data_root: Path | str) -> Path:
+    """The file that ``teacher.labels`` names: itself, or the annotations of a prepared set's split.
+
+    Raises:
+        MrtError: there is no such file, set or split.
+    """
+    path = Path(where)
+    if path.is_file() and path.name != "dataset.json":
+        return path
+    if path.suffix == ".json" and not path.exists():
+        raise MrtError(f"teacher.labels = {where!r}: there is no such file", LABELS_HINT)
+    try:
+        card = find_dataset(where, data_root)
+    except MrtError as error:
+        raise MrtError(
+            f"teacher.labels = {where!r}: neither a file nor a prepared set: {error.message}",
+            f"name a COCO file or a set ({LABELS_HINT})",
+        ) from None
+    if split not in card.splits:
+        raise MrtError(
+            f"teacher.labels = {where!r}: the set has no split {split!r} (it has {', '.join(card.splits)})",
+            "name the annotation file of the split instead",
+        )
+    return card.annotations_path(split)
 
 
 def _prepared(data_root: Path) -> list[Path]:

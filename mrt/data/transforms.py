@@ -35,6 +35,7 @@ CROP_SIDES = (400, 500, 600)
 CROP_RANGE = (384, 600)
 
 Target = dict[str, Any]
+OF_BOXES = {"boxes": ("labels", "scores"), "ignore_boxes": ("ignore_labels",)}  # what goes where a box goes
 
 
 class Sample(NamedTuple):
@@ -168,8 +169,8 @@ class Transform:
     """From a decoded image and its target to what the network takes.
 
     Call it with an image, (3, H, W) uint8 or an RGB picture (saves copies), and a target with ``boxes`` (n,
-    4) xyxy pixels, ``labels`` (n,), optionally ``ignore_boxes`` and ``ignore_labels``. It returns a
-    :class:`Sample` whose target holds cxcywh shares of the new image and ``size`` (h, w).
+    4) xyxy pixels, ``labels`` (n,), optionally ``scores`` (n,), ``ignore_boxes`` and ``ignore_labels``. It
+    returns a :class:`Sample` whose target holds cxcywh shares of the new image and ``size`` (h, w).
 
     Args:
         kind: "weak" crops, resizes, flips; "strong" also changes colours; "pair" gives both views; "eval"
@@ -194,7 +195,7 @@ class Transform:
 
     def __call__(self, image: Tensor | Image.Image, target: Target, rng: random.Random) -> Sample:
         target = dict(target)
-        groups = [name for name in ("boxes", "ignore_boxes") if name in target]
+        groups = [name for name in OF_BOXES if name in target]
         height, width = image_size(image)
         region = Region(0, 0, height, width)
         if self.crop and rng.random() < 0.5:
@@ -207,9 +208,9 @@ class Transform:
         shares = torch.tensor((1 / size[1], 1 / size[0])).repeat(2)
         for name in groups:
             boxes, keep = crop_boxes(target[name].as_subclass(Tensor), region)
-            labels = name.replace("boxes", "labels")
             if not keep.all():
-                boxes, target[labels] = boxes[keep], target[labels][keep]
+                boxes = boxes[keep]
+                target |= {other: target[other][keep] for other in OF_BOXES[name] if other in target}
             boxes = boxes * scale
             target[name] = xyxy_to_cxcywh(flip_boxes(boxes, size[1]) if flipped else boxes) * shares
         target["size"] = size

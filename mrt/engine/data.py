@@ -15,10 +15,11 @@ from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import Batch, build_loader, on_device
 from mrt.data.registry import find_dataset
 from mrt.data.transforms import Sample, build_transform
-from mrt.domains import SOURCE, TARGET
+from mrt.domains import DOMAINS, SOURCE, TARGET
 from mrt.engine import labels
 from mrt.engine.distributed import World
 from mrt.engine.labels import class_map_for
+from mrt.engine.load import describe
 from mrt.engine.plan import Plan
 from mrt.errors import MrtError, RunFailed
 
@@ -156,14 +157,38 @@ class Stream:
 
 
 def find_cards(plans: Sequence[Plan], config: Config, data_root: Path) -> dict[str, DatasetCard]:
-    """The cards of the sets that the plans use; the source is always needed, for its class names."""
-    cards = {SOURCE: find_dataset(config.data.source, data_root)}
+    """The cards of the sets that the plans use. The source is needed for its class names, unless no plan
+    learns from labelled images.
+    """
+    cards = {}
+    if any(plan.labelled for plan in plans):
+        cards[SOURCE] = find_dataset(config.data.source, data_root)
     wanted = (
         plan.pass_over == "smaller" or TARGET in plan.labelled or plan.needs(config).target for plan in plans
     )
     if any(wanted):
         cards[TARGET] = find_dataset(config.data.target, data_root)
     return cards
+
+
+def classes_of(config: Config, cards: Mapping[str, DatasetCard], start: str | None) -> list[str]:
+    """What is detected: the source's classes (or some of them); without a source those of the weights that
+    the run starts from.
+
+    Raises:
+        MrtError: ``data.classes`` names others.
+    """
+    if SOURCE in cards:
+        return labels.class_names(config, cards[SOURCE])
+    known = describe(start).classes
+    wanted = config.data.classes
+    missing = [name for name in wanted or () if name not in known]
+    if missing:
+        raise MrtError(
+            f"data.classes = {list(wanted)}: {', '.join(missing)} not known to {start}",
+            f"without source images a run has the classes of its weights: {', '.join(known)}",
+        )
+    return list(wanted) if wanted is not None else list(known)
 
 
 def splits_of(config: Config) -> dict[str, str]:
@@ -199,17 +224,23 @@ def build_streams(
     world: World,
 ) -> dict[str, Stream]:
     """Batches of a plan by domain; "source" are the labelled images, whoever's they are."""
-    sets: dict[str, Any] = {SOURCE: labelled[0] if len(labelled) == 1 else Joined(labelled)}
+    sets: dict[str, Any] = {}
+    if labelled:
+        sets[SOURCE] = labelled[0] if len(labelled) == 1 else Joined(labelled)
     needs = plan.needs(config)
     if needs.target:
         kind = "pair" if needs.strong else "weak"
         split = splits_of(config)[TARGET]
-        sets[TARGET] = training_set(config, cards[TARGET], split, classes, kind, varied=False, labelled=False)
+        images = training_set(config, cards[TARGET], split, classes, kind, varied=False, labelled=False)
+        for part in plan.parts:
+            images = part.annotate(TARGET, images)
+        sets[TARGET] = images
     return {
         domain: Stream(
-            training_loader(config, dataset, world, config.seed + 7919 * number), device=world.device
+            training_loader(config, dataset, world, config.seed + 7919 * DOMAINS.index(domain)),
+            device=world.device,
         )
-        for number, (domain, dataset) in enumerate(sets.items())
+        for domain, dataset in sets.items()
     }
 
 

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,13 @@ def begin_run(
     cards: dict[str, DatasetCard],
     classes: list[str],
     device: torch.device | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make the folder and write what the run is. MrtError when there is one already."""
+    """Make the folder and write what the run is. MrtError when there is one already.
+
+    Args:
+        source: what the starting weights have on record of the source that they were trained on.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,6 +60,7 @@ def begin_run(
         "classes": classes,
         "data": {domain: _describe(card) for domain, card in cards.items()},
         "finished": [],
+        **({"source": dict(source)} if source else {}),
         **_plugins_of(config),
         "environment": provenance(device),
     }

@@ -20,6 +20,7 @@ from mrt.models.huggingface import describe_huggingface, is_huggingface, load_hu
 from mrt.models.interface import Detector
 from mrt.models.published import describe_published, is_published, load_published
 from mrt.models.weights import is_ours, load_weights, read_header
+from mrt.parts.source_record import HEADER
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 EXPORT_CARD = "export.json"  # in a folder that mrt export has written
@@ -184,21 +185,8 @@ def require_fit(model: ModelConfig, about: Description, where: str | Path) -> No
     settings fit.
     """
     settings = model.model_dump()
-    theirs = {"detector": about.kind, "backbone": about.backbone, **about.arguments}
-    if about.folded or model.freeze == "all":  # else what learns is the run's choice
-        theirs["freeze"] = "all" if about.folded else "stem"
-    if not holds_detector(model.weights) and about.pretrained == (model.weights == "none"):
-        theirs["weights"] = "imagenet" if about.pretrained else "none"
-    if about.arguments.get("two_stage"):
-        theirs.pop("query_init", None)  # says nothing then
-    else:
-        theirs.pop("proposal_content", None)
-    free = ("dropout", "class_prior", "num_classes")
-    different = {
-        key: value
-        for key, value in theirs.items()
-        if key in settings and key not in free and settings[key] != value
-    }
+    theirs = _settings_that_fit(model, about)
+    different = {key: value for key, value in theirs.items() if settings[key] != value}
     if different:
         mine = ", ".join(f"{key} {settings[key]!r}" for key in different)
         found = ", ".join(f"{key} {value!r}" for key, value in different.items())
@@ -210,6 +198,42 @@ def require_fit(model: ModelConfig, about: Description, where: str | Path) -> No
             f"{where}: is of another network ({found}) than this run's ({mine})",
             f"take its settings: --set {words}",
         )
+
+
+def settings_of(where: str | Path) -> dict[str, Any]:
+    """The settings of a run that goes on with weights: those of ``[model]`` that fit them and, of weights
+    that mrt has trained, the image sizes.
+
+    Returns:
+        Dotted key -> value.
+    """
+    about, path = describe(where), find_weights(where)
+    fitting = _settings_that_fit(ModelConfig(), about)
+    changes = {f"model.{key}": value for key, value in fitting.items()}
+    changes["model.weights"] = "imagenet" if about.pretrained else "none"
+    if path.is_file() and is_ours(path):
+        data = read_header(path)["metadata"].get("config", {}).get("data", {})
+        changes |= {f"data.{key}": data[key] for key in ("sides", "max_size") if key in data}
+    return changes
+
+
+def _settings_that_fit(model: ModelConfig, about: Description) -> dict[str, Any]:
+    """Settings of ``[model]`` that fit weights; of what is the run's choice only where ``model`` chose
+    otherwise than is possible.
+    """
+    theirs = {"detector": about.kind, "backbone": about.backbone, **about.arguments}
+    if about.folded or model.freeze == "all":  # else what learns is the run's choice
+        theirs["freeze"] = "all" if about.folded else "stem"
+    if not holds_detector(model.weights) and about.pretrained == (model.weights == "none"):
+        theirs["weights"] = "imagenet" if about.pretrained else "none"
+    if about.arguments.get("two_stage"):
+        theirs.pop("query_init", None)  # says nothing then
+    else:
+        theirs.pop("proposal_content", None)
+    free = ("dropout", "class_prior", "num_classes")
+    return {
+        key: value for key, value in theirs.items() if key in ModelConfig.model_fields and key not in free
+    }
 
 
 def holds_detector(weights: str) -> bool:
@@ -242,6 +266,18 @@ def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:
     log = read_log(folder / "metrics.jsonl") if (folder / "run.json").is_file() else []
     lines = [line["thresholds"] for line in log if line.get("kind") == "epoch" and line.get("thresholds")]
     return dict(lines[-1]) if lines and set(lines[-1]) == set(facts["classes"]) else None
+
+
+def source_record(where: str | None) -> dict[str, Any]:
+    """What weights have on record of the source that they were trained on (:mod:`mrt.parts.source_record`).
+
+    Nothing where there are no weights, or weights that mrt has not trained, or trained before it kept one.
+    """
+    if where is None:
+        return {}
+    path = find_weights(where)
+    told = read_header(path)["metadata"].get(HEADER) if path.is_file() and is_ours(path) else None
+    return dict(told) if isinstance(told, dict) else {}
 
 
 def _load_huggingface(folder: Path) -> tuple[Detector, dict[str, Any]]:

@@ -35,7 +35,8 @@ class Plan:
         settings: its length, rate and augmentation.
         parts: of the method, in their order. Those that the settings switch off fall away, those of plug-ins
             join (:meth:`active`).
-        labels: whose labels supervise it: "source", "target" or "source+target".
+        labels: whose labels supervise it: "source", "target" or "source+target"; "" where none do, and no
+            labelled images are needed.
         teacher: the average that is kept, if one is.
         images: sizes and crops: "varied" (``data.source_sides``), or "whole" (``data.sides``).
         pass_over: what an epoch is one pass over: the "labelled" images, or the "smaller" of both domains,
@@ -86,4 +87,4 @@ class Plan:
     @property
     def labelled(self) -> list[str]:
         """The domains whose labels it learns from."""
-        return self.labels.split("+")
+        return self.labels.split("+") if self.labels else []

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from mrt.errors import MrtError
 from mrt.models.classes import by_name, column_of
 from mrt.models.interface import Detector
 from mrt.parts.base import Part, Site
+from mrt.parts.source_record import BOXES
 
 RANDOM = "{}-random.pt"  # in the folder of a run of one stage alone, for the stage that follows it
 NO_COCO = (
@@ -47,6 +49,7 @@ class Workshop:
         start: the run, file or shipped name that the detector's weights came from.
         folder: of the run.
         kept: detector weights that parts of some stage need.
+        source: what the starting weights have on record of their source.
         before: the parts of the stage that this run has trained before, by name.
         told: what was said of the data, which every stage would say again.
     """
@@ -62,6 +65,7 @@ class Workshop:
     kept: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     before: Mapping[str, Part] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def tell(self, lines: Iterable[str]) -> None:
         """Say each line once in a run."""
@@ -85,6 +89,7 @@ def open_workshop(
     config: Config,
     world: World,
     cards: dict[str, DatasetCard],
+    classes: list[str],
     plans: Sequence[Plan],
     start: str | None,
     continued: bool,
@@ -100,7 +105,6 @@ def open_workshop(
         continued: whether a checkpoint will fill in every weight.
     """
     watcher = watcher or Watcher()
-    classes = labels.class_names(config, cards["source"])
     kept = frozenset().union(*(plan.needs(config).kept for plan in plans))
     whole = config.model.weights if holds_detector(config.model.weights) else None
     initial = not continued and (start is None or "random" in kept)
@@ -204,9 +208,11 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         shop.tell([*dataset.left_out(), *labels.missing_classes(dataset, labels.LEARN[domain])])
     streams = data.build_streams(plan, config, shop.cards, shop.classes, sets, world)
     site = Site(config, plan.settings, shop.classes, detector, world, watcher.say)
+    on_record = sum(shop.source.get(BOXES, {}).values())
     site = replace(
         site,
-        source_boxes=data.boxes_per_image(plan, config, shop.cards),
+        source_boxes=data.boxes_per_image(plan, config, shop.cards) if plan.labelled else on_record,
+        source=shop.source,
         target=TARGET in streams,
         kept=shop.kept,
     )
@@ -223,8 +229,11 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     student = Student(detector, more=networks).to(world.device).train()
     settings = config.teacher
     ahead = plan.teacher.ahead if plan.teacher else 0
+    how = {"every": settings.every, "fast": settings.fast_ema, "fast_share": settings.fast_share}
     teacher = (
-        Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=ahead) if plan.teacher else None
+        Teacher(detector, settings.ema, warmup=settings.warmup, warmup_offset=ahead, **how)
+        if plan.teacher
+        else None
     )
     optimiser = build.build_optimiser(config, plan.settings, student, world.device)
     compiler = Compiler(config.engine.compile, world.device, watcher)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mrt.config import Config
 from mrt.engine import build, checkpoint, distributed
-from mrt.engine.data import find_cards
+from mrt.engine.data import classes_of, find_cards
 from mrt.engine.folder import (
     begin_run,
     changed_plugins,
@@ -21,6 +21,7 @@ from mrt.engine.folder import (
     unfinish_stages,
 )
 from mrt.engine.labels import require_labels
+from mrt.engine.load import source_record
 from mrt.engine.loop import Run, run_stage
 from mrt.engine.plan import Plan
 from mrt.engine.prepare import leave_behind, open_workshop, prepare, take_over
@@ -71,11 +72,22 @@ def carry_out(
     if resume:
         require_same_data(folder, cards)
     require_labels(config, cards, {domain for plan in plans for domain in plan.labelled})
+    if resume:
+        told = read_facts(folder)
+        classes, source = list(told["classes"]), told.get("source", {})
+    else:
+        classes, source = classes_of(config, cards, command["init"]), source_record(command["init"])
+    for plan in plans:
+        for part in plan.parts:
+            part.check(config, cards, classes, Path(data_root))
     with distributed.joined(config.engine.device, config.engine.timeout) as world:
         build.use_machine(config, world.device)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
         watcher = watcher if world.main else Watcher()
-        shop = open_workshop(config, world, cards, plans, command["init"], state is not None, folder, watcher)
+        shop = open_workshop(
+            config, world, cards, classes, plans, command["init"], state is not None, folder, watcher
+        )
+        shop.source = source
         names = [plan.name for plan in plans]
         begin = names.index(state["stage"]) if state and state["stage"] in names else 0
         if state is None:
@@ -98,6 +110,7 @@ def carry_out(
                 cards,
                 shop.classes,
                 world.device,
+                source,
             )
         world.wait()
         with RunLog(folder, active=world.main) as log:

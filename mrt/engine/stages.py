@@ -6,6 +6,8 @@
 discriminators and the
    autoencoder; selective retraining puts parts of the student back now and then.
 
+Without source images there is :func:`source_free` instead of stages 2 and 3.
+
 The baselines are stages 2 and 3 without what adapts (:func:`without_adapting`): the same steps, rates,
 augmentation and averaging.
 """
@@ -22,6 +24,8 @@ from mrt.engine.run import carry_out
 from mrt.engine.start import absolute, starting_point, stored
 from mrt.errors import MrtError
 from mrt.parts.align import Align
+from mrt.parts.distill import Distill
+from mrt.parts.outside_labels import OutsideLabels
 from mrt.parts.pseudo_labels import PseudoLabels
 from mrt.parts.rebuild import Rebuild
 from mrt.parts.retrain import Retrain
@@ -55,8 +59,16 @@ def refining(config: Config) -> Plan:
 def teaching(config: Config) -> Plan:
     """Stage 3 (sections 3.2 to 3.4): everything."""
     rebuild = Rebuild(used=("branch",), decays=True)
-    parts = [Supervise(), SourceRecord(), PseudoLabels(), Align(), rebuild, Retrain()]
+    labels = [PseudoLabels(), OutsideLabels(), Distill()]
+    parts = [Supervise(), SourceRecord(), *labels, Align(), rebuild, Retrain()]
     return Plan("teach", 2, config.teach, parts, teacher=Average(TRAINED), follows="mae")
+
+
+def source_free(config: Config) -> Plan:
+    """Teaching without any source image, from weights alone."""
+    labels = [PseudoLabels(), OutsideLabels(), Distill()]
+    parts = [SourceRecord(), *labels, Rebuild(used=("branch",), decays=True), Retrain()]
+    return Plan("teach", 2, config.teach, parts, labels="", teacher=Average(TRAINED))
 
 
 def without_adapting(config: Config, labels: str = SOURCE) -> list[Plan]:
@@ -135,7 +147,7 @@ def adapt(
     :func:`pretrain_source`.
 
     Args:
-        stages: "mae", "teach" or both.
+        stages: "mae", "teach" or both; without source images (``method.source_free``) there is only "teach".
         init: where adaptation starts; none takes ``config.init``.
     """
     unknown = [name for name in stages if name not in STAGES]
@@ -145,6 +157,9 @@ def adapt(
             "stages are mae and teach",
         )
     config = stored(config, folder, how)
-    plans = [plan(config) for name, plan in STAGES.items() if name in stages]
+    if config.method.source_free:
+        stages, plans = ("teach",), [source_free(config)]
+    else:
+        plans = [plan(config) for name, plan in STAGES.items() if name in stages]
     command = {"command": "adapt", "init": starting_point(config, init, how), "stages": list(stages)}
     return carry_out(plans, config, folder, command, **how)

@@ -18,7 +18,7 @@ def validation(shop: Workshop) -> Callable[[Learner], dict[str, Any]] | None:
     labels to measure with.
     """
     config, split, watcher = shop.config, shop.config.data.validation_split, shop.watcher
-    card = shop.cards.get(TARGET, shop.cards[SOURCE])
+    card = shop.cards[TARGET if TARGET in shop.cards else SOURCE]
     nothing = f"{card.name} has no box of the detector's classes in split {split!r}"
     if config.engine.eval_every == 0:
         wanted = (

@@ -21,6 +21,7 @@ from mrt.evaluate.labels import as_pseudo_labels, label_quality
 from mrt.losses import Judged, matched_confidences
 from mrt.models.interface import DetectorOutput
 from mrt.parts.base import Labels, Look, Moment, Needs, Part, Site
+from mrt.parts.source_record import CONFIDENCES
 
 if TYPE_CHECKING:
     from mrt.config import Config
@@ -52,6 +53,7 @@ class PseudoLabels(Part):
     def begin(self, site: Site) -> None:
         """All thresholds begin at ``teacher.threshold_start``."""
         settings, device = site.config.teacher, site.world.device
+        self.remembered = self._remembered()
         self.thresholds = DynamicThresholds(
             len(site.classes),
             settings.threshold_alpha,
@@ -59,10 +61,30 @@ class PseudoLabels(Part):
             settings.threshold_start,
             settings.threshold_min,
             settings.threshold_max,
-            enabled=settings.dynamic,
+            enabled=settings.dynamic and self.remembered is not None,
             device=device,
         )
         self.count = LabelCount(len(site.classes), device)
+
+    def _remembered(self) -> tuple[Tensor, Tensor] | None:
+        """The source's confidences and their labels that the weights have on record, where there are no
+        source images; None where neither is there, which is said.
+        """
+        site = self.site
+        nothing = torch.zeros(0, device=site.world.device)
+        if not site.config.method.source_free or not site.config.teacher.dynamic:
+            return nothing, nothing.long()
+        known = site.source.get(CONFIDENCES, {})
+        labels = [label for label, name in enumerate(site.classes) if name in known]
+        if not labels:
+            site.say(
+                "the weights have no record of how sure they were of their source's objects (older mrt wrote "
+                "none): every threshold stays at teacher.threshold_start = "
+                f"{site.config.teacher.threshold_start:g}"
+            )
+            return None
+        values = [float(known[site.classes[label]]) for label in labels]
+        return nothing.new_tensor(values), torch.tensor(labels, device=nothing.device)
 
     def start(self) -> None:
         """Write down what the untouched teacher would teach."""
@@ -104,10 +126,12 @@ class PseudoLabels(Part):
     def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
         """Move the thresholds; how many labels of each class an image got."""
         site = self.site
+        if self.remembered is not None:  # in place of what the source's images would have shown
+            self.thresholds.record(*self.remembered)
         values = self.thresholds.update(site.world.sum).tolist()
         count = self.count.read(site.world.sum)
         self._snapshot(done)
-        if numbers.get("pseudo_labels", 0.0) > ALARM * site.source_boxes:
+        if numbers.get("pseudo_labels", 0.0) > ALARM * site.source_boxes > 0:
             site.say(
                 f"Warning: {numbers['pseudo_labels']:.1f} pseudo labels per image, the source has "
                 f"{site.source_boxes:.1f} boxes: "

@@ -21,6 +21,7 @@ from mrt.models.detector import DeformableDETR
 from mrt.models.interface import Detector, EncoderInput, Features
 from mrt.models.mae import MaskedAutoencoder, random_masks
 from mrt.parts.base import Look, Moment, Needs, Part, Seen, Site
+from mrt.parts.settings import decayed
 
 if TYPE_CHECKING:
     from mrt.config import Config, MaeConfig
@@ -101,11 +102,9 @@ def mae_weight(settings: MaeConfig, epoch: int, decays: bool) -> float:
     """lambda_mask in an epoch (from 0): constant in the MAE stage, decaying in the teaching stage (method.md,
     masked autoencoder).
     """
-    if not decays or settings.decay == "none":
+    if not decays:
         return settings.weight
-    if settings.decay == "hard":
-        return settings.weight if epoch < settings.decay_epoch else 0.0
-    return settings.weight * max(0.0, 1.0 - epoch / max(1, settings.decay_epoch))
+    return decayed(settings.weight, settings.decay, settings.decay_epoch, epoch)
 
 
 def _carried(site: Site) -> MaskedAutoencoder | None:

@@ -8,9 +8,18 @@ equal stages once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from mrt.section import Fraction, OpenFraction, Section, without_defaults
 
@@ -41,6 +50,19 @@ class DomainConfig(Section):
         """Where the discriminators are off, their settings do not act."""
         values = super().acting(kind, config)
         return values if self.enabled or not values else {"enabled": False}
+
+
+def decayed(weight: float, decay: str, decay_epoch: int, epoch: int) -> float:
+    """A weight in an epoch (from 0).
+
+    Args:
+        decay: "none": always the same; "hard": 0 from ``decay_epoch`` on; "linear": falls to 0 until then.
+    """
+    if decay == "none":
+        return weight
+    if decay == "hard":
+        return weight if epoch < decay_epoch else 0.0
+    return weight * max(0.0, 1.0 - epoch / max(1, decay_epoch))
 
 
 VARIANTS = {
@@ -140,18 +162,25 @@ BACKBONE_MAPS = 3  # C3, C4, C5
 
 
 class TeacherConfig(Section):
-    """EMA teacher and pseudo labels."""
+    """EMA teacher, pseudo labels, and labels from outside."""
 
     reaches: ClassVar[tuple[str, ...]] = ("teach",)
     reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
-        ("ema", "warmup"), ("source", "teach", "fair")
+        ("ema", "warmup", "every", "fast_ema", "fast_share"), ("source", "teach", "fair")
     )
-    optional: ClassVar[tuple[str, ...]] = ("ignore_above",)
+    optional: ClassVar[tuple[str, ...]] = ("ignore_above", "labels", "fast_ema")
     words: ClassVar[Mapping[str, str]] = {"pseudo_labels": "pseudo labels per image"}
     ema: OpenFraction = 0.9996
     warmup: bool = Field(
         False, description="start with a faster average: decay (1 + t) / (10 + t) until it reaches ema"
     )
+    every: PositiveInt = Field(
+        1, description="steps between two updates of the teacher (asynchronous average)"
+    )
+    fast_ema: OpenFraction | None = Field(
+        None, description="decay of the part of the teacher that the target changes most (dual-rate average)"
+    )
+    fast_share: OpenFraction = Field(0.5, description="share of the weights that fast_ema is for")
     pseudo_labels: bool = True
     box_loss: bool = Field(False, description="box losses on pseudo labels too")
     nms_iou: OpenFraction = 0.7
@@ -166,23 +195,98 @@ class TeacherConfig(Section):
     ignore_above: Fraction | None = Field(
         None, description="teacher scores between this and the threshold are neither object nor background"
     )
+    labels: str | None = Field(
+        None,
+        description=(
+            "labels of the target's images from outside: a COCO file (mrt label writes one) or a prepared "
+            "set; fused with the teacher's, or alone where pseudo_labels is off"
+        ),
+    )
+    labels_score: Fraction = Field(0.3, description="score from which a label from outside counts")
+    labels_iou: OpenFraction = Field(0.55, description="overlap from which two boxes are one object (fused)")
+    labels_alone: Literal["ignore", "weigh", "keep"] = Field(
+        "ignore",
+        description=(
+            "an object that only the teacher or only the outside labels have: neither object nor background; "
+            "a label with its side's share of the weights as confidence; a label"
+        ),
+    )
+    labels_weight: NonNegativeFloat = Field(
+        1.0, description="of the labels from outside beside the teacher's, which is 1 (fused)"
+    )
+    labels_decay: Literal["none", "hard", "linear"] = "none"
+    labels_decay_epoch: NonNegativeInt = Field(
+        0, description="epochs of teaching after which their weight is 0 (hard, linear)"
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _whole_path(cls, name: str | None) -> str | None:
+        """A path still means the same when a run goes on from another folder; names of sets stay."""
+        there = name is not None and (Path(name).is_file() or (Path(name) / "dataset.json").is_file())
+        return str(Path(name).resolve()) if there else name
+
+    @property
+    def fuses(self) -> bool:
+        """Whether labels from outside are fused with the teacher's."""
+        return self.labels is not None and self.pseudo_labels
 
     def acting(self, kind: str, config: Config) -> dict[str, Any]:
-        """In stage 1 only where an average is kept; static thresholds have no bounds."""
+        """In stage 1 only where an average is kept; static thresholds have no bounds. Labels from outside
+        count by their content, which an ablation adds.
+        """
         values = super().acting(kind, config)
         if kind == "source" and not config.pretrain.ema:
             return {}
-        if kind == "teach" and not self.dynamic:
-            unused = ("threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma")
-            return {key: value for key, value in values.items() if key not in unused}
-        return values
+        unused = {"labels"}
+        if self.fast_ema is None:
+            unused.add("fast_share")
+        if not self.dynamic:
+            unused |= {"threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma"}
+        if not self.fuses:
+            unused |= {"labels_iou", "labels_alone", "labels_weight", "labels_decay", "labels_decay_epoch"}
+        if self.labels is None:
+            unused.add("labels_score")
+        if self.labels_decay == "none":
+            unused.add("labels_decay_epoch")
+        values = {key: value for key, value in values.items() if key not in unused}
+        return without_defaults(self, values, "every", "fast_ema")
 
     def problem(self, config: Config) -> str | None:
-        """The thresholds' bounds must be in order."""
+        """The thresholds' bounds must be in order, and a decay must have somewhere to go."""
         if self.threshold_min > self.threshold_max:
             return f"teacher.threshold_min {self.threshold_min} is above threshold_max {self.threshold_max}"
         if self.ignore_above is not None and self.ignore_above > self.threshold_min:
             return f"teacher.ignore_above {self.ignore_above} is above threshold_min {self.threshold_min}"
+        if self.fast_ema is not None and self.fast_ema > self.ema:
+            return f"teacher.fast_ema {self.fast_ema} is above ema {self.ema}: it would be the slower one"
+        if self.labels is not None and config.distill.enabled:
+            return "teacher.labels: are not fused with soft distillation; set distill.enabled=false"
+        return None
+
+
+class DistillConfig(Section):
+    """Soft distillation: the teacher's scores and boxes are soft labels of target images."""
+
+    reaches: ClassVar[tuple[str, ...]] = ("teach",)
+    enabled: bool = False
+    temperature: PositiveFloat = Field(
+        1.0, description="the teacher's logits are divided by it; below 1 its probabilities are sharper"
+    )
+    top: PositiveInt = Field(100, description="the teacher's surest queries that are distilled, per image")
+    boxes: bool = Field(True, description="distil boxes, too, weighted by the teacher's scores")
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Nothing where it is off."""
+        return super().acting(kind, config) if self.enabled else {}
+
+    def problem(self, config: Config) -> str | None:
+        """It takes the place of pseudo labels."""
+        if self.enabled and config.teacher.pseudo_labels:
+            return (
+                "distill.enabled: takes the place of pseudo labels; set teacher.pseudo_labels=false "
+                "(--method aldi does)"
+            )
         return None
 
 
@@ -206,5 +310,6 @@ SECTIONS: dict[str, type[Section]] = {
     "domain": DomainConfig,
     "mae": MaeConfig,
     "teacher": TeacherConfig,
+    "distill": DistillConfig,
     "retrain": RetrainConfig,
 }

@@ -23,9 +23,9 @@ class SourceRecord(Part):
     """Counts in every epoch what the detector finds in the labelled images; the last whole epoch counts.
 
     Attributes:
-        counts: (3, C) of this epoch: the sum of the matched queries' confidences by predicted class, their
-            number, and the labelled boxes by class. images: how many labelled images there were.
-        last: the same of the last whole epoch: (3, C + 1), the last column holding the images.
+        counts: (3, C + 1) of this epoch: the sum of the matched queries' confidences by predicted class,
+            their number, and the labelled boxes by class; the last column holds the labelled images.
+        last: the same of the last whole epoch.
     """
 
     name = "source_record"
@@ -62,10 +62,11 @@ class SourceRecord(Part):
     def header(self) -> dict[str, Any]:
         """``{"source": {"confidences": ..., "boxes_per_image": ...}}`` by class; nothing without an epoch.
 
-        A class that no query was matched as has no confidence there.
+        A class that no query was matched as has no confidence there. Where there were no labelled images,
+        what the starting weights had on record.
         """
         if self.last is None or not self.last[0, -1]:
-            return {}
+            return {HEADER: dict(self.site.source)} if self.site.source else {}
         (sums, matched, boxes), images = self.last[:, :-1].tolist(), self.last[0, -1].item()
         classes = self.site.classes
         return {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mrt.ablate import BASELINES, METHODS, STUDIES, Axis, find_key, find_study, grid_rows, make_axes
-from mrt.ablate.studies import row_config, setting
+from mrt.ablate.studies import METHOD_WORDS, row_config, setting
 from mrt.config import known_keys, load_config
 from mrt.errors import MrtError
 
@@ -133,10 +133,16 @@ def test_rows_of_a_study_differ_in_what_it_is_about_and_its_base_is_one_of_them(
         assert len(
             {(config.to_json(), row.end) for config, row in zip(configs, study.rows, strict=True)}
         ) == len(names)
-    if name not in ("components", "mae-variant"):
+    if name not in ("methods", "components", "mae-variant"):
         first = study.rows[0].settings
         varied = [key for key in first if len({row.settings[key] for row in study.rows}) > 1]
         assert len(varied) == 1 and all(row.settings.keys() == first.keys() for row in study.rows)
+
+
+def test_the_study_of_methods_has_them_all_with_fair_baselines():
+    rows = find_study("methods").rows
+    assert [row.name for row in rows] == [*METHODS, *(row.name for row in BASELINES)]
+    assert METHOD_WORDS.keys() == METHODS.keys()
 
 
 def test_an_unknown_study_is_named_with_the_nearest():

@@ -1,0 +1,310 @@
+"""Labels from outside: what a foundation model, another detector or a person's rough pass says of a split's
+images.
+
+They come as a COCO file (``mrt label`` writes one), as a list of COCO results, or as another prepared set of
+the same images. Images are found by file name (in a list of results by id), classes by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrt.data.card import DatasetCard, file_sha256, is_ignored, read_json
+from mrt.data.registry import LABELS_HINT, labels_file
+from mrt.errors import MrtError
+
+LISTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is said of one image.
+
+    Attributes:
+        boxes: (n, 4) xyxy in pixels of the image. labels: (n,) indices into the detector's classes.
+        scores: (n,) in [0, 1].
+        ignore_boxes, ignore_labels: (m, 4), (m,): crowds and the like.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    ignore_boxes: Tensor
+    ignore_labels: Tensor
+
+
+@dataclass(frozen=True)
+class OutsideLabels:
+    """Labels of a split's images.
+
+    Attributes:
+        images: by the split's image id; an image that nobody looked at is not there.
+        sha256: of the file. notes: what was left out, a line each.
+    """
+
+    images: Mapping[int, Given]
+    sha256: str = ""
+    notes: Sequence[str] = ()
+
+    def boxes(self) -> int:
+        """How many labels there are."""
+        return sum(len(given.labels) for given in self.images.values())
+
+
+@dataclass
+class _Objects:
+    rows: list[tuple[float, ...]] = field(default_factory=list)  # x0, y0, x1, y1, label, score
+    ignored: list[tuple[float, ...]] = field(default_factory=list)  # x0, y0, x1, y1, label
+
+    def given(self) -> Given:
+        rows = torch.tensor(self.rows, dtype=torch.float32).reshape(-1, 6)
+        ignored = torch.tensor(self.ignored, dtype=torch.float32).reshape(-1, 5)
+        return Given(rows[:, :4], rows[:, 4].long(), rows[:, 5], ignored[:, :4], ignored[:, 4].long())
+
+
+def read_labels(
+    where: str,
+    card: DatasetCard,
+    split: str,
+    classes: Sequence[str],
+    class_map: Mapping[str, str] | None = None,
+    *,
+    data_root: Path | str = "data",
+    lowest: float = 0.0,
+) -> OutsideLabels:
+    """Read labels of a split's images. The split's own boxes are not looked at.
+
+    Args:
+        where: a COCO file (an object with "images", "annotations" and "categories"), a file of COCO results
+            (a list; their ids mean what an ``images.json`` beside it says, else what the split's own
+            annotation file says), or a prepared set by name or folder. Annotations may have a "score" in
+            [0, 1]; without one they are certain.
+        card, split: whose images. classes: the detector's.
+        class_map: names in the file -> the detector's, for names that differ.
+        lowest: labels with a lower score are left out.
+
+    Raises:
+        MrtError: no such file, or not of this kind; an entry that cannot be read; no image or no class of
+            them is known.
+    """
+    file = labels_file(where, split, data_root)
+    content = read_json(file)
+    own = read_json(card.annotations_path(split))
+    if isinstance(content, list):
+        beside = file.with_name("images.json")
+        about = read_json(beside) if beside.is_file() and beside != file else own
+        content = {**_lists(about, beside, ("images", "categories")), "annotations": content}
+    content = _lists(content, file, LISTS)
+    labels, unknown = _match_classes(content["categories"], classes, class_map or {}, file)
+    images = _match_images(content["images"], own["images"], file)
+    found = {ours["id"]: _Objects() for _, ours in images.values()}
+    dropped: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    listed = {image["id"] for image in content["images"]}
+    for annotation in content["annotations"]:
+        entry = _entry(annotation, file)
+        if entry.image not in listed:
+            raise MrtError(
+                f"{file}: the annotation of image {entry.image!r}: no image has this id",
+                "its image ids must be those of its own list of images (results without one: those of the "
+                "target set's annotation file)",
+            )
+        if entry.category in unknown:
+            others[unknown[entry.category]] += 1
+        elif entry.category not in labels:
+            raise MrtError(
+                f"{file}: category_id = {entry.category!r}: no category has this id",
+                "name the categories in the file itself, or use the ids of the target set's annotation file",
+            )
+        elif entry.image in images:
+            _place(entry, labels[entry.category], *images[entry.image], found, dropped, lowest)
+    notes = _notes(file, card, split, len(own["images"]), len(content["images"]), len(found))
+    notes += [f"{file}: of classes that the detector does not have: {_counted(others)}"] if others else []
+    notes += [f"{file}: left out: {_counted(dropped)}"] if dropped else []
+    images_given = {number: objects.given() for number, objects in found.items()}
+    result = OutsideLabels(images_given, file_sha256(file), notes)
+    if not result.boxes():
+        raise MrtError(
+            f"teacher.labels = {where!r}: no label is left for {card.name!r}, split {split!r}: "
+            + ("; ".join(notes) or f"{len(content['annotations'])} annotations"),
+            "lower teacher.labels_score, or look into the file",
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class _Entry:
+    image: Any
+    category: Any
+    box: tuple[float, float, float, float]
+    score: float
+    ignored: bool
+
+
+def _entry(annotation: Any, file: Path) -> _Entry:
+    """An annotation that has all it needs."""
+    try:
+        image, category = annotation["image_id"], annotation["category_id"]
+        hash((image, category))
+        x, y, width, height = (float(value) for value in annotation["bbox"])
+        score = float(annotation.get("score", 1.0))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise MrtError(
+            f"{file}: annotation {str(annotation)[:100]} has no usable image_id, category_id, bbox or score "
+            f"({error!r})",
+            "each needs the ids of an image and a category, and bbox = [x, y, width, height] in pixels",
+        ) from None
+    if not 0 <= score <= 1:
+        raise MrtError(
+            f"{file}: score = {annotation['score']!r} of image {image!r}: scores lie in 0..1",
+            "divide them (per cent by 100), or leave them out",
+        )
+    return _Entry(image, category, (x, y, x + width, y + height), score, is_ignored(annotation))
+
+
+def _place(
+    entry: _Entry,
+    label: int,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    found: Mapping[int, _Objects],
+    dropped: Counter[str],
+    lowest: float,
+) -> None:
+    """Add an object to its image, in pixels of the split's image, or count why not."""
+    if entry.score < lowest and not entry.ignored:
+        dropped[f"score below {lowest:g}"] += 1
+        return
+    if not all(map(math.isfinite, entry.box)):
+        dropped["not finite"] += 1
+        return
+    width, height = ours["width"], ours["height"]
+    across, down = width / theirs.get("width", width), height / theirs.get("height", height)
+    x0, y0, x1, y1 = entry.box
+    box = (
+        min(max(x0 * across, 0.0), width),
+        min(max(y0 * down, 0.0), height),
+        min(max(x1 * across, 0.0), width),
+        min(max(y1 * down, 0.0), height),
+    )
+    if box[2] <= box[0] or box[3] <= box[1]:
+        dropped["no area inside the image"] += 1
+    elif entry.ignored:
+        found[ours["id"]].ignored.append((*box, label))
+    else:
+        found[ours["id"]].rows.append((*box, label, entry.score))
+
+
+def _lists(content: Any, file: Path, names: Iterable[str]) -> dict[str, Any]:
+    """A COCO object with the lists that are needed; each image and category has an id and a name."""
+    for name in names:
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise MrtError(
+                f"{file}: not labels: neither a COCO object (with the lists {', '.join(LISTS)}) nor a list "
+                "of COCO results",
+                LABELS_HINT,
+            )
+        key = {"images": "file_name", "categories": "name"}.get(name)
+        for entry in entries if key else ():
+            if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get(key), str):
+                raise MrtError(
+                    f"{file}: {name}: {str(entry)[:100]} has no id or no {key}",
+                    f"each entry of {name} needs an id and a {key}",
+                )
+    return content
+
+
+def _match_classes(
+    categories: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    class_map: Mapping[str, str],
+    file: Path,
+) -> tuple[dict[Any, int], dict[Any, str]]:
+    """Labels by category id, and the names of categories that are none of the detector's classes."""
+    plain = {name.casefold(): number for number, name in reversed(list(enumerate(classes)))}
+    labels, unknown = {}, {}
+    for category in categories:
+        name = class_map.get(category["name"], category["name"])
+        if name in classes:
+            labels[category["id"]] = classes.index(name)
+        elif name.casefold() in plain:
+            labels[category["id"]] = plain[name.casefold()]
+        else:
+            unknown[category["id"]] = category["name"]
+    if not labels:
+        there = ", ".join(category["name"] for category in categories[:20]) or "none"
+        raise MrtError(
+            f"{file}: none of its classes ({there}) is one of the detector's ({', '.join(classes)})",
+            "say which of its names means which: --set data.class_map.THEIRS=OURS",
+        )
+    return labels, unknown
+
+
+def _match_images(
+    theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], file: Path
+) -> dict[Any, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """By their id (their image, our image): of one path, else of one file name that is nobody else's."""
+    paths = {PurePosixPath(image["file_name"]).as_posix(): image for image in ours}
+    names = _once(ours)
+    unique = _once(theirs)
+    found: dict[Any, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for image in theirs:
+        path = PurePosixPath(image["file_name"].replace("\\", "/"))
+        partner = paths.get(path.as_posix())
+        if partner is None and unique.get(path.name) is image:
+            partner = names.get(path.name)
+        if partner is None:
+            continue
+        _require_shape(image, partner, file)
+        found[image["id"]] = (image, partner)
+    if not found:
+        raise MrtError(
+            f"{file}: none of its {len(theirs)} images is one of the target's {len(ours)} (here "
+            f"{theirs[0]['file_name'] if theirs else 'none'!r}, there {ours[0]['file_name']!r})",
+            "labels belong to the images of the target's training split (data.target_split)",
+        )
+    return found
+
+
+def _once(images: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Images by file name without folders, where only one has it."""
+    names = [PurePosixPath(image["file_name"].replace("\\", "/")).name for image in images]
+    counts = Counter(names)
+    return {name: image for name, image in zip(names, images, strict=True) if counts[name] == 1}
+
+
+def _require_shape(theirs: Mapping[str, Any], ours: Mapping[str, Any], file: Path) -> None:
+    """MrtError where two images of one name cannot be the same picture at another size."""
+    try:
+        width, height = (float(theirs.get(key, ours[key])) for key in ("width", "height"))
+        fits = min(width, height) > 0 and abs(width * ours["height"] / (height * ours["width"]) - 1) < 0.02
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise MrtError(
+            f"{file}: image {theirs['file_name']!r} is {theirs.get('width')}x{theirs.get('height')} there "
+            f"and {ours['width']}x{ours['height']} in the target set: not the same picture",
+            "label the images of the prepared set",
+        )
+
+
+def _notes(file: Path, card: DatasetCard, split: str, ours: int, theirs: int, both: int) -> list[str]:
+    notes = []
+    if both < ours:
+        notes.append(f"{file}: says nothing of {ours - both} of the {ours} images of {card.name} {split}")
+    if both < theirs:
+        notes.append(f"{file}: {theirs - both} of its {theirs} images are not in {card.name} {split}")
+    return notes
+
+
+def _counted(numbers: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in numbers.most_common(20))
