@@ -231,8 +231,8 @@ def source_weights(config: Config, root: Path) -> str:
         return str(folder)
     if config.method.source_free:
         raise MrtError(
-            "adaptation without source images starts from a detector that was trained with them, and none was "
-            "named",
+            "adaptation without source images starts from a detector that was trained with them, "
+            "and none was named",
             "name it with --init RUN_OR_WEIGHTS",
         )
     seed = f" --seed {config.seed}" if config.seed else ""

@@ -457,7 +457,7 @@ def test_a_file_that_cannot_be_imported(text, expected, tmp_path):
     with pytest.raises(LabellerFailed) as error:
         load_function(script(tmp_path, text))
     assert f"mine.py: cannot be imported: {expected}" in error.value.message
-    assert "labelling.py" not in error.value.trace() and "importlib" not in error.value.trace()
+    assert "labellers.py" not in error.value.trace() and "importlib" not in error.value.trace()
 
 
 def test_a_module_that_cannot_be_imported(somewhere):

@@ -42,7 +42,7 @@ def fuse(
     *,
     iou: float = 0.55,
     weight: float = 1.0,
-    alone: Alone = "ignore",
+    alone: Alone = "keep",
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     """The labels of one image that two labellers give together.
 

@@ -204,11 +204,11 @@ class TeacherConfig(Section):
     )
     labels_score: Fraction = Field(0.3, description="score from which a label from outside counts")
     labels_iou: OpenFraction = Field(0.55, description="overlap from which two boxes are one object (fused)")
-    labels_alone: Literal["ignore", "weigh", "keep"] = Field(
-        "ignore",
+    labels_alone: Literal["keep", "weigh", "ignore"] = Field(
+        "keep",
         description=(
-            "an object that only the teacher or only the outside labels have: neither object nor background; "
-            "a label with its side's share of the weights as confidence; a label"
+            "an object that only the teacher or only the outside labels have: a label; a label with its "
+            "side's share of the weights as confidence; neither object nor background"
         ),
     )
     labels_weight: NonNegativeFloat = Field(
