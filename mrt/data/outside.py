@@ -103,6 +103,13 @@ def read_labels(
         about = read_json(beside) if beside.is_file() and beside != file else own
         content = {**_lists(about, beside, ("images", "categories")), "annotations": content}
     content = _lists(content, file, LISTS)
+    theirs = {category["name"] for category in content["categories"]}
+    for name in class_map or {}:
+        if name not in theirs and name not in card.classes:
+            raise MrtError(
+                f"data.class_map: {name!r} is a class neither of {file} nor of {card.name!r}",
+                f"the file has: {', '.join(sorted(theirs)[:20])}",
+            )
     labels, unknown = _match_classes(content["categories"], classes, class_map or {}, file)
     images = _match_images(content["images"], own["images"], file)
     found = {ours["id"]: _Objects() for _, ours in images.values()}

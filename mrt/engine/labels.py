@@ -66,10 +66,10 @@ def class_names(config: Config, source: DatasetCard) -> list[str]:
 
 
 def class_map_for(config: Config, card: DatasetCard) -> dict[str, str]:
-    """``data.class_map`` as it applies to a set: it is about the target's names; other sets take what they
-    know of it.
+    """``data.class_map`` as it applies to a set: it is about the names of the target and of labels from
+    outside; other sets take what they know of it.
     """
-    if card.name == Path(config.data.target).name:
+    if card.name == Path(config.data.target).name and config.teacher.labels is None:
         return config.data.class_map
     return {theirs: ours for theirs, ours in config.data.class_map.items() if theirs in card.classes}
 

@@ -139,6 +139,8 @@ def test_a_class_map_renames(world):
     file = write(world, coco)
     with pytest.raises(MrtError, match=r"none of its classes \(rouge, vert\).*data.class_map.THEIRS=OURS"):
         raise_with_hint(lambda: read(world, file))
+    with pytest.raises(MrtError, match="is a class neither of"):
+        read(world, file, class_map={"roug": "red"})
     found = read(world, file, class_map={"rouge": "red", "vert": "green"})
     assert found.boxes() == len(coco["annotations"])
 

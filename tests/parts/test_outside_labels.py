@@ -119,6 +119,19 @@ def test_a_fused_run_goes_on_to_the_same_weights(world, source, labels, tmp_path
     ]
 
 
+def test_names_of_the_labels_are_mapped_beside_those_of_the_target(world, source, labels, tmp_path):
+    coco = json.loads(labels.read_text())
+    coco["categories"][0]["name"] = "rouge"
+    labels.write_text(json.dumps(coco))
+    changes = {"teacher.labels": str(labels), "data.class_map": {"rouge": "red"}, "engine.eval_every": 2}
+    told = Listener()
+    run = stages.adapt(
+        tiny_config(**PLAIN, **changes), tmp_path / "run", init=str(source), data_root=world, watcher=told
+    )
+    assert [line for line in told.said if f"{len(coco['annotations'])} on 8 target images" in line]
+    assert any(line["kind"] == "eval" for line in map(json.loads, (run / "metrics.jsonl").open()))
+
+
 def test_labels_that_changed_are_noticed(world, source, labels, tmp_path):
     config = tiny_config(**PLAIN, **{"teacher.labels": str(labels)})
     with pytest.raises(Interrupted):
