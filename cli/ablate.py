@@ -242,6 +242,9 @@ def _require(trial: Trial, data_root: Path) -> None:
         labels.require_boxes(
             card, trial.split, classes, labels.class_map_for(trial.config, card), labels.MEASURE_TRIALS
         )
+    for node in trial.node.chain:
+        for section in node.config.sections().values() if node.place is None else ():
+            section.reads(node.kind, node.config, data_root)
     if init:
         from mrt.engine.load import find_weights
 

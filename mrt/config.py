@@ -241,6 +241,8 @@ class StageConfig(Section):
         "ema" once, which did nothing in stages 2 and 3. So stages that were trained then still count.
         """
         values = super().acting(kind, config)
+        if kind == "teach" and config.method.source_free:  # it is the source images' augmentation
+            values.pop("augment", None)
         before = {key: StageConfig.model_fields[key].default for key in self.idle()}
         return {"ema": False, **values, **before} if values else {}
 
@@ -600,7 +602,11 @@ def _read(preset: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _beside(values: dict[str, Any], folder: Path) -> None:
-    """Plug-in files that a preset names are looked for beside it first."""
+    """Plug-ins and labels that a preset names as files are looked for beside it first."""
+    teacher = values.get("teacher")
+    labels = teacher.get("labels") if isinstance(teacher, dict) else None
+    if isinstance(labels, str) and (folder / labels).is_file():
+        teacher["labels"] = str(folder / labels)
     method = values.get("method")
     names = method.get("plugins") if isinstance(method, dict) else None
     names = [names] if isinstance(names, str) else names

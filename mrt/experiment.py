@@ -321,17 +321,19 @@ class Experiment:
         return source_weights(self.config, self.roots.run_root)
 
     def require_labels(self, *, prepared: bool = True) -> None:
-        """Raise MrtError for a data set without labels, or labels from outside that are not there.
+        """Raise MrtError for a data set without labels, or for what is read beside it and is not there.
 
-        ``prepared=False`` skips data sets that are not prepared yet.
+        ``prepared=False`` skips what is not there yet.
         """
         domains = [] if self.source_free else (self.oracle or "source").split("+")
         require_labels(self.config, domains, self.roots.data_root, prepared=prepared)
-        outside = self.config.teacher.labels
-        if self.command == "adapt" and outside is not None:
-            from mrt.data.registry import labels_file
-
-            labels_file(outside, self.config.data.target_split, self.roots.data_root)
+        for stage in self.stages:
+            try:
+                for section in self.config.sections().values():
+                    section.reads(stage, self.config, self.roots.data_root)
+            except MrtError:
+                if prepared:
+                    raise
 
     def named_weights(self) -> str | None:
         """The starting weights that options or settings name, without looking for those of another run."""
@@ -407,7 +409,9 @@ def plan_adaptation(
     }
     given["data.class_map"] = dict(class_map or {}) or None
     given |= METHODS.get(method, {}) | dict(settings or {})
-    network = _network_of(init) if method == "source-free" and init and preset is None and not resume else {}
+    free = given.get("method.source_free") or _says(overrides, "method.source_free", "true")
+    network = _network_of(init) if free and init and preset is None and not resume else {}
+    given["method.source_free"] = free or None
     given = {**network, **given}
     part = method.replace("+", "teacher-") if method else ""  # of the run's name
     trained = chosen[0] if len(chosen) == 1 else "" if part else "adapt"
@@ -426,7 +430,7 @@ def plan_adaptation(
     words += "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
     asked = {"target": target} if config.method.source_free else {"source": source, "target": target}
     assumed = _assumed(config, preset, resume, asked)
-    if network and config.preset == OWN and not resume:
+    if network:
         assumed += f", the network and image sizes of {init}"
     return Experiment(
         "adapt", words, config, folder, roots, kind, init, resume, stages=chosen, assumed=assumed
@@ -434,10 +438,19 @@ def plan_adaptation(
 
 
 def _network_of(init: str) -> dict[str, Any]:
-    """The settings of weights' network and of the images that it takes, as far as they are known."""
+    """The settings of weights' network and of the images that it takes; none of a model on the hub, which
+    would have to be downloaded.
+    """
     from mrt.engine.load import settings_of
+    from mrt.models.hub import hub_name
 
-    return settings_of(init)
+    return {} if hub_name(init) is not None and not Path(init).exists() else settings_of(init)
+
+
+def _says(overrides: Sequence[str] | None, key: str, value: str) -> bool:
+    """Whether ``--set`` gives a setting this value."""
+    pairs = [text.partition("=") for text in overrides or ()]
+    return any((name.strip(), given.strip()) == (key, value) for name, _, given in pairs)
 
 
 def plan_pretraining(

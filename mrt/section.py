@@ -5,6 +5,7 @@ Needs no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +64,16 @@ class Section(BaseModel):
         stages once.
         """
         return {key: value for key, value in self.model_dump(mode="json").items() if kind in self.reach(key)}
+
+    def reads(self, kind: str, config: Config, data_root: Path) -> dict[str, str]:
+        """What a kind of stage reads beside the data sets, by setting: a digest of its content.
+
+        It counts in the digests of an ablation, and a run that goes on has to find it as it was.
+
+        Raises:
+            MrtError: it is not there.
+        """
+        return {}
 
     def idle(self) -> tuple[str, ...]:
         """Settings that others of the section keep from having any effect."""

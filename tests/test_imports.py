@@ -30,6 +30,7 @@ RULES = {
         "mrt.data.registry",
         "mrt.engine",
         "mrt.errors",
+        "mrt.models.hub",
         "mrt.remembered",
     ],
     "mrt.api": [
@@ -136,7 +137,7 @@ RULES = {
         ),
         *("mrt.evaluate.coco", "mrt.evaluate.labels", "mrt.files", "mrt.losses", "mrt.models", "mrt.section"),
     ],
-    "mrt.parts.settings": ["pydantic", "mrt.config", "mrt.section"],
+    "mrt.parts.settings": ["pydantic", "mrt.config", "mrt.data.registry", "mrt.section"],
     "mrt.engine": [
         *(
             "torch",

@@ -21,7 +21,7 @@ from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
 from mrt.config import MACHINE_KEYS, Config, load_config
 from mrt.data.card import DatasetCard, file_sha256, read_json
-from mrt.data.registry import find_dataset, labels_file
+from mrt.data.registry import find_dataset
 from mrt.errors import MrtError
 from mrt.section import KINDS
 
@@ -214,18 +214,19 @@ def describe_data(config: Config, kind: str, data_root: Path) -> list[dict[str, 
     more = [part for part in found if _takes_part(type(part), kind, config) and part.needs(config).target]
     if kind != "source" or more:
         used.append((config.data.target, config.data.target_split))
-    described = [describe_split(name, split, data_root) for name, split in used]
-    if kind == "teach" and config.teacher.labels is not None:
-        described.append(_describe_labels(config.teacher.labels, config.data.target_split, data_root))
-    return described
+    reads = read_beside(config, kind, data_root)
+    return [describe_split(name, split, data_root) for name, split in used] + ([reads] if reads else [])
 
 
-def _describe_labels(where: str, split: str, data_root: Path) -> dict[str, Any]:
-    """What identifies labels from outside: their content; where there are none yet, their name."""
-    try:
-        return {"labels": file_sha256(labels_file(where, split, data_root))}
-    except (MrtError, OSError):
-        return {"labels": where}
+def read_beside(config: Config, kind: str, data_root: Path) -> dict[str, str]:
+    """What a stage reads beside the data sets: digests by setting; of what is not there yet, the setting."""
+    found = {}
+    for name, section in config.sections().items():
+        try:
+            found |= section.reads(kind, config, data_root)
+        except MrtError:
+            found |= {name: section.model_dump_json()}
+    return found
 
 
 def describe_split(name: str, split: str, data_root: Path) -> dict[str, Any]:

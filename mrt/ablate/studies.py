@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mrt": {"teacher.dynamic": True, "mae.use": "branch"},
     "aldi": {
         "teacher.pseudo_labels": False,
+        "teacher.labels": None,
         "distill.enabled": True,
         "domain.enabled": False,
         "mae.use": "none",
@@ -40,7 +41,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "domain.enabled": False,
         "mae.use": "none",
         "retrain.every": 0,
-        "teacher.every": 5,
     },
 }
 METHOD_WORDS = {
@@ -294,11 +294,13 @@ def grid_rows(
 ) -> list[Row]:
     """A row for every combination of the axes' values, in order; equal values (0.8, 0.80) count once."""
     rows: dict[str, Row] = {}
+    names = [Path(value).name for axis in axes for value in axis.values]
+    short = len(set(names)) == len(names)  # of files, in place of whole paths
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
         config = load_config(preset, [*overrides, *chosen], changes)
         settings = {axis.key: plain(setting(config, axis.key)) for axis in axes}
-        name = ", ".join(f"{flag_name(key)} {_word(value)}" for key, value in settings.items()) or str(
+        name = ", ".join(f"{flag_name(key)} {_word(value, short)}" for key, value in settings.items()) or str(
             config.preset
         )
         rows.setdefault(json.dumps(settings), Row(name, settings))
@@ -326,5 +328,7 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _word(value: Any) -> str:
+def _word(value: Any, short: bool) -> str:
+    if short and isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
     return json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)

@@ -19,7 +19,7 @@ OUTCOMES = ("agreed", "teacher_alone", "outside_alone", "conflict")
 
 @dataclass
 class _Cluster:
-    """Boxes of one class that are the same object."""
+    """A box, or one of each labeller that are the same object."""
 
     label: int
     mass: np.ndarray  # (2,) sum of weight times score, by labeller
@@ -46,18 +46,19 @@ def fuse(
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     """The labels of one image that two labellers give together.
 
-    Boxes of one class that overlap a cluster's box by more than ``iou`` join it, the surest first; a
-    cluster's box is the mean of its boxes, weighted by score times the labeller's weight. **Agreed**: both
-    have a box in it; it is a label. **Conflict**: only one has, and the other says another class there; it is
+    Boxes of one class that overlap by more than ``iou`` are one object if one is the teacher's and one the
+    other's, the surest first. Their box is the mean of both, weighted by score times the labeller's weight:
+    they **agreed**, it is a label. **Conflict**: an object of one, where the other says another class; it is
     neither object nor background. What only one has seen is as ``alone`` says.
 
     Args:
         teacher, outside: ``boxes`` (n, 4) cxcywh, ``labels`` (n,), ``scores`` (n,), on the host; optional
             ``ignore_boxes`` (m, 4) with ``ignore_labels`` (m,).
         weight: of the outside labels; the teacher's is 1. At 0 they are not looked at.
-        alone: "ignore": neither object nor background; "weigh": a label with the confidence of its labeller's
-            share of the weights, 1 / (1 + w) or w / (1 + w), by which weighted box fusion lowers its score;
-            "keep": a label.
+        alone: "keep": a label, whose confidence is 1 or, where the other labeller weighs more, the quotient
+            of the weights; "weigh": a label with the confidence of its labeller's share of the weights,
+            1 / (1 + w) or w / (1 + w), by which weighted box fusion lowers its score; "ignore": neither
+            object nor background.
 
     Returns:
         ``boxes``, ``labels``, ``scores``, ``confidences``, ``ignore_boxes`` and ``ignore_labels``, and how
@@ -88,7 +89,8 @@ def fuse(
         if alone == "ignore":
             ignored.append((cluster.box, cluster.label))
         else:
-            confidence = 1.0 if alone == "keep" else float(weights[owner] / weights.sum())
+            against = weights.sum() if alone == "weigh" else weights.max()
+            confidence = float(weights[owner] / against)
             rows.append((cluster.box, cluster.label, score, confidence))
     boxes = _back([row[0] for row in rows])
     values = torch.tensor([row[1:] for row in rows], dtype=torch.float32).reshape(-1, 3)
@@ -128,7 +130,7 @@ def _clusters(
     clusters: list[_Cluster] = []
     for mass, owner, label, corners, score in entries:
         mass = max(mass, 1e-12)  # a score of 0 is still a box
-        rivals = [cluster for cluster in clusters if cluster.label == label]
+        rivals = [cluster for cluster in clusters if cluster.label == label and not cluster.owners[owner]]
         overlaps = _iou(corners, np.stack([cluster.box for cluster in rivals])) if rivals else np.zeros(1)
         if rivals and overlaps.max() > iou:
             home = rivals[int(overlaps.argmax())]

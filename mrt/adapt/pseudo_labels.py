@@ -50,7 +50,8 @@ class PendingLabels:
         """The labels of each image, highest score first, on the device of the logits, float32.
 
         They are ``scores`` (n,), ``labels`` (n,) int64, ``boxes`` (n, 4) cxcywh, and with ``ignore_above``
-        also ``ignore_boxes`` (m, 4) and ``ignore_labels`` (m,).
+        also ``ignore_boxes`` (m, 4) and ``ignore_labels`` (m,). Afterwards ``on_host`` holds the same on the
+        host.
         """
         chosen: list[Tensor] = []
         for image in self._rows.result():
@@ -60,7 +61,10 @@ class PendingLabels:
                 unsure = image[(image[:, 6] == 0) & (image[:, 4] > self.ignore_above)]
                 corners = cxcywh_to_xyxy(unsure[:, :4])
                 chosen.append(unsure[batched_nms(corners, unsure[:, 4], unsure[:, 5], self.nms_iou)])
-        parts = to_device(torch.cat(chosen), self.device).split([len(part) for part in chosen])
+        self.on_host = self._targets(chosen)
+        return self._targets(to_device(torch.cat(chosen), self.device).split([len(part) for part in chosen]))
+
+    def _targets(self, parts: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         step = 1 if self.ignore_above is None else 2
         result = []
         for part in parts[::step]:

@@ -60,7 +60,10 @@ class Teacher:
         ]
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
         self.shift = torch.zeros(len(self._names), device=device)  # of each tensor, how the target changes it
-        self.learning = 0  # tensors that have a gradient
+        self._learning: tuple[int, ...] = ()  # tensors that have a gradient, and the same on the device
+        self._places = torch.zeros(0, dtype=torch.int64, device=device)
+        floating = [number for number, name in enumerate(self._names) if state[name].is_floating_point()]
+        self._floating = torch.tensor(floating, dtype=torch.int64, device=device)
 
     def decay_at(self, step: int) -> float:
         """The decay of update number ``step``, counted from 0."""
@@ -107,22 +110,21 @@ class Teacher:
         ]
         if not grads:
             return
-        places = torch.tensor([number for number, *_ in grads], device=self.shift.device)
+        learning = tuple(number for number, *_ in grads)
+        if learning != self._learning:  # seldom: the copy to a GPU is waited for
+            self._learning, self._places = learning, torch.tensor(learning, device=self.shift.device)
         moved = torch.stack([grad.float().abs().mean() for _, grad, _ in grads])
         size = torch.stack([value.detach().float().abs().mean() for *_, value in grads])
-        found = torch.zeros_like(self.shift).index_copy_(0, places, moved / size.clamp(min=1e-8))
+        found = torch.zeros_like(self.shift).index_copy_(0, self._places, moved / size.clamp(min=1e-8))
         found = found.nan_to_num(0.0, 0.0, 0.0)  # a step that a gradient scaler leaves out
         self.shift.lerp_(found / found.sum().clamp(min=1e-20), 1 / self.updates)
-        self.learning = len(grads)
 
     def _rates(self, decay: float) -> list[Tensor]:
         """How far each floating-point tensor moves towards the student's: 1 - decay, faster for some."""
-        state = self.module.state_dict(keep_vars=True)
-        floating = [number for number, name in enumerate(self._names) if state[name].is_floating_point()]
         rates = torch.full_like(self.shift, 1 - decay)
-        chosen = self.shift.topk(round(self.fast_share * self.learning)).indices
+        chosen = self.shift.topk(round(self.fast_share * len(self._learning))).indices
         rates[chosen] = torch.where(self.shift[chosen] > 0, 1 - min(decay, self.fast), 1 - decay)
-        return list(rates[floating].unbind())
+        return list(rates[self._floating].unbind())
 
     def state_dict(self) -> dict:
         """The module's state, the number of updates and what they have shown."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrt.data.card import DatasetCard, file_sha256, is_ignored, read_json
-from mrt.data.registry import LABELS_HINT, labels_file
+from mrt.data.card import DatasetCard, is_ignored, read_json
+from mrt.data.registry import IMAGES, LABELS_HINT, labels_file
 from mrt.errors import MrtError
 
 LISTS = ("images", "annotations", "categories")
@@ -47,11 +47,10 @@ class OutsideLabels:
 
     Attributes:
         images: by the split's image id; an image that nobody looked at is not there.
-        sha256: of the file. notes: what was left out, a line each.
+        notes: what was left out, a line each.
     """
 
     images: Mapping[int, Given]
-    sha256: str = ""
     notes: Sequence[str] = ()
 
     def boxes(self) -> int:
@@ -97,11 +96,13 @@ def read_labels(
     """
     file = labels_file(where, split, data_root)
     content = read_json(file)
-    own = read_json(card.annotations_path(split))
+    annotations = card.annotations_path(split)
+    own = _lists(read_json(annotations), annotations, LISTS)
     if isinstance(content, list):
-        beside = file.with_name("images.json")
-        about = read_json(beside) if beside.is_file() and beside != file else own
-        content = {**_lists(about, beside, ("images", "categories")), "annotations": content}
+        beside = file.with_name(IMAGES)
+        has_images = beside.is_file() and beside != file
+        about = _lists(read_json(beside), beside, ("images", "categories")) if has_images else own
+        content = {**about, "annotations": content}
     content = _lists(content, file, LISTS)
     theirs = {category["name"] for category in content["categories"]}
     for name in class_map or {}:
@@ -133,11 +134,16 @@ def read_labels(
             )
         elif entry.image in images:
             _place(entry, labels[entry.category], *images[entry.image], found, dropped, lowest)
-    notes = _notes(file, card, split, len(own["images"]), len(content["images"]), len(found))
+    notes = (
+        ["teacher.labels: these are the target set's own labels; so the result is an oracle's"]
+        if file == annotations
+        else []
+    )
+    notes += _notes(file, card, split, len(own["images"]), len(content["images"]), len(found))
     notes += [f"{file}: of classes that the detector does not have: {_counted(others)}"] if others else []
     notes += [f"{file}: left out: {_counted(dropped)}"] if dropped else []
     images_given = {number: objects.given() for number, objects in found.items()}
-    result = OutsideLabels(images_given, file_sha256(file), notes)
+    result = OutsideLabels(images_given, notes)
     if not result.boxes():
         raise MrtError(
             f"teacher.labels = {where!r}: no label is left for {card.name!r}, split {split!r}: "
@@ -194,7 +200,7 @@ def _place(
         dropped["not finite"] += 1
         return
     width, height = ours["width"], ours["height"]
-    across, down = width / theirs.get("width", width), height / theirs.get("height", height)
+    across, down = width / float(theirs.get("width", width)), height / float(theirs.get("height", height))
     x0, y0, x1, y1 = entry.box
     box = (
         min(max(x0 * across, 0.0), width),
@@ -222,10 +228,11 @@ def _lists(content: Any, file: Path, names: Iterable[str]) -> dict[str, Any]:
             )
         key = {"images": "file_name", "categories": "name"}.get(name)
         for entry in entries if key else ():
-            if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get(key), str):
+            named = isinstance(entry, dict) and isinstance(entry.get(key), str)
+            if not named or not isinstance(entry.get("id"), (int, str)):
                 raise MrtError(
                     f"{file}: {name}: {str(entry)[:100]} has no id or no {key}",
-                    f"each entry of {name} needs an id and a {key}",
+                    f"each entry of {name} needs an id (a number or a text) and a {key}",
                 )
     return content
 

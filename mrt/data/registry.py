@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 
 from mrt.data.card import CARD_NAME, DatasetCard, read_card
@@ -26,6 +27,7 @@ PREPARE_COMMANDS = {
     },
 }
 
+IMAGES = "images.json"  # beside a list of results: the images and categories that its ids mean
 LABELS_HINT = "mrt label makes such a file; other formats become a prepared set with mrt prepare-data custom"
 
 
@@ -84,6 +86,29 @@ def labels_file(where: str, split: str, data_root: Path | str) -> Path:
             "name the annotation file of the split instead",
         )
     return card.annotations_path(split)
+
+
+def labels_digest(where: str, split: str, data_root: Path | str) -> str:
+    """sha256 of what ``teacher.labels`` names; of a list of results, with the list of images beside it.
+
+    Raises:
+        MrtError: there is no such file, set or split.
+    """
+    file = labels_file(where, split, data_root)
+    try:
+        digest = hashlib.sha256(file.read_bytes())
+        beside = file.with_name(IMAGES)
+        if beside != file and beside.is_file() and is_list(file):
+            digest.update(beside.read_bytes())
+    except OSError as error:
+        raise MrtError(f"{file}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def is_list(file: Path) -> bool:
+    """Whether a JSON file holds a list, as COCO results are."""
+    with file.open("rb") as content:
+        return content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
 def _prepared(data_root: Path) -> list[Path]:

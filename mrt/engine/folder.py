@@ -36,12 +36,13 @@ def begin_run(
     cards: dict[str, DatasetCard],
     classes: list[str],
     device: torch.device | None = None,
-    source: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Make the folder and write what the run is. MrtError when there is one already.
 
     Args:
-        source: what the starting weights have on record of the source that they were trained on.
+        more: what else is to be known of it: "source", what the starting weights have on record of the source
+            that they were trained on; "reads", digests of what is read beside the data sets.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def begin_run(
         "classes": classes,
         "data": {domain: _describe(card) for domain, card in cards.items()},
         "finished": [],
-        **({"source": dict(source)} if source else {}),
+        **{key: value for key, value in (more or {}).items() if value},
         **_plugins_of(config),
         "environment": provenance(device),
     }
@@ -118,6 +119,17 @@ def require_same_data(folder: Path, cards: dict[str, DatasetCard]) -> None:
             raise MrtError(
                 f"{folder}: data set {then['name']!r} has changed since the run was started",
                 "prepare the same data again, or start anew",
+            )
+
+
+def require_same_reads(folder: Path, reads: Mapping[str, str]) -> None:
+    """MrtError if something that is read beside the data sets is not what the run was started with."""
+    then = read_facts(folder).get("reads", {})
+    for key, digest in reads.items():
+        if then.get(key, digest) != digest:
+            raise MrtError(
+                f"{folder}: {key} has another content than when the run was started",
+                "put it back as it was, or start anew",
             )
 
 

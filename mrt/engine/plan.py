@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from mrt import plugins
@@ -12,6 +13,8 @@ from mrt.domains import SOURCE
 from mrt.engine.learner import needs_of
 from mrt.errors import MrtError
 from mrt.parts.base import Needs, Part
+
+KIND_OF = {"pretrain": "source"}  # stages whose settings know them by another name (mrt.section.KINDS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,16 @@ class Plan:
     def needs(self, config: Config) -> Needs:
         """What its parts ask for together."""
         return needs_of(self.parts, config)
+
+    def reads(self, config: Config, data_root: Path) -> dict[str, str]:
+        """What it reads beside the data sets: digests by setting; MrtError for what is not there."""
+        kind = "fair" if not self.plugs else KIND_OF.get(self.name, self.name)
+        sections = config.sections().values()
+        return {
+            key: digest
+            for section in sections
+            for key, digest in section.reads(kind, config, data_root).items()
+        }
 
     @property
     def labelled(self) -> list[str]:

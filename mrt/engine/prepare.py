@@ -208,7 +208,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         shop.tell([*dataset.left_out(), *labels.missing_classes(dataset, labels.LEARN[domain])])
     streams = data.build_streams(plan, config, shop.cards, shop.classes, sets, world)
     site = Site(config, plan.settings, shop.classes, detector, world, watcher.say)
-    on_record = sum(shop.source.get(BOXES, {}).values())
+    on_record = sum(shop.source.get(BOXES, {}).get(name, 0.0) for name in shop.classes)
     site = replace(
         site,
         source_boxes=data.boxes_per_image(plan, config, shop.cards) if plan.labelled else on_record,

@@ -17,6 +17,7 @@ from mrt.engine.folder import (
     read_facts,
     record_resumption,
     require_same_data,
+    require_same_reads,
     save_networks,
     unfinish_stages,
 )
@@ -77,6 +78,9 @@ def carry_out(
         classes, source = list(told["classes"]), told.get("source", {})
     else:
         classes, source = classes_of(config, cards, command["init"]), source_record(command["init"])
+    reads = {key: digest for plan in plans for key, digest in plan.reads(config, Path(data_root)).items()}
+    if resume:
+        require_same_reads(folder, reads)
     for plan in plans:
         for part in plan.parts:
             part.check(config, cards, classes, Path(data_root))
@@ -110,7 +114,7 @@ def carry_out(
                 cards,
                 shop.classes,
                 world.device,
-                source,
+                {"source": source, "reads": reads},
             )
         world.wait()
         with RunLog(folder, active=world.main) as log:

@@ -19,7 +19,7 @@ from mrt.data.dataset import DetectionDataset
 from mrt.data.images import read_picture
 from mrt.data.registry import find_dataset
 from mrt.data.synthetic.render import render
-from mrt.engine.load import PROGRAMS, dynamic_thresholds, load_detector
+from mrt.engine.load import HEADER, PROGRAMS, dynamic_thresholds, load_detector
 from mrt.errors import MrtError
 from mrt.export import card as cards
 from mrt.export.graphs import require_onnx, write_onnx, write_torch_export
@@ -287,7 +287,8 @@ def _card(job: _Job, kind: str, file: str, detector: DeformableDETR, **more: Any
 
 
 def _write_safetensors(job: _Job, detector: DeformableDETR, work: Path) -> _Written:
-    facts = {name: job.facts[name] for name in ("classes", "network", "config", "run") if name in job.facts}
+    kept = ("classes", "network", "config", "run", HEADER)
+    facts = {name: job.facts[name] for name in kept if name in job.facts}
     if (dynamic := dynamic_thresholds(job.facts)) is not None:
         facts["thresholds"] = dynamic
     card = _card(job, "safetensors", "model.safetensors", detector)

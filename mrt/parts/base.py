@@ -162,11 +162,14 @@ class Labels:
         with_boxes: whether the box losses count, too.
         num_boxes: as how many objects they count where the losses are divided by the number of objects; None:
             as many as there are labels.
+        on_host: the same targets on the host, where somebody has them there: reading them from a GPU would
+            mean waiting for all that is queued.
     """
 
     targets: Sequence[dict[str, Any]]
     with_boxes: bool = True
     num_boxes: float | None = None
+    on_host: Sequence[dict[str, Any]] | None = None
 
     @property
     def count(self) -> float:

@@ -21,8 +21,7 @@ from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import Batch
 from mrt.data.outside import read_labels
 from mrt.domains import TARGET
-from mrt.errors import MrtError
-from mrt.host import to_device
+from mrt.host import HostCopy, to_device
 from mrt.losses import Judged
 from mrt.parts.base import Labels, Look, Moment, Needs, Part, Site
 from mrt.parts.settings import decayed
@@ -83,11 +82,18 @@ class OutsideLabels(Part):
         self._forget()
 
     def _forget(self) -> None:
-        self.counts = torch.zeros(len(OUTCOMES) + 1, dtype=torch.float64, device=self.site.world.device)
+        self.counts = torch.zeros(
+            len(OUTCOMES) + 1, dtype=torch.float64
+        )  # on the host, where they are counted
+
+    def _summed(self) -> Tensor:
+        """The counts of all processes together."""
+        return self.site.world.sum(self.counts.to(self.site.world.device, copy=True))
 
     def before_step(self, batches: Sequence[Mapping[str, Batch]], look: Look | None, moment: Moment) -> None:
-        """The weight decays by epoch."""
+        """The weight decays by epoch. The labels' way to the host begins before anything is computed."""
         settings = self.site.config.teacher
+        self.outside = [_Copied(batch[TARGET].targets) for batch in batches] if self.fused else []
         self.weight = decayed(
             settings.labels_weight, settings.labels_decay, settings.labels_decay_epoch, moment.epoch
         )
@@ -102,7 +108,8 @@ class OutsideLabels(Part):
             return {**labels, TARGET: Labels(targets, settings.box_loss)}
         if not self.weight:
             return labels
-        teacher, outside = _on_host(labels[TARGET].targets), _on_host(images)
+        before, outside = labels[TARGET], self.outside[number].result()
+        teacher = before.on_host if before.on_host is not None else _Copied(before.targets).result()
         fused, counted = [], Counter(images=0)
         for mine, theirs, image in zip(teacher, outside, images, strict=True):
             if not image["covered"]:  # nobody but the teacher has looked at it
@@ -117,7 +124,7 @@ class OutsideLabels(Part):
             )
             counted += count + Counter(images=1)
             fused.append(target)
-        self.counts += torch.tensor([counted[name] for name in (*OUTCOMES, "images")]).to(self.counts)
+        self.counts += torch.tensor([counted[name] for name in (*OUTCOMES, "images")])
         return {
             **labels,
             TARGET: Labels(_on_device(fused, batch[TARGET].images.device), labels[TARGET].with_boxes),
@@ -132,7 +139,7 @@ class OutsideLabels(Part):
 
     def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
         """How often the two agreed, per image; nothing where the labels are alone."""
-        *counts, images = self.site.world.sum(self.counts).tolist()
+        *counts, images = self._summed().tolist()
         self._forget()
         if not images:
             return {}
@@ -149,36 +156,31 @@ class OutsideLabels(Part):
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted in the epoch so far by all processes together."""
-        return {"counts": self.site.world.sum(self.counts.clone()), "sha256": self.given.sha256}
+        return {"counts": self._summed()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The first process goes on with the sum over all, the others begin to count anew.
-
-        Raises:
-            MrtError: the labels are not those that the run was started with.
-        """
-        if state["sha256"] != self.given.sha256:
-            raise MrtError(
-                f"teacher.labels = {self.site.config.teacher.labels!r}: has changed since the run began",
-                "put the labels back as they were, or start anew",
-            )
+        """The first process goes on with the sum over all, the others begin to count anew."""
         self._forget()
         if self.site.world.main:
             self.counts = state["counts"].to(self.counts)
 
 
-def _on_host(targets: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Targets on the host; each kind of tensor is copied at once."""
-    copied: list[dict[str, Tensor]] = [{} for _ in targets]
-    for key in KEYS:
-        there = [target for target in targets if key in target]
-        if there:
-            rows = torch.cat([target[key] for target in there]).cpu().split([len(t[key]) for t in there])
-            parts = iter(rows)
-            for target, copy in zip(targets, copied, strict=True):
-                if key in target:
-                    copy[key] = next(parts)
-    return copied
+class _Copied:
+    """Targets that are on their way to the host; each kind of tensor is copied at once."""
+
+    def __init__(self, targets: Sequence[Mapping[str, Tensor]]) -> None:
+        self.sizes = {key: [len(target[key]) for target in targets if key in target] for key in KEYS}
+        self.there = [[key for key in KEYS if key in target] for target in targets]
+        self.copies = {
+            key: HostCopy(torch.cat([target[key] for target in targets if key in target]))
+            for key, sizes in self.sizes.items()
+            if sizes
+        }
+
+    def result(self) -> list[dict[str, Tensor]]:
+        """The targets."""
+        rows = {key: iter(copy.result().split(self.sizes[key])) for key, copy in self.copies.items()}
+        return [{key: next(rows[key]) for key in keys} for keys in self.there]
 
 
 def _on_device(targets: Sequence[dict[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:

@@ -108,7 +108,8 @@ class PseudoLabels(Part):
         if number not in self.found:
             self.found[number] = self.pending[number].result()
             self.count.add(self.found[number])
-        return {**labels, TARGET: Labels(self.found[number], self.site.config.teacher.box_loss)}
+        with_boxes, on_host = self.site.config.teacher.box_loss, self.pending[number].on_host
+        return {**labels, TARGET: Labels(self.found[number], with_boxes, on_host=on_host)}
 
     def judged(self, judged: Mapping[str, Judged]) -> Mapping[str, float]:
         """Note how sure the student is of the source's objects, for the thresholds."""
@@ -126,9 +127,7 @@ class PseudoLabels(Part):
     def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
         """Move the thresholds; how many labels of each class an image got."""
         site = self.site
-        if self.remembered is not None:  # in place of what the source's images would have shown
-            self.thresholds.record(*self.remembered)
-        values = self.thresholds.update(site.world.sum).tolist()
+        values = self._move().tolist()
         count = self.count.read(site.world.sum)
         self._snapshot(done)
         if numbers.get("pseudo_labels", 0.0) > ALARM * site.source_boxes > 0:
@@ -141,6 +140,19 @@ class PseudoLabels(Part):
             "thresholds": dict(zip(site.classes, [round(value, 6) for value in values], strict=True)),
             "labels_per_image": dict(zip(site.classes, [round(value, 4) for value in count], strict=False)),
         }
+
+    def _move(self) -> Tensor:
+        """Move the thresholds: by what the source's images have shown or, where there are none, by what the
+        weights have on record; classes without a record keep theirs.
+        """
+        before = self.thresholds.values
+        if self.site.config.method.source_free and self.remembered is not None:
+            self.thresholds.record(*self.remembered)
+        values = self.thresholds.update(self.site.world.sum)
+        if self.site.config.method.source_free and self.remembered is not None:
+            values = before.index_copy(0, self.remembered[1], values[self.remembered[1]])
+            self.thresholds.values = values
+        return values
 
     def _snapshot(self, done: int) -> None:
         if self.site.snapshots is None:

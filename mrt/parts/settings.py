@@ -223,8 +223,8 @@ class TeacherConfig(Section):
     @classmethod
     def _whole_path(cls, name: str | None) -> str | None:
         """A path still means the same when a run goes on from another folder; names of sets stay."""
-        there = name is not None and (Path(name).is_file() or (Path(name) / "dataset.json").is_file())
-        return str(Path(name).resolve()) if there else name
+        is_path = name is not None and (Path(name).suffix or Path(name).name != name)
+        return str(Path(name).resolve()) if is_path and Path(name).exists() else name
 
     @property
     def fuses(self) -> bool:
@@ -232,17 +232,20 @@ class TeacherConfig(Section):
         return self.labels is not None and self.pseudo_labels
 
     def acting(self, kind: str, config: Config) -> dict[str, Any]:
-        """In stage 1 only where an average is kept; static thresholds have no bounds. Labels from outside
-        count by their content, which an ablation adds.
+        """In stage 1 only where an average is kept; static thresholds have no bounds, and without pseudo
+        labels there are none.
         """
         values = super().acting(kind, config)
         if kind == "source" and not config.pretrain.ema:
             return {}
-        unused = {"labels"}
+        unused = {"labels"}  # they count by their content
         if self.fast_ema is None:
             unused.add("fast_share")
-        if not self.dynamic:
+        if not self.dynamic or not self.pseudo_labels:
             unused |= {"threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma"}
+        if not self.pseudo_labels:
+            unused |= {"threshold_start", "dynamic", "ignore_above"}
+            unused |= set() if self.labels is not None else {"nms_iou", "box_loss"}
         if not self.fuses:
             unused |= {"labels_iou", "labels_alone", "labels_weight", "labels_decay", "labels_decay_epoch"}
         if self.labels is None:
@@ -252,8 +255,16 @@ class TeacherConfig(Section):
         values = {key: value for key, value in values.items() if key not in unused}
         return without_defaults(self, values, "every", "fast_ema")
 
+    def reads(self, kind: str, config: Config, data_root: Path) -> dict[str, str]:
+        """Labels from outside."""
+        if self.labels is None or kind != "teach":
+            return {}
+        from mrt.data.registry import labels_digest
+
+        return {"teacher.labels": labels_digest(self.labels, config.data.target_split, data_root)}
+
     def problem(self, config: Config) -> str | None:
-        """The thresholds' bounds must be in order, and a decay must have somewhere to go."""
+        """The thresholds' bounds must be in order."""
         if self.threshold_min > self.threshold_max:
             return f"teacher.threshold_min {self.threshold_min} is above threshold_max {self.threshold_max}"
         if self.ignore_above is not None and self.ignore_above > self.threshold_min:

@@ -211,7 +211,9 @@ def choose_split(runs: Sequence[RunData], data: str, asked: str | None) -> str:
 
 
 def find_card(run: RunData, domain: str, data_root: Path) -> DatasetCard | None:
-    """The card of the set a run used, if it is here."""
+    """The card of the set a run used, if it is here; a run without source images used none for them."""
+    if domain == "source" and run.config.method.source_free and run.facts["command"] == "adapt":
+        return None
     try:
         return find_dataset(getattr(run.config.data, domain), data_root)
     except MrtError:

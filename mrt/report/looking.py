@@ -32,7 +32,9 @@ def pseudo_labels(study: Study) -> Section:
     for run in study.runs:
         taught = run.of("epoch", "teach") and run.facts["command"] == "adapt"
         if not taught or not run.config.teacher.pseudo_labels:
-            section.blocks.append(lacking(f"{run.title} was not taught by pseudo labels"))
+            outside = taught and run.config.teacher.labels is not None
+            how = "was taught by labels from outside" if outside else "was not taught by pseudo labels"
+            section.blocks.append(lacking(f"{run.title} {how}"))
             continue
         prefix = f"{slug(run.title)}-" if study.several else ""
         target = _target_images(study, run)

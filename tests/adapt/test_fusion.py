@@ -58,7 +58,7 @@ def test_two_objects_of_one_labeller_do_not_contradict_each_other():
     "alone, labels, confidences, ignored",
     [
         ("ignore", [], [], [2, 5]),
-        ("keep", [2, 5], [1.0, 1.0], []),
+        ("keep", [2, 5], [1 / 3, 1.0], []),
         ("weigh", [2, 5], [0.25, 0.75], []),
     ],
 )
@@ -78,6 +78,16 @@ def test_a_weight_of_nothing_leaves_the_teachers_labels():
     assert torch.allclose(found["boxes"], teacher["boxes"]) and found["confidences"].tolist() == [1.0]
 
 
+def test_labels_that_lose_their_weight_fade():
+    far = (0.6, 0.6, 0.9, 0.9)
+    for weight in (1.0, 0.5, 0.1):
+        found, _ = fuse(side((*CAR, 2, 0.6)), side((*far, 5, 0.9)), weight=weight, alone="keep")
+        assert dict(zip(found["labels"].tolist(), found["confidences"].tolist(), strict=True)) == {
+            2: 1.0,
+            5: pytest.approx(weight),
+        }
+
+
 def test_what_was_ignored_before_stays_ignored():
     crowd = torch.tensor([[0.5, 0.5, 0.1, 0.1]])
     teacher = side((*CAR, 2, 0.6)) | {"ignore_boxes": crowd, "ignore_labels": torch.tensor([1])}
@@ -85,10 +95,16 @@ def test_what_was_ignored_before_stays_ignored():
     assert found["ignore_labels"].tolist() == [1] and torch.equal(found["ignore_boxes"], crowd)
 
 
-def test_many_boxes_of_one_labeller_are_one_object_and_score_by_the_best():
+def test_neighbours_of_one_labeller_stay_two_objects():
+    """A crowd: the teacher's two overlap each other, and the other labeller has seen one of them."""
     found, count = fuse(side((*CAR, 2, 0.6), (*NEAR, 2, 0.4)), side((*CAR, 2, 0.8)), iou=0.5)
-    assert len(found["labels"]) == 1 and count == {"agreed": 1}
-    assert found["scores"].item() == pytest.approx((0.6 + 0.8) / 2)
+    assert len(found["labels"]) == 2 and count == {"agreed": 1, "teacher_alone": 1}
+    order = found["scores"].argsort()
+    assert corners(found["boxes"][order])[1] == pytest.approx(CAR) and corners(found["boxes"][order])[
+        0
+    ] == pytest.approx(NEAR)
+    alone, _ = fuse(side((*CAR, 2, 0.6), (*NEAR, 2, 0.4)), side(), iou=0.5)
+    assert corners(alone["boxes"]) == [pytest.approx(CAR), pytest.approx(NEAR)]
 
 
 def test_nothing_and_nothing_is_nothing():

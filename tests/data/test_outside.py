@@ -14,7 +14,7 @@ from tiny_world import make_set
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import collate
 from mrt.data.outside import read_labels
-from mrt.data.registry import find_dataset
+from mrt.data.registry import find_dataset, labels_digest
 from mrt.data.transforms import build_transform
 from mrt.errors import MrtError
 
@@ -62,7 +62,25 @@ def test_a_set_a_coco_file_and_a_list_of_results_say_the_same(world):
         x, y, w, h = expected[0]["bbox"]
         assert one.boxes[0].tolist() == [x, y, x + w, y + h]
         assert one.labels.tolist() == [a["category_id"] - 1 for a in expected] and one.scores.eq(1).all()
-    assert everywhere[0].sha256 != everywhere[2].sha256
+
+
+def test_a_digest_is_of_all_that_is_read(world):
+    results = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}]
+    alone = labels_digest(write(world, results, "r.json"), "train", world)
+    write(world, {"images": [], "categories": []}, "images.json")
+    with_images = labels_digest(write(world, results, "r.json"), "train", world)
+    write(world, {"images": [{"id": 1, "file_name": "2.png"}], "categories": []}, "images.json")
+    assert len({alone, with_images, labels_digest(str(world / "r.json"), "train", world)}) == 3
+    coco = write(world, truth(world))
+    before = labels_digest(coco, "train", world)
+    (world / "images.json").unlink()
+    assert labels_digest(coco, "train", world) == before, "an object has its own list of images"
+    assert labels_digest("truth", "val", world) != before
+
+
+def test_the_targets_own_labels_are_told_of(world):
+    shutil.copy(world / "truth" / "train.json", world / "hazy" / "train.json")
+    assert "the target set's own labels; so the result is an oracle's" in read(world, "hazy").notes[0]
 
 
 def test_results_beside_their_own_list_of_images_mean_that(world):
@@ -95,7 +113,7 @@ def test_results_beside_their_own_list_of_images_mean_that(world):
 def test_boxes_of_the_same_picture_at_another_size_are_scaled_and_cut(world):
     coco = truth(world)
     for image in coco["images"]:
-        image["width"], image["height"] = 2 * image["width"], 2 * image["height"]
+        image["width"], image["height"] = str(2 * image["width"]), 2 * image["height"]
     for annotation in coco["annotations"]:
         annotation["bbox"] = [2 * value for value in annotation["bbox"]]
     coco["annotations"].append({"image_id": 1, "category_id": 1, "bbox": [120, 10, 40, 20], "score": 0.9})
@@ -198,6 +216,8 @@ def changed(world: Path, change) -> dict:
         (lambda coco: coco["images"][0].update(width="wide"), "is widex48 there"),
         (lambda coco: coco["images"].append({"id": 3}), "images: .* has no id or no file_name"),
         (lambda coco: coco["categories"].append({"name": "x"}), "categories: .* has no id or no name"),
+        (lambda coco: coco["categories"].append({"name": "x", "id": {}}), "has no id or no name"),
+        (lambda coco: coco["images"].append({"id": [3], "file_name": "x.png"}), "has no id or no file_name"),
         (lambda coco: coco["categories"].append("x"), "categories: x has no id"),
     ],
 )

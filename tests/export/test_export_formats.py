@@ -18,6 +18,7 @@ from PIL import Image
 
 import mrt
 from mrt.data.images import read_picture
+from mrt.engine.load import source_record
 from mrt.errors import MrtError
 from mrt.export import card as cards
 from mrt.export import export_detector, write
@@ -49,6 +50,12 @@ def same(first, second) -> None:
 
 
 # --- weights
+
+
+def test_safetensors_keep_what_the_source_told(photos, tmp_path):
+    """So that exported weights can be adapted without source images, as the run's own can."""
+    folder = export_detector("demo-source", "safetensors", images=photos)
+    assert source_record(str(folder)) == source_record("demo-source") != {}
 
 
 def test_safetensors_hold_everything(two_stage, photos, tmp_path):

@@ -12,7 +12,7 @@ from test_stages import StopAt, weights
 from tiny_world import make_set, tiny_config
 
 from mrt.ablate.nodes import Planner, stage_settings
-from mrt.ablate.studies import Row
+from mrt.ablate.studies import Row, grid_rows, make_axes
 from mrt.config import load_config
 from mrt.engine import stages
 from mrt.engine.inference import evaluate_detector
@@ -132,13 +132,41 @@ def test_names_of_the_labels_are_mapped_beside_those_of_the_target(world, source
     assert any(line["kind"] == "eval" for line in map(json.loads, (run / "metrics.jsonl").open()))
 
 
-def test_labels_that_changed_are_noticed(world, source, labels, tmp_path):
-    config = tiny_config(**PLAIN, **{"teacher.labels": str(labels)})
+@pytest.mark.parametrize("stop", [2, 6])
+def test_labels_that_changed_are_noticed_before_anything_is_written(world, source, labels, tmp_path, stop):
+    """Also where the run was stopped before it had begun to read them."""
+    run, text = tmp_path / "run", labels.read_text()
+    config = tiny_config(**PLAIN, **{"teacher.labels": str(labels), "engine.keep_checkpoints": 3})
     with pytest.raises(Interrupted):
-        stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, watcher=StopAt(6))
-    labels.write_text(labels.read_text() + "\n")
-    with pytest.raises(MrtError, match="has changed since the run began"):
-        stages.adapt(config, tmp_path / "run", resume=True, data_root=world)
+        stages.adapt(config, run, init=str(source), data_root=world, watcher=StopAt(stop))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    labels.write_text(text + "\n")
+    first = sorted(path.stem for path in (run / "checkpoints").glob("*-*.pt"))[0]
+    for checkpoint in (None, first):
+        with pytest.raises(
+            MrtError, match=r"teacher\.labels has another content than when the run was started"
+        ):
+            stages.adapt(config, run, resume=True, from_checkpoint=checkpoint, data_root=world)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    labels.write_text(text)
+    stages.adapt(config, run, resume=True, data_root=world)
+
+
+def test_a_preset_names_labels_beside_itself_and_sets_keep_their_names(labels, tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text('[teacher]\nlabels = "labels.json"\n')
+    monkeypatch.chdir("/")
+    assert load_config(tmp_path / "mine.toml").teacher.labels == str(labels)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hazy").mkdir()
+    (tmp_path / "hazy" / "dataset.json").write_text("{}")
+    assert load_config("demo", ["teacher.labels=hazy"]).teacher.labels == "hazy"
+    assert load_config("demo", ["teacher.labels=labels.json"]).teacher.labels == str(labels)
+
+
+def test_files_as_an_axis_have_short_names(labels, tmp_path):
+    shutil.copy(labels, tmp_path / "other.json")
+    axes = make_axes([("teacher.labels", [str(labels), str(tmp_path / "other.json")])])
+    assert [row.name for row in grid_rows(axes, "demo")] == ["labels labels.json", "labels other.json"]
 
 
 def test_without_weight_they_change_nothing_and_without_cover_the_teacher_stands(
@@ -187,8 +215,15 @@ def test_settings_count_when_and_only_when_they_act(world, labels):
         return stage_settings(load_config("demo", changes=changes), "teach")
 
     on = {"teacher.labels": str(labels)}
+    off = {"teacher.pseudo_labels": False}
+    for key, value in (
+        ("teacher.threshold_start", 0.1),
+        ("teacher.dynamic", False),
+        ("teacher.ignore_above", 0.1),
+    ):
+        assert teach(**off, **{key: value}) == teach(**off) and teach(**{key: value}) != teach()
     alone = on | {"teacher.pseudo_labels": False}
-    fused = {"teacher.labels_iou": 0.4, "teacher.labels_alone": "keep", "teacher.labels_weight": 2.0}
+    fused = {"teacher.labels_iou": 0.4, "teacher.labels_alone": "weigh", "teacher.labels_weight": 2.0}
     for key, value in fused.items():
         assert teach(**{key: value}) == teach()
         assert teach(**alone, **{key: value}) == teach(**alone)

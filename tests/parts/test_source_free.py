@@ -110,6 +110,17 @@ def test_thresholds_follow_what_the_weights_have_on_record(source, whole):
     assert source_record(str(whole)) == record, "what is known of the source goes on with the weights"
 
 
+def test_classes_without_a_record_keep_their_thresholds(alone, source, tmp_path):
+    detector, metadata = load_weights(source / "student.safetensors")
+    metadata["source"]["confidences"].pop("red", None)
+    metadata["source"]["confidences"]["green"] = 0.04
+    save_weights(tmp_path / "half.safetensors", detector, metadata)
+    config = tiny_config(**FREE, **{"teacher.threshold_start": 0.001})
+    run = stages.adapt(config, tmp_path / "run", init=str(tmp_path / "half.safetensors"), data_root=alone)
+    for line in lines(run, "epoch"):
+        assert line["thresholds"]["red"] == 0.001 != line["thresholds"]["green"]
+
+
 def without_record(source: Path, path: Path) -> Path:
     detector, metadata = load_weights(source / "student.safetensors")
     save_weights(path, detector, {key: value for key, value in metadata.items() if key != "source"})
@@ -181,6 +192,7 @@ def test_an_ablation_knows_what_it_needs(world):
     assert [facts["name"] for facts in describe_data(free.config, "teach", world)] == ["hazy"]
     assert chain(**FREE, **{"data.source": "other"}).learned_from == set()
     assert chain(**FREE, **{"data.source": "other"}).node.digest == free.node.digest
+    assert chain(**FREE, **{"teach.augment": "weak"}).node.digest == free.node.digest
     assert chain(**{**FREE, "teacher.every": 2}).node.digest != free.node.digest
     other = {**FREE, "method.source_free": False}
     assert [node.kind for node in chain(**other).node.chain] == ["given", "mae", "teach"]
