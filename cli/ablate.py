@@ -108,6 +108,7 @@ def ablate(
     from mrt import ablate as trials_of
     from mrt import experiment
     from mrt.config import flag_name, named_plugins
+    from mrt.data.registry import labels_file
     from mrt.errors import MrtError, RunFailed
 
     from .console import say, show_table, watching
@@ -145,8 +146,13 @@ def ablate(
     root, data = roots.run_root / "ablate", roots.data_root
     if smoke:
         root, config = root / "smoke", experiment.resolve(from_preset, overrides, changes)
-        experiment.require_labels(config, ["source"], roots.data_root, prepared=False)
-        data = trials_of.shrink([config.data.source, config.data.target], roots.data_root, root / "data")
+        source_free = config.method.source_free
+        experiment.require_labels(config, [] if source_free else ["source"], roots.data_root, prepared=False)
+        sets = [*([] if source_free else [config.data.source]), config.data.target]
+        data = trials_of.shrink(sets, roots.data_root, root / "data")
+        if config.teacher.labels is not None:  # a set of labels is not made smaller
+            named = labels_file(config.teacher.labels, config.data.target_split, roots.data_root)
+            overrides = [*(overrides or ()), f"teacher.labels={named.resolve()}"]
     rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
     rows += [row for row in trials_of.BASELINES if row not in rows] if baselines else []
     base = trials_of.choose_base(rows, base, chosen.base if chosen else None)

@@ -20,7 +20,7 @@ from typing import Any
 from mrt import plugins
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
-from mrt.ablate.nodes import Node, Planner, Trial, content_hash
+from mrt.ablate.nodes import Node, Planner, Trial, content_hash, read_beside
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import (
@@ -116,6 +116,7 @@ def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[W
                 *(node.name, node.kind, values, folder, str(data_root), node.device),
                 *(start, node.place, needs),
                 plugins={name: plugins.load(name).digest for name in node.config.method.plugins},
+                reads=read_beside(node.config, node.kind, data_root) if node.place is None else {},
             )
             works[node.name] = work
         if title not in work.titles:

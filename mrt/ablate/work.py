@@ -22,7 +22,7 @@ from typing import Any
 
 from mrt import plugins
 from mrt.ablate.device import device_kind, require_device
-from mrt.ablate.nodes import STAGE_OF, content_hash, stage_settings
+from mrt.ablate.nodes import STAGE_OF, content_hash, read_beside, stage_settings
 from mrt.config import Config, load_config, validate
 from mrt.data.card import read_json
 from mrt.engine.report import Watcher
@@ -50,6 +50,7 @@ class Work:
         name, kind: of the node. titles: the trials that want it.
         config: plain values. folder: where it is trained.
         device: what it is planned for, "cpu" or "cuda". plugins: those it is planned with, sha256 by name.
+        reads: digests of what it reads beside the data sets, by setting.
         start: weights it starts from. place: weights that are there, for a node that needs no training.
         needs: names of the work that must be done before.
     """
@@ -66,6 +67,7 @@ class Work:
     titles: list[str] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     plugins: dict[str, str] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -80,8 +82,8 @@ def do_work(work: Work, watcher: Watcher) -> None:
     """Train and measure what is missing; one process at a time works on a node, others wait and find it done.
 
     Raises:
-        MrtError: "auto" means another kind of device here than where the work was planned, or a plug-in has
-            changed since then.
+        MrtError: "auto" means another kind of device here than where the work was planned, or a plug-in or
+            what is read beside the data sets has changed since then.
     """
     import torch
 
@@ -96,6 +98,11 @@ def do_work(work: Work, watcher: Watcher) -> None:
     for name, digest in work.plugins.items():
         if plugins.load(name).digest != digest:
             raise MrtError(f"{name}: the plug-in has changed since this was planned", "repeat the command")
+    if work.place is None:
+        now = read_beside(validate(work.config, work.name), work.kind, Path(work.data_root))
+        for key in work.reads:
+            if now.get(key) != work.reads[key]:
+                raise MrtError(f"{key}: has changed since this was planned", "repeat the command")
     folder = Path(work.folder)
     with locked(folder.parent / ".locks" / work.name, watcher):
         if work.place is None:

@@ -11,8 +11,10 @@ import torch
 from test_stages import StopAt, weights
 from tiny_world import make_set, tiny_config
 
+from mrt.ablate import missing_work
 from mrt.ablate.nodes import Planner, stage_settings
 from mrt.ablate.studies import Row, grid_rows, make_axes
+from mrt.ablate.work import do_work
 from mrt.config import load_config
 from mrt.engine import stages
 from mrt.engine.inference import evaluate_detector
@@ -150,6 +152,17 @@ def test_labels_that_changed_are_noticed_before_anything_is_written(world, sourc
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     labels.write_text(text)
     stages.adapt(config, run, resume=True, data_root=world)
+
+
+def test_work_that_was_planned_with_other_labels_is_not_done(world, labels, tmp_path):
+    data = {"data.target": "hazy", "data.source": "clear"}
+    row = Row("row", {"teacher.labels": str(labels)})
+    trials = Planner(world, "val").trials([row], [0], "demo", (), data)
+    *_, work = missing_work(trials, tmp_path, world)
+    assert work.kind == "teach" and work.reads.keys() == {"teacher.labels"}
+    labels.write_text(labels.read_text() + "\n")
+    with pytest.raises(MrtError, match=r"teacher\.labels: has changed since this was planned"):
+        do_work(work, Watcher())
 
 
 def test_a_preset_names_labels_beside_itself_and_sets_keep_their_names(labels, tmp_path, monkeypatch):
