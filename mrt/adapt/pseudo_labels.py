@@ -40,6 +40,7 @@ class PendingLabels:
         ignore_above: float | None = None,
     ) -> None:
         self.device, self.nms_iou, self.ignore_above = logits.device, nms_iou, ignore_above
+        self.on_host: list[dict[str, Tensor]] | None = None
         scores, labels = logits.float().sigmoid().max(-1)
         passes = scores > thresholds.to(logits.device)[labels]
         facts = torch.stack((scores, labels.float(), passes.float()), dim=-1)

@@ -7,6 +7,7 @@ for nothing but the copies it asks for.
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib import import_module
 from types import SimpleNamespace
 from typing import ClassVar
@@ -18,8 +19,15 @@ from test_plain_step import STAGES, batches_of, config, make_learner
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mrt.engine import learner as engine
 from mrt.engine.distributed import World
 from mrt.engine.step import Learner, training_step
+from mrt.parts.base import Moment, Site
+from mrt.parts.distill import Distill
+from mrt.parts.outside_labels import OutsideLabels
+from mrt.parts.pseudo_labels import PseudoLabels
+from mrt.parts.source_record import SourceRecord
+from mrt.parts.supervise import Supervise
 
 GPU = "cuda"
 labels_module = import_module("mrt.adapt.pseudo_labels")  # mrt.adapt has a function of this name
@@ -121,6 +129,70 @@ def test_the_host_waits_for_its_copies_only(copies, stage, sizes, model, expecte
         value.device.type for name, value in seen.items() if name not in ("pseudo_labels", "grad_norm")
     } == {GPU}
     assert all(value.dtype == torch.float32 for value in seen.values() if isinstance(value, torch.Tensor))
+
+
+class Arrived(Copy):
+    """What arrives at the host is a tensor, or a number."""
+
+    def result(self) -> torch.Tensor | SimpleNamespace:
+        return torch.empty(self.shape) if self.shape else SimpleNamespace(item=lambda: 2.0)
+
+
+class Outside(OutsideLabels):
+    """With labels that were read already."""
+
+    fused = True
+
+    def begin(self, site: Site) -> None:
+        self._forget()
+
+
+def fused(teacher: dict, outside: dict, **_: object) -> tuple[dict, Counter]:
+    """Two labels, made on the host."""
+    assert {tensor.device.type for side in (teacher, outside) for tensor in side.values()} == {"cpu"}
+    boxes, labels = torch.empty(2, 4), torch.zeros(2, dtype=torch.int64)
+    found = {"boxes": boxes, "labels": labels, "scores": boxes[:, 0], "confidences": boxes[:, 0]}
+    return found | {"ignore_boxes": boxes[:1], "ignore_labels": labels[:1]}, Counter(agreed=2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        # soft labels: how many objects they count, and the matching
+        (lambda: [Supervise(), SourceRecord(), Distill()], 2),
+        # pseudo labels, five kinds of tensors of labels from outside, three of the teacher's, the matching
+        (lambda: [Supervise(), PseudoLabels(), Outside()], 1 + 5 + 3 + 1),
+    ],
+)
+def test_further_parts_wait_for_their_copies_only(copies, monkeypatch, parts, expected):
+    for name in ("distill", "outside_labels"):
+        monkeypatch.setattr(import_module(f"mrt.parts.{name}"), "HostCopy", Arrived)
+    outside = import_module("mrt.parts.outside_labels")
+    monkeypatch.setattr(outside, "to_device", to_gpu)
+    monkeypatch.setattr(outside, "fuse", fused)
+    before = learner_on_gpu(config("paper's kind"), "teach+mae")
+    method, world = parts(), before.world
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in method:
+            part.site = Site(
+                before.config, before.stage, ["a"] * 9, before.student.detector, world, say=print
+            )
+            part.begin(part.site)
+    learner = engine.Learner(
+        before.config, before.stage, method, world, before.student, before.optimiser, before.teacher
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        batches = [
+            {name: item._map(lambda tensor: fake.from_tensor(tensor).to(GPU)) for name, item in micro.items()}
+            for micro in batches_of("one size", steps=1)[0]
+        ]
+        for target in (target for micro in batches for target in micro["target"].targets):
+            boxes, labels = torch.empty(3, 4, device=GPU), torch.zeros(3, dtype=torch.int64, device=GPU)
+            target |= {"boxes": boxes, "labels": labels, "scores": boxes[:, 0], "covered": True}
+            target |= {"ignore_boxes": boxes[:1], "ignore_labels": labels[:1]}
+        seen = engine.training_step(learner, batches, Moment(0, 1, 0))
+    assert len(copies) == expected, copies
+    assert {value.device.type for value in seen.values() if isinstance(value, torch.Tensor)} >= {GPU}
 
 
 def test_a_value_that_is_waited_for_is_noticed(copies, monkeypatch):
