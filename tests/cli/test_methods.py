@@ -1,0 +1,98 @@
+"""Methods beyond the paper's, from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import TINY, mrt, refused
+
+from mrt.ablate.studies import METHOD_WORDS, METHODS
+
+SHORT = [text for text in TINY if not text.startswith("model.")]
+
+
+@pytest.fixture
+def camera(worlds, tmp_path) -> Path:
+    """A data root with nothing but a target of one's own."""
+    root = tmp_path / "only-target"
+    shutil.copytree(worlds / "synthetic-foggy", root / "camera")
+    card = json.loads((root / "camera" / "dataset.json").read_text())
+    (root / "camera" / "dataset.json").write_text(json.dumps({**card, "name": "camera"}))
+    return root
+
+
+def settings(command: str, *more: object) -> dict:
+    result = mrt(f"{command} --dry-run", *more)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_help_has_a_line_for_each_method():
+    told = " ".join(mrt("adapt --help").output.replace("│", " ").split())
+    for name, words in METHOD_WORDS.items():
+        assert f"* {name}: {words}" in told, name
+    assert "--set teacher.labels=FILE" in told
+    assert "unknown method" in refused("adapt --target foggy --method source-fre")
+
+
+def test_a_dry_run_tells_what_a_method_sets():
+    aldi = settings("adapt --target foggy --method aldi")
+    assert (
+        aldi["distill"]["enabled"] and not aldi["teacher"]["pseudo_labels"] and not aldi["domain"]["enabled"]
+    )
+    free = settings("adapt --target camera --init demo-source --method source-free")
+    assert free["method"]["source_free"] and free["preset"] == "own"
+    assert free["model"]["backbone"] == "tf_efficientnet_lite0" and free["data"]["sides"] == [128]
+    words = "method.source_free=true domain.enabled=false mae.use=none"
+    same = settings(f"adapt --target camera --init demo-source --set {words}")
+    assert same["model"] == free["model"]
+    own = settings("adapt --target foggy --method +dt --set teacher.labels=not-yet")
+    assert own["teacher"]["labels"] == "not-yet"
+
+
+def test_source_free_needs_weights_and_a_target(runs, camera):
+    """No source set is on disk; the network and the image sizes are the weights'."""
+    roots = ["--data-root", camera, "--run-root", "runs"]
+    short = [text for text in SHORT if not text.startswith("data.s")]
+    result = mrt(
+        f"adapt --target camera --method source-free --init {runs / 'demo-source'}", *roots, "--set", *short
+    )
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "preset own (settings for your own data), the network and image sizes of" in said
+    assert "mrt eval runs/own-source-free-camera" in said
+    assert mrt("eval own-source-free-camera", *roots).exit_code == 0
+    words = refused("adapt --target camera --method source-free --name other", *roots)
+    assert "starts from a detector that was trained with them" in words and "--init RUN_OR_WEIGHTS" in words
+    assert not Path("runs/other").exists()
+    aldi = refused(f"adapt --target camera --method aldi --init {runs / 'demo-source'}", *roots)
+    assert "no labelled set was named to adapt from" in aldi
+    stage = refused(
+        f"adapt --target camera --method source-free --stage mae --init {runs / 'demo-source'}", *roots
+    )
+    assert "leave out --stage" in stage
+
+
+def test_labels_of_a_detector_of_mrts_own_go_round(runs, worlds):
+    """mrt label writes what mrt adapt takes; the target's boxes are not needed for it."""
+    roots = ["--data-root", worlds, "--run-root", runs]
+    made = mrt("label synthetic-foggy --detector demo-source --threshold 0 --out labels.json", *roots)
+    assert made.exit_code == 0, made.output
+    command = (
+        f"adapt --target synthetic-foggy --method +dt --init {runs / 'demo-source'} --data-root {worlds}"
+    )
+    labels = ["teacher.labels=labels.json", "teacher.labels_score=0"]
+    fused = mrt(command, "--run-root", "runs", "--set", *TINY, *labels)
+    assert fused.exit_code == 0, fused.output
+    assert "labels from outside, fused with the teacher's" in " ".join(fused.output.split())
+    facts = json.loads(Path("runs/demo-teacher-dt/run.json").read_text())
+    assert facts["reads"].keys() == {"teacher.labels"}
+    for wrong, words in (("gone.json", "no such file"), ("gone", "neither a file nor a prepared set")):
+        told = refused(
+            command, "--run-root", "runs", "--name", "x", "--set", *TINY, f"teacher.labels={wrong}"
+        )
+        assert words in told and "mrt label" in told and not Path("runs/x").exists()
+    assert set(METHODS) == set(METHOD_WORDS)
