@@ -55,11 +55,8 @@ def lines(run: Path, kind: str) -> list[dict]:
 
 
 def same(one: Path, other: Path) -> bool:
-    return all(
-        torch.equal(value, weights(other, name)[key])
-        for name in ("student", "teacher")
-        for key, value in weights(one, name).items()
-    )
+    pairs = [(weights(one, name), weights(other, name)) for name in ("student", "teacher")]
+    return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in mine)
 
 
 def test_a_run_needs_weights_and_a_target_and_nothing_else(alone, source, whole):
