@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -150,9 +151,20 @@ def ablate(
         experiment.require_labels(config, [] if source_free else ["source"], roots.data_root, prepared=False)
         sets = [*([] if source_free else [config.data.source]), config.data.target]
         data = trials_of.shrink(sets, roots.data_root, root / "data")
-        if config.teacher.labels is not None:  # a set of labels is not made smaller
-            named = labels_file(config.teacher.labels, config.data.target_split, roots.data_root)
-            overrides = [*(overrides or ()), f"teacher.labels={named.resolve()}"]
+
+        # Sets of labels are not made smaller: they are taken from where they are.
+        def whole(name: str) -> str:
+            file = labels_file(name, config.data.target_split, roots.data_root)
+            return str(file.resolve())
+
+        if config.teacher.labels is not None:
+            overrides = [*(overrides or ()), f"teacher.labels={whole(config.teacher.labels)}"]
+        axes = [
+            replace(axis, values=tuple(value if value == "none" else whole(value) for value in axis.values))
+            if axis.key == "teacher.labels"
+            else axis
+            for axis in axes
+        ]
     rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
     rows += [row for row in trials_of.BASELINES if row not in rows] if baselines else []
     base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
@@ -249,8 +261,10 @@ def _require(trial: Trial, data_root: Path) -> None:
             card, trial.split, classes, labels.class_map_for(trial.config, card), labels.MEASURE_TRIALS
         )
     for node in trial.node.chain:
-        for section in node.config.sections().values() if node.place is None else ():
-            section.reads(node.kind, node.config, data_root)
+        if node.place is None and node.kind == "teach":
+            from mrt.engine.stages import require_readable
+
+            require_readable(node.config, data_root, node.chain[0].place)
     if init:
         from mrt.engine.load import find_weights
 

@@ -112,7 +112,8 @@ def label(
     report.unlink(missing_ok=True)
     _summarise(found, names, threshold)
     say(f"Written to {out}")
-    _say_next(target, split, out, data_root)
+    if found.boxes.total():
+        _say_next(target, split, out, data_root)
 
 
 def _beforehand(card: DatasetCard, labeller: Labeller, names: Sequence[str]) -> list[str]:
@@ -161,7 +162,10 @@ def _summarise(found: Found, names: Sequence[str], threshold: float) -> None:
     if found.dropped[NO_AREA] > total:
         say("Most boxes have no area: are they x, y, width, height? Expected is x0, y0, x1, y1.")
     if not total:
-        say("Nothing was found: a lower --threshold, or other names with --classes, may find something.")
+        say(
+            "Nothing was found: a lower --threshold, or other names with --classes, may find something "
+            "(with another --out)."
+        )
 
 
 def _say_next(target: str, split: str, out: Path, data_root: Path | None) -> None:

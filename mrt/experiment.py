@@ -78,6 +78,12 @@ def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict
     if not path.is_file():
         raise MrtError(f"{folder}: no run to continue", "start it without --resume, or name it with --name")
     stored, asked = load_config(path), load_config(path, overrides or (), _given(options))
+    gone = stored.teacher.labels
+    if gone and Path(gone).is_absolute() and not Path(gone).exists():
+        raise MrtError(
+            f"{folder}: its teacher.labels are gone: {gone}",
+            "put the file back: a run keeps what it learns from",
+        )
     if asked != stored:
         old, new = stored.model_dump(), asked.model_dump()
         sections = [key for key in old if old[key] != new[key]]
@@ -420,6 +426,10 @@ def plan_adaptation(
         kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root
     )
     if config.method.source_free:
+        if source is not None:
+            raise MrtError(
+                f"--source {source}: there are no source images (method.source_free)", "leave out --source"
+            )
         if "mae" in (stage or ()):
             raise MrtError(
                 "--stage mae: learns from source images, and there are none (method.source_free)",

@@ -329,6 +329,8 @@ def plain(value: Any) -> Any:
 
 
 def _word(value: Any, short: bool) -> str:
+    if value is None:
+        return "none"
     if short and isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)

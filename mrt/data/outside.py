@@ -95,7 +95,10 @@ def read_labels(
             them is known.
     """
     file = labels_file(where, split, data_root)
-    content = read_json(file)
+    try:
+        content = read_json(file)
+    except MrtError as error:
+        raise MrtError(error.message, f"{error.hint or ''}\n{LABELS_HINT}".strip()) from None
     annotations = card.annotations_path(split)
     own = _lists(read_json(annotations), annotations, LISTS)
     if isinstance(content, list):
@@ -110,6 +113,11 @@ def read_labels(
             raise MrtError(
                 f"data.class_map: {name!r} is a class neither of {file} nor of {card.name!r}",
                 f"the file has: {', '.join(sorted(theirs)[:20])}",
+            )
+        if class_map[name] not in classes:
+            raise MrtError(
+                f"data.class_map: {name!r} -> {class_map[name]!r}: no class of the detector",
+                f"it has: {', '.join(classes)}",
             )
     labels, unknown = _match_classes(content["categories"], classes, class_map or {}, file)
     images = _match_images(content["images"], own["images"], file)
@@ -142,15 +150,34 @@ def read_labels(
     notes += _notes(file, card, split, len(own["images"]), len(content["images"]), len(found))
     notes += [f"{file}: of classes that the detector does not have: {_counted(others)}"] if others else []
     notes += [f"{file}: left out: {_counted(dropped)}"] if dropped else []
+    ignored = sum(len(objects.ignored) for objects in found.values())
+    notes += (
+        [f"{file}: crowds and ignored objects, neither object nor background: {ignored}"] if ignored else []
+    )
     images_given = {number: objects.given() for number, objects in found.items()}
     result = OutsideLabels(images_given, notes)
     if not result.boxes():
+        low = any(reason.startswith("score") for reason in dropped)
         raise MrtError(
-            f"teacher.labels = {where!r}: no label is left for {card.name!r}, split {split!r}: "
-            + ("; ".join(notes) or f"{len(content['annotations'])} annotations"),
-            "lower teacher.labels_score, or look into the file",
+            f"teacher.labels = {where!r}: no label is left for {card.name!r}, split {split!r} (of "
+            f"{len(content['annotations'])} annotations): " + "; ".join(notes),
+            "lower teacher.labels_score"
+            if low
+            else "labels without an object teach nothing: look into the file",
         )
+    _require_pixels(result, file)
     return result
+
+
+def _require_pixels(labels: OutsideLabels, file: Path) -> None:
+    """MrtError where all boxes lie in the first pixel: then they are shares of the image."""
+    boxes = torch.cat([given.boxes for given in labels.images.values()])
+    if (boxes <= 1).all() and (boxes % 1 != 0).any():
+        first = ", ".join(f"{value:g}" for value in boxes[0].tolist())
+        raise MrtError(
+            f"{file}: all boxes lie between 0 and 1 (such as {first}): shares of the image, not pixels",
+            "bbox is [x, y, width, height] in pixels of the image",
+        )
 
 
 @dataclass(frozen=True)
@@ -164,23 +191,34 @@ class _Entry:
 
 def _entry(annotation: Any, file: Path) -> _Entry:
     """An annotation that has all it needs."""
+
+    def wrong(name: str, needed: str) -> MrtError:
+        about = annotation if isinstance(annotation, dict) else {name: annotation}
+        number = f" {about['id']!r}"[:20] if "id" in about else ""
+        value = repr(about.get(name))[:60]
+        return MrtError(f"{file}: annotation{number}: {name} = {value}", f"it needs {needed}")
+
+    if not isinstance(annotation, dict):
+        raise wrong("entry", "to be an object with image_id, category_id and bbox")
+    for name, owner in (("image_id", "an image"), ("category_id", "a category")):
+        if not _is_id(annotation.get(name)):
+            raise wrong(name, f"the id of {owner}")
     try:
-        image, category = annotation["image_id"], annotation["category_id"]
-        hash((image, category))
         x, y, width, height = (float(value) for value in annotation["bbox"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise wrong("bbox", "four numbers, [x, y, width, height] in pixels") from None
+    try:
         score = float(annotation.get("score", 1.0))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise MrtError(
-            f"{file}: annotation {str(annotation)[:100]} has no usable image_id, category_id, bbox or score "
-            f"({error!r})",
-            "each needs the ids of an image and a category, and bbox = [x, y, width, height] in pixels",
-        ) from None
+    except (TypeError, ValueError, OverflowError):
+        raise wrong("score", "a number from 0 to 1, or none at all") from None
     if not 0 <= score <= 1:
-        raise MrtError(
-            f"{file}: score = {annotation['score']!r} of image {image!r}: scores lie in 0..1",
-            "divide them (per cent by 100), or leave them out",
-        )
-    return _Entry(image, category, (x, y, x + width, y + height), score, is_ignored(annotation))
+        raise wrong("score", "a number from 0 to 1: divide per cent by 100, or leave scores out")
+    corners = (x, y, x + width, y + height)
+    return _Entry(annotation["image_id"], annotation["category_id"], corners, score, is_ignored(annotation))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) and not isinstance(value, bool)
 
 
 def _place(
@@ -200,7 +238,8 @@ def _place(
         dropped["not finite"] += 1
         return
     width, height = ours["width"], ours["height"]
-    across, down = width / float(theirs.get("width", width)), height / float(theirs.get("height", height))
+    across = width / float(_side(theirs, "width", width))
+    down = height / float(_side(theirs, "height", height))
     x0, y0, x1, y1 = entry.box
     box = (
         min(max(x0 * across, 0.0), width),
@@ -217,23 +256,35 @@ def _place(
 
 
 def _lists(content: Any, file: Path, names: Iterable[str]) -> dict[str, Any]:
-    """A COCO object with the lists that are needed; each image and category has an id and a name."""
+    """A COCO object with the lists that are needed; images and categories have ids of their own and names."""
+    if not isinstance(content, dict):
+        raise MrtError(
+            f"{file}: not labels: neither a COCO object (with the lists {', '.join(LISTS)}) nor a list of "
+            "COCO results",
+            LABELS_HINT,
+        )
     for name in names:
-        entries = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
+        if not isinstance(content.get(name), list):
             raise MrtError(
-                f"{file}: not labels: neither a COCO object (with the lists {', '.join(LISTS)}) nor a list "
-                "of COCO results",
+                f"{file}: {name} = {str(content.get(name))[:40]}: not labels without a list of {name}",
                 LABELS_HINT,
             )
         key = {"images": "file_name", "categories": "name"}.get(name)
-        for entry in entries if key else ():
+        known: dict[Any, str] = {}
+        for entry in content[name] if key else ():
             named = isinstance(entry, dict) and isinstance(entry.get(key), str)
-            if not named or not isinstance(entry.get("id"), (int, str)):
+            if not named or not _is_id(entry.get("id")):
                 raise MrtError(
                     f"{file}: {name}: {str(entry)[:100]} has no id or no {key}",
                     f"each entry of {name} needs an id (a number or a text) and a {key}",
                 )
+            if entry["id"] in known:
+                both = f"{known[entry['id']]}, {entry[key]}"
+                raise MrtError(
+                    f"{file}: {name}: the id {entry['id']!r} is given twice ({both})",
+                    "whose boxes are whose cannot be known: ids must differ",
+                )
+            known[entry["id"]] = entry[key]
     return content
 
 
@@ -244,16 +295,22 @@ def _match_classes(
     file: Path,
 ) -> tuple[dict[Any, int], dict[Any, str]]:
     """Labels by category id, and the names of categories that are none of the detector's classes."""
-    plain = {name.casefold(): number for number, name in reversed(list(enumerate(classes)))}
+
+    def plain_name(name: str) -> str:
+        return "".join(name.casefold().split())
+
+    plain = {plain_name(name): number for number, name in reversed(list(enumerate(classes)))}
     labels, unknown = {}, {}
     for category in categories:
         name = class_map.get(category["name"], category["name"])
         if name in classes:
             labels[category["id"]] = classes.index(name)
-        elif name.casefold() in plain:
-            labels[category["id"]] = plain[name.casefold()]
+        elif plain_name(name) in plain:
+            labels[category["id"]] = plain[plain_name(name)]
         else:
             unknown[category["id"]] = category["name"]
+    if not categories:
+        raise MrtError(f"{file}: categories is empty, so its classes have no names", LABELS_HINT)
     if not labels:
         there = ", ".join(category["name"] for category in categories[:20]) or "none"
         raise MrtError(
@@ -266,40 +323,64 @@ def _match_classes(
 def _match_images(
     theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], file: Path
 ) -> dict[Any, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """By their id (their image, our image): of one path, else of one file name that is nobody else's."""
-    paths = {PurePosixPath(image["file_name"]).as_posix(): image for image in ours}
-    names = _once(ours)
-    unique = _once(theirs)
+    """By their id (their image, our image): of one path, else of the longest end of a path that an image of
+    ours has, if it is the only one.
+
+    Raises:
+        MrtError: two of theirs are one of ours, or none is.
+    """
+    ends: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for image in ours:
+        parts = _parts(image)
+        for start in range(len(parts)):
+            ends.setdefault(parts[start:], []).append(image)
+    whole = {_parts(image): image for image in ours}
     found: dict[Any, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    taken: dict[Any, Mapping[str, Any]] = {}
+    unclear = ""
     for image in theirs:
-        path = PurePosixPath(image["file_name"].replace("\\", "/"))
-        partner = paths.get(path.as_posix())
-        if partner is None and unique.get(path.name) is image:
-            partner = names.get(path.name)
+        parts = _parts(image)
+        tails = [ends.get(parts[start:], []) for start in range(len(parts))]
+        fitting = next((tail for tail in tails if tail), [])
+        partner = whole.get(parts) or (fitting[0] if len(fitting) == 1 else None)
         if partner is None:
+            unclear = unclear or (
+                f"{image['file_name']!r} could be {len(fitting)} of them" if fitting else ""
+            )
             continue
+        if partner["id"] in taken:
+            raise MrtError(
+                f"{file}: {taken[partner['id']]['file_name']!r} and {image['file_name']!r} are both the "
+                f"target's {partner['file_name']!r}",
+                "name each image once, by its path in the target set",
+            )
         _require_shape(image, partner, file)
+        taken[partner["id"]] = image
         found[image["id"]] = (image, partner)
     if not found:
         raise MrtError(
             f"{file}: none of its {len(theirs)} images is one of the target's {len(ours)} (here "
-            f"{theirs[0]['file_name'] if theirs else 'none'!r}, there {ours[0]['file_name']!r})",
-            "labels belong to the images of the target's training split (data.target_split)",
+            f"{theirs[0]['file_name'] if theirs else 'none'!r}, there {ours[0]['file_name']!r})"
+            + (f"; {unclear}" if unclear else ""),
+            "name images as the target set's annotation file does, suffix and case too (mrt label does)",
         )
     return found
 
 
-def _once(images: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Images by file name without folders, where only one has it."""
-    names = [PurePosixPath(image["file_name"].replace("\\", "/")).name for image in images]
-    counts = Counter(names)
-    return {name: image for name, image in zip(names, images, strict=True) if counts[name] == 1}
+def _parts(image: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of an image's path."""
+    return PurePosixPath(image["file_name"].replace("\\", "/")).parts
+
+
+def _side(image: Mapping[str, Any], key: str, ours: int) -> Any:
+    """A side of an image; ours where it says none."""
+    return ours if image.get(key) is None else image[key]
 
 
 def _require_shape(theirs: Mapping[str, Any], ours: Mapping[str, Any], file: Path) -> None:
     """MrtError where two images of one name cannot be the same picture at another size."""
     try:
-        width, height = (float(theirs.get(key, ours[key])) for key in ("width", "height"))
+        width, height = (float(_side(theirs, key, ours[key])) for key in ("width", "height"))
         fits = min(width, height) > 0 and abs(width * ours["height"] / (height * ours["width"]) - 1) < 0.02
     except (TypeError, ValueError):
         fits = False

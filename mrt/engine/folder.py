@@ -122,14 +122,16 @@ def require_same_data(folder: Path, cards: dict[str, DatasetCard]) -> None:
             )
 
 
-def require_same_reads(folder: Path, reads: Mapping[str, str]) -> None:
+def require_same_reads(folder: Path, config: Config, reads: Mapping[str, str]) -> None:
     """MrtError if something that is read beside the data sets is not what the run was started with."""
     then = read_facts(folder).get("reads", {})
     for key, digest in reads.items():
         if then.get(key, digest) != digest:
+            section, _, name = key.partition(".")
+            what = getattr(getattr(config, section, None), name, "")
             raise MrtError(
-                f"{folder}: {key} has another content than when the run was started",
-                "put it back as it was, or start anew",
+                f"{folder}: {key} = {str(what)!r} has another content than when the run was started",
+                "put it back as it was (with what is read beside it, such as images.json), or start anew",
             )
 
 

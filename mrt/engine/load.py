@@ -5,6 +5,7 @@ Hugging Face models.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mrt.models.huggingface import describe_huggingface, is_huggingface, load_hu
 from mrt.models.interface import Detector
 from mrt.models.published import describe_published, is_published, load_published
 from mrt.models.weights import is_ours, load_weights, read_header
-from mrt.parts.source_record import HEADER
+from mrt.parts.source_record import BOXES, CONFIDENCES, HEADER
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 EXPORT_CARD = "export.json"  # in a folder that mrt export has written
@@ -277,7 +278,21 @@ def source_record(where: str | None) -> dict[str, Any]:
         return {}
     path = find_weights(where)
     told = read_header(path)["metadata"].get(HEADER) if path.is_file() and is_ours(path) else None
-    return dict(told) if isinstance(told, dict) else {}
+    if told is None:
+        return {}
+    tables = [told.get(name) for name in (CONFIDENCES, BOXES)] if isinstance(told, dict) else [None]
+    for table in tables:
+        fine = isinstance(table, dict) and all(_is_amount(value) for value in table.values())
+        if not fine or any(value > 1 for value in tables[0].values()):
+            raise MrtError(
+                f"{path}: {HEADER} = {str(told)[:80]}: not a record of a source in the weights' header",
+                "take the weights as mrt wrote them",
+            )
+    return dict(told)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _load_huggingface(folder: Path) -> tuple[Detector, dict[str, Any]]:

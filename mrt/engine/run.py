@@ -80,7 +80,7 @@ def carry_out(
         classes, source = classes_of(config, cards, command["init"]), source_record(command["init"])
     reads = {key: digest for plan in plans for key, digest in plan.reads(config, Path(data_root)).items()}
     if resume:
-        require_same_reads(folder, reads)
+        require_same_reads(folder, config, reads)
     for plan in plans:
         for part in plan.parts:
             part.check(config, cards, classes, Path(data_root))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from mrt.config import Config
 from mrt.domains import SOURCE
+from mrt.engine.data import classes_of, find_cards
 from mrt.engine.plan import Average, Plan
 from mrt.engine.run import carry_out
 from mrt.engine.start import absolute, starting_point, stored
@@ -91,6 +92,21 @@ def without_adapting(config: Config, labels: str = SOURCE) -> list[Plan]:
 
 
 STAGES = {"mae": refining, "teach": teaching}  # of adaptation
+
+
+def require_readable(config: Config, data_root: Path, init: str | None) -> None:
+    """MrtError if the parts of teaching could not read what they will read.
+
+    Args:
+        init: where the weights start; None: at weights that are still to be trained.
+    """
+    plan = (source_free if config.method.source_free else teaching)(config).active(config)
+    if not plan.labelled and init is None:
+        return
+    cards = find_cards([plan], config, data_root)
+    classes = classes_of(config, cards, init)
+    for part in plan.parts:
+        part.check(config, cards, classes, data_root)
 
 
 def pretrain_source(

@@ -55,6 +55,7 @@ class OutsideLabels(Part):
     ) -> None:
         """Read the labels."""
         settings, data = config.teacher, config.data
+        self.fused = settings.pseudo_labels
         self.given = read_labels(
             settings.labels,
             cards[TARGET],
@@ -64,7 +65,6 @@ class OutsideLabels(Part):
             data_root=data_root,
             lowest=settings.labels_score,
         )
-        self.fused = settings.pseudo_labels
 
     def annotate(self, domain: str, dataset: DetectionDataset) -> DetectionDataset:
         """The target's images with these labels. Alone, they are all there is to learn from an image."""

@@ -15,7 +15,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
@@ -211,8 +210,8 @@ class TeacherConfig(Section):
             "side's share of the weights as confidence; neither object nor background"
         ),
     )
-    labels_weight: NonNegativeFloat = Field(
-        1.0, description="of the labels from outside beside the teacher's, which is 1 (fused)"
+    labels_weight: float = Field(
+        1.0, ge=0, le=1000, description="of the labels from outside beside the teacher's, which is 1 (fused)"
     )
     labels_decay: Literal["none", "hard", "linear"] = "none"
     labels_decay_epoch: NonNegativeInt = Field(
@@ -223,8 +222,9 @@ class TeacherConfig(Section):
     @classmethod
     def _whole_path(cls, name: str | None) -> str | None:
         """A path still means the same when a run goes on from another folder; names of sets stay."""
-        is_path = name is not None and (Path(name).suffix or Path(name).name != name)
-        return str(Path(name).resolve()) if is_path and Path(name).exists() else name
+        path = Path(name or "").expanduser()
+        is_path = path.suffix or path.name != name
+        return str(path.resolve()) if name and is_path and path.exists() else name
 
     @property
     def fuses(self) -> bool:
@@ -281,8 +281,11 @@ class DistillConfig(Section):
 
     reaches: ClassVar[tuple[str, ...]] = ("teach",)
     enabled: bool = False
-    temperature: PositiveFloat = Field(
-        1.0, description="the teacher's logits are divided by it; below 1 its probabilities are sharper"
+    temperature: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="the teacher's logits are divided by it; below 1 its probabilities are sharper",
     )
     top: PositiveInt = Field(100, description="the teacher's surest queries that are distilled, per image")
     boxes: bool = Field(True, description="distil boxes, too, weighted by the teacher's scores")

@@ -69,6 +69,13 @@ def test_a_function_labels_a_set(worlds):
     assert "synthetic-foggy-labels.json: exists already" in message and "--out" in message
 
 
+def test_another_split_is_part_of_the_next_command(worlds):
+    result = mrt("label synthetic-foggy --with mine.py:label --split val --limit 1", "--data-root", worlds)
+    assert "teacher.labels=synthetic-foggy-labels.json data.target_split=val" in " ".join(
+        result.stdout.split()
+    )
+
+
 def test_the_score_that_is_named_is_the_settings(worlds):
     result = mrt("label synthetic-foggy --with mine.py:label --limit 1", "--data-root", worlds)
     default = load_config("demo").teacher.labels_score
@@ -82,7 +89,7 @@ def test_options(worlds):
     assert result.exit_code == 0, result.output
     assert "No class of synthetic-foggy: lorry (it has person, rider, car" in result.stdout
     assert "Nothing was found: a lower --threshold" in result.stdout
-    assert "data.target_split=val" in result.stdout
+    assert "Adapt with them" not in result.stdout, "there is nothing to adapt with"
     content = json.loads(Path("new/some.json").read_text())
     assert [item["name"] for item in content["categories"]] == ["car", "lorry"]
     assert len(content["images"]) == 1 and content["annotations"] == []

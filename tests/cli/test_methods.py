@@ -70,6 +70,10 @@ def test_source_free_needs_weights_and_a_target(runs, camera):
     assert not Path("runs/other").exists()
     aldi = refused(f"adapt --target camera --method aldi --init {runs / 'demo-source'}", *roots)
     assert "no labelled set was named to adapt from" in aldi
+    both = refused(
+        f"adapt --target camera --method source-free --source x --init {runs / 'demo-source'}", *roots
+    )
+    assert "leave out --source" in both
     stage = refused(
         f"adapt --target camera --method source-free --stage mae --init {runs / 'demo-source'}", *roots
     )
@@ -90,6 +94,17 @@ def test_labels_of_a_detector_of_mrts_own_go_round(runs, worlds):
     assert "labels from outside, fused with the teacher's" in " ".join(fused.output.split())
     facts = json.loads(Path("runs/demo-teacher-dt/run.json").read_text())
     assert facts["reads"].keys() == {"teacher.labels"}
+    Path("cut.json").write_text('{"images": [')
+    grid = refused(
+        f"ablate --preset demo --init {runs / 'demo-source'} --data-root {worlds}",
+        *("--axis", "teacher.labels", "labels.json", "cut.json", "--set", *TINY, "teacher.labels_score=0"),
+    )
+    assert "cut.json: not valid JSON" in grid and not Path("runs/ablate").exists(), (
+        "before anything is trained"
+    )
+    Path("labels.json").rename("moved.json")
+    gone = refused(command, "--run-root", "runs", "--resume", "--set", *TINY, *labels)
+    assert "its teacher.labels are gone" in gone and "put the file back" in gone
     for wrong, words in (("gone.json", "no such file"), ("gone", "neither a file nor a prepared set")):
         told = refused(
             command, "--run-root", "runs", "--name", "x", "--set", *TINY, f"teacher.labels={wrong}"

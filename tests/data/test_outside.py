@@ -128,6 +128,8 @@ def test_what_is_left_out_is_told(world):
     coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] <= 6]
     total = len(coco["annotations"])
     coco["categories"].append({"id": 3, "name": "unicorn"})
+    coco["categories"][0]["name"] = "Red "
+    coco["images"][0].update(width=None, height=None)
     more = (
         (3, [1, 1, 5, 5], 1),
         (1, [70, 1, 5, 5], 1),
@@ -146,6 +148,7 @@ def test_what_is_left_out_is_told(world):
         "no area inside the image (1)",
         "score below 0.3 (1)",
         "not finite (1)",
+        "crowds and ignored objects, neither object nor background: 1",
     ):
         assert words in said
 
@@ -159,6 +162,8 @@ def test_a_class_map_renames(world):
         raise_with_hint(lambda: read(world, file))
     with pytest.raises(MrtError, match="is a class neither of"):
         read(world, file, class_map={"roug": "red"})
+    with pytest.raises(MrtError, match="'rouge' -> 'blue': no class of the detector"):
+        read(world, file, class_map={"rouge": "blue"})
     found = read(world, file, class_map={"rouge": "red", "vert": "green"})
     assert found.boxes() == len(coco["annotations"])
 
@@ -177,19 +182,23 @@ def entry(**changes) -> dict:
 @pytest.mark.parametrize(
     "content, words",
     [
-        ({"boxes": []}, "neither a COCO object .* nor a list"),
-        ("text", "neither a COCO object"),
-        ([entry(score=87)], r"score = 87 of image 1: scores lie in 0..1.*per cent by 100"),
-        ([entry(bbox=[1, 2, 3])], "no usable image_id, category_id, bbox or score"),
-        ([entry(bbox=None)], "no usable image_id"),
-        ([{"image_id": 1}], "no usable image_id"),
-        ([7], "no usable image_id"),
-        ([entry(image_id=[1])], "no usable image_id"),
+        ({"boxes": []}, "images = None: not labels without a list of images"),
+        ("text", "neither a COCO object .* nor a list of COCO results"),
+        ([entry(score=87)], "score = 87.*from 0 to 1: divide per cent by 100"),
+        ([entry(score=None)], "score = None.*a number from 0 to 1, or none at all"),
+        ([entry(bbox=[1, 2, 3])], r"bbox = \[1, 2, 3\].*four numbers"),
+        ([entry(bbox=None, id=7)], "annotation 7: bbox = None"),
+        ([{"image_id": 1}], "category_id = None"),
+        ([7], "entry = 7.*an object with image_id"),
+        ([entry(image_id=[1])], r"image_id = \[1\]"),
+        ([entry(image_id=True)], "image_id = True"),
         ([entry(image_id="1")], "annotation of image '1': no image has this id"),
         ([entry(image_id=1000)], "annotation of image 1000: no image has this id"),
         ([entry(category_id=40)], "category_id = 40: no category has this id"),
         ([entry(score=0.1)], "no label is left .*score below 0.3.*lower teacher.labels_score"),
-        ([], "no label is left for 'hazy', split 'train'"),
+        ([entry(iscrowd=1)], r"no label is left .*crowds and ignored objects.*: 1.*look into the file"),
+        ([entry(bbox=[0.1, 0.2, 0.3, 0.4])], "all boxes lie between 0 and 1.*in pixels of the image"),
+        ([], r"no label is left for 'hazy', split 'train' \(of 0 annotations\).*look into the file"),
     ],
 )
 def test_what_is_no_label_file_is_said_in_one_line(world, content, words):
@@ -197,6 +206,32 @@ def test_what_is_no_label_file_is_said_in_one_line(world, content, words):
     with pytest.raises(MrtError, match=words) as told:
         raise_with_hint(lambda: read(world, file, lowest=0.3))
     assert file in told.value.message
+
+
+def test_a_table_is_no_label_file_and_its_cure_is_said(world):
+    (world / "labels.csv").write_text("a,b")
+    with pytest.raises(MrtError, match=r"(?s)not valid JSON.*mrt prepare-data custom"):
+        raise_with_hint(lambda: read(world, str(world / "labels.csv")))
+
+
+def test_paths_may_begin_elsewhere_but_must_not_be_ambiguous(world):
+    own = json.loads((world / "hazy" / "train.json").read_text())
+    for image in own["images"]:
+        image["file_name"] = f"{'ab'[image['id'] % 2]}/{(image['id'] - 1) // 2}.png"
+    (world / "hazy" / "train.json").write_text(json.dumps(own))
+    coco = truth(world)
+    for image, ours in zip(coco["images"], own["images"], strict=True):
+        image["file_name"] = f"/elsewhere/x/{ours['file_name']}"
+    found = read(world, write(world, coco))
+    assert found.boxes() == len(coco["annotations"]) and not found.notes
+    for image in coco["images"]:
+        image["file_name"] = Path(image["file_name"]).name
+    with pytest.raises(MrtError, match=r"none of its 8 images .*; '0\.png' could be 2 of them"):
+        read(world, write(world, coco))
+    coco["images"] = [dict(image, file_name=own["images"][0]["file_name"]) for image in coco["images"][:2]]
+    coco["annotations"] = []
+    with pytest.raises(MrtError, match=r"are both the target's 'b/0\.png'"):
+        read(world, write(world, coco))
 
 
 def changed(world: Path, change) -> dict:
@@ -219,6 +254,9 @@ def changed(world: Path, change) -> dict:
         (lambda coco: coco["categories"].append({"name": "x", "id": {}}), "has no id or no name"),
         (lambda coco: coco["images"].append({"id": [3], "file_name": "x.png"}), "has no id or no file_name"),
         (lambda coco: coco["categories"].append("x"), "categories: x has no id"),
+        (lambda coco: coco["categories"][1].update(id=1), r"the id 1 is given twice \(red, green\)"),
+        (lambda coco: coco["images"][1].update(id=1), r"the id 1 is given twice \(1\.png, 2\.png\)"),
+        (lambda coco: coco["categories"].clear(), "categories is empty"),
     ],
 )
 def test_what_is_wrong_in_a_coco_file_is_said_in_one_line(world, change, words):

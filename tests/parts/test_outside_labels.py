@@ -142,9 +142,7 @@ def test_labels_that_changed_are_noticed_before_anything_is_written(world, sourc
     labels.write_text(text + "\n")
     first = sorted(path.stem for path in (run / "checkpoints").glob("*-*.pt"))[0]
     for checkpoint in (None, first):
-        with pytest.raises(
-            MrtError, match=r"teacher\.labels has another content than when the run was started"
-        ):
+        with pytest.raises(MrtError, match=r"teacher\.labels = '.*labels\.json' has another content"):
             stages.adapt(config, run, resume=True, from_checkpoint=checkpoint, data_root=world)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     labels.write_text(text)
@@ -173,10 +171,19 @@ def test_a_preset_names_labels_beside_itself_and_sets_keep_their_names(labels, t
     assert load_config("demo", ["teacher.labels=labels.json"]).teacher.labels == str(labels)
 
 
+@pytest.mark.parametrize(
+    "setting", ["teacher.labels_weight=inf", "teacher.labels_weight=-1", "distill.temperature=1e300"]
+)
+def test_numbers_that_ruin_a_run_are_refused(setting):
+    with pytest.raises(MrtError, match=setting.partition("=")[0]):
+        load_config("demo", [setting])
+
+
 def test_files_as_an_axis_have_short_names(labels, tmp_path):
     shutil.copy(labels, tmp_path / "other.json")
     axes = make_axes([("teacher.labels", [str(labels), str(tmp_path / "other.json")])])
     assert [row.name for row in grid_rows(axes, "demo")] == ["labels labels.json", "labels other.json"]
+    assert grid_rows(make_axes([("teacher.labels", ["none"])]), "demo")[0].name == "labels none"
 
 
 def test_without_weight_they_change_nothing_and_without_cover_the_teacher_stands(

@@ -118,6 +118,24 @@ def test_classes_without_a_record_keep_their_thresholds(alone, source, tmp_path)
         assert line["thresholds"]["red"] == 0.001 != line["thresholds"]["green"]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "text",
+        {"confidences": None, "boxes_per_image": {}},
+        {"confidences": {"red": 2.0}, "boxes_per_image": {}},
+    ],
+)
+def test_a_damaged_record_is_refused(alone, source, tmp_path, record):
+    detector, metadata = load_weights(source / "student.safetensors")
+    save_weights(tmp_path / "odd.safetensors", detector, {**metadata, "source": record})
+    with pytest.raises(MrtError, match=r"odd\.safetensors: source = .*not a record"):
+        stages.adapt(
+            tiny_config(**FREE), tmp_path / "run", init=str(tmp_path / "odd.safetensors"), data_root=alone
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def without_record(source: Path, path: Path) -> Path:
     detector, metadata = load_weights(source / "student.safetensors")
     save_weights(path, detector, {key: value for key, value in metadata.items() if key != "source"})
