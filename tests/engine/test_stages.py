@@ -11,7 +11,7 @@ from tiny_world import make_set, tiny_config
 
 from mrt.domains import SOURCE
 from mrt.engine import distributed, prepare, stages
-from mrt.engine.data import find_cards
+from mrt.engine.data import classes_of, find_cards
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.learner import training_step
 from mrt.engine.load import load_detector
@@ -238,9 +238,9 @@ def test_accumulated_batches_give_the_whole_batchs_gradient(world, source, tmp_p
         config = tiny_config(**frozen, **{"engine.accumulate": accumulate})
         plan = stages.source_training(config)
         cards = find_cards([plan], config, world)
-        shop = prepare.open_workshop(
-            config, distributed.join("cpu"), cards, [plan], str(source), False, tmp_path
-        )
+        start, alone = str(source), distributed.join("cpu")
+        classes = classes_of(config, cards, start)
+        shop = prepare.open_workshop(config, alone, cards, classes, [plan], start, False, tmp_path)
         stage = prepare.prepare(plan, shop)
         stage.learner.student.eval()
         batches = [{SOURCE: next(stage.streams[SOURCE])} for _ in range(accumulate)]
