@@ -70,7 +70,7 @@ def test_a_run_needs_weights_and_a_target_and_nothing_else(alone, source, whole)
     assert evaluate_detector(whole, data="hazy", data_root=alone).metrics.num_images == 8
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 3])
 def test_it_goes_on_to_the_same_weights_without_the_weights_it_came_from(
     alone, source, whole, tmp_path, stop
 ):
