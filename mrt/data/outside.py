@@ -94,31 +94,10 @@ def read_labels(
         MrtError: no such file, or not of this kind; an entry that cannot be read; no image or no class of
             them is known.
     """
-    file = labels_file(where, split, data_root)
-    try:
-        content = read_json(file)
-    except MrtError as error:
-        raise MrtError(error.message, f"{error.hint or ''}\n{LABELS_HINT}".strip()) from None
-    annotations = card.annotations_path(split)
+    file, annotations = labels_file(where, split, data_root), card.annotations_path(split)
     own = _lists(read_json(annotations), annotations, LISTS)
-    if isinstance(content, list):
-        beside = file.with_name(IMAGES)
-        has_images = beside.is_file() and beside != file
-        about = _lists(read_json(beside), beside, ("images", "categories")) if has_images else own
-        content = {**about, "annotations": content}
-    content = _lists(content, file, LISTS)
-    theirs = {category["name"] for category in content["categories"]}
-    for name in class_map or {}:
-        if name not in theirs and name not in card.classes:
-            raise MrtError(
-                f"data.class_map: {name!r} is a class neither of {file} nor of {card.name!r}",
-                f"the file has: {', '.join(sorted(theirs)[:20])}",
-            )
-        if class_map[name] not in classes:
-            raise MrtError(
-                f"data.class_map: {name!r} -> {class_map[name]!r}: no class of the detector",
-                f"it has: {', '.join(classes)}",
-            )
+    content = _content(file, own)
+    _require_map(class_map or {}, content, card, classes, file)
     labels, unknown = _match_classes(content["categories"], classes, class_map or {}, file)
     images = _match_images(content["images"], own["images"], file)
     found = {ours["id"]: _Objects() for _, ours in images.values()}
@@ -142,31 +121,68 @@ def read_labels(
             )
         elif entry.image in images:
             _place(entry, labels[entry.category], *images[entry.image], found, dropped, lowest)
-    notes = (
-        ["teacher.labels: these are the target set's own labels; so the result is an oracle's"]
-        if file == annotations
-        else []
-    )
-    notes += _notes(file, card, split, len(own["images"]), len(content["images"]), len(found))
-    notes += [f"{file}: of classes that the detector does not have: {_counted(others)}"] if others else []
-    notes += [f"{file}: left out: {_counted(dropped)}"] if dropped else []
-    ignored = sum(len(objects.ignored) for objects in found.values())
-    notes += (
-        [f"{file}: crowds and ignored objects, neither object nor background: {ignored}"] if ignored else []
-    )
-    images_given = {number: objects.given() for number, objects in found.items()}
-    result = OutsideLabels(images_given, notes)
+    notes = _notes(file, card, split, len(own["images"]), len(content["images"]), len(found))
+    if file == annotations:
+        notes.insert(0, "teacher.labels: these are the target set's own labels; so the result is an oracle's")
+    if others:
+        notes.append(f"{file}: of classes that the detector does not have: {_counted(others)}")
+    if dropped:
+        notes.append(f"{file}: left out: {_counted(dropped)}")
+    if ignored := sum(len(objects.ignored) for objects in found.values()):
+        notes.append(f"{file}: crowds and ignored objects, neither object nor background: {ignored}")
+    result = OutsideLabels({number: objects.given() for number, objects in found.items()}, notes)
     if not result.boxes():
         low = any(reason.startswith("score") for reason in dropped)
+        count = len(content["annotations"])
         raise MrtError(
-            f"teacher.labels = {where!r}: no label is left for {card.name!r}, split {split!r} (of "
-            f"{len(content['annotations'])} annotations): " + "; ".join(notes),
+            f"teacher.labels = {where!r}: no label is left for {card.name!r}, split {split!r} (of {count} "
+            "annotations): " + "; ".join(notes),
             "lower teacher.labels_score"
             if low
             else "labels without an object teach nothing: look into the file",
         )
     _require_pixels(result, file)
     return result
+
+
+def _content(file: Path, own: dict[str, Any]) -> dict[str, Any]:
+    """A label file as a COCO object; a list of results gets the images and categories that its ids mean.
+
+    Args:
+        own: the split's annotation file.
+    """
+    try:
+        content = read_json(file)
+    except MrtError as error:
+        raise MrtError(error.message, f"{error.hint or ''}\n{LABELS_HINT}".strip()) from None
+    if isinstance(content, list):
+        beside = file.with_name(IMAGES)
+        has_images = beside.is_file() and beside != file
+        about = _lists(read_json(beside), beside, ("images", "categories")) if has_images else own
+        content = {**about, "annotations": content}
+    return _lists(content, file, LISTS)
+
+
+def _require_map(
+    class_map: Mapping[str, str],
+    content: Mapping[str, Any],
+    card: DatasetCard,
+    classes: Sequence[str],
+    file: Path,
+) -> None:
+    """MrtError for a mapping from or to a class that there is not."""
+    theirs = {category["name"] for category in content["categories"]}
+    for name, mapped in class_map.items():
+        if name not in theirs and name not in card.classes:
+            raise MrtError(
+                f"data.class_map: {name!r} is a class neither of {file} nor of {card.name!r}",
+                f"the file has: {', '.join(sorted(theirs)[:20])}",
+            )
+        if mapped not in classes:
+            raise MrtError(
+                f"data.class_map: {name!r} -> {mapped!r}: no class of the detector",
+                f"it has: {', '.join(classes)}",
+            )
 
 
 def _require_pixels(labels: OutsideLabels, file: Path) -> None:

@@ -53,7 +53,8 @@ class PseudoLabels(Part):
     def begin(self, site: Site) -> None:
         """All thresholds begin at ``teacher.threshold_start``."""
         settings, device = site.config.teacher, site.world.device
-        self.remembered = self._remembered()
+        alone = settings.dynamic and site.config.method.source_free
+        self.remembered = self._remembered() if alone else None
         self.thresholds = DynamicThresholds(
             len(site.classes),
             settings.threshold_alpha,
@@ -61,19 +62,16 @@ class PseudoLabels(Part):
             settings.threshold_start,
             settings.threshold_min,
             settings.threshold_max,
-            enabled=settings.dynamic and self.remembered is not None,
+            enabled=settings.dynamic and (self.remembered is not None or not alone),
             device=device,
         )
         self.count = LabelCount(len(site.classes), device)
 
     def _remembered(self) -> tuple[Tensor, Tensor] | None:
-        """The source's confidences and their labels that the weights have on record, where there are no
-        source images; None where neither is there, which is said.
+        """The source's confidences that the weights have on record, and their labels; None without a record,
+        which is said.
         """
         site = self.site
-        nothing = torch.zeros(0, device=site.world.device)
-        if not site.config.method.source_free or not site.config.teacher.dynamic:
-            return nothing, nothing.long()
         known = site.source.get(CONFIDENCES, {})
         labels = [label for label, name in enumerate(site.classes) if name in known]
         if not labels:
@@ -84,7 +82,7 @@ class PseudoLabels(Part):
             )
             return None
         values = [float(known[site.classes[label]]) for label in labels]
-        return nothing.new_tensor(values), torch.tensor(labels, device=nothing.device)
+        return torch.tensor(values).to(site.world.device), torch.tensor(labels).to(site.world.device)
 
     def start(self) -> None:
         """Write down what the untouched teacher would teach."""
@@ -145,14 +143,13 @@ class PseudoLabels(Part):
         """Move the thresholds: by what the source's images have shown or, where there are none, by what the
         weights have on record; classes without a record keep theirs.
         """
-        before = self.thresholds.values
-        if self.site.config.method.source_free and self.remembered is not None:
-            self.thresholds.record(*self.remembered)
-        values = self.thresholds.update(self.site.world.sum)
-        if self.site.config.method.source_free and self.remembered is not None:
-            values = before.index_copy(0, self.remembered[1], values[self.remembered[1]])
-            self.thresholds.values = values
-        return values
+        if self.remembered is None:
+            return self.thresholds.update(self.site.world.sum)
+        before, (confidences, known) = self.thresholds.values, self.remembered
+        self.thresholds.record(confidences, known)
+        moved = self.thresholds.update(self.site.world.sum)
+        self.thresholds.values = before.index_copy(0, known, moved[known])
+        return self.thresholds.values
 
     def _snapshot(self, done: int) -> None:
         if self.site.snapshots is None:

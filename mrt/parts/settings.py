@@ -244,8 +244,8 @@ class TeacherConfig(Section):
         if not self.dynamic or not self.pseudo_labels:
             unused |= {"threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma"}
         if not self.pseudo_labels:
-            unused |= {"threshold_start", "dynamic", "ignore_above"}
-            unused |= set() if self.labels is not None else {"nms_iou", "box_loss"}
+            unused |= {"threshold_start", "dynamic", "ignore_above", "nms_iou"}
+            unused |= {"box_loss"} if self.labels is None else set()
         if not self.fuses:
             unused |= {"labels_iou", "labels_alone", "labels_weight", "labels_decay", "labels_decay_epoch"}
         if self.labels is None:
