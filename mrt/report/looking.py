@@ -43,8 +43,9 @@ def pseudo_labels(study: Study) -> Section:
         boxes = [_boxes_per_image(study, run, domain) for domain in ("source", "target")]
         figure = figures.pseudo_labels(run, quality, *boxes)
         if figure is not None:
+            fused = ", before they are fused with labels from outside" if run.config.teacher.fuses else ""
             caption = (
-                f"{run.title}: pseudo labels per target image as the student met them, mean over each epoch. "
+                f"{run.title}: the teacher's pseudo labels per target image{fused}, mean over each epoch. "
                 f"{LOOKING} Labels on crowds and ignored objects do not count as wrong."
             )
             alt = span_words(run, "Number and quality of pseudo labels")
