@@ -23,6 +23,18 @@ class RunFailed(Exception):
     """A run that started properly but could not go on (a non-finite loss, a failed worker): exit code 1."""
 
 
+class Diverged(RunFailed):
+    """A loss or gradient of a run is not finite: going on from its last checkpoint would end in the same.
+
+    Args:
+        message: what happened. how: options of the command line that go on from before it.
+    """
+
+    def __init__(self, message: str, how: list[str]) -> None:
+        super().__init__(message)
+        self.how = how
+
+
 class Interrupted(RunFailed):
     """The user stopped a run; its state is on disk and ``--resume`` continues it."""
 

@@ -1,11 +1,15 @@
 """Write files and folders so that they are complete or do not exist at all.
 
-They are written under a temporary name in the same folder and then renamed. Files are fsynced.
+They are written under a temporary name in the same folder and then renamed. Files are fsynced. A writer holds
+a lock on what it writes, so that what a killed one left behind is told from what another process is writing
+just now: the first writing into a folder removes the former (:func:`remove_litter`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,7 +18,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mrt.errors import MrtError
+from mrt.errors import MrtError, RunFailed
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: nothing is removed then
+    fcntl = None
+
+TEMPORARY, PARTIAL = ".tmp", ".unfinished"  # how unfinished files and folders end; they begin with a dot
+# errors of the machine rather than of what was asked for: what to do about them
+MACHINE = {
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some of your quota on the disk",
+    errno.EIO: "the disk or the network to it fails: look at the system's log (dmesg)",
+    errno.ENOMEM: "free some memory",
+    errno.EMFILE: "allow more open files (ulimit -n), or take fewer --set engine.workers",
+    errno.ENFILE: "the system has too many open files: end other programs",
+    errno.ESTALE: "the network file system has lost the folder: mount it again",
+    errno.ETIMEDOUT: "the network file system does not answer",
+    errno.ENODEV: "the disk is gone: mount it again",
+    errno.ENXIO: "the disk is gone: mount it again",
+    errno.EBUSY: "something else uses it: try again",
+}
+_looked_at: set[str] = set()  # folders from which this process has removed litter
+
+
+def not_written(path: Path, error: OSError) -> MrtError | RunFailed:
+    """The error for a file or folder that could not be written: RunFailed where the machine is at fault."""
+    reason = error.strerror or str(error) or type(error).__name__
+    message = f"{path}: could not be written: {reason}"
+    if error.errno in MACHINE:
+        return RunFailed(f"{message}\n{MACHINE[error.errno]}")
+    return MrtError(message, "check the folder's permissions and the free space")
 
 
 @contextmanager
@@ -22,27 +57,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that replaces ``path`` when the block ends. If the block fails, an existing file stays.
 
     Raises:
-        MrtError: the folder cannot be written to, or the disk is full.
+        MrtError: the folder cannot be written to.
+        RunFailed: the disk is full or fails.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        remove_litter(path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
+            _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            temporary = None
+        _sync_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise MrtError(
-            f"{path}: could not be written: {reason}", "check the folder's permissions and the free space"
-        ) from error
+        raise not_written(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,28 +107,96 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         MrtError: ``folder`` is not empty, or cannot be written to.
+        RunFailed: the disk is full or fails.
     """
     folder = folder.absolute()
     require_free(folder)
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
     made = [parent for parent in folder.parents if not parent.exists()]  # deepest first
-    done = False
+    done, lock = False, None
     try:
+        if folder.parent.is_dir():
+            remove_litter(folder.parent)
         work.mkdir(parents=True)
+        with suppress(OSError):
+            lock = os.open(work, os.O_RDONLY)
+            _lock(lock)
         yield work
         work.replace(folder)
         done = True
+        _sync_folder(folder.parent)
     except OSError as error:
-        raise MrtError(
-            f"{folder}: could not be written: {error.strerror or error}",
-            "check its permissions and the free space",
-        ) from error
+        raise not_written(folder, error) from error
     finally:
         if not done:
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):  # another program has written something there
                 for parent in made:
                     parent.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_litter(folder: Path, again: bool = False) -> list[str]:
+    """Remove what writers that were killed have left in a folder: unfinished files and folders, by name.
+
+    What a living process writes, on this machine or (where the file system has locks) another, stays.
+
+    Args:
+        again: look even if this process has looked there before.
+
+    Returns:
+        The names of what was removed.
+    """
+    key = os.path.abspath(folder)
+    if fcntl is None or (key in _looked_at and not again):
+        return []
+    _looked_at.add(key)
+    removed = []
+    try:
+        found = [
+            entry.path
+            for entry in os.scandir(folder)
+            if entry.name.startswith(".") and entry.name.endswith((TEMPORARY, PARTIAL))
+        ]
+    except OSError:
+        return []
+    for path in found:
+        if not re.search(r"\.[0-9a-zA-Z_]{8}(\.tmp|\.unfinished)$", path):
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+            removed.append(os.path.basename(path))
+        except OSError:  # somebody writes it, or nobody can tell
+            pass
+        finally:
+            os.close(descriptor)
+    return removed
+
+
+def _lock(descriptor: int) -> None:
+    """Mark a file or folder as being written, as long as it is open here or in a child process."""
+    if fcntl is not None:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a renaming in a folder outlast a loss of power, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:
