@@ -354,8 +354,8 @@ def show_best(validations: Mapping[str, Validation]) -> None:
         rows, headline = [], "teacher" if "teacher" in found.last else "student"
         for network, last in found.last.items():
             for label, line in ((f"last {network}", last), (f"best {network} *", found.best[network])):
-                figures = [figure(line[metric]) for metric in ("AP50", "AP", "AP75")]
-                rows.append([label, line["stage"], str(line["epoch"]), *figures])
+                figures = [figure(line.get(metric)) for metric in ("AP50", "AP", "AP75")]
+                rows.append([label, str(line.get("stage", "-")), str(line.get("epoch", "-")), *figures])
         show_table(
             f"{short_name(name)}: measured while it trained, on {found.data}, split {found.split}",
             ["", "stage", "epoch", "AP50", "AP", "AP75"],

@@ -8,11 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrt.ablate.studies import PAPER
+from mrt.errors import MrtError
+from mrt.plain import markdown
 
 METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
 LEVEL = 0.95  # of the intervals
@@ -42,8 +45,12 @@ def spread_metrics(values: Sequence[Mapping[str, float | None]]) -> dict[str, di
 
 
 def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation of the numbers there are; of fewer than two it is None."""
-    there = [number for number in numbers if number is not None]
+    """Mean and sample standard deviation of the numbers there are; of fewer than two it is None.
+
+    Raises:
+        MrtError: a number is not finite.
+    """
+    there = _there(numbers)
     return {
         "mean": statistics.fmean(there) if there else None,
         "std": statistics.stdev(there) if len(there) > 1 else None,
@@ -52,7 +59,7 @@ def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
 
 def estimate(numbers: Sequence[float | None]) -> dict[str, Any]:
     """:func:`spread`, ``n``, and the t interval of the mean (``low``, ``high``; None for fewer than two)."""
-    there = [number for number in numbers if number is not None]
+    there = _there(numbers)
     found = spread(there)
     half = None
     if len(there) > 1:
@@ -66,6 +73,16 @@ def estimate(numbers: Sequence[float | None]) -> dict[str, Any]:
         "low": None if half is None else mean - half,
         "high": None if half is None else mean + half,
     }
+
+
+def _there(numbers: Sequence[float | None]) -> list[float]:
+    there = [number for number in numbers if number is not None]
+    if not all(map(math.isfinite, there)):
+        raise MrtError(
+            f"the mean of figures that are not finite: {', '.join(map(str, there))}",
+            "Evaluate again what they were measured on.",
+        )
+    return there
 
 
 def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
@@ -82,6 +99,7 @@ def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str,
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         row = rows.setdefault(result["row"]["name"], {**result["row"], "trials": [], "failures": []})
+        result = _without_nan(result)
         kind = "failures" if "failed" in result else "trials"
         row[kind].append({key: value for key, value in result.items() if key != "row"})
     reference = {trial["seed"]: trial for trial in rows.get(base, {}).get("trials", ())}
@@ -99,6 +117,20 @@ def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str,
         if row["base"]:
             row["delta"] = {}
     return list(rows.values())
+
+
+def _without_nan(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The result, as failed if one of its metrics is not finite: it would spoil every mean."""
+    wrong = [
+        name
+        for name, value in result.get("metrics", {}).items()
+        if value is not None and not math.isfinite(value)
+    ]
+    if not wrong or "failed" in result:
+        return result
+    value = result["metrics"][wrong[0]]
+    kept = {key: item for key, item in result.items() if key != "metrics"}
+    return {**kept, "failed": f"{wrong[0]} is {value}"}
 
 
 def _minus(value: float | None, other: float | None) -> float | None:
@@ -257,6 +289,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     """The table for people as markdown, with its notes."""
     heads = columns(report)
     rule = ["---", *["---:"] * (len(heads) - 1)]
-    table = [f"| {' | '.join(line)} |" for line in (heads, rule, *lines(report))]
-    below = [f"- {note}" for note in notes(report)]
-    return "\n".join([f"**{report['title']}**", "", *table, "", *below]) + "\n"
+    cells = [[markdown(cell, begins=False) for cell in line] for line in (heads, *lines(report))]
+    table = [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])]
+    below = [f"- {markdown(note)}" for note in notes(report)]
+    return "\n".join([f"**{markdown(report['title'])}**", "", *table, "", *below]) + "\n"

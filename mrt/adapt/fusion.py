@@ -125,7 +125,8 @@ def _clusters(
         for corners, label, mass, score in zip(
             _corners(side["boxes"]), side["labels"].tolist(), scores, side["scores"].tolist(), strict=True
         ):
-            entries.append((mass, owner, label, corners, score))
+            if np.isfinite(mass) and np.isfinite(corners).all():  # others could neither be sorted nor overlap
+                entries.append((mass, owner, label, corners, score))
     entries.sort(key=lambda entry: -entry[0])  # stable: of equal ones the teacher's first
     clusters: list[_Cluster] = []
     for mass, owner, label, corners, score in entries:

@@ -16,7 +16,7 @@ class PendingLabels:
     """Pseudo labels whose predictions are being copied to the host.
 
     A query's best class becomes a label if its score is strictly above that class's threshold and
-    class-agnostic NMS keeps it.
+    class-agnostic NMS keeps it. A query whose scores or box are not finite never does.
 
     All predictions are copied to the host at once, without waiting, and the labels are copied back at once.
     The host needs to know the number of labels anyway.
@@ -42,6 +42,9 @@ class PendingLabels:
         self.device, self.nms_iou, self.ignore_above = logits.device, nms_iou, ignore_above
         self.on_host: list[dict[str, Tensor]] | None = None
         scores, labels = logits.float().sigmoid().max(-1)
+        # NaN boxes would pass NMS, whose comparisons with them are all false.
+        finite = boxes.isfinite().all(-1) & scores.isfinite()
+        scores = torch.where(finite, scores, -1.0)
         passes = scores > thresholds.to(logits.device)[labels]
         facts = torch.stack((scores, labels.float(), passes.float()), dim=-1)
         self._rows = HostCopy(torch.cat((boxes.float(), facts), dim=-1))

@@ -60,9 +60,13 @@ class DynamicThresholds:
 
     @torch.no_grad()
     def record(self, scores: Tensor, labels: Tensor) -> None:
-        """Add (M,) scores of (M,) predicted classes, e.g. from ``mrt.losses.matched_confidences``."""
+        """Add (M,) scores of (M,) predicted classes, e.g. from ``mrt.losses.matched_confidences``.
+
+        Scores that are not finite do not count: no score is above a threshold that is NaN.
+        """
         scores = scores.detach().to(self._record)
-        added = torch.stack((scores, torch.ones_like(scores)))
+        finite = scores.isfinite()
+        added = torch.stack((torch.where(finite, scores, 0.0), finite.to(scores)))
         self._record.index_add_(1, labels.to(self._record.device), added)
 
     @torch.no_grad()
@@ -92,8 +96,13 @@ class DynamicThresholds:
         """Restore the result of :meth:`state_dict`.
 
         Raises:
-            MrtError: the state has another number of classes.
+            MrtError: the state has another number of classes, or values that are not finite.
         """
+        if not (state["values"].isfinite().all() and state["record"].isfinite().all()):
+            raise MrtError(
+                "the checkpoint holds thresholds that are not finite",
+                "Resume from an earlier checkpoint of the run.",
+            )
         if state["values"].shape != self.values.shape:
             raise MrtError(
                 f"the checkpoint holds thresholds of {len(state['values'])} classes, "

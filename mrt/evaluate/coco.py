@@ -21,9 +21,17 @@ from mrt.data.loader import Batch
 from mrt.errors import MrtError
 
 MAX_DETECTIONS = 100
+NAMED = 3  # images that an error names
 AREAS = {"all": 0, "small": 1, "medium": 2, "large": 3}  # COCO's: small below 32x32 pixels, large from 96x96
 
 Predict = Callable[[Batch], Sequence[dict[str, torch.Tensor]]]
+
+
+class NotFinite(MrtError):
+    """Detections with a score or box that is NaN or infinite: they are never scored.
+
+    Every comparison with NaN is false, so such boxes would count as hits.
+    """
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ def score(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> M
 
     Raises:
         MrtError: the set has no labels, or a detection is for an image that is not in it.
+        NotFinite: a score or box is NaN or infinite.
     """
     once = each_once(detections, dataset)
     run = run_pycocotools(once, dataset)
@@ -175,6 +184,7 @@ def each_once(detections: Sequence[ImageDetections], dataset: DetectionDataset) 
 
     Raises:
         MrtError: the set has no labels, or a detection is for an image that is not in it.
+        NotFinite: a score or box is NaN or infinite.
     """
     if not dataset.labelled:
         raise MrtError(
@@ -186,7 +196,27 @@ def each_once(detections: Sequence[ImageDetections], dataset: DetectionDataset) 
     if unknown:
         name = f"{dataset.card.name}/{dataset.split}"
         raise MrtError(f"detections for image {min(unknown)}, which is not in {name}")
+    require_finite(list(once.values()), dataset)
     return list(once.values())
+
+
+def require_finite(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> None:
+    """NotFinite if a score or box is NaN or infinite; it says in how many images, and in which first."""
+    broken = [
+        found.image_id
+        for found in detections
+        if not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all())
+    ]
+    if not broken:
+        return
+    files = {record.image_id: record.path.name for record in dataset.records}
+    first = ", ".join(files.get(image, f"image {image}") for image in broken[:NAMED])
+    raise NotFinite(
+        f"the detector's output is not finite (NaN or infinite scores or boxes) on {len(broken)} of "
+        f"{len(detections)} images of {dataset.card.name}/{dataset.split}: {first}"
+        f"{', ...' if len(broken) > NAMED else ''}",
+        "Its training diverged, or its weights file is damaged: take other weights.",
+    )
 
 
 def run_pycocotools(
@@ -228,5 +258,5 @@ def run_pycocotools(
 
 def _mean(values: np.ndarray) -> float | None:
     """Mean, in per cent, of the values that are not -1."""
-    valid = values[values > -1]
+    valid = values[values != -1]
     return float(valid.mean() * 100) if valid.size else None

@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import box_iou, nms
 
 from mrt.data.dataset import DetectionDataset, ImageRecord
-from mrt.evaluate.coco import ImageDetections
+from mrt.evaluate.coco import ImageDetections, NotFinite, require_finite
 
 IOU = 0.5
 
@@ -41,7 +41,11 @@ def label_quality(labels: Sequence[ImageDetections], dataset: DetectionDataset) 
     In the order of decreasing scores, a label is right if it overlaps a true box of its class that no earlier
     label has matched, with IoU of at least 0.5. A wrong one is not counted if half of it lies in a crowd or
     an ignored object. Only the given images count.
+
+    Raises:
+        NotFinite: a score or box is NaN or infinite.
     """
+    require_finite(labels, dataset)
     records = {record.image_id: record for record in dataset.records}
     counts = np.zeros((3, len(dataset.classes)), dtype=np.int64)  # right labels, judged labels, boxes
     for image in labels:
@@ -98,10 +102,16 @@ def as_pseudo_labels(
 
     Detections are (query, class) pairs. All entries of a query have exactly the same box, so the best of
     equal boxes is the query's best class. (Only 100 pairs are stored, so labels after those are missed.)
+
+    Raises:
+        NotFinite: a score, box or threshold is NaN or infinite.
     """
     limits = np.asarray(thresholds)
     kept = []
     for found in detections:
+        for name, values in (("scores", found.scores), ("boxes", found.boxes), ("thresholds", limits)):
+            if not np.isfinite(values).all():
+                raise NotFinite(f"image {found.image_id}: {name} of its detections are not finite")
         order = np.argsort(-found.scores, kind="stable")
         _, first = np.unique(found.boxes[order], axis=0, return_index=True)
         best = order[np.sort(first)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrt.data.dataset import DetectionDataset
-from mrt.evaluate.coco import ImageDetections, each_once, run_pycocotools
+from mrt.evaluate.coco import ImageDetections, NotFinite, each_once, run_pycocotools
 
 RECALLS = np.linspace(0, 1, 101)  # where COCO samples precision
 CELLS = 4_000_000  # of the largest array that average_precision makes
@@ -41,12 +41,17 @@ class Matches:
     object_boxes: np.ndarray
     found: np.ndarray
 
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.scores).all() and np.isfinite(self.boxes).all()):
+            raise NotFinite("matches of detections whose scores or boxes are not finite", "Leave these out.")
+
 
 def match(detections: Sequence[ImageDetections], dataset: DetectionDataset) -> Matches:
     """Match detections to the split's objects of all sizes, as COCO does.
 
     Raises:
         MrtError: the set has no labels, or a detection is for an image that is not in it.
+        NotFinite: a score or box is NaN or infinite.
     """
     listed = sorted(each_once(detections, dataset), key=lambda item: item.image_id)
     run = run_pycocotools(listed, dataset, areas=["all"])
@@ -113,7 +118,12 @@ def average_precision(
 
     Returns:
         (samples, thresholds); NaN where there is no object.
+
+    Raises:
+        NotFinite: a score is NaN or infinite.
     """
+    if not np.isfinite(scores).all():
+        raise NotFinite("average precision of scores that are not finite", "Leave these detections out.")
     order = np.argsort(-scores, kind="stable")
     hits, ignored, images = hits[order], ignored[order], images[order]
     result = np.zeros((len(weights), hits.shape[1]))

@@ -12,10 +12,13 @@ from typing import Any
 
 import mrt
 from mrt.data.card import file_sha256, read_json
+from mrt.engine.facts import is_run, read_facts
 from mrt.engine.load import EXPORT_CARD
 from mrt.errors import MrtError
 from mrt.files import write_text
+from mrt.plain import markdown, visible
 from mrt.predict.detector import Detector
+from mrt.report.stored import EVALUATIONS, read_evaluations
 
 VERSION = 1
 AGAIN = "export the detector again"
@@ -34,7 +37,6 @@ PACKAGES = (
     "transformers",
     "safetensors",
 )
-EVALUATIONS = "eval-*.json"  # what mrt eval leaves in a run's folder
 
 
 def make_card(
@@ -85,6 +87,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         for path in files
     }
     text = json.dumps({**card, "files": hashes}, indent=1, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # a name with half a character
+        text = json.dumps({**card, "files": hashes}, indent=1)
     write_text(folder / EXPORT_CARD, text + "\n")
 
 
@@ -182,43 +186,49 @@ def describe_source(where: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         facts: of :func:`mrt.engine.load.load_detector`.
     """
     file = Path(facts["file"])
+    damaged: list[str] = []
     where = Path(where).name if Path(where).is_absolute() else where  # without the folders of this machine
     source: dict[str, Any] = {"where": where, "network": facts.get("network"), "file": file.name}
     if file.is_file():
         source["sha256"] = file_sha256(file)
     run, evaluations = facts.get("run"), []
-    if (file.parent / "run.json").is_file():
-        run = read_json(file.parent / "run.json")
-        evaluations = _evaluations(file.parent, facts.get("network"))
+    if is_run(file.parent):
+        run = read_facts(file.parent)
+        evaluations, damaged = _evaluations(file.parent, facts.get("network"))
     if isinstance(run, dict) and run:
         kept = ("command", "data", "finished", "environment")
         source["run"] = {name: run[name] for name in kept if name in run}
     if evaluations:
         source["evaluations"] = evaluations
+    if damaged:
+        source["damaged evaluations"] = damaged
     return source
 
 
-def _evaluations(folder: Path, network: str | None) -> list[dict[str, Any]]:
-    """The metrics that ``mrt eval`` stored beside the weights of this network, without single classes."""
-    found = []
+def _evaluations(folder: Path, network: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """The metrics that ``mrt eval`` stored beside the weights of this network, without single classes; and
+    what is wrong with files of it that are damaged, which are left out.
+    """
+    found, damaged = [], []
     for path in sorted(folder.glob(EVALUATIONS)):
         try:
-            records = read_json(path)
-        except MrtError:
+            records = read_evaluations(path)
+        except MrtError as error:
+            damaged.append(error.message.replace(f"{folder}/", "", 1))
             continue
-        for record in records if isinstance(records, list) else ():
-            if not isinstance(record, dict) or record.get("network") != network:
-                continue
-            metrics, intervals = record.get("metrics"), record.get("intervals")
-            if not isinstance(metrics, dict):
+        for record in records:
+            if record["network"] != network:
                 continue
             known = ("network", "data", "domain", "split", "sha256", "last")
             item = {name: record.get(name) for name in known}
-            item["metrics"] = {k: value for k, value in metrics.items() if isinstance(value, (int, float))}
-            bounds = intervals.get("figures") if isinstance(intervals, dict) else None
-            item["interval of AP50"] = (bounds or {}).get("AP50")
+            numbers = (int, float)
+            item["metrics"] = {
+                k: value for k, value in record["metrics"].items() if isinstance(value, numbers)
+            }
+            bounds = (record.get("intervals") or {}).get("figures") or {}
+            item["interval of AP50"] = bounds.get("AP50")
             found.append(item)
-    return found
+    return found, damaged
 
 
 def model_card(card: Mapping[str, Any], name: str) -> str:
@@ -237,11 +247,11 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         "- domain-adaptation",
         "---",
         "",
-        f"# {name}",
+        f"# {_cell(name)}",
         "",
         _what(card, run),
         "",
-        f"It detects {len(card['classes'])} classes: {', '.join(card['classes'])}.",
+        f"It detects {len(card['classes'])} classes: {', '.join(map(_cell, card['classes']))}.",
         "",
         "## Use",
         "",
@@ -252,7 +262,7 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         "from PIL import Image",
         "from transformers import AutoImageProcessor, AutoModelForObjectDetection",
         "",
-        f'folder = "{name}"  # this folder',
+        f"folder = {_python(name)}  # this folder",
         "processor = AutoImageProcessor.from_pretrained(folder)",
         "model = AutoModelForObjectDetection.from_pretrained(folder).eval()",
         'image = Image.open("photo.jpg").convert("RGB")',
@@ -267,7 +277,7 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         "```python",
         "import mrt",
         "",
-        f'found = mrt.load("{name}").predict("photo.jpg")',
+        f'found = mrt.load({_python(name)}).predict("photo.jpg")',
         "```",
         "",
         f"Images are scaled so that the short side has {sizes['short_side']} pixels, or fewer where "
@@ -280,6 +290,7 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         "## Figures",
         "",
         *_figures(source.get("evaluations") or []),
+        *(f"\nLeft out, for it is damaged: {_cell(text)}" for text in source.get("damaged evaluations", ())),
         "",
         "## Terms",
         "",
@@ -289,26 +300,44 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
     return "\n".join(lines)
 
 
+def _cell(text: Any) -> str:
+    """A name as it is, within a line or a table."""
+    return markdown(text, begins=False)
+
+
+def _hash(value: Any) -> str:
+    """The first letters of a hash."""
+    text = str(value)[:12]
+    return f"`{text}`" if text.isalnum() else _cell(text)
+
+
+def _python(name: str) -> str:
+    """A name as a literal of Python that ends no block of code."""
+    return json.dumps(visible(name)).replace("`", "\\x60")
+
+
 def _what(card: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     network = card["network"]
     kind = "two-stage " if network.get("two_stage") else ""
     kind += "with iterative box refinement " if network.get("box_refine") else ""
     text = (
         f"A Deformable DETR object detector ({kind}{network['num_queries']} queries, "
-        f"backbone {network.get('backbone', 'unknown')}), "
+        f"backbone {_cell(network.get('backbone', 'unknown'))}), "
     )
     commands = {"adapt": "adapted to another domain without labels of it", "pretrain-source": "trained"}
     command, environment = commands.get(run.get("command", ""), ""), run.get("environment") or {}
     commit = environment.get("commit")
-    made = f"{command} with mrt {environment.get('mrt', '')}".strip() if command else "exported with mrt"
-    return text.replace(" , ", ", ") + made + (f", commit {commit}" if commit else "") + "."
+    made = (
+        f"{command} with mrt {_cell(environment.get('mrt', ''))}".strip() if command else "exported with mrt"
+    )
+    return text.replace(" , ", ", ") + made + (f", commit {_cell(commit)}" if commit else "") + "."
 
 
 def _thresholds(card: Mapping[str, Any]) -> str:
     values = card["thresholds"]["values"]
     if len(set(values.values())) == 1:
         return f"mrt takes detections from a score of {next(iter(values.values())):g}."
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    scores = ", ".join(f"{_cell(name)} {value:.2f}" for name, value in values.items())
     return f"mrt takes detections from these scores: {scores}."
 
 
@@ -323,10 +352,9 @@ def _data(run: Mapping[str, Any]) -> Sequence[str]:
     for part, card in data.items():
         details = ", ".join(f"{key} {value}" for key, value in (card.get("details") or {}).items())
         sha256 = card.get("sha256") or {}
-        hashes = ", ".join(f"{split} `{value[:12]}`" for split, value in sha256.items() if value)
-        lines.append(
-            f"| {part} | {card.get('name')} | {card.get('domain')} | {details or '-'} | {hashes or '-'} |"
-        )
+        hashes = ", ".join(f"{_cell(split)} {_hash(value)}" for split, value in sha256.items() if value)
+        cells = [part, card.get("name"), card.get("domain"), details or "-"]
+        lines.append(f"| {' | '.join(map(_cell, cells))} | {hashes or '-'} |")
     if "target" in data:
         lines += [
             "",
@@ -348,11 +376,8 @@ def _figures(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[str]:
         interval = item.get("interval of AP50")
         if isinstance(interval, dict) and interval.get("low") is not None:
             figures[0] += f" [{interval['low']:.1f}, {interval['high']:.1f}]"
-        sha256 = str(item.get("sha256") or "")[:12]
-        lines.append(
-            f"| {item.get('data')}, {item.get('split')} | {item.get('domain')} | {' | '.join(figures)} | "
-            f"`{sha256}` |"
-        )
+        cells = [f"{item.get('data')}, {item.get('split')}", item.get("domain"), *figures]
+        lines.append(f"| {' | '.join(map(_cell, cells))} | {_hash(item.get('sha256') or '-')} |")
     last = all(item.get("last") for item in evaluations)
     weights = "the run's last weights" if last else "weights of which nobody knows how they were picked"
     lines += [

@@ -63,6 +63,8 @@ def detect(
     images = np.asarray(scaled, dtype=np.float32).transpose(2, 0, 1)[None]
     outputs = session.run(["scores", "labels", "boxes"], {"images": np.ascontiguousarray(images)})
     scores, labels, boxes = (part[0] for part in outputs)
+    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+        raise ValueError("the program's output is not finite (NaN or infinite scores or boxes)")
     limits = np.array([*picture.size, *picture.size], dtype=np.float32)
     boxes = np.clip(boxes * limits, 0, limits)
     lowest = np.array([own[name] if threshold is None else threshold for name in classes], dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mrt.errors import RunFailed
 from mrt.predict.detections import Detections
-from mrt.predict.detector import TOP_K, Detector, Options
+from mrt.predict.detector import TOP_K, Detector, Options, OutputNotFinite
 from mrt.predict.network import CANDIDATES, TorchNetwork, pixels_to_input
 
 # Intersection over union: two boxes of a class that overlap so much are the same object with different boxes.
@@ -63,7 +64,8 @@ class Check:
     def ok(self) -> bool:
         """Whether there were detections and all are the same, on at least half of the images."""
         decided = 2 * self.undecided <= self.images
-        return bool(self.compared) and not (self.different or self.missing) and decided
+        finite = bool(np.isfinite([self.score, self.box]).all())
+        return bool(self.compared) and not (self.different or self.missing) and decided and finite
 
 
 COLUMNS = (
@@ -155,6 +157,7 @@ def compare(
 
     Each of the best detections of one side must be among all candidates of the other, which include lower
     scores. So the order of detections with almost equal scores and the exact end of a list do not matter.
+    Where the output of one side is not finite, nothing is compared and the check is not passed.
 
     Args:
         eager: with a :class:`TorchNetwork`.
@@ -165,10 +168,13 @@ def compare(
     tolerance = tolerance or Tolerance()
     if size is not None:
         eager, exported = (_resized(detector, size) for detector in (eager, exported))
-    sides = [
-        detector.predict(list(pictures), threshold=0.0, top_k=CANDIDATES, batch=batch)
-        for detector in (eager, exported)
-    ]
+    try:
+        sides = [
+            detector.predict(list(pictures), threshold=0.0, top_k=CANDIDATES, batch=batch)
+            for detector in (eager, exported)
+        ]
+    except OutputNotFinite:  # nothing to compare: not the same
+        return Check(name, len(pictures), 0, 0, 0, 0, 0, math.nan, math.nan)
     labels = _labels(exported.classes, eager.classes, same_order)
     lowest = eager.threshold_of(Options())
     undecided = compared = objects = different = missing = 0
@@ -208,6 +214,7 @@ def _partners(ours: Detections, theirs: Detections, end: float, tolerance: Toler
     boxes = np.abs(best.boxes[:, None] - theirs.boxes[None]).max(2, initial=0)
     other = best.labels[:, None] != theirs.labels[None]
     distance = np.maximum(scores / tolerance.score, boxes / tolerance.box).clip(max=FAR)
+    distance[np.isnan(distance)] = 2 * FAR  # what is not finite is no partner
     distance[other] = 2 * FAR
     rows, columns = linear_sum_assignment(distance)
     apart = distance[rows, columns]
@@ -265,6 +272,8 @@ def _proposals_tied(eager: Detector, picture: Image.Image) -> bool:
             memory, features.shapes, features.valid_ratios, None
         )
         scores = detector.proposal_class_embed(candidates)[0, :, 0].masked_fill(~valid[0], -torch.inf)
+    if bool(scores.isnan().any()):
+        return False  # every comparison below would be false, as if they were tied
     ranked = scores.sort(descending=True).values
     if len(ranked) <= detector.num_queries:
         return False

@@ -23,6 +23,7 @@ from mrt.errors import RunFailed
 from mrt.host import HostCopy, to_device
 
 Targets = Sequence[dict[str, Any]]
+FIRST_CHOICE = -1e9  # lower than any finite cost: see HungarianMatcher.skip_nonfinite
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,13 @@ class HungarianMatcher:
     Args:
         cost_class, cost_box, cost_giou: weights of the three terms.
         alpha, gamma: of the focal class term.
+
+    Attributes:
+        skip_nonfinite: costs that are not finite raise no error. Their pairs are chosen before all others, so
+            that the loss is not finite either, which is what leaves out the step.
     """
+
+    skip_nonfinite: bool = False
 
     def __init__(
         self,
@@ -95,7 +102,7 @@ class HungarianMatcher:
         """Match (L, B, Q, C) logits and (L, B, Q, 4) cxcywh boxes to the targets of B images.
 
         Raises:
-            RunFailed: a cost is not finite, that is, the network's output is not.
+            RunFailed: a cost is not finite, that is, the network's output is not; unless ``skip_nonfinite``.
         """
         return self.start(logits, boxes, targets).result()
 
@@ -111,7 +118,8 @@ class HungarianMatcher:
             costs = self.costs(logits, boxes, owner, labels, truth)
             weights = stated(targets, "weights")
             costs = HostCopy(costs if weights is None else costs * weights[:, None])
-        return Matching(costs, len(logits), logits.shape[2], counts, labels, truth)
+        queries = logits.shape[2]
+        return Matching(costs, len(logits), queries, counts, labels, truth, self.skip_nonfinite)
 
     def costs(self, logits: Tensor, boxes: Tensor, owner: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
         """(L, T, Q) float32 cost of giving box t (of image ``owner[t]``) to each query of that image."""
@@ -131,7 +139,10 @@ class HungarianMatcher:
 
 @dataclass(frozen=True)
 class Matching:
-    """A matching whose costs are being copied to the host; ``costs`` is None if no image has a box."""
+    """A matching whose costs are being copied to the host; ``costs`` is None if no image has a box.
+
+    ``skip_nonfinite`` is that of its :class:`HungarianMatcher`.
+    """
 
     costs: HostCopy | None
     num_layers: int
@@ -139,31 +150,41 @@ class Matching:
     counts: tuple[int, ...]
     labels: Tensor
     boxes: Tensor
+    skip_nonfinite: bool = False
 
     def result(self) -> Matches:
         """Wait for the costs and solve the assignment.
 
         Raises:
-            RunFailed: a cost is not finite.
+            RunFailed: a cost is not finite; unless ``skip_nonfinite``.
         """
         count = sum(min(boxes, self.num_queries) for boxes in self.counts)
         pairs = np.empty((1 + 2 * self.num_layers, count), dtype=np.int64)
         if self.costs is not None:
-            _assign(self.costs.result().numpy(), self.counts, self.num_queries, pairs)
+            costs = self.costs.result().numpy()
+            _assign(costs, self.counts, self.num_queries, pairs, self.skip_nonfinite)
         on_device = to_device(torch.from_numpy(pairs), self.labels.device)
         image, *rows = on_device.split((1, self.num_layers, self.num_layers))
         return Matches(image[0], *rows, self.labels, self.boxes, self.counts, self.num_queries)
 
 
-def _assign(costs: np.ndarray, counts: Sequence[int], num_queries: int, pairs: np.ndarray) -> None:
+def _assign(
+    costs: np.ndarray,
+    counts: Sequence[int],
+    num_queries: int,
+    pairs: np.ndarray,
+    skip_nonfinite: bool = False,
+) -> None:
     """Fill ``pairs`` (rows: image, L rows of queries, L rows of targets) from the (L, T, Q) costs."""
-    if not np.isfinite(costs).all():
-        layer, target, _ = np.argwhere(~np.isfinite(costs))[0]
+    finite = np.isfinite(costs)
+    if skip_nonfinite and not finite.all():
+        costs = np.where(finite, costs, FIRST_CHOICE)
+    elif not finite.all():
+        layer, target, _ = np.argwhere(~finite)[0]
         image = int(np.searchsorted(np.cumsum(counts), target, side="right"))
         raise RunFailed(
             f"the detector's output is not finite (first at decoder layer {layer}, "
-            f"image {image} of the batch): training has diverged. "
-            "Resume from the last checkpoint with a lower learning rate or without fp16."
+            f"image {image} of the batch): training has diverged."
         )
     num_layers, first, filled = len(costs), 0, 0
     for image, count in enumerate(counts):

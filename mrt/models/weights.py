@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from mrt.errors import MrtError
 from mrt.files import replacing
 from mrt.models.backbone import build_backbone
-from mrt.models.interface import Detector, find_detector
-from mrt.models.pretrained import State, read_state
-
-FORMAT = 2  # version of the header; version 1 had only one kind of detector
+from mrt.models.interface import Detector
+from mrt.models.pretrained import State
+from mrt.models.sealed import (
+    AS_WRITTEN,
+    FORMAT,
+    is_sealed,
+    pack,
+    read_description,
+    read_sealed,
+)
+from mrt.models.weights_header import check_header, check_sizes
 
 
 def save_weights(
@@ -30,7 +33,8 @@ def save_weights(
         slim: leave out the backbone's frozen pretrained weights and record which they are.
 
     Raises:
-        MrtError: the file cannot be written, or it would be slim and the origin of the backbone is unknown.
+        MrtError: the file cannot be written, a number of the metadata is not finite, or it would be slim and
+            the origin of the backbone is unknown.
     """
     if slim and detector.backbone.frozen_keys and detector.backbone.fingerprint is None:
         raise MrtError(
@@ -46,8 +50,7 @@ def save_weights(
         "slim": slim,
         "metadata": metadata or {},
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    content = save(tensors, {"mrt": json.dumps(header)})
+    content = pack(header, state)
     with replacing(Path(path)) as file:
         file.write(content)
 
@@ -61,15 +64,24 @@ def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[Det
             :func:`mrt.models.backbone.build_backbone`.
 
     Raises:
-        MrtError: it is not such a file, or the backbone of a slim file is not the one it was trained with.
+        MrtError: it is not such a file, it has changed since it was written, a weight is not finite, its
+            description does not fit its tensors, or the backbone of a slim file is not the one it was trained
+            with.
     """
-    header = read_header(Path(path))
-    state, identity = read_state(path), header["backbone"]
+    path = Path(path)
+    header = read_header(path)
+    state, identity = read_sealed(path)[1], header["backbone"]
+    kind = check_sizes(header, {name: tuple(value.shape) for name, value in state.items()}, path)
     weights = "none" if not identity["pretrained"] else backbone_weights if header["slim"] else "checkpoint"
     backbone = build_backbone(
         identity["name"], weights=weights, freeze=identity["freeze"], levels=identity["levels"]
     )
-    detector = find_detector(header["kind"])(backbone, **header["detector"])
+    try:
+        detector = kind(backbone, **header["detector"])
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise MrtError(
+            f"{path}: no detector of kind {header['kind']!r} can be made as it says: {error}", AS_WRITTEN
+        ) from error
     if header["slim"]:
         load_trainable(detector, state, identity)
     else:
@@ -130,7 +142,11 @@ def load_trainable(detector: Detector, state: State, identity: dict[str, Any]) -
 def _check_fit(wanted: State, state: State) -> None:
     wrong = sorted(set(wanted) ^ set(state))
     if not wrong:
-        wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
+        wrong = [
+            key
+            for key, value in wanted.items()
+            if value.shape != state[key].shape or value.is_floating_point() != state[key].is_floating_point()
+        ]
     if wrong:
         raise MrtError(
             f"these weights do not fit the detector: {wrong[0]} and {len(wrong) - 1} more differ",
@@ -140,36 +156,21 @@ def _check_fit(wanted: State, state: State) -> None:
 
 def is_ours(path: Path) -> bool:
     """Whether :func:`save_weights` wrote a file, in any format version."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "mrt" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return is_sealed(path)
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a file: "kind" and "detector" (its arguments), "backbone" (identity), "slim", "metadata".
 
+    It is checked against its own sha256, not against the tensors.
+
     Raises:
-        MrtError: there is no such file, or it was not written by :func:`save_weights` of this version or an
-            earlier one.
+        MrtError: there is no such file, it was not written by :func:`save_weights` of this version or an
+            earlier one, or a field is missing or of another type.
     """
-    if not path.is_file():
-        raise MrtError(f"{path}: no such weights file", "Check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("mrt", "null"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise MrtError(
-            f"{path} is not a weights file of this project: {error}", "Get the file again."
-        ) from error
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+    header = read_description(path)
+    if header is None:
         raise MrtError(
             f"{path} has no description of its detector", "Name a weights file that mrt has written."
         )
-    if header["format"] > FORMAT:
-        raise MrtError(
-            f"{path} is of format {header['format']}, which a newer mrt has written; this one knows {FORMAT}",
-            "Update mrt.",
-        )
-    return {"kind": "deformable_detr", **header}
+    return check_header(header, path)

@@ -4,11 +4,11 @@ decoder rebuilds a map of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -20,6 +20,8 @@ from mrt.losses import Loss, reconstruction_loss
 from mrt.models.detector import DeformableDETR
 from mrt.models.interface import Detector, EncoderInput, Features
 from mrt.models.mae import MaskedAutoencoder, random_masks
+from mrt.models.pretrained import State
+from mrt.models.sealed import FORMAT, pack, read_sealed
 from mrt.parts.base import Look, Moment, Needs, Part, Seen, Site
 from mrt.parts.settings import decayed
 
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from mrt.config import Config, MaeConfig
 
 FILE = "mae.safetensors"  # in a run's folder: what a later teaching stage carries over
+HOLDS = "masked autoencoder"  # what the file says of itself
+PUBLISHED_ONLY = {  # tensors that only the published variant has
+    "query_embed.weight",
+    "reference_points.weight",
+    "reference_points.bias",
+}
 DOMAINS_OF = {"target": (TARGET,), "source": (SOURCE,), "both": DOMAINS}
 
 
@@ -157,22 +165,59 @@ def build_mae(config: Config, detector: Detector) -> MaskedAutoencoder:
 
 def save_autoencoder(folder: Path, autoencoder: nn.Module) -> None:
     """``mae.safetensors``: what a later teaching stage carries over."""
-    state = {key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()}
+    content = pack({"format": FORMAT, "holds": HOLDS}, autoencoder.state_dict())
     with replacing(folder / FILE) as file:
-        file.write(safetensors.torch.save(state))
+        file.write(content)
 
 
 def load_autoencoder(folder: Path, autoencoder: nn.Module) -> bool:
     """Fill the branch with what :func:`save_autoencoder` wrote; False if the folder holds none or one of
-    another shape.
+    another shape (other settings of ``[mae]`` or another detector).
+
+    Raises:
+        MrtError: the file cannot be read, has changed since it was written, holds something else, or a value
+            of it is not finite.
     """
     path = Path(folder) / FILE
     if not path.is_file():
         return False
-    saved = safetensors.torch.load_file(path)
+    described, saved = read_sealed(path)
+    wanted = autoencoder.state_dict()
+    if described is not None and described.get("holds") != HOLDS:
+        raise _another(path, f"its description does not say that it holds a {HOLDS}")
+    if (odd := _not_of_an_autoencoder(saved, wanted)) is not None:
+        raise _another(path, odd)
     if {key: value.shape for key, value in saved.items()} != {
-        key: value.shape for key, value in autoencoder.state_dict().items()
+        key: value.shape for key, value in wanted.items()
     }:
         return False
     autoencoder.load_state_dict(saved)
     return True
+
+
+def _not_of_an_autoencoder(saved: State, wanted: State) -> str | None:
+    """What makes tensors unlike those of any masked autoencoder, however it was set; None if nothing does."""
+
+    def kind(name: str) -> str:
+        return re.sub(r"^layers\.\d+\.", "layers.", name)
+
+    layers = {name.split(".")[1] for name in saved if kind(name) != name}
+    in_layer = {kind(name) for name in wanted if kind(name) != name}
+    outside = {name for name in wanted if kind(name) == name}
+    unknown = [name for name in saved if kind(name) not in in_layer | outside | PUBLISHED_ONLY]
+    if unknown:
+        return f"{unknown[0]} is not one of its tensors"
+    needed = outside - PUBLISHED_ONLY
+    needed |= {name.replace("layers.", f"layers.{layer}.", 1) for layer in layers for name in in_layer}
+    missing = sorted(needed - set(saved))
+    if missing or PUBLISHED_ONLY & set(saved) not in (set(), PUBLISHED_ONLY):
+        return f"it lacks {missing[0] if missing else min(PUBLISHED_ONLY - set(saved))}"
+    whole = [name for name, value in saved.items() if not value.is_floating_point()]
+    return f"{whole[0]} does not hold fractions" if whole else None
+
+
+def _another(path: Path, why: str) -> MrtError:
+    return MrtError(
+        f"{path}: not a masked autoencoder of mrt: {why}",
+        "copy the file again from the run that wrote it, or delete it: teaching then begins with a new one",
+    )

@@ -47,9 +47,12 @@ class SourceRecord(Part):
             return {}
         matches = judged[SOURCE].matches
         scores, labels = matched_confidences(judged[SOURCE].logits, matches)
-        self.counts[0].index_add_(0, labels, scores.to(self.counts))
-        for row, found in ((1, labels), (2, matches.labels)):
-            self.counts[row].index_add_(0, found, self.counts.new_ones(()).expand(len(found)))
+        scores = scores.to(self.counts)
+        finite = scores.isfinite()  # those of a step that is left out are not
+        self.counts[0].index_add_(0, labels, torch.where(finite, scores, 0.0))
+        self.counts[1].index_add_(0, labels, finite.to(self.counts))
+        ones = self.counts.new_ones(()).expand(len(matches.labels))
+        self.counts[2].index_add_(0, matches.labels, ones)
         self.counts[:, -1] += len(matches.counts)
         return {}
 

@@ -59,6 +59,10 @@ class Options:
     overlap: float = 0.2
 
 
+class OutputNotFinite(MrtError):
+    """A network's scores or boxes of an image are NaN or infinite."""
+
+
 class Thresholds(NamedTuple):
     """Lowest scores by class name, and a description of where they come from."""
 
@@ -121,7 +125,8 @@ class Detector:
             A :class:`Detections` for one image, a list of them for a list.
 
         Raises:
-            MrtError: an image that cannot be read, or an option that does not fit.
+            MrtError: an image that cannot be read, an option that does not fit, or a network whose output is
+                not finite.
         """
         options = Options(threshold, batch, nms, agnostic, top_k, classes, tile, overlap)
         given, alone = _as_list(images)
@@ -148,7 +153,7 @@ class Detector:
             detections, or the error if it could not be read.
 
         Raises:
-            MrtError: an option that does not fit.
+            MrtError: an option that does not fit, or a network whose output is not finite.
             SourceBroken: a video that is cut short, after the frames before that.
         """
         options = options or Options()
@@ -192,6 +197,17 @@ class Detector:
             return np.array([values[name] for name in self.classes], dtype=np.float32)
         return np.full(len(self.classes), asked, dtype=np.float32)
 
+    def _require_finite(self, view: _View, frame: Frame) -> None:
+        """OutputNotFinite if a score or box is NaN or infinite: no threshold keeps those."""
+        scores, _, boxes = view.found
+        if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+            raise OutputNotFinite(
+                f"{self.facts.get('file', 'the detector')}: its output for {frame.name or 'an image'} is not "
+                "finite (NaN or infinite scores or boxes)",
+                "Its training diverged or its file is damaged: take other weights. With half precision: "
+                "take --amp off.",
+            )
+
     def _require_class(self, name: str) -> None:
         if name not in self.classes:
             import difflib
@@ -223,6 +239,8 @@ class Detector:
         if work.error is not None:
             return work.frame, work.error
         width, height = work.picture.size
+        for view in work.views:
+            self._require_finite(view, work.frame)
         parts = [_in_image(view, (height, width)) for view in work.views]
         boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         keep = scores >= self.threshold_of(options)[labels]

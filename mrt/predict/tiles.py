@@ -58,7 +58,12 @@ def merge(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> tuple[np
     Returns:
         The merged boxes (m, 4), and the indices (m,) of the boxes that they have score and class of, by
         decreasing score.
+
+    Raises:
+        ValueError: a box or score is not finite: it would overlap nothing.
     """
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError("boxes and scores to merge must be finite")
     kept_boxes, kept = [], []
     order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -scores))
     left = list(order)

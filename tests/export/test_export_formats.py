@@ -85,6 +85,7 @@ def test_huggingface_is_run_by_transformers_and_has_a_model_card(photos, tmp_pat
     clear = {"name": "clear", "domain": "clear", "sha256": {"train": "ab" * 32}, "details": {"seed": 0}}
     foggy = {"name": "foggy", "domain": "fog", "sha256": {"train": "cd" * 32}, "details": {"beta": 0.02}}
     facts = {"command": "adapt", "data": {"source": clear, "target": foggy}, "finished": ["mae"]}
+    facts["classes"] = list(CLASSES)
     facts["environment"] = {"mrt": "0.1.0", "commit": "abcdef1"}
     (run / "run.json").write_text(json.dumps(facts))
     record = {"network": "teacher", "data": "foggy", "domain": "fog", "split": "val", "sha256": "ef" * 32}
@@ -100,6 +101,7 @@ def test_huggingface_is_run_by_transformers_and_has_a_model_card(photos, tmp_pat
         assert word in text
     assert "| target | foggy | fog | beta 0.02 | train `cdcdcdcdcdcd` |" in text
     assert "| foggy, val | fog | 41.3 [39.0, 43.5] | 20.5 | 18.0 | `efefefefefef` |" in text
+    assert "Left out, for it is damaged: eval-broken.json: " in text
     assert (folder / "preprocessor_config.json").is_file()
     assert len(mrt.load(folder).predict(photos / "0.jpg", threshold=0)) > 10
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import timm
+import torch
 from torch import nn
 
 from mrt.models.backbone import RESNETS
@@ -17,6 +18,7 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 BILINEAR = 2  # Pillow's number
 NORM_EPS = 1e-5  # of the frozen batch norms by which transformers replaces the batch norms of a backbone
 GROUPS = 32  # of its group norms
+MOST_WEIGHTS = 10**9  # of a backbone; the largest of timm's ResNets has 8 * 10^8
 STRIDES = (8, 16, 32)  # of the maps that a detector may use
 RESNET_STRIDES = (2, 4, 8, 16, 32)  # of a timm ResNet's maps: before the stem's pooling, after each stage
 # Proposals of a sixth level would be larger than the image. Transformers leaves them out; here they are
@@ -99,6 +101,8 @@ def timm_strides(name: str) -> tuple[int, ...]:
         return RESNET_STRIDES
     if not timm.is_model(name):
         raise ValueError("timm has no model of that name")
+    if _is_too_large(name):
+        raise ValueError("that model is too large to look for objects with")
     try:
         model = timm.create_model(name, features_only=True)
         strides = tuple(entry["reduction"] for entry in model.feature_info.info)
@@ -111,6 +115,16 @@ def timm_strides(name: str) -> tuple[int, ...]:
             "which makes another network of it"
         )
     return strides
+
+
+def _is_too_large(name: str) -> bool:
+    """Whether a timm model has more weights than :data:`MOST_WEIGHTS`; it is made without memory for them."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = timm.create_model(name, features_only=True)
+    except Exception:  # one that calculates with its numbers while it is made, or has no maps
+        return False
+    return sum(value.numel() for value in model.parameters()) > MOST_WEIGHTS
 
 
 def canonical(key: str) -> str:

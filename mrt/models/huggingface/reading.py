@@ -32,10 +32,13 @@ from mrt.models.huggingface.names import (
 )
 from mrt.models.pretrained import State, read_state
 from mrt.models.published import NO_CLASS
+from mrt.models.sealed import is_name, shown
 from mrt.models.transformer import PROPOSAL_CHANNELS
+from mrt.models.weights_header import MOST_PIXELS
 
 PROCESSORS = ("DeformableDetr", "ConditionalDetr", "Detr")  # prefixes of image processors that do the same
 SHORT_SIDE, MAX_SIZE = 800, 1333  # where the folder does not give any
+MOST, MOST_LAYERS = 2**17, 200  # no size in config.json is larger, and no stack of layers has more
 OWN_RESNET_STRIDES = (4, 4, 8, 16, 32)  # of transformers' own ResNet, whose stem includes the pooling
 _OTHER_NETWORK = "The detector here has no counterpart for that; use the model with transformers."
 _AGAIN = "Download the folder again, or save the model again with transformers' save_pretrained."
@@ -94,7 +97,7 @@ def is_huggingface(path: Path) -> bool:
     """Whether a path is a folder with a Hugging Face Deformable DETR. Checks no weights and never raises."""
     try:
         config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
@@ -123,16 +126,35 @@ def load_huggingface(folder: Path) -> tuple[DeformableDETR, HuggingFaceModel]:
 
     Raises:
         MrtError: there is no such folder; one of its files is truncated, is no JSON or holds code; the config
-            has an option that does not exist here; or weights are missing, unknown, of another shape, or
-            different where they must be equal.
+            has an option that does not exist here; or weights are missing, unknown, not finite, of another
+            shape, or different where they must be equal.
     """
     folder = Path(folder)
     described = _describe(folder)
     state = _read_weights(folder)
+    values = None
+    if (empty := _without_memory(described)) is not None:  # what the file cannot fill is never made
+        values = _our_state(empty, described, state, folder)
     backbone = build_backbone(described.trunk.name, weights="checkpoint", levels=described.trunk.levels)
     detector = DeformableDETR(backbone, **described.about.arguments)
-    detector.load_state_dict(_our_state(detector, described, state, folder))
+    detector.load_state_dict(values or _our_state(detector, described, state, folder))
     return detector.eval(), described.about
+
+
+def _without_memory(described: _Description) -> DeformableDETR | None:
+    """The described detector with shapes but no numbers; None if its backbone cannot be made so.
+
+    The norms of its backbone are not frozen, which makes no difference to the shapes.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            trunk = described.trunk
+            backbone = build_backbone(trunk.name, weights="none", levels=trunk.levels)
+            return DeformableDETR(backbone, **described.about.arguments)
+        except MrtError:
+            raise
+        except Exception:  # a timm model that calculates with its numbers while it is made
+            return None
 
 
 class _Fields:
@@ -142,7 +164,9 @@ class _Fields:
         self.values, self.path, self.inside = values, path, inside
 
     def error(self, name: str, why: str, hint: str = _OTHER_NETWORK) -> MrtError:
-        value = json.dumps(self.values[name]) if name in self.values else "not there"
+        value = shown(self.values[name]) if self.values.get(name) is not None else "not there"
+        if name in self.values and self.values[name] is None:
+            value = "null"
         return MrtError(f"{self.path}: {self.inside}{name} is {value}; {why}", hint)
 
     def get(self, name: str, default: Any) -> Any:
@@ -154,10 +178,12 @@ class _Fields:
         if self.get(name, wanted) != wanted:
             raise self.error(name, f"only {json.dumps(wanted)} can be read")
 
-    def count(self, name: str, default: int, least: int = 1) -> int:
+    def count(self, name: str, default: int, least: int = 1, most: int = MOST) -> int:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.error(name, f"it must be a whole number, at least {least}", _AGAIN)
+        if value > most:
+            raise self.error(name, f"it must be {most} or less", _AGAIN)
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -184,7 +210,7 @@ def _describe(folder: Path) -> _Description:
     ):
         if config.count(f"decoder_{name}", default) != wanted:
             raise config.error(f"decoder_{name}", f"only {wanted}, as encoder_{name}, can be read")
-    width, levels = config.count("d_model", 256), config.count("num_feature_levels", 4)
+    width, levels = config.count("d_model", 256), config.count("num_feature_levels", 4, most=16)
     refine, two_stage = config.flag("with_box_refine", False), config.flag("two_stage", False)
     if width % GROUPS or width % heads:
         raise config.error("d_model", f"it must be a multiple of {GROUPS} and of the {heads} heads", _AGAIN)
@@ -208,8 +234,8 @@ def _describe(folder: Path) -> _Description:
         "num_classes": len(classes),
         "hidden_dim": width,
         "num_heads": heads,
-        "num_encoder_layers": config.count("encoder_layers", 6, least=0),
-        "num_decoder_layers": config.count("decoder_layers", 6),
+        "num_encoder_layers": config.count("encoder_layers", 6, least=0, most=MOST_LAYERS),
+        "num_decoder_layers": config.count("decoder_layers", 6, most=MOST_LAYERS),
         "feedforward_dim": feedforward,
         "num_levels": levels,
         "num_points": points,
@@ -328,9 +354,7 @@ def _labels(config: _Fields) -> list[str]:
     labels = config.values.get("id2label")
     if labels is None:
         return [f"LABEL_{column}" for column in range(config.count("num_labels", 2))]
-    if not isinstance(labels, dict) or not all(
-        isinstance(name, str) and name.strip() for name in labels.values()
-    ):
+    if not isinstance(labels, dict) or not all(map(is_name, labels.values())):
         raise config.error("id2label", "it must map numbers to names", _AGAIN)
     columns = [str(column) for column in range(len(labels))]
     if set(columns) != set(labels):
@@ -340,17 +364,18 @@ def _labels(config: _Fields) -> list[str]:
 
 def _class_names(labels: Sequence[str]) -> list[str]:
     """The labels that name a class, made unique."""
-    names: list[str] = []
+    names: dict[str, None] = {}
+    last: dict[str, int] = {}  # the highest number that a label has got
     taken = set(labels)
     for label in labels:
         if label == NO_CLASS:
             continue
-        name, number = label, 1
+        name, number = label, last.get(label, 1)
         while name in names or (number > 1 and name in taken):
             number += 1
             name = f"{label} {number}"
-        names.append(name)
-    return names
+        names[name], last[label] = None, number
+    return list(names)
 
 
 def _read_processor(path: Path) -> tuple[int, int]:
@@ -374,7 +399,7 @@ def _read_processor(path: Path) -> tuple[int, int]:
         found = values.get(field, list(wanted))
         numbers = found if isinstance(found, list) else [found]
         if len(numbers) != len(wanted) or not all(
-            isinstance(number, (int, float)) and math.isclose(number, right, rel_tol=1e-6)
+            isinstance(number, (int, float)) and abs(number) < 1 and math.isclose(number, right, rel_tol=1e-6)
             for number, right in zip(numbers, wanted, strict=True)
         ):
             raise values.error(field, f"only {wanted[0] if len(wanted) == 1 else list(wanted)} can be read")
@@ -385,7 +410,7 @@ def _read_processor(path: Path) -> tuple[int, int]:
     if not isinstance(size, dict) or {key for key, side in size.items() if side is not None} != edges:
         raise values.error("size", "only a shortest_edge with a longest_edge can be read")
     sides = _Fields(size, path, "size.")
-    return sides.count("shortest_edge", 0), sides.count("longest_edge", 0)
+    return tuple(sides.count(name, 0, most=MOST_PIXELS) for name in ("shortest_edge", "longest_edge"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -396,8 +421,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MrtError(f"{path} is no JSON file: {error}", _AGAIN) from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise MrtError(f"{path} is no JSON file: {reason}", _AGAIN) from error
     if not isinstance(content, dict):
         raise MrtError(f"{path} holds no JSON object", _AGAIN)
     return content
@@ -456,6 +482,8 @@ def _our_state(detector: DeformableDETR, described: _Description, state: State, 
     known: set[str] = set()
     missing: list[str] = []
     for our, wanted in detector.state_dict().items():
+        if our.endswith("num_batches_tracked"):  # only norms that are not frozen have one
+            continue
         place = place_of(our, detector, described.trunk)
         known.update(place.names())
         found = [named[name] for name in place.names() if name in named]

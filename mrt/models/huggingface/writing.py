@@ -15,6 +15,7 @@ from mrt.errors import MrtError
 from mrt.files import replacing, whole_folder, write_text
 from mrt.models.backbone import RESNETS, Backbone
 from mrt.models.detector import DeformableDETR
+from mrt.models.digest import SHA256, content_digest
 from mrt.models.huggingface.names import (
     BILINEAR,
     CONFIG,
@@ -33,6 +34,7 @@ from mrt.models.huggingface.names import (
 )
 from mrt.models.pretrained import State
 from mrt.models.published import NO_CLASS
+from mrt.models.sealed import ordered
 from mrt.models.transformer import PROPOSAL_CHANNELS
 
 UNUSED_BIAS = -20.0  # of the unused columns of the proposal head
@@ -71,7 +73,8 @@ def write_huggingface(
         raise MrtError(
             f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1."
         )
-    config, weights = _their_config(detector, list(classes)), save(_their_state(detector), {"format": "pt"})
+    config, state = _their_config(detector, list(classes)), _their_state(detector)
+    weights = ordered(save(state, {"format": "pt", SHA256: content_digest("", state)}))
     with whole_folder(Path(folder)) as work:
         write_text(work / CONFIG, _json(config))
         write_text(work / PROCESSOR, _json(_their_processor(short_side, max_size)))
