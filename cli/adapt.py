@@ -30,7 +30,9 @@ def adapt(
     init: options.Init = None,
     map_class: options.MapClass = None,
     resume: options.Resume = False,
-    checkpoint: options.Checkpoint = None,
+    resume_from: options.ResumeFrom = None,
+    allow_change: options.AllowChange = False,
+    on_nonfinite: options.OnNonfinite = None,
     name: options.Name = None,
     overrides: options.Set = None,
     seed: options.Seed = None,
@@ -74,6 +76,9 @@ def adapt(
         init=init,
         class_map=parse_pairs("--map-class", map_class),
         resume=resume,
+        resume_from=resume_from,
+        allow_change=allow_change,
+        settings=options.when_nonfinite(on_nonfinite),
         name=name,
         overrides=overrides,
         seed=seed,
@@ -81,7 +86,7 @@ def adapt(
         amp=amp,
         data_root=data_root,
         run_root=run_root,
-    ).going_on_from(checkpoint)
+    )
     carry_out(plan, ctx, data_root, run_root, gpus=gpus, profile=profile, dry_run=dry_run)
 
 

@@ -6,13 +6,17 @@ Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
 from __future__ import annotations
 
 import errno
+import io
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from mrt import failures
 from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt.follow import follow_the_launcher
 
 from . import (
     ablate,
@@ -61,13 +65,8 @@ def explain(error: BaseException) -> MrtError | RunFailed | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    # torch's error is recognised by its name, because torch may not be loaded.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return RunFailed(
-            f"out of memory: {str(error).partition('. ')[0] or 'there is none left'}\n"
-            "take fewer images at a time: --set with a smaller engine.batch_size, or with "
-            "engine.accumulate=2 or more, which keeps the total batch (mrt eval: --batch-size)"
-        )
+    if (failed := failures.told(error)) is not None:
+        return failed
     # Typer itself handles a closed pipe (mrt ... | head).
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         reason = error.strerror or str(error) or type(error).__name__
@@ -131,4 +130,8 @@ def main() -> None:
     # Waiting OpenMP threads spin for some 50 microseconds, then sleep: as fast as spinning on idle cores, and
     # several times faster on cores that other processes use too.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    follow_the_launcher()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding lacks characters such as ±
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="mrt")

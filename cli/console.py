@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, ProcessLost
+from mrt.plain import visible
 
 from .launch import STARTED
 
@@ -28,12 +29,12 @@ def _console(stream: str) -> Console:
 
 
 def say(text: str = "", style: str | None = None, wrap: bool = False) -> None:
-    """One message on standard output.
+    """One message on standard output; control characters in it are shown as escapes.
 
     ``wrap`` breaks lines between words: for prose, not for text to copy.
     """
     if RANK == 0:
-        _console("stdout").print(text, style=style, soft_wrap=not wrap)
+        _console("stdout").print(visible(text), style=style, soft_wrap=not wrap)
 
 
 def show_error(error: Exception) -> None:
@@ -51,9 +52,9 @@ def show_error(error: Exception) -> None:
         message, hint = error.message, error.hint
     where = f"mrt (process {RANK}): " if RANK else "mrt: "
     console.print(where, style="bold red", end="", soft_wrap=True)
-    console.print(message, soft_wrap=True)
+    console.print(visible(message), soft_wrap=True)
     if hint:
-        console.print(hint, style="cyan", soft_wrap=True)
+        console.print(visible(hint), style="cyan", soft_wrap=True)
 
 
 def show_table(
@@ -69,13 +70,15 @@ def show_table(
     console = _console("stdout")
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < text_columns else "right", overflow="fold")
+        table.add_column(
+            visible(column), justify="left" if index < text_columns else "right", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
-    console.print(title, style="bold", soft_wrap=True)
+        table.add_row(*map(visible, row))
+    console.print(visible(title), style="bold", soft_wrap=True)
     console.print(table)
     if caption:
-        console.print(caption, soft_wrap=True)
+        console.print(visible(caption), soft_wrap=True)
 
 
 def figure(value: float | None, std: float | None = None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -16,18 +18,51 @@ Row = tuple[str, str, str, str]  # state, what, found, what to do
 PACKAGES = ("torchvision", "timm", "numpy", "scipy", "pycocotools", "pydantic", "tensorboard", "safetensors")
 
 
-def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None) -> None:
-    """Say what is here, what is missing, and what to do about it."""
+def doctor(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run: look at its folder. Without it: at this machine.", metavar="[RUN]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--mend",
+            help=(
+                "With RUN: remove unfinished files, set damaged checkpoints aside, take damaged lines out of "
+                "its logs."
+            ),
+        ),
+    ] = False,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+) -> None:
+    """Say what is here or what is wrong with a run, and what to do about it."""
+    from mrt.errors import MrtError
     from mrt.experiment import find_roots
 
     from .console import say
 
     roots = find_roots(data_root, run_root)
+    if run is not None:
+        look_at_run(run, roots.run_root, as_json, mend)
+        return
+    if mend:
+        raise MrtError("--mend: mend which run?", "name its folder: mrt doctor RUN --mend")
     rows: list[Row] = []
     for look in (versions, operator, devices, weights):
         rows += _safely(look)
     rows += _safely(lambda: data_sets(roots.data_root))
     rows += _safely(lambda: folders(roots.run_root))
+    if as_json:
+        say(
+            json.dumps(
+                [dict(zip(("state", "what", "found", "todo"), row, strict=True)) for row in rows], indent=1
+            )
+        )
+        if any(row[0] == BROKEN for row in rows):
+            raise typer.Exit(1)
+        return
     width = max(len(what) for _, what, _, _ in rows)
     for state, what, found, todo in rows:
         say(f"{state:8}{what:{width}}  {found}", style=STYLES[state])
@@ -36,6 +71,37 @@ def doctor(data_root: options.DataRoot = None, run_root: options.RunRoot = None)
     broken = [row for row in rows if row[0] == BROKEN]
     say("Something is broken: see above." if broken else "All that mrt needs to run is here.")
     if broken:
+        raise typer.Exit(1)
+
+
+def look_at_run(name: str, run_root: Path, as_json: bool, mend: bool) -> None:
+    """What is wrong with a run's folder; exit code 1 if anything is."""
+    from mrt.engine.diagnosis import FINE, WRONG, diagnose
+    from mrt.experiment import find_run
+
+    from .console import say
+
+    folder = Path(find_run(name, run_root))
+    mended: list[str] | None = [] if mend else None
+    findings = diagnose(folder, mended)
+    if mended:
+        findings = diagnose(folder)
+    wrong = [one for one in findings if one.state == WRONG]
+    if as_json:
+        told = {"run": str(folder), "fine": not wrong, "mended": mended or []}
+        say(json.dumps({**told, "findings": [one.to_dict() for one in findings]}, indent=1))
+    else:
+        styles = {FINE: None, WRONG: "bold red"}
+        for text in mended or ():
+            say(f"mended  {text}")
+        width = max(len(one.what) for one in findings)
+        for one in findings:
+            say(f"{one.state:8}{one.what:{width}}  {one.found}", style=styles.get(one.state, "yellow"))
+            if one.todo:
+                say(f"{'':8}{'':{width}}    -> {one.todo}")
+        count = "1 thing is" if len(wrong) == 1 else f"{len(wrong)} things are"
+        say(f"{count} wrong with {folder}." if wrong else f"Nothing is wrong with {folder}.")
+    if wrong:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mrt.errors import Interrupted, MrtError, ProcessLost
+from mrt.errors import Diverged, Interrupted, MrtError, RunFailed
 
 if TYPE_CHECKING:
     from mrt.experiment import Experiment
@@ -46,7 +46,7 @@ def carry_out(
     if plan.assumed and launch.STARTED not in os.environ:
         say(f"Not said, so taken: {plan.assumed}.")
     start = plan.starting_weights()
-    if gpus is not None and launch.needed(gpus, plan.config):
+    if gpus is not None and launch.needed(gpus, plan.config, ctx):
         with resumable(f"{plan.words} --gpus {gpus}", plan.folder, data_root, run_root):
             launch.start(gpus, ctx)
         return False
@@ -64,11 +64,11 @@ def what_next(plan: Experiment, data_root: Path | None) -> str:
     Args:
         data_root: as the option was given.
     """
-    from mrt.data.card import read_json
     from mrt.data.registry import find_dataset
+    from mrt.engine.facts import read_facts
     from mrt.engine.labels import class_map_for, has_boxes
 
-    classes = read_json(plan.folder / "run.json")["classes"]
+    classes = read_facts(plan.folder)["classes"]
     data, more = plan.config.data, [] if data_root is None else ["--data-root", str(data_root)]
     for name in (data.target, data.source):
         try:
@@ -105,26 +105,34 @@ def require_one_process(command: str) -> None:
 
 @contextmanager
 def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path | None) -> Iterator[None]:
-    """Adds the command that continues the run to the message of an interruption.
+    """Adds the command that continues the run to the message of an interruption or of a failure of the
+    machine.
 
     ``data_root`` and ``run_root`` are as the options were given.
     """
+    from mrt.engine.facts import is_run
     from mrt.experiment import find_roots
 
+    from .app import explain
     from .launch import STARTED
 
     try:
         yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        if STARTED in os.environ or not (folder / "checkpoints" / "last.pt").is_file():
+    except (Exception, KeyboardInterrupt) as error:
+        told = explain(error)
+        there = is_run(folder) or (folder / "checkpoints" / "last.pt").is_file()
+        if not isinstance(told, RunFailed) or STARTED in os.environ or not there:
             raise
-        name = folder.relative_to(find_roots(None, run_root).run_root)
-        words = ["mrt", *command.split(), "--resume", "--name", str(name)]
+        how = told.how if isinstance(told, Diverged) else ["--resume"]
+        words = ["mrt", *command.split(), *how]
+        words += ["--name", str(folder.relative_to(find_roots(None, run_root).run_root))]
         for option, path in (("--data-root", data_root), ("--run-root", run_root)):
             words += [option, str(path)] if path is not None else []
-        what = str(error) or "stopped at once; the run goes on from its last checkpoint"
-        kind = ProcessLost if isinstance(error, ProcessLost) else Interrupted
-        raise kind(f"{what}\ncontinue with: {shlex.join(words)}") from None
+        stopped = isinstance(error, KeyboardInterrupt)
+        what = "stopped at once; the run goes on from its last checkpoint" if stopped else str(told)
+        go_on = "go back with" if isinstance(told, Diverged) else "continue with"
+        kind = RunFailed if isinstance(told, Diverged) else type(told)
+        raise kind(f"{what}\n{go_on}: {shlex.join(words)}") from None
 
 
 @contextmanager

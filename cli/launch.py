@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import typer
 
 from mrt.errors import Interrupted, MrtError, ProcessLost
+from mrt.follow import LAUNCHER
 
 from .arguments import WORDS
 
@@ -21,8 +23,11 @@ BAD_INPUT = 2
 HUNG = 5  # seconds: a process killed so long after the first failure had hung, and the launcher ended it
 
 
-def needed(gpus: int, config: Any) -> bool:
-    """Whether ``--gpus`` asks for more than this process. MrtError if there are not so many GPUs."""
+def needed(gpus: int, config: Any, ctx: typer.Context | None = None) -> bool:
+    """Whether ``--gpus`` asks for more than this process. MrtError if there are not so many GPUs.
+
+    With ``--device cpu`` they are so many processes on the CPU, to try what several would do.
+    """
     import torch
 
     from mrt.engine.data import batch_share
@@ -32,20 +37,24 @@ def needed(gpus: int, config: Any) -> bool:
             f"--gpus {gpus}: torchrun has started this process already",
             "give torchrun --nproc-per-node, and leave out --gpus",
         )
-    if config.engine.device == "cpu":
-        raise MrtError(f"--gpus {gpus}: engine.device is cpu", "leave out --device cpu, or --gpus")
     there = torch.cuda.device_count()
-    if there < gpus:
+    if config.engine.device != "cpu" and there < gpus:
         if there:
             found = f"there {'is' if there == 1 else 'are'} {there} on this machine"
             raise MrtError(f"--gpus {gpus}: {found}", f"take --gpus {there} or fewer")
-        command = f"torchrun --standalone --nproc-per-node {gpus} -m mrt_cli ..."
         raise MrtError(
             f"--gpus {gpus}: torch sees none on this machine",
-            f"run mrt doctor; to try {gpus} processes on the CPU: {command}",
+            f"run mrt doctor; to try {gpus} processes on the CPU: {_on_the_cpu(ctx)}",
         )
     batch_share(config, gpus)
     return gpus > 1
+
+
+def _on_the_cpu(ctx: typer.Context | None) -> str:
+    """The command that the user gave, for processes on the CPU."""
+    if ctx is None or WORDS not in ctx.meta:
+        return "the same command with --device cpu"
+    return shlex.join(["mrt", ctx.info_name, "--device", "cpu", *without("--device", ctx.meta[WORDS])])
 
 
 def start(processes: int, ctx: typer.Context) -> None:
@@ -63,7 +72,7 @@ def start(processes: int, ctx: typer.Context) -> None:
 
     from mrt.data.staging import available_cores
 
-    os.environ[STARTED] = str(processes)
+    os.environ[STARTED], os.environ[LAUNCHER] = str(processes), str(os.getpid())
     # Without this, each process would start a thread per core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     config = LaunchConfig(
@@ -86,7 +95,7 @@ def start(processes: int, ctx: typer.Context) -> None:
         raise _told(error) from None
     finally:
         logging.disable(logging.NOTSET)
-        del os.environ[STARTED]
+        del os.environ[STARTED], os.environ[LAUNCHER]
 
 
 def without(option: str, words: Sequence[str]) -> list[str]:

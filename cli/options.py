@@ -63,17 +63,38 @@ Init = Annotated[
         help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source)."
     ),
 ]
-Checkpoint = Annotated[
+ResumeFrom = Annotated[
     str | None,
     typer.Option(
+        "--resume-from",
+        "--checkpoint",
         help=(
-            "With --resume: go on from this file of the run's checkpoints, such as teach-0003 "
-            "(engine.keep_checkpoints keeps them)."
+            "Continue the run from this one of its checkpoints: previous, or a numbered one such as "
+            "teach-0003 (engine.keep_checkpoints keeps them)."
         ),
         metavar="NAME",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped.")]
+AllowChange = Annotated[
+    bool,
+    typer.Option(
+        "--allow-change",
+        help="With --resume: let --set and other options change the run's settings; run.json records it.",
+    ),
+]
+OnNonfinite = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=(
+            "A step whose loss or gradient is not finite: stop (the default), or skip N: leave out up to N "
+            "such steps of a stage."
+        ),
+        metavar="stop|skip N",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run where it stopped, from its newest good checkpoint.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings as JSON and stop.")]
 DataRoot = Annotated[
     Path | None,
@@ -87,3 +108,8 @@ DataRoot = Annotated[
 RunRoot = Annotated[
     Path | None, typer.Option(help="Where runs are written. Default: $MRT_RUN_ROOT, else ./runs.")
 ]
+
+
+def when_nonfinite(words: list[str] | None) -> dict[str, str]:
+    """The setting that ``--on-nonfinite`` stands for."""
+    return {"engine.on_nonfinite": " ".join(words)} if words else {}

@@ -55,6 +55,14 @@ MaxPixels = Annotated[
         min=1, help="Take images of up to so many pixels; more than 179 million need this word.", metavar="N"
     ),
 ]
+MaxUnpacked = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Take archives that become up to so many bytes, although they are a hundred times smaller.",
+        metavar="BYTES",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read as what, and write nothing.")]
 Classes = Annotated[
     list[str] | None,
@@ -98,6 +106,7 @@ def cityscapes(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -106,7 +115,7 @@ def cityscapes(
     """Cityscapes: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. Boxes of the visible pixels."""
     from mrt.data.convert.cityscapes import recipe
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), how, data_root)
 
 
@@ -137,6 +146,7 @@ def foggy(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -148,7 +158,7 @@ def foggy(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, fog_beta=fog_beta, simulate=simulate, package=package, **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), how, data_root, also="cityscapes")
 
 
@@ -162,6 +172,7 @@ def sim10k(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -173,7 +184,7 @@ def sim10k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or ("car",)), **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name or "sim10k", make, raw, _raw_of("sim10k"), how, data_root)
 
 
@@ -201,6 +212,7 @@ def bdd100k(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -216,7 +228,7 @@ def bdd100k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, where=filters, labels=labels, classes=tuple(classes or BENCHMARK), **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name or "bdd100k", make, raw, _raw_of("bdd100k"), how, data_root)
 
 
@@ -237,6 +249,7 @@ def acdc(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -254,7 +267,7 @@ def acdc(
 
     all_of_them = not condition or set(condition) == {*CONDITIONS}
     called = name or ("acdc" if all_of_them else "-".join(["acdc", *dict.fromkeys(condition or ())]))
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(called, make, raw, _raw_of("acdc"), how, data_root)
 
 
@@ -272,6 +285,7 @@ def kitti(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -285,7 +299,7 @@ def kitti(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or BENCHMARK), **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name or "kitti", make, raw, _raw_of("kitti"), how, data_root)
 
 
@@ -305,6 +319,7 @@ def cfc(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -326,7 +341,7 @@ def cfc(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, location=location, **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name or f"cfc-{location}", make, raw, _raw_of("cfc"), how, data_root)
 
 
@@ -371,6 +386,7 @@ def custom(
     overwrite: Overwrite = False,
     allow_empty: AllowEmpty = False,
     max_pixels: MaxPixels = None,
+    max_unpacked: MaxUnpacked = None,
     dry_run: DryRun = False,
     preview: Preview = 0,
     check: Check = False,
@@ -405,7 +421,7 @@ def custom(
             **hooks,
         )
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, dry_run)
+    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
     _make(name, make, raw, _raw_of(name), how, data_root)
 
 
@@ -473,6 +489,7 @@ class _How(NamedTuple):
     check: bool
     allow_empty: bool
     max_pixels: int | None
+    max_unpacked: int | None
     dry_run: bool
 
 
@@ -494,6 +511,7 @@ def _make(
         also: the name in ``known`` of files that are added to ``raw``.
     """
     from mrt.data.card import CARD_NAME
+    from mrt.data.limits import UNPACKED_VARIABLE, raised
     from mrt.data.staging import check_output
     from mrt.errors import MrtError
     from mrt.experiment import find_roots
@@ -521,11 +539,12 @@ def _make(
             "add --raw FOLDER_OR_ARCHIVES: the downloads, unpacked or as they came",
         )
     paths = list(dict.fromkeys(paths))
-    if how.dry_run:
-        _rehearse(name, make, paths, how, root)
-        return
-    check_output(root, name, how.overwrite)
-    _convert(name, make, paths, how, root, data_root, {next(iter(known)): list(raw)} if raw else None)
+    with raised(UNPACKED_VARIABLE, how.max_unpacked):
+        if how.dry_run:
+            _rehearse(name, make, paths, how, root)
+            return
+        check_output(root, name, how.overwrite)
+        _convert(name, make, paths, how, root, data_root, {next(iter(known)): list(raw)} if raw else None)
 
 
 def _convert(
@@ -677,8 +696,10 @@ def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watche
 
     problems = []
     for folder in folders if check else ():
-        card = read_card(folder)
-        found = check_set(card, on_progress=_Counting(watcher, f"check {folder.name}"))
+        try:
+            found = check_set(read_card(folder), on_progress=_Counting(watcher, f"check {folder.name}"))
+        except MrtError as error:  # the others are looked at all the same
+            found = [error.message]
         watcher.end()
         watcher.say(f"{folder.name}: {'is as it was made' if not found else f'{len(found)} problems'}")
         problems += [f"{folder.name}: {line}" for line in found]

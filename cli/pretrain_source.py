@@ -60,7 +60,9 @@ def pretrain_source(
     ] = None,
     init: options.Init = None,
     resume: options.Resume = False,
-    checkpoint: options.Checkpoint = None,
+    resume_from: options.ResumeFrom = None,
+    allow_change: options.AllowChange = False,
+    on_nonfinite: options.OnNonfinite = None,
     name: options.Name = None,
     overrides: options.Set = None,
     seed: options.Seed = None,
@@ -87,6 +89,9 @@ def pretrain_source(
         oracle=oracle,
         init=init,
         resume=resume,
+        resume_from=resume_from,
+        allow_change=allow_change,
+        settings=options.when_nonfinite(on_nonfinite),
         name=name,
         overrides=overrides,
         seed=seed,
@@ -94,7 +99,7 @@ def pretrain_source(
         amp=amp,
         data_root=data_root,
         run_root=run_root,
-    ).going_on_from(checkpoint)
+    )
     trained = carry_out(plan, ctx, data_root, run_root, gpus=gpus, profile=profile, dry_run=dry_run)
     if trained and ship is not None and RANK == 0:
         from mrt.engine.inference import write_slim

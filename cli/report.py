@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from . import options
 from .arguments import help_of
+
+LONGEST_NAME = 200  # bytes of the folder of a report on several runs
 
 
 def report(
@@ -61,7 +64,10 @@ def report(
     require_libraries()
     roots = experiment.find_roots(data_root, run_root)
     titles, folders = zip(*(find_titled(name, roots.run_root) for name in runs), strict=True)
-    together = roots.run_root / "reports" / "-vs-".join(folder.name for folder in folders)
+    names = "-vs-".join(folder.resolve().name for folder in folders)
+    if len(names.encode()) > LONGEST_NAME:
+        names = f"{len(folders)}-runs-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+    together = roots.run_root / "reports" / names
     where = out or (folders[0] if len(folders) == 1 else together)
     with watching() as watcher:
         page = write_report(

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mrt.engine.report import Watcher
+from mrt.plain import one_line, visible
 
 from .console import clock, figure, say
 
@@ -38,7 +39,7 @@ def words() -> dict[str, str]:
 
 def called(name: str) -> str:
     """What a number is called here: a plug-in's by its own name."""
-    return words().get(name, WORDS.get(name, name.replace("_", " ")))
+    return words().get(name, WORDS.get(name, one_line(name).replace("_", " ")))
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Task:
         """What the parts of the method tell after an epoch, by title."""
         told = {title: value for title, value in self.facts.items() if title not in ("epoch", "epochs")}
         return {
-            title: by_name(value) if isinstance(value, Mapping) else list(value)
+            one_line(title): by_name(value) if isinstance(value, Mapping) else [one_line(v) for v in value]
             for title, value in told.items()
         }
 
@@ -140,7 +141,7 @@ def by_name(values: Mapping[str, float]) -> list[str]:
     if rest > 0:
         items = sorted(items, key=lambda item: item[1])[:MOST_SHOWN]
     more = [f"and {rest} higher ones"] if rest > 0 else []
-    return [f"{name} {value:.2f}" for name, value in items] + more
+    return [f"{one_line(name)} {value:.2f}" for name, value in items] + more
 
 
 def short(value: float) -> str:
@@ -152,7 +153,7 @@ def short(value: float) -> str:
 def latest(measured: Mapping[str, tuple[float | None, int | None]]) -> list[str]:
     """The last AP50 of each network."""
     return [
-        f"{network} {figure(value)}" + (f" (epoch {epoch})" if epoch else "")
+        f"{one_line(network)} {figure(value)}" + (f" (epoch {epoch})" if epoch else "")
         for network, (value, epoch) in sorted(measured.items(), reverse=True)
     ]
 
@@ -169,7 +170,7 @@ class TaskWatcher(Watcher):
         self.measurements: dict[str, tuple[float | None, int | None]] = {}
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
-        self.tasks = [*self.tasks, Task(task, total, done)]
+        self.tasks = [*self.tasks, Task(one_line(task), total, done)]
 
     def advance(self, n: int = 1, **numbers: float) -> None:
         if self.tasks:
@@ -255,7 +256,7 @@ class LiveWatcher(TaskWatcher):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
         for text in self._unsaid:  # messages of a signal handler that arrived while the last one ended
-            self._live.console.print(text, soft_wrap=True)
+            self._live.console.print(visible(text), soft_wrap=True)
 
     def end(self) -> None:
         self._idle = time.monotonic()
@@ -268,7 +269,7 @@ class LiveWatcher(TaskWatcher):
         self._speaking = True
         try:
             while self._unsaid:
-                self._live.console.print(self._unsaid.popleft(), soft_wrap=True)
+                self._live.console.print(visible(self._unsaid.popleft()), soft_wrap=True)
         finally:
             self._speaking = False
 

@@ -92,7 +92,8 @@ def adapt(
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
     resume: bool = False,
-    checkpoint: str | None = None,
+    resume_from: str | None = None,
+    allow_change: bool = False,
     seed: int | None = None,
     device: str | None = None,
     amp: str | None = None,
@@ -106,7 +107,9 @@ def adapt(
         settings: any settings by dotted name, e.g. ``{"mae.mask_ratio": 0.5, "teach.epochs": 10}``; others
             are those of the preset.
         resume: continue the run of that name.
-        checkpoint: resume from this one of the run's checkpoint files instead of the last.
+        resume_from: continue it from this one of its checkpoints ("previous", "teach-0003") instead of the
+            last.
+        allow_change: let a run that is continued have other settings; ``run.json`` records them.
         watcher: is told about the progress (:class:`mrt.engine.report.Watcher`).
 
     Returns:
@@ -127,12 +130,14 @@ def adapt(
         settings=settings,
         name=name,
         resume=resume,
+        resume_from=resume_from,
+        allow_change=allow_change,
         seed=seed,
         device=device,
         amp=amp,
         data_root=_path(data_root),
         run_root=_path(run_root),
-    ).going_on_from(checkpoint)
+    )
     return plan.run(plan.starting_weights(), watcher)
 
 
@@ -149,7 +154,8 @@ def pretrain_source(
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
     resume: bool = False,
-    checkpoint: str | None = None,
+    resume_from: str | None = None,
+    allow_change: bool = False,
     seed: int | None = None,
     device: str | None = None,
     amp: str | None = None,
@@ -173,12 +179,14 @@ def pretrain_source(
         settings=settings,
         name=name,
         resume=resume,
+        resume_from=resume_from,
+        allow_change=allow_change,
         seed=seed,
         device=device,
         amp=amp,
         data_root=_path(data_root),
         run_root=_path(run_root),
-    ).going_on_from(checkpoint)
+    )
     return plan.run(plan.starting_weights(), watcher)
 
 

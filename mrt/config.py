@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     create_model,
     field_validator,
@@ -37,6 +39,11 @@ PRESETS = Path(__file__).parent / "presets"
 PLUGINS = "method.plugins"
 DETECTOR = "deformable_detr"
 SCHEMA = 2  # of stored settings; those without a number are 1
+_LARGEST, _LONGEST = 1 << 20, 1 << 16  # letters of a file of settings, and of one on the command line
+_UNEXPECTED = (TypeError, AttributeError, LookupError, OSError, RuntimeError)
+_DEEPEST = 30  # lists in lists
+_MOST_DOTS = 100
+_DOTTED = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++\s*+\.\s*+){30}""")
 
 
 class Settings(BaseSettings):
@@ -99,6 +106,7 @@ class DataConfig(Section):
         "target_split": ADAPTING,
         "validation_split": (),
         "cache": (),
+        "max_bad": (),
         "source_sides": ("source",),
         "source_crop": ("source",),
         "sides": ADAPTING,
@@ -124,6 +132,12 @@ class DataConfig(Section):
     )
     max_size: PositiveInt = Field(1333, description="longest side of an image, px")
     cache: Literal["none", "ram"] = Field("none", description="keep decoded images in memory (small sets)")
+    max_bad: NonNegativeInt = Field(
+        10,
+        description=(
+            "unreadable training images that a run replaces by others before it fails; 0: the first ends it"
+        ),
+    )
 
     def acting(self, kind: str, config: Config) -> dict[str, Any]:
         """Without source images, the source's name and split do not act."""
@@ -285,6 +299,8 @@ MACHINE_KEYS = (
     "workers",
     "log_every",
     "keep_checkpoints",
+    "checkpoint_minutes",
+    "on_nonfinite",
     "timeout",
     "compile",
     "checkpointing",
@@ -335,14 +351,39 @@ class EngineConfig(Section):
     )
     eval_batch_size: PositiveInt = 8
     keep_checkpoints: NonNegativeInt = Field(
-        0, description="numbered checkpoints to keep beside the last one"
+        0, description="numbered checkpoints to keep of each stage, beside the last two"
+    )
+    checkpoint_minutes: NonNegativeFloat = Field(
+        30.0, description="minutes between checkpoints within an epoch; 0: at the ends of epochs only"
+    )
+    on_nonfinite: str = Field(
+        "stop",
+        description=(
+            "a step whose loss or gradient is not finite: stop; or skip N: skip such steps, of each stage at "
+            "most N"
+        ),
     )
     snapshots: NonNegativeInt = Field(
         16, description="target images whose pseudo labels are recorded after each epoch of teaching"
     )
     timeout: PositiveInt = Field(
-        600, description="seconds that a process waits for the others before the run fails"
+        600,
+        description=(
+            "seconds that a process waits for the others, or for its data workers, before the run fails"
+        ),
     )
+
+    @field_validator("on_nonfinite")
+    @classmethod
+    def _stop_or_skip(cls, value: str) -> str:
+        if re.fullmatch(r"stop|skip [1-9][0-9]{0,8}", value) is None:
+            raise ValueError("is neither stop nor skip N, with N such as 10")
+        return value
+
+    @property
+    def skip_nonfinite(self) -> int:
+        """How many steps that are not finite may be skipped."""
+        return int(self.on_nonfinite.removeprefix("skip ")) if self.on_nonfinite != "stop" else 0
 
 
 class Config(Section):
@@ -459,11 +500,12 @@ def without_plugins(values: Mapping[str, Any]) -> dict[str, Any]:
     That is enough to use a trained detector, and no code of others is run for it.
     """
     values = dict(values)
-    if values.get("method", {}).get("plugins"):
+    method = values.get("method")
+    if isinstance(method, Mapping) and method.get("plugins"):
         values = {
             key: value for key, value in values.items() if key in Config.model_fields or key == "schema"
         }
-        values["method"] = {**values["method"], "plugins": ()}
+        values["method"] = {**method, "plugins": ()}
     return values
 
 
@@ -506,7 +548,12 @@ def load_config(
             raise MrtError(
                 f"--set {text}: expected section.key=value", "for example --set mae.mask_ratio=0.5"
             )
-        given.append((key.strip(), _parse(raw.strip())))
+        if len(text) > _LONGEST:
+            raise MrtError(
+                f"--set {text[:60]}...: {len(text)} letters are too many for a setting",
+                "write it into a .toml file and name that with --preset",
+            )
+        given.append((key.strip(), _parse(raw.strip(), f"--set {key.strip()}")))
     for key, value in sorted(
         given, key=lambda item: item[0] != PLUGINS
     ):  # plug-ins first: they bring settings of their own
@@ -522,9 +569,32 @@ def validate(values: Mapping[str, Any], where: str = "configuration") -> Config:
         return kind.model_validate(values)
     except ValidationError as error:
         lines = [_explain(item, kind) for item in error.errors()]
-        raise MrtError(
-            f"{where}: " + "\n".join(lines), "see every setting with: mrt pretrain-source --dry-run"
-        ) from None
+    except _UNEXPECTED as error:  # of a section's own check, which expects another value
+        lines = _unexpected(values, kind) or [str(error)]
+    raise MrtError(
+        f"{where}: " + "\n".join(lines), "see every setting with: mrt pretrain-source --dry-run"
+    ) from None
+
+
+def _unexpected(values: Mapping[str, Any], kind: type[Config]) -> list[str]:
+    """A line for each setting with which its section's own check cannot deal, each looked at by itself."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        section, given = field.annotation, values.get(name)
+        if not (isinstance(section, type) and issubclass(section, Section) and isinstance(given, Mapping)):
+            continue
+        for key in given.keys() & section.model_fields.keys():
+            try:
+                TypeAdapter(section.model_fields[key].annotation).validate_python(given[key])
+                section.model_validate({key: given[key]})
+            except ValidationError as error:
+                found = [item for item in error.errors() if item["type"] != "missing"]
+                lines += [_explain({**item, "loc": (name, key, *item["loc"])}, kind) for item in found]
+            except _UNEXPECTED as error:
+                lines.append(
+                    f"{name}.{key} = {_shown(given[key])}: {getattr(error, 'strerror', None) or error}"
+                )
+    return lines
 
 
 def _plugins_of(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -535,7 +605,10 @@ def _plugins_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     names = method.get("plugins", ()) if isinstance(method, Mapping) else ()
     names = (names,) if isinstance(names, str) else names
     fine = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return MethodConfig(plugins=tuple(names)).plugins if fine else ()
+    try:
+        return MethodConfig(plugins=tuple(names)).plugins if fine else ()
+    except ValidationError:
+        return ()
 
 
 def named_plugins(preset: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ...]:
@@ -575,14 +648,14 @@ def flag_name(key: str) -> str:
 def _read(preset: str | Path) -> tuple[dict[str, Any], str]:
     path = Path(preset)
     if path.suffix in (".toml", ".json"):
-        if not path.is_file():
+        if not _is_file(path):
             raise MrtError(
                 f"{path}: no such configuration file",
                 f"presets that come with mrt: {', '.join(preset_names())}",
             )
     else:
         path = PRESETS / f"{preset}.toml"
-        if not path.is_file():
+        if not _is_file(path):
             guess = nearest(str(preset), preset_names())
             raise MrtError(
                 f"unknown preset {str(preset)!r}" + (f": did you mean {guess!r}?" if guess else ""),
@@ -590,8 +663,18 @@ def _read(preset: str | Path) -> tuple[dict[str, Any], str]:
             )
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise MrtError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from None
+    except OSError as error:
+        raise MrtError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
+    if len(text) > _LARGEST:
+        raise MrtError(
+            f"{path}: {len(text)} letters are too many for settings (presets have some thousands)",
+            "name a preset, or a run's config.json",
+        )
+    try:
+        values = _parsed(text, str(path), json.loads if path.suffix == ".json" else tomllib.loads)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise MrtError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from None
     if not isinstance(values, dict):
         raise MrtError(f"{path}: expected sections and keys, found {type(values).__name__}")
@@ -605,14 +688,14 @@ def _beside(values: dict[str, Any], folder: Path) -> None:
     """Plug-ins and labels that a preset names as files are looked for beside it first."""
     teacher = values.get("teacher")
     labels = teacher.get("labels") if isinstance(teacher, dict) else None
-    if isinstance(labels, str) and (folder / labels).is_file():
+    if isinstance(labels, str) and _is_file(folder / labels):
         teacher["labels"] = str(folder / labels)
     method = values.get("method")
     names = method.get("plugins") if isinstance(method, dict) else None
     names = [names] if isinstance(names, str) else names
     if isinstance(names, list):
         method["plugins"] = [
-            str(folder / name) if isinstance(name, str) and (folder / name).is_file() else name
+            str(folder / name) if isinstance(name, str) and _is_file(folder / name) else name
             for name in names
         ]
 
@@ -637,19 +720,84 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".", 2) if free_form else dotted.split(".")
     for section in sections:
         values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise MrtError(
+                f"{section} = {_shown(values)}: it is a section, so {dotted} cannot be set in it",
+                f"take {section} out of the file, or write its settings below [{section}]",
+            )
     means_nothing = value == "none" and dotted in fields and key in fields[dotted].optional
     values[key] = None if means_nothing else value
 
 
-def _parse(raw: str) -> Any:
+def _parse(raw: str, what: str) -> Any:
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
+        values = _parsed(f"value = {raw}", what, tomllib.loads)
+        return values["value"] if len(values) == 1 else raw
     except tomllib.TOMLDecodeError:
         if raw.startswith("[") and raw.endswith(
             "]"
         ):  # a list of plain words, as a shell makes them easy to write
-            return [_parse(item.strip()) for item in raw[1:-1].split(",") if item.strip()]
+            return [_word(item.strip(), what) for item in raw[1:-1].split(",") if item.strip()]
         return raw
+
+
+def _word(raw: str, what: str) -> Any:
+    """An entry of a list of plain words: a number, true, false or a text, but no further list."""
+    try:
+        values = _parsed(f"value = {raw}", what, tomllib.loads)
+        return values["value"] if len(values) == 1 else raw
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _parsed(text: str, what: str, loads: Callable[[str], Any]) -> Any:
+    """TOML or JSON.
+
+    Raises:
+        TOMLDecodeError, JSONDecodeError: it is neither.
+        MrtError: it is nested too deeply, or has a number that does not fit into 64 bits.
+    """
+    dots = max((line.count(".") for line in text.splitlines()), default=0)
+    if dots > _MOST_DOTS and _DOTTED.search(text):  # which takes tomllib minutes
+        raise MrtError(f"{what}: names of more than {_DEEPEST} parts", "the deepest settings have three")
+    try:
+        values = loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError):
+        raise
+    except RecursionError:
+        raise MrtError(
+            f"{what}: nested too deeply", "settings are texts, numbers, and lists of them"
+        ) from None
+    except ValueError:  # int() refuses thousands of digits
+        raise _too_large(what, "a number of thousands of digits") from None
+    left = [(values, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > _DEEPEST:
+            raise MrtError(f"{what}: nested too deeply", "settings are texts, numbers, and lists of them")
+        if isinstance(value, (dict, list)):
+            left += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, int) and value.bit_length() > 63:
+            raise _too_large(what, f"a number of {value.bit_length()} bits")
+    return values
+
+
+def _too_large(what: str, number: str) -> MrtError:
+    return MrtError(f"{what}: {number}", "numbers of settings have at most 64 bits")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; no where nothing can have such a name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, which may be long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _explain(item: Mapping[str, Any], kind: type[Config]) -> str:
@@ -661,7 +809,7 @@ def _explain(item: Mapping[str, Any], kind: type[Config]) -> str:
     message = message[:1].lower() + message[1:]
     given = item["input"]
     return (
-        f"{key} = {given!r}: {message}"
+        f"{key} = {_shown(given)}: {message}"
         if key and not isinstance(given, Mapping)
         else f"{key + ': ' if key else ''}{message}"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from mrt import remembered
 from mrt.ablate.studies import METHODS
 from mrt.config import Config, Settings, load_config, preset_names
 from mrt.errors import MrtError
+from mrt.plain import one_line
 
 PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
 PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city"}
 SYNTHETIC = "synthetic-"
 OWN = "own"  # the preset for data sets that have no preset of their own
 STAGES = ("mae", "teach")
+LONGEST_NAME = 200  # bytes of a folder's name, to which others are added while it is written
+TAKEN = {"ablate": "ablate", "reports": "report", "eval": "eval"}  # folders of the run root that are no runs
 
 
 def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
@@ -68,30 +71,77 @@ def resolve(preset: str | None, overrides: Sequence[str] | None, options: dict[s
     return load_config(base, overrides or (), _given(options))
 
 
-def resolve_started(folder: Path, overrides: Sequence[str] | None, options: dict[str, Any]) -> Config:
-    """The stored configuration of a run that is continued.
+# What a run that goes on keeps, whatever is allowed: its network, what it has learned from, and how its steps
+# are counted.
+KEPT = (
+    *("preset", "init", "seed", "schema", "model.", "method.plugins", "method.source_free"),
+    *("data.source", "data.target", "data.source_split", "data.target_split", "data.classes"),
+    *("data.class_map", "engine.batch_size", "engine.accumulate", "teacher.labels"),
+    *("pretrain.steps_per_epoch", "mae_stage.steps_per_epoch", "teach.steps_per_epoch", "mae.use"),
+)
+
+
+def resolve_started(
+    folder: Path, overrides: Sequence[str] | None, options: dict[str, Any], allow_change: bool = False
+) -> tuple[Config, dict[str, list[Any]]]:
+    """The configuration of a run that is continued, and which of its settings are others than before: dotted
+    key -> [before, now].
+
+    Args:
+        allow_change: whether they may be.
 
     Raises:
-        MrtError: there is no such run, or the options ask for something else.
+        MrtError: there is no such run, its settings are not what it wrote, or the options ask for something
+            else.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MrtError(f"{folder}: no run to continue", "start it without --resume, or name it with --name")
-    stored, asked = load_config(path), load_config(path, overrides or (), _given(options))
+    from mrt.engine.facts import SETTINGS, is_run, stored_settings
+
+    if not is_run(folder):
+        from mrt.engine.folder import require_run
+
+        require_run(folder)
+    path = folder / SETTINGS
+    stored, asked = stored_settings(folder), load_config(path, overrides or (), _given(options))
     gone = stored.teacher.labels
     if gone and Path(gone).is_absolute() and not Path(gone).exists():
         raise MrtError(
             f"{folder}: its teacher.labels are gone: {gone}",
             "put the file back: a run keeps what it learns from",
         )
-    if asked != stored:
-        old, new = stored.model_dump(), asked.model_dump()
-        sections = [key for key in old if old[key] != new[key]]
+    changed = _differences(stored.plain(), asked.plain())
+    if not changed:
+        return stored, {}
+    kept = [
+        key
+        for key in changed
+        if any(key == name or (name[-1] == "." and key.startswith(name)) for name in KEPT)
+    ]
+    words = ", ".join(f"{key} = {old!r} -> {new!r}" for key, (old, new) in changed.items())
+    if kept:
         raise MrtError(
-            f"{folder}: a run keeps its settings, but [{'], ['.join(sections)}] would change",
-            "drop those options, or start another run with --name",
+            f"{folder}: a run that goes on cannot have another {', '.join(kept)} ({words})",
+            f"drop those options, or start another run from its weights: --name NEW --init {folder}",
         )
-    return stored
+    if not allow_change:
+        sections = list(dict.fromkeys(key.partition(".")[0] for key in changed))
+        raise MrtError(
+            f"{folder}: a run keeps its settings, but [{'], ['.join(sections)}] would change ({words})",
+            "drop those options; or add --allow-change, and run.json records the change; or start another "
+            "run with --name",
+        )
+    return asked, changed
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
+    """What differs between nested settings: dotted key -> [old, new]."""
+    found: dict[str, list[Any]] = {}
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping) and (prefix + key) != "data.class_map":
+            found |= _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found[prefix + key] = [before, now]
+    return found
 
 
 def configure(
@@ -104,17 +154,27 @@ def configure(
     name: str | None,
     resume: bool,
     run_root: Path,
-) -> tuple[Config, Path]:
-    """The configuration and the folder of a new run or, with ``resume``, of one that is continued.
+    allow_change: bool = False,
+) -> tuple[Config, Path, dict[str, list[Any]]]:
+    """The configuration and the folder of a new run or, with ``resume``, of one that is continued, and which
+    of that one's settings are changed.
 
     Without ``name``, the run is named after its ``kind``.
     """
+    if allow_change and not resume:
+        raise MrtError(
+            "--allow-change: only a run that goes on has settings to change",
+            "add --resume or --resume-from CHECKPOINT, and --name to say which",
+        )
     if resume and name:
         folder = run_folder(run_root, name)
     else:
         config = resolve(preset, overrides, options | {"init": init})
         folder = run_folder(run_root, name or default_name(kind, config))
-    return resolve_started(folder, overrides, options) if resume else config, folder
+    if not resume:
+        return config, folder, {}
+    config, changed = resolve_started(folder, overrides, options, allow_change)
+    return config, folder, changed
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -133,15 +193,36 @@ def run_folder(root: Path, name: str) -> Path:
     """The folder ``root/name``.
 
     Raises:
-        MrtError: the name leads out of the root, or a file is in the way.
+        MrtError: the name leads out of the root or to the root itself, is hidden or unprintable, lies in
+            another run's folder, or a file is in the way.
     """
     path = Path(name)
-    if not name.strip() or path.is_absolute() or ".." in path.parts:
+    if not name.strip() or not path.parts or path.is_absolute() or ".." in path.parts:
         raise MrtError(
             f"--name {name}: not a folder below the run root {root}",
-            "choose another place for all runs with --run-root",
+            "name a folder there, such as --name mine; another place for all runs is --run-root",
+        )
+    odd = next((part for part in path.parts if part.startswith(".") or part != part.strip()), None)
+    if odd is not None:
+        raise MrtError(
+            f"--name {name}: {odd!r} begins with a dot, or begins or ends with a space",
+            "such folders are hidden or overlooked: choose another name",
+        )
+    if one_line(name) != name or any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        what = "is too long" if one_line(name) == name else "has characters that cannot be seen"
+        raise MrtError(f"--name {one_line(name)}: {what}", "choose another name")
+    if name in TAKEN:
+        raise MrtError(
+            f"--name {name}: mrt {TAKEN[name]} keeps other things in a folder of that name",
+            "choose another name",
         )
     folder = root / path
+    other = next((place for place in map(root.joinpath, path.parents) if (place / "run.json").exists()), None)
+    if other is not None:
+        raise MrtError(
+            f"--name {name}: lies in the folder of another run, {other}",
+            f"choose a name outside of it, such as --name {'-'.join(path.parts)}",
+        )
     file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if file is not None:
         raise MrtError(
@@ -263,6 +344,7 @@ class Experiment:
         init: the weights that the user named, None for the default ones.
         resume: whether it continues an existing run.
         from_checkpoint: the checkpoint file from which it continues; None: the last.
+        changed: settings that are others than when it was started: dotted key -> [before, now].
         stages: of "adapt".
         match_compute, oracle: of "pretrain-source".
         assumed: the defaults that were chosen for the user, in words; "" if there are none.
@@ -277,6 +359,7 @@ class Experiment:
     init: str | None = None
     resume: bool = False
     from_checkpoint: str | None = None
+    changed: Mapping[str, list[Any]] | None = None
     stages: tuple[str, ...] = ()
     match_compute: bool = False
     oracle: str | None = None
@@ -286,21 +369,6 @@ class Experiment:
     def source_free(self) -> bool:
         """Whether no source images are needed."""
         return self.command == "adapt" and self.config.method.source_free
-
-    def going_on_from(self, checkpoint: str | None) -> Experiment:
-        """The same run, continued from another checkpoint than the last.
-
-        Raises:
-            MrtError: the run is not continued.
-        """
-        if checkpoint is None:
-            return self
-        if not self.resume:
-            raise MrtError(
-                f"--checkpoint {checkpoint}: only a run that goes on has checkpoints",
-                "add --resume, and --name to say which",
-            )
-        return replace(self, from_checkpoint=checkpoint)
 
     def starting_weights(self) -> str | None:
         """The weights from which training starts.
@@ -352,7 +420,9 @@ class Experiment:
         """Train from ``start``, the result of :meth:`starting_weights`; returns the run's folder."""
         from mrt.engine import stages
 
-        how = {"resume": self.resume, "from_checkpoint": self.from_checkpoint, "profile": profile}
+        changes = {"config": self.config, "settings": self.changed} if self.changed else None
+        how = {"resume": self.resume, "from_checkpoint": self.from_checkpoint, "changes": changes}
+        how |= {"profile": profile}
         common = {"init": start, "data_root": self.roots.data_root, "watcher": watcher, **how}
         if self.command == "adapt":
             return stages.adapt(self.config, self.folder, stages=self.stages, **common)
@@ -371,6 +441,8 @@ def plan_adaptation(
     init: str | None = None,
     class_map: Mapping[str, str] | None = None,
     resume: bool = False,
+    resume_from: str | None = None,
+    allow_change: bool = False,
     name: str | None = None,
     overrides: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -386,12 +458,15 @@ def plan_adaptation(
         stage: "mae", "teach" or both.
         method: one of :data:`mrt.ablate.studies.METHODS`.
         class_map: the source's names for classes that have another name in the target.
+        resume_from: one of the run's checkpoints to continue from.
+        allow_change: whether a run that is continued may have other settings.
         overrides: texts ``section.key=value``.
         settings: the same as a mapping.
 
     Raises:
         MrtError: an argument or a setting does not fit.
     """
+    resume = resume or resume_from is not None
     if method is not None and method not in METHODS:
         raise MrtError(f"--method {method}: unknown method", f"choose {', '.join(METHODS)}")
     if target is None and preset is None and not (resume and name):
@@ -422,8 +497,13 @@ def plan_adaptation(
     part = method.replace("+", "teacher-") if method else ""  # of the run's name
     trained = chosen[0] if len(chosen) == 1 else "" if part else "adapt"
     kind = "-".join(word for word in (trained, part) if word)
-    config, folder = configure(
-        kind, preset, overrides, given, init=init, name=name, resume=resume, run_root=roots.run_root
+    config, folder, changed = configure(
+        *(kind, preset, overrides, given),
+        init=init,
+        name=name,
+        resume=resume,
+        run_root=roots.run_root,
+        allow_change=allow_change,
     )
     if config.method.source_free:
         if source is not None:
@@ -443,7 +523,9 @@ def plan_adaptation(
     if network:
         assumed += f", the network and image sizes of {init}"
     return Experiment(
-        "adapt", words, config, folder, roots, kind, init, resume, stages=chosen, assumed=assumed
+        *("adapt", words, config, folder, roots, kind, init, resume, resume_from, changed),
+        stages=chosen,
+        assumed=assumed,
     )
 
 
@@ -474,6 +556,8 @@ def plan_pretraining(
     oracle: str | None = None,
     init: str | None = None,
     resume: bool = False,
+    resume_from: str | None = None,
+    allow_change: bool = False,
     name: str | None = None,
     overrides: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -486,12 +570,15 @@ def plan_pretraining(
     """Plan stage 1 or a baseline for ``mrt pretrain-source``, whose help explains the arguments.
 
     Args:
+        resume_from: one of the run's checkpoints to continue from.
+        allow_change: whether a run that is continued may have other settings.
         overrides: texts ``section.key=value``.
         settings: the same as a mapping.
 
     Raises:
         MrtError: an argument or a setting does not fit.
     """
+    resume = resume or resume_from is not None
     if oracle not in (None, "target", "source+target"):
         raise MrtError(f"--oracle {oracle}: expected target or source+target")
     if augment not in (None, "weak", "strong"):
@@ -512,8 +599,12 @@ def plan_pretraining(
     if oracle:
         baselines.append(f"oracle-{oracle.replace('+', '-')}")
     kind = "-".join(baselines) or "source"
-    config, folder = configure(
-        kind, preset, overrides, given, name=name, resume=resume, run_root=roots.run_root
+    config, folder, changed = configure(
+        *(kind, preset, overrides, given),
+        name=name,
+        resume=resume,
+        run_root=roots.run_root,
+        allow_change=allow_change,
     )
     words = "pretrain-source" + (" --match-compute" if match_compute else "")
     words += f" --oracle {oracle}" if oracle else ""
@@ -528,6 +619,8 @@ def plan_pretraining(
         kind,
         init,
         resume,
+        resume_from,
+        changed,
         match_compute=match_compute,
         oracle=oracle,
         assumed=assumed,

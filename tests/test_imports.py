@@ -19,6 +19,11 @@ RULES = {
     "mrt": ["mrt.api", "mrt.errors", "mrt.predict"],
     "mrt.errors": [],
     "mrt.files": ["mrt.errors"],
+    "mrt.failures": ["mrt.errors"],
+    "mrt.follow": [],
+    "mrt.lock": ["mrt.errors"],
+    "mrt.plain": [],
+    "mrt.seal": [],
     "mrt.boxes": ["torch", "torchvision"],
     "mrt.host": ["torch"],
     "mrt.callable": ["mrt.api"],
@@ -31,6 +36,7 @@ RULES = {
         "mrt.engine",
         "mrt.errors",
         "mrt.models.hub",
+        "mrt.plain",
         "mrt.remembered",
     ],
     "mrt.api": [
@@ -79,8 +85,11 @@ RULES = {
     ],
     "mrt.losses": ["torch", "torchvision", "scipy", "numpy", "mrt.boxes", "mrt.errors", "mrt.host"],
     "mrt.adapt": ["mrt.callable", "numpy", "torch", "torchvision", "mrt.boxes", "mrt.errors", "mrt.host"],
-    "mrt.data": ["torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.files"],
-    "mrt.data.archives": ["mrt.errors", "mrt.files"],
+    "mrt.data": [
+        *("torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.failures", "mrt.files"),
+    ],
+    "mrt.data.limits": ["mrt.errors"],
+    "mrt.data.archives": ["mrt.data.limits", "mrt.errors", "mrt.files"],
     "mrt.data.headers": ["PIL", "mrt.data.archives", "mrt.errors"],
     "mrt.data.card": ["mrt.data.text", "mrt.errors", "mrt.files"],
     "mrt.data.text": [],
@@ -106,7 +115,7 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        "mrt.data.text",
+        *("mrt.data.limits", "mrt.data.text"),
     ],
     "mrt.data.convert.bridge": ["datumaro", "mrt.data.archives", "mrt.data.convert", "mrt.errors"],
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.data.staging", "mrt.errors"],
@@ -151,8 +160,15 @@ RULES = {
             "mrt.plugins",
         ),
         *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops", "mrt.parts"),
+        *("mrt.failures", "mrt.lock", "mrt.seal"),
     ],
-    "mrt.engine.report": ["torch", "mrt.files"],
+    "mrt.engine.facts": [
+        *("pydantic", "typing_extensions", "mrt.config", "mrt.data.card", "mrt.errors", "mrt.files"),
+        "mrt.seal",
+    ],
+    "mrt.engine.report": [
+        *("torch", "tensorboard", "mrt.engine.facts", "mrt.errors", "mrt.files", "mrt.seal"),
+    ],
     "mrt.ablate": [
         *(
             "mrt.config",
@@ -163,7 +179,8 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        *("mrt.models.hub", "mrt.plugins", "mrt.section", "scipy", "submitit", "torch"),
+        *("mrt.follow", "mrt.lock", "mrt.models.hub", "mrt.plain", "mrt.plugins", "mrt.section"),
+        *("scipy", "submitit", "torch"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt.report": [
@@ -178,7 +195,8 @@ RULES = {
             "mrt.files",
             "mrt.config",
         ),
-        *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine", "mrt.parts"),
+        *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine", "mrt.parts", "mrt.plain"),
+        *("pydantic", "typing_extensions"),
     ],
     "mrt.predict": [
         *("torch", "torchvision", "numpy", "PIL", "av", "supervision", "mrt.errors", "mrt.files"),
@@ -201,7 +219,8 @@ RULES = {
             "transformers",
         ),
         *("mrt", "mrt.api", "mrt.callable", "mrt.config", "mrt.errors", "mrt.experiment", "mrt.files"),
-        *("mrt.data", "mrt.engine.load", "mrt.models", "mrt.ops", "mrt.predict"),
+        *("mrt.data", "mrt.engine.facts", "mrt.engine.load", "mrt.models", "mrt.ops", "mrt.plain"),
+        *("mrt.predict", "mrt.report.stored"),
     ],
     "mrt.export.detect": ["numpy", "PIL", "onnxruntime"],
     "mrt_cli": [
@@ -218,7 +237,7 @@ RULES = {
             "mrt.models.hub",
             "mrt.ops",
         ),
-        *("mrt.predict", "mrt.remembered", "mrt.report"),
+        *("mrt.failures", "mrt.follow", "mrt.plain", "mrt.predict", "mrt.remembered", "mrt.report"),
     ],
 }
 # Importing these must not import torch: they answer at once, or run in many processes.
@@ -310,7 +329,7 @@ def test_commands_import_the_program_only_when_they_run(name):
     light = (
         "typer",
         "mrt_cli",
-        "mrt.errors",
+        *("mrt.errors", "mrt.failures", "mrt.follow", "mrt.plain"),
         *(["rich", "mrt.engine.report"] if name in ("mrt_cli.console", "mrt_cli.watchers") else []),
     )
     heavy = [

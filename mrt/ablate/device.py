@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from mrt.data.card import read_json
+from mrt.engine.facts import SETTINGS, is_run, read_facts
 from mrt.errors import MrtError
 
 GPU_FILES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")  # in /dev on Linux: no GPU for torch without one
@@ -29,16 +29,16 @@ def has_gpu() -> bool:
 
 def trained_on(folder: Path) -> str | None:
     """The kind of device that the run in a folder was trained on; None where it does not tell."""
-    asked = _read(folder / "config.json").get("engine", {}).get("device", "auto")
+    if not is_run(folder):
+        return None
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    engine = settings.get("engine") if isinstance(settings, dict) else None
+    asked = engine.get("device", "auto") if isinstance(engine, dict) else "auto"
     if asked != "auto":
-        return asked
-    known = _read(folder / "run.json").get("environment") or {}
+        return str(asked)
+    known = read_facts(folder).get("environment") or {}
     op = known.get("op")  # old records name no kind, and the PyTorch path ("python") may be on either
     return known.get("device_type") or (op if op in ("cpu", "cuda") else None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def require_device(folder: Path, asked: str) -> None:

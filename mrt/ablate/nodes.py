@@ -19,9 +19,10 @@ from typing import Any
 from mrt import plugins
 from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
-from mrt.config import MACHINE_KEYS, Config, load_config
-from mrt.data.card import DatasetCard, file_sha256, read_json
+from mrt.config import MACHINE_KEYS, Config
+from mrt.data.card import DatasetCard, file_sha256
 from mrt.data.registry import find_dataset
+from mrt.engine.facts import is_run, read_facts, stored_settings
 from mrt.errors import MrtError
 from mrt.section import KINDS
 
@@ -78,15 +79,15 @@ class Node:
 
         None stands for a run that does not tell; weights that are no run's folder have no entry.
         """
-        path = Path(self.weights(root)) / "run.json"
-        facts = read_json(path) if path.is_file() else None
+        folder = Path(self.weights(root))
+        facts = read_facts(folder) if is_run(folder) else None
         return [] if facts is None else [facts.get("environment"), *facts.get("resumed", ())]
 
     def is_trained(self, root: Path) -> bool:
         if self.place:
             return True
-        path = self.folder(root) / "run.json"
-        return path.is_file() and STAGE_OF[self.kind] in read_json(path).get("finished", ())
+        folder = self.folder(root)
+        return is_run(folder) and STAGE_OF[self.kind] in read_facts(folder)["finished"]
 
 
 @dataclass(frozen=True)
@@ -320,22 +321,22 @@ class Planner:
 
 def _is_that_source(folder: Path, config: Config, data: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a folder holds a finished stage 1 with these settings on this data."""
-    if not ((folder / "run.json").is_file() and (folder / "config.json").is_file()):
+    if not is_run(folder):
         return False
-    facts, read = read_json(folder / "run.json"), data[0]
+    facts, read = read_facts(folder), data[0]
     if facts.get("command") != "pretrain-source" or "pretrain" not in facts.get("finished", ()):
         return False
     if any(facts.get(key) for key in ("init", "match_compute", "oracle")):
         return False
     if trained_on(folder) not in (None, device_kind(config.engine.device)):
         return False
-    recorded = facts["data"]["source"]
+    recorded = facts["data"].get("source", {"name": None})
     if recorded["name"] != read["name"] or recorded["sha256"].get(read["split"]) != read.get("sha256"):
         return False
     if facts.get("plugins", {}) != {name: plugins.load(name).digest for name in config.method.plugins}:
         return False
     try:
-        trained = load_config(folder / "config.json")
-    except MrtError:  # such as one whose plug-in is gone
+        trained = stored_settings(folder)
+    except MrtError:  # such as one whose plug-in is gone, or one that was edited
         return False
     return stage_settings(trained, "source") == stage_settings(config, "source")

@@ -7,11 +7,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +20,14 @@ from typing import Any
 from mrt import plugins
 from mrt.ablate.device import device_kind, require_device
 from mrt.ablate.nodes import STAGE_OF, content_hash, read_beside, stage_settings
-from mrt.config import Config, load_config, validate
+from mrt.config import Config, validate
 from mrt.data.card import read_json
+from mrt.engine.facts import SETTINGS, is_checkpoint, is_run, read_facts, stored_settings
 from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.files import write_text
+from mrt.follow import follow_the_parent
+from mrt.lock import NAME as LOCK
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -174,11 +174,9 @@ def finish_run(
         MrtError: the folder holds a run with other settings or of another kind of device, or something that
             is no run; nothing of it is touched.
     """
-    from mrt.engine.folder import read_facts
-
     facts: dict[str, Any] = {}
-    if (folder / "run.json").is_file() and (folder / "config.json").is_file():
-        if settings(load_config(folder / "config.json")) != settings(config):
+    if is_run(folder):
+        if settings(stored_settings(folder)) != settings(config):
             raise MrtError(
                 f"{folder}: holds a run with other settings", f"delete {folder}, or use another --run-root"
             )
@@ -186,12 +184,14 @@ def finish_run(
         facts = read_facts(folder)
         if last_stage in facts.get("finished", ()):
             return False
-    resume = (folder / "checkpoints" / "last.pt").is_file()
+    resume = bool(facts) and any(is_checkpoint(file) for file in folder.glob("checkpoints/*.pt"))
     if folder.is_dir() and any(folder.iterdir()) and not resume:
-        if facts.get("finished") != [] or any(folder.glob("checkpoints/*.pt")):
+        begun = facts.get("finished") == [] and not facts.get("checkpoints")
+        half = not facts and {file.name for file in folder.iterdir()} <= {SETTINGS, LOCK}  # by an earlier mrt
+        if not (begun or half) or any(folder.glob("checkpoints/*.pt")):
             raise MrtError(
                 f"{folder}: not empty, and no run that could be continued",
-                f"look what it is, then move or delete {folder}",
+                f"look what it is (mrt doctor {folder}), then move or delete {folder}",
             )
         shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
     start(resume)
@@ -273,20 +273,8 @@ def work_on(path: Path | str) -> str | None:
     return None
 
 
-def _follow_the_parent() -> None:
-    """Ask this process to stop when the one that started it is gone: nobody would wait for its work."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> int:
-    _follow_the_parent()
+    follow_the_parent()
     try:
         return 1 if work_on(sys.argv[1]) else 0
     except (Interrupted, KeyboardInterrupt):

@@ -6,7 +6,8 @@ import copy
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,19 @@ from mrt.data.images import read_image, read_picture
 from mrt.data.outside import Given, OutsideLabels
 from mrt.data.transforms import Sample, Target, Transform
 from mrt.errors import MrtError
+from mrt.failures import is_machine, told
+
+
+class UnreadableImage(MrtError):
+    """An image is missing, cut short, of another size, or in no format that can be decoded.
+
+    Attributes:
+        file: its path.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, file: str = "") -> None:
+        super().__init__(message, hint)
+        self.file = file
 
 
 class SampleKey(NamedTuple):
@@ -132,7 +146,8 @@ class DetectionDataset(Dataset):
             target |= {"scores": record.scores, "covered": record.covered}
         if self._cache is None and isinstance(self.transform, Transform):
             # resizing works on pictures, so an array would have to be converted back
-            image = read_picture(record.path, record.size)
+            with _named(record.path):
+                image = read_picture(record.path, record.size)
         else:
             image = self._pixels(index)
         if self.transform is None:
@@ -190,10 +205,14 @@ class DetectionDataset(Dataset):
         return max(height for height, _ in sizes), max(width for _, width in sizes)
 
     def preload(self) -> None:
-        """Decode every image into the cache now; does nothing without a cache."""
+        """Decode every image into the cache now; does nothing without a cache.
+
+        An image that cannot be read is left for when it is asked for.
+        """
         if self._cache is not None:
             for index in range(len(self)):
-                self._pixels(index)
+                with suppress(UnreadableImage):
+                    self._pixels(index)
 
     def left_out(self) -> list[str]:
         """Which annotations are not used, one line each.
@@ -229,7 +248,8 @@ class DetectionDataset(Dataset):
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         record = self.records[index]
-        pixels = read_image(record.path, record.size)
+        with _named(record.path):
+            pixels = read_image(record.path, record.size)
         if self._cache is not None:
             self._cache[index] = pixels
         return pixels
@@ -297,8 +317,8 @@ class DetectionDataset(Dataset):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             entry = annotation.get("id") if isinstance(annotation, dict) else annotation
             raise MrtError(
-                f"{self.annotations_file}: annotation {entry!r} has no usable image_id, "
-                f"category_id or bbox ({error!r})",
+                f"{self.annotations_file}: annotation {repr(entry)[:80]} has no usable image_id, "
+                f"category_id or bbox ({repr(error)[:100]})",
                 "Each needs the id of a listed image, of a listed category, and four "
                 "numbers [x, y, width, height].",
             ) from None
@@ -328,6 +348,18 @@ class DetectionDataset(Dataset):
         if not (isinstance(area, (int, float)) and 0 < area < 1e30):
             area = (box[2] - box[0]) * (box[3] - box[1])
         objects[image_id].append((box, self._label_of_name[name], float(area), is_ignored(annotation)))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading an image as :class:`UnreadableImage`, except those that are the machine's."""
+    try:
+        yield
+    except MrtError as error:
+        machine = error.__context__
+        if is_machine(machine):
+            raise told(machine) from None
+        raise UnreadableImage(error.message, error.hint, str(path)) from None
 
 
 def _record(image: Mapping, root: Path, file: Path, size: tuple[int, int], objects: list) -> ImageRecord:
@@ -374,6 +406,9 @@ def _match_classes(
     return matched
 
 
+_LONGEST_SIDE = 1 << 20  # pixels: no kind of image has longer ones
+
+
 def _read_coco(file: Path) -> dict[str, Any]:
     coco = read_json(file)
     if not isinstance(coco, dict) or not all(
@@ -391,9 +426,16 @@ def _read_coco(file: Path) -> dict[str, Any]:
         for entry in coco[kind]:
             for key, expected in needed.items():
                 value = entry.get(key) if isinstance(entry, dict) else entry
-                if not isinstance(value, expected):
+                if type(value) is not expected:
                     raise MrtError(
-                        f"{file}: an entry of '{kind}' has {key} {value!r}, expected "
-                        f"{expected.__name__}: {entry!r}"
+                        f"{file}: an entry of '{kind}' has {key} {repr(value)[:80]}, expected "
+                        f"{expected.__name__}: {repr(entry)[:200]}",
+                        "Make the set again with `mrt prepare-data`.",
+                    )
+                if key in ("height", "width") and not 0 < value < _LONGEST_SIDE:
+                    raise MrtError(
+                        f"{file}: an entry of '{kind}' has {key} {repr(value)[:80]}, expected a "
+                        f"number of pixels: {repr(entry)[:200]}",
+                        "Make the set again with `mrt prepare-data`.",
                     )
     return coco

@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from mrt.data.dataset import DetectionDataset, SampleKey
+from mrt import failures
+from mrt.data.dataset import DetectionDataset, SampleKey, UnreadableImage
 from mrt.data.transforms import Sample, Target
-from mrt.errors import MrtError
+from mrt.errors import MrtError, RunFailed
+
+TIMEOUT = 600  # seconds: as the default of engine.timeout
+KILLED_AFTER = 1.0  # seconds that a worker which was told to end is waited for
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Batch:
             of the unpadded image.
         strong_images: (B, 3, H, W), the strong view of a pair, same geometry and padding.
         padded: whether any image has padding. Reading that from a mask on a GPU would mean waiting for it.
+        bad: images that could not be read and were replaced by others: (file, reason) each.
     """
 
     images: Tensor
@@ -41,6 +47,7 @@ class Batch:
     targets: list[Target]
     strong_images: Tensor | None = None
     padded: bool = True
+    bad: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -73,22 +80,22 @@ class Batch:
         plain, joined, counts = _join(self.targets)
         joined = {name: change(tensor) for name, tensor in joined.items()}
         strong = None if self.strong_images is None else change(self.strong_images)
-        return Batch(
-            change(self.images), change(self.padding_mask), _part(plain, joined, counts), strong, self.padded
-        )
+        targets = _part(plain, joined, counts)
+        return Batch(change(self.images), change(self.padding_mask), targets, strong, self.padded, self.bad)
 
     def __getstate__(self) -> tuple:
         """Between processes each tensor costs a file descriptor, so the targets' tensors are sent joined."""
-        return self.images, self.padding_mask, _join(self.targets), self.strong_images, self.padded
+        return self.images, self.padding_mask, _join(self.targets), self.strong_images, self.padded, self.bad
 
     def __setstate__(self, state: tuple) -> None:
-        images, padding_mask, targets, strong, padded = state
+        images, padding_mask, targets, strong, padded, bad = state
         self.__dict__.update(
             images=images,
             padding_mask=padding_mask,
             targets=_part(*targets),
             strong_images=strong,
             padded=padded,
+            bad=bad,
         )
 
 
@@ -194,56 +201,153 @@ class EpochSampler(Sampler[SampleKey]):
             yield SampleKey(index, f"{self.seed}/{self.epoch}/{index}")
 
 
+class UnreadableImages(UnreadableImage):
+    """A sample could be taken from no image: none that was tried can be read.
+
+    Attributes:
+        bad: (file, reason) of each.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, bad: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message, hint, bad[0][0] if bad else "")
+        self.bad = tuple(bad)
+
+
 class BatchLoader(DataLoader):
     """A ``DataLoader`` of :class:`Batch` that passes user errors and signals on to the main process.
 
     An exception in a worker would arrive as the text of its traceback. So a worker returns an
-    :class:`MrtError` in place of the batch; it is raised here with its message and hint intact.
+    :class:`MrtError` or :class:`RunFailed` in place of the batch; it is raised here with its message and hint
+    intact. Failures of the machine (memory, workers that end or hang) are raised as :class:`RunFailed`.
+
+    Args:
+        tries: of this many images, the first that can be read gives a sample; 1: an image that cannot be
+            read is an error. Those that could not are in ``bad`` of the batch.
     """
 
-    def __init__(self, dataset: Dataset, pad_to: tuple[int, int] | None = None, **options: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, pad_to: tuple[int, int] | None = None, tries: int = 1, **options: Any
+    ) -> None:
         together = partial(_collate_answers, size=pad_to)
         super().__init__(
-            _Answers(dataset), collate_fn=together, worker_init_fn=_leave_signals_to_the_parent, **options
+            _Answers(dataset, tries),
+            collate_fn=together,
+            worker_init_fn=_leave_signals_to_the_parent,
+            **options,
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(super().__iter__())
+        with _machine_failures(self):
+            answers = super().__iter__()
+        return self._batches(answers)
 
-    @staticmethod
-    def _batches(answers: Iterator[Batch | MrtError]) -> Iterator[Batch]:
-        for answer in answers:
-            if isinstance(answer, MrtError):
+    def _batches(self, answers: Iterator[Batch | MrtError | RunFailed]) -> Iterator[Batch]:
+        while True:
+            with _machine_failures(self):
+                answer = next(answers, None)
+            if answer is None:
+                return
+            if isinstance(answer, (MrtError, RunFailed)):
+                _end_workers(self)
                 # A new error: raising the one that this frame holds would make a reference cycle of frame
                 # and workers, and workers in a cycle end late.
-                raise MrtError(answer.message, answer.hint) from answer
+                raise _renewed(answer) from answer
             yield answer
 
 
-class _Answers(Dataset):
-    """A data set that returns a sample, or the error that it would raise."""
+@contextmanager
+def _machine_failures(loader: DataLoader) -> Iterator[None]:
+    """Raise failures of the machine as :class:`RunFailed`.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    Workers that hang are killed, or this process could not end either.
+    """
+    try:
+        yield
+    except (MrtError, RunFailed):
+        raise
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        failed = failures.worker_gone(error) if loader.num_workers else failures.told(error)
+        if failed is None:
+            raise
+        _end_workers(loader)
+        raise failed from error
+
+
+def _end_workers(loader: DataLoader) -> None:
+    """End the workers of a failed pass for good; another pass starts new ones."""
+    iterator, loader._iterator = getattr(loader, "_iterator", None), None
+    workers = list(getattr(iterator, "_workers", ()))
+    with suppress(RuntimeError, OSError):
+        if workers:
+            iterator._shutdown_workers()  # first, for it lets torch no longer watch over them
+    for worker in workers:
+        if worker.is_alive():
+            worker.join(KILLED_AFTER)
+        if worker.is_alive():
+            worker.kill()
+
+
+def _renewed(answer: MrtError | RunFailed) -> MrtError | RunFailed:
+    if isinstance(answer, UnreadableImages):
+        return UnreadableImages(answer.message, answer.hint, answer.bad)
+    if isinstance(answer, UnreadableImage):
+        return UnreadableImage(answer.message, answer.hint, answer.file)
+    if isinstance(answer, MrtError):
+        return MrtError(answer.message, answer.hint)
+    return RunFailed(str(answer))
+
+
+class _Answers(Dataset):
+    """A data set that returns a sample with what could not be read in its place, or the error that it would
+    raise.
+
+    Instead of an image that cannot be read it takes the next one that can be, of ``tries`` images at most.
+    That one's augmentation has a seed of its own, so all this is the same for any number of workers.
+    """
+
+    def __init__(self, dataset: Dataset, tries: int = 1) -> None:
+        self.dataset, self.tries = dataset, tries
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey | int) -> Sample | MrtError:
+    def __getitem__(self, key: SampleKey | int) -> tuple[Sample, list] | MrtError | RunFailed:
         try:
-            return self.dataset[key]
-        except MrtError as error:
+            return self._first_readable(key) if self.tries > 1 else (self.dataset[key], [])
+        except (MrtError, RunFailed) as error:
             return error
+        except MemoryError as error:
+            return failures.told(error)
+
+    def _first_readable(self, key: SampleKey) -> tuple[Sample, list[tuple[str, str]]]:
+        bad: dict[str, UnreadableImage] = {}
+        tries = min(self.tries, len(self.dataset))
+        for number in range(tries):
+            index = (key.index + number) % len(self.dataset)
+            other = SampleKey(index, f"{key.seed}/{index}") if number else key
+            try:
+                return self.dataset[other], [(file, error.message) for file, error in bad.items()]
+            except UnreadableImage as error:
+                bad.setdefault(error.file, error)
+        first = next(iter(bad.values()))
+        found = [(file, error.message) for file, error in bad.items()]
+        if tries == len(self.dataset):
+            raise UnreadableImages(
+                f"none of {tries} images can be read; the first: {first.message}", first.hint, found
+            )
+        raise UnreadableImages(first.message, first.hint, found)
 
 
-def _collate_answers(answers: Sequence[Sample | MrtError], size: tuple[int, int] | None) -> Batch | MrtError:
+def _collate_answers(answers: Sequence[Any], size: tuple[int, int] | None) -> Batch | MrtError | RunFailed:
     for answer in answers:
-        if isinstance(answer, MrtError):
+        if isinstance(answer, (MrtError, RunFailed)):
             return answer
     try:
-        return collate(answers, size)
+        batch = collate([sample for sample, _ in answers], size)
     except MrtError as error:
         return error
+    bad = tuple(dict(pair for _, found in answers for pair in found).items())
+    return replace(batch, bad=bad) if bad else batch
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
@@ -278,6 +382,8 @@ def build_loader(
     drop_last: bool = False,
     pin_memory: bool = False,
     pad_to: tuple[int, int] | None = None,
+    tries: int = 1,
+    timeout: float = TIMEOUT,
 ) -> BatchLoader:
     """Batches of a data set; ``batch_size`` is per process.
 
@@ -292,6 +398,8 @@ def build_loader(
             ``drop_last`` that is always the same shape if the images share a size and are neither cropped nor
             scaled at random. If they differ and a compiled step or CUDA graph needs one shape, give
             ``dataset.largest_size()``.
+        tries: images that are tried for a sample, see :class:`BatchLoader`.
+        timeout: seconds that a batch of the workers is waited for.
     """
     if drop_last and len(dataset) // world_size < batch_size:
         raise MrtError(
@@ -304,6 +412,7 @@ def build_loader(
     return BatchLoader(
         dataset,
         pad_to,
+        tries,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
@@ -311,6 +420,7 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
+        timeout=timeout if num_workers > 0 else 0,
         # without it, each pass would draw from the generator that dropout and masks use
         generator=torch.Generator().manual_seed(seed),
     )

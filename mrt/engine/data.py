@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mrt.config import Config
 from mrt.data.card import DatasetCard
-from mrt.data.dataset import DetectionDataset, SampleKey
-from mrt.data.loader import Batch, build_loader, on_device
+from mrt.data.dataset import DetectionDataset, SampleKey, UnreadableImage
+from mrt.data.loader import Batch, UnreadableImages, build_loader, on_device
 from mrt.data.registry import find_dataset
 from mrt.data.transforms import Sample, build_transform
 from mrt.domains import DOMAINS, SOURCE, TARGET
@@ -22,6 +22,8 @@ from mrt.engine.labels import class_map_for
 from mrt.engine.load import describe
 from mrt.engine.plan import Plan
 from mrt.errors import MrtError, RunFailed
+
+MOST_NAMED = 5  # files in the message of a run that met too many bad ones
 
 
 def training_set(
@@ -123,6 +125,8 @@ def training_loader(
         world_size=world.size,
         drop_last=True,
         pin_memory=world.device.type == "cuda",
+        tries=config.data.max_bad + 1,
+        timeout=engine.timeout,
     )
 
 
@@ -134,12 +138,27 @@ class Stream:
         position: batches already taken from the beginning of the stage (not those that are only on their way
             to the device).
         device: where they are wanted.
+        max_bad: how many images that cannot be read are replaced before it is an error.
+
+    Attributes:
+        bad: by file, why an image could not be read. Streams of a run share one dict, so that they count
+            together and say each once.
+        say: is told of each.
     """
 
-    def __init__(self, loader: DataLoader, position: int = 0, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        loader: DataLoader,
+        position: int = 0,
+        device: torch.device | None = None,
+        max_bad: int = 0,
+    ) -> None:
         loader.sampler.set_epoch(0)
         self.loader, self.position, self.length = loader, position, len(loader)
         self.device = device or torch.device("cpu")
+        self.max_bad = max_bad
+        self.bad: dict[str, str] = {}
+        self.say: Callable[[str], None] = _nobody
         self._batches: Iterator[Batch] | None = None
 
     def __next__(self) -> Batch:
@@ -148,12 +167,61 @@ class Stream:
                 epoch, done = divmod(self.position, self.length)
                 self.loader.sampler.set_epoch(epoch, done * self.loader.batch_size)
                 self._batches = on_device(self.loader, self.device)
-            batch = next(self._batches, None)
+            try:
+                batch = next(self._batches, None)
+            except UnreadableImage as error:
+                found = error.bad if isinstance(error, UnreadableImages) else [(error.file, error.message)]
+                note_bad(self.bad, dict(found), self.max_bad, self.say)
+                raise
             if batch is not None:
+                if batch.bad:
+                    note_bad(self.bad, dict(batch.bad), self.max_bad, self.say)
                 self.position += 1
                 return batch
             self._batches = None
         raise RunFailed("the data loader gave no batch: there are fewer images than the batch size")
+
+
+def _nobody(_text: str) -> None:
+    """Tell nobody."""
+
+
+def note_bad(bad: dict[str, str], found: Mapping[str, str], most: int, say: Callable[[str], None]) -> None:
+    """Add to ``bad`` the files that could not be read, and say which are new.
+
+    Raises:
+        MrtError: they are more than ``most`` now.
+    """
+    for file, reason in found.items():
+        if file in bad:
+            continue
+        bad[file] = reason
+        if len(bad) <= most:
+            say(
+                f"{reason}: another image takes its place in training "
+                f"({len(bad)} such files, at most {most} may be)"
+            )
+    if len(bad) > most:
+        shown = "\n".join(f"- {reason}" for reason in list(bad.values())[:MOST_NAMED])
+        more = f"\n- and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+        files = "image of the training sets" if len(bad) == 1 else "images of the training sets"
+        raise MrtError(
+            f"{len(bad)} {files} cannot be read, more than data.max_bad = {most}:\n{shown}{more}",
+            "mend or replace the files and go on with --resume (mrt prepare-data SET --check looks at every "
+            f"image of a set), or allow {len(bad)} or more: --set data.max_bad=N (with --resume add "
+            "--allow-change)",
+        )
+
+
+def share_bad(streams: Mapping[str, Stream], world: World) -> None:
+    """Let every process know the files that any process could not read; the main one says what is new to it.
+
+    Raises:
+        MrtError: in all processes alike, where they are too many together.
+    """
+    for stream in list(streams.values())[:1]:
+        found = {file: reason for one in world.gather(dict(stream.bad)) for file, reason in one.items()}
+        note_bad(stream.bad, found, stream.max_bad, stream.say)
 
 
 def find_cards(plans: Sequence[Plan], config: Config, data_root: Path) -> dict[str, DatasetCard]:
@@ -235,13 +303,22 @@ def build_streams(
         for part in plan.parts:
             images = part.annotate(TARGET, images)
         sets[TARGET] = images
-    return {
+    streams = {
         domain: Stream(
             training_loader(config, dataset, world, config.seed + 7919 * DOMAINS.index(domain)),
             device=world.device,
+            max_bad=config.data.max_bad,
         )
         for domain, dataset in sets.items()
     }
+    watch_bad(streams, {}, _nobody)
+    return streams
+
+
+def watch_bad(streams: Mapping[str, Stream], bad: dict[str, str], say: Callable[[str], None]) -> None:
+    """Let the streams count into one dict the files that cannot be read, and tell somebody of them."""
+    for stream in streams.values():
+        stream.bad, stream.say = bad, say
 
 
 def boxes_per_image(plan: Plan, config: Config, cards: Mapping[str, DatasetCard]) -> float:

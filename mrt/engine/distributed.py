@@ -59,6 +59,12 @@ class World:
         """Whether the flag is set in any process; they talk host to host, so no GPU is waited for."""
         return flag if self.size == 1 else self.mean_of_numbers([float(flag)])[0] > 0
 
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether it is set in any process; as :meth:`any`, in one go."""
+        if self.size == 1:
+            return list(flags)
+        return [mean > 0 for mean in self.mean_of_numbers([float(flag) for flag in flags])]
+
     def gather(self, mine: Any) -> list[Any]:
         """What every process has, in the order of their ranks (anything that can be pickled)."""
         if self.size == 1:
@@ -92,6 +98,11 @@ class World:
             return DistributedDataParallel(
                 module, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False
             )
+
+
+def is_first() -> bool:
+    """Whether this is the only process of its run, or the first, as the environment says."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

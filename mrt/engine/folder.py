@@ -1,17 +1,17 @@
 """A run's folder: what is in it, how it starts, and what it remembers.
 
 ``runs/<name>/`` holds config.json, run.json (the command, provenance, finished stages), metrics.jsonl,
-TensorBoard events, checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/.
+TensorBoard events, checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/. One process at
+a time writes it (:mod:`mrt.lock`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,25 @@ import torch
 
 import mrt
 from mrt import plugins
-from mrt.config import Config, load_config
-from mrt.data.card import DatasetCard
+from mrt.config import Config
+from mrt.data.card import CARD_NAME, DatasetCard, file_sha256
+from mrt.domains import SOURCE, TARGET
+from mrt.engine.facts import (
+    CONFIG_DIGEST,
+    FACTS,
+    PENDING,
+    SETTINGS,
+    is_run,
+    read_facts,
+    stored_settings,
+    text_digest,
+    write_facts,
+)
 from mrt.engine.learner import Learner
+from mrt.engine.report import logs_now
 from mrt.errors import MrtError
-from mrt.files import write_text
+from mrt.files import remove_litter, whole_folder, write_text
+from mrt.lock import NAME, RunLock
 from mrt.models.weights import save_weights
 from mrt.ops import backend
 
@@ -37,35 +51,67 @@ def begin_run(
     classes: list[str],
     device: torch.device | None = None,
     more: Mapping[str, Any] | None = None,
-) -> None:
-    """Make the folder and write what the run is. MrtError when there is one already.
+    say: Callable[[str], None] | None = None,
+) -> RunLock:
+    """Make the folder, with what the run is, and lock it. It appears whole, or not at all.
 
     Args:
         more: what else is to be known of it: "source", what the starting weights have on record of the source
             that they were trained on; "reads", digests of what is read beside the data sets.
+        say: is told where the file system has no locks.
+
+    Raises:
+        MrtError: there is something in the folder already, or it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MrtError(
-            f"{folder}: cannot be a run folder: {error.strerror}", "choose another name with --name"
-        ) from None
-    if any(folder.iterdir()):
-        raise MrtError(
-            f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
-        )
-    write_text(folder / "config.json", config.to_json())
+    require_absent(folder)
+    settings = config.to_json()
     facts = {
         **command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "classes": classes,
         "data": {domain: _describe(card) for domain, card in cards.items()},
         "finished": [],
+        CONFIG_DIGEST: text_digest(settings),
         **{key: value for key, value in (more or {}).items() if value},
         **_plugins_of(config),
         "environment": provenance(device),
     }
-    write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+    lock: RunLock | None = None
+    try:
+        with whole_folder(folder) as work:
+            write_text(work / SETTINGS, settings)
+            write_facts(work, facts)
+            lock = RunLock(work, say)
+            lock.take()
+    except MrtError as error:
+        if lock is not None:
+            lock.release()
+        require_absent(folder)  # somebody else has just made it
+        raise MrtError(error.message, "choose another name with --name, or mend what is said") from None
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    lock.move(folder)
+    return lock
+
+
+def require_absent(folder: Path) -> None:
+    """MrtError if there is something where a run is to begin; it says what can be done with that."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.is_dir() and not is_run(folder):
+        if {file.name for file in folder.iterdir()} <= {SETTINGS, NAME}:
+            raise MrtError(
+                f"{folder}: is the beginning of a run that was killed before it was one: it has no {FACTS}",
+                "delete it (nothing was trained yet), or choose another name with --name",
+            )
+        raise MrtError(
+            f"{folder}: exists already, and is no run (it has no {FACTS})", "choose another name with --name"
+        )
+    raise MrtError(
+        f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
+    )
 
 
 def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
@@ -82,7 +128,7 @@ def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, A
                 f"{folder}: was started with {name} = {facts.get(name)!r}, not {command[name]!r}",
                 "resume with the options of the first call",
             )
-    return load_config(folder / "config.json"), {key: facts.get(key) for key in command}
+    return stored_settings(folder), {key: facts.get(key) for key in command}
 
 
 def _plugins_of(config: Config) -> dict[str, Any]:
@@ -103,13 +149,56 @@ def record_resumption(folder: Path, device: torch.device) -> None:
     facts, now = read_facts(folder), provenance(device)
     before = facts.get("resumed", [])
     if [facts.get("environment"), *before][-1] != now:
-        write_text(folder / "run.json", json.dumps({**facts, "resumed": [*before, now]}, indent=2) + "\n")
+        write_facts(folder, {**facts, "resumed": [*before, now]})
 
 
 def trained_with(folder: Path) -> list[dict[str, Any]]:
     """What a run was trained with: its environment, then those that it went on with where they differ."""
     facts = read_facts(folder)
     return [found for found in [facts.get("environment"), *facts.get("resumed", [])] if found]
+
+
+def require_run(folder: Path) -> None:
+    """MrtError if there is no run to go on with."""
+    if not is_run(folder):
+        if folder.is_dir():
+            require_absent(folder)
+        raise MrtError(
+            f"{folder}: not a run folder (no {FACTS}), so there is no run to continue",
+            "start it without --resume, or name it with --name",
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed writer has left in the folder of a run that this process has locked."""
+    remove_litter(folder, again=True)
+    checkpoints = folder / "checkpoints"
+    if checkpoints.is_dir():
+        remove_litter(checkpoints, again=True)
+        for name in (".new.pt", ".previous.pt"):
+            (checkpoints / name).unlink(missing_ok=True)
+
+
+def require_unchanged(cards: Mapping[str, DatasetCard], config: Config) -> None:
+    """MrtError if the annotations that a run reads are not those that their set's card is about."""
+    data = config.data
+    splits = {
+        SOURCE: [data.source_split],
+        TARGET: [data.target_split, data.validation_split],
+    }
+    for domain, card in cards.items():
+        for split in {*splits[domain], *([data.validation_split] if len(cards) == 1 else [])}:
+            facts = card.splits.get(split)
+            path = card.folder / facts.annotations if facts is not None else None
+            if path is None or not facts.sha256 or not path.is_file():
+                continue
+            if file_sha256(path) != facts.sha256:
+                raise MrtError(
+                    f"{path}: has been changed since {card.folder / CARD_NAME} was written: its sha256 is "
+                    "another",
+                    "prepare the set again; to keep what was edited, make a set of its own from the file: "
+                    f"mrt prepare-data custom --raw {card.folder} --name NAME (docs/data.md)",
+                )
 
 
 def require_same_data(folder: Path, cards: dict[str, DatasetCard]) -> None:
@@ -140,33 +229,52 @@ def _describe(card: DatasetCard) -> dict[str, Any]:
     return {"name": card.name, "domain": card.domain, "sha256": hashes, "details": card.details}
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """``run.json`` of a run folder."""
-    path = Path(folder) / "run.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MrtError(
-            f"{folder}: not a run folder (no run.json)",
-            "name a folder that mrt pretrain-source or mrt adapt has written",
-        ) from None
-    except json.JSONDecodeError as error:
-        raise MrtError(f"{path}: not readable: {error}") from None
-
-
 def finish_stage(folder: Path, stage: str) -> None:
-    """Remember that a stage is done."""
+    """Remember that a stage is done, and what its logs say."""
     facts = read_facts(folder)
-    facts["finished"] = [*(name for name in facts["finished"] if name != stage), stage]
-    write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+    finished = [*(name for name in facts["finished"] if name != stage), stage]
+    write_facts(folder, {**facts, "finished": finished, "logs": logs_now(folder)})
 
 
 def unfinish_stages(folder: Path, stages: Collection[str]) -> None:
     """Forget that stages are done which are to be done again."""
     facts = read_facts(folder)
     left = [name for name in facts["finished"] if name not in stages]
-    if left != facts["finished"]:
-        write_text(folder / "run.json", json.dumps({**facts, "finished": left}, indent=2) + "\n")
+    if left != facts["finished"] or "logs" in facts:
+        facts.pop("logs", None)
+        write_facts(folder, {**facts, "finished": left})
+
+
+def note_checkpoints(folder: Path) -> None:
+    """Remember that the run has checkpoints: without them it is not begun anew unasked."""
+    facts = read_facts(folder)
+    if not facts.get("checkpoints"):
+        write_facts(folder, {**facts, "checkpoints": True})
+
+
+def record_change(folder: Path, config: Config, step: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Let a run go on with other settings, and ``run.json`` tell since when. A kill in between does no harm.
+
+    Args:
+        step: of the checkpoint: "stage" and "step". changed: dotted key -> [before, now].
+    """
+    settings = config.to_json()
+    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **step, "settings": dict(changed)}
+    write_facts(folder, {**read_facts(folder), PENDING: {CONFIG_DIGEST: text_digest(settings), **entry}})
+    write_text(folder / SETTINGS, settings)
+    settle_change(folder)
+
+
+def settle_change(folder: Path) -> None:
+    """Bring a change of settings to its end, or forget it where it had not come to the settings."""
+    facts = read_facts(folder)
+    pending = facts.pop(PENDING, None)
+    if pending is None:
+        return
+    digest = pending.pop(CONFIG_DIGEST, None)
+    if file_sha256(folder / SETTINGS) == digest:
+        facts |= {CONFIG_DIGEST: digest, "changed": [*facts.get("changed", []), pending]}
+    write_facts(folder, facts)
 
 
 def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:

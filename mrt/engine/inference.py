@@ -24,11 +24,13 @@ from mrt.engine.labels import MEASURE, class_map_for, require_boxes_read
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
 from mrt.errors import MrtError
-from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
+from mrt.evaluate.coco import ImageDetections, Metrics, NotFinite, collect, score
 from mrt.models.interface import Detector
 from mrt.models.postprocess import top_detections
 from mrt.models.weights import save_weights
 from mrt.parts.source_record import HEADER
+
+MOST = 1e9  # of a figure in a run's log
 
 
 @dataclass
@@ -131,12 +133,16 @@ def measure(
     world: distributed.World,
     watcher: Watcher | None = None,
     workers: int = 0,
+    timeout: float = 600,
 ) -> dict[str, Metrics]:
     """COCO figures in per cent of one or more detectors by name, in one pass over the images, which the
     processes share.
 
     In float32, whatever training computes in. The detectors are left in eval mode. The first process scores,
     and hands the others the figures without the detections.
+
+    Raises:
+        NotFinite: a detector's output is NaN or infinite in some image.
     """
     for detector in detectors.values():
         detector.eval()
@@ -149,6 +155,7 @@ def measure(
         rank=world.rank,
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
+        timeout=timeout,
     )
     watcher.begin(f"evaluate on {dataset.card.name} {dataset.split}", -(-len(dataset) // world.size))
     predictors = {name: predictor(detector, world.device) for name, detector in detectors.items()}
@@ -160,14 +167,18 @@ def measure(
             watcher.advance(len(batch.targets))
     watcher.end()
     shares = world.gather(mine)
-    metrics = (
-        {name: score([found for share in shares for found in share[name]], dataset) for name in detectors}
-        if world.main
-        else None
+    metrics, refused = {}, None
+    for name in detectors if world.main else ():
+        try:
+            metrics[name] = score([found for share in shares for found in share[name]], dataset)
+        except NotFinite as error:
+            refused = f"{name}: {error.message}" if len(detectors) > 1 else error.message, error.hint
+            break
+    figures, refused = world.share(
+        ({name: replace(found, detections=[]) for name, found in metrics.items()}, refused)
     )
-    figures = world.share(
-        {name: replace(found, detections=[]) for name, found in metrics.items()} if metrics else None
-    )
+    if refused is not None:  # in every process, or the others would wait for the first
+        raise NotFinite(*refused)
     return metrics or figures
 
 
@@ -192,7 +203,8 @@ def evaluate_detector(
         overrides: settings to change for the evaluation, by dotted key, e.g. ``{"data.sides": [600]}``.
 
     Raises:
-        MrtError: no such detector, set or split, or no labels in it to measure with.
+        MrtError: no such detector, set or split, no labels in it to measure with, or an output that is not
+            finite.
     """
     world = distributed.join(device)
     detector, facts = load_detector(where, which=which, device=world.device)
@@ -205,9 +217,14 @@ def evaluate_detector(
     for line in dataset.left_out() if watcher else ():
         watcher.say(line)
     size = batch_size or config.engine.eval_batch_size
-    metrics = measure({"detector": detector}, dataset, size, world, watcher, config.engine.workers)[
-        "detector"
-    ]
+    try:
+        engine = config.engine
+        measured = measure(
+            {"detector": detector}, dataset, size, world, watcher, engine.workers, engine.timeout
+        )
+    except NotFinite as error:
+        raise NotFinite(f"{facts['file']}: {error.message}", error.hint) from None
+    metrics = measured["detector"]
     last = (
         Path(facts["file"]).suffix == ".safetensors"
     )  # mrt writes no others; other people's checkpoints may be their best
@@ -230,7 +247,7 @@ def read_validation(folder: str | Path) -> Validation:
     measured = [
         line
         for line in read_log(folder / "metrics.jsonl")
-        if line["kind"] == "eval" and line.get("AP50") is not None
+        if line.get("kind") == "eval" and "network" in line and _is_figure(line.get("AP50"))
     ]
     if not measured:
         raise MrtError(
@@ -244,6 +261,11 @@ def read_validation(folder: str | Path) -> Validation:
     }
     domain = TARGET if TARGET in data else SOURCE
     return Validation(data[domain]["name"], config.data.validation_split, domain, last, best)
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether a value of a log is a finite number: NaN would win or lose every comparison by its place."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
 
 
 def _config(facts: dict[str, Any], overrides: dict[str, Any]) -> Config:

@@ -42,7 +42,8 @@ class Learner:
         method: the parts of the stage, in their order.
         teacher: the average of the student, where one is kept.
         failed: on the device, the first step (from 1) whose loss or gradient was not finite; 0 while there is
-            none, None before the first step. From then on no step changes a weight.
+            none, None before the first step. failures: how many steps there were of this kind. None of them
+            changes a weight, and once there are more than ``allowed`` (``engine.on_nonfinite``), none does.
     """
 
     config: Config
@@ -64,6 +65,13 @@ class Learner:
         self.wrapped: nn.Module = self.world.wrap(trainee)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.engine.amp == "fp16")
         self.failed: Tensor | None = None
+        self.failures: Tensor | None = None
+        self.allowed = self.config.engine.skip_nonfinite
+        self.kept_buffers: list[tuple[Tensor, Tensor]] = []
+        if self.allowed:
+            matcher = getattr(getattr(criterion, "queries", None), "matcher", None)
+            if matcher is not None:
+                matcher.skip_nonfinite = True
 
     @property
     def precision(self) -> torch.autocast:
@@ -97,6 +105,8 @@ def training_step(
         the parts.
     """
     learner.optimiser.zero_grad(set_to_none=True)
+    if learner.allowed:
+        learner.kept_buffers = [(item, item.clone()) for item in learner.student.buffers()]
     for part in learner.method:
         part.before_step(batches, learner.look if learner.teacher is not None else None, moment)
     answers = StepAnswers(learner, batches)
@@ -125,10 +135,12 @@ def training_step(
 
 
 def _spoilt(learner: Learner, total: Tensor) -> Tensor:
-    """The loss; not finite once a step has failed and a gradient scaler is there: it skips such steps."""
-    if not learner.scaler.is_enabled() or learner.failed is None:
+    """The loss; not finite once too many steps have failed and a gradient scaler is there: it skips such
+    steps.
+    """
+    if not learner.scaler.is_enabled() or learner.failures is None:
         return total
-    return total * torch.where(learner.failed > 0, torch.nan, 1.0)
+    return total * torch.where(learner.failures > learner.allowed, torch.nan, 1.0)
 
 
 @torch.no_grad()
@@ -142,9 +154,16 @@ def _optimise(learner: Learner, seen: Mapping[str, Tensor | float]) -> None:
     if not learner.scaler.is_enabled():
         fine = fine & seen["grad_norm"].isfinite().to(fine.device)
     broken = learner.world.sum((~fine).float()) > 0
-    before = torch.zeros_like(broken, dtype=torch.int64) if learner.failed is None else learner.failed
+    none = torch.zeros_like(broken, dtype=torch.int64)
+    before = none if learner.failed is None else learner.failed
     learner.failed = torch.where((before == 0) & broken, learner.step + 1, before)
-    learner.optimiser.found_inf = (learner.failed > 0).float()  # the fused kernels then change nothing
+    learner.failures = broken.long() + (none if learner.failures is None else learner.failures)
+    skip = learner.failures > learner.allowed
+    if learner.allowed:
+        skip = skip | broken
+        for buffer, kept in learner.kept_buffers:  # running statistics have seen what was not finite
+            buffer.copy_(torch.where(broken, kept, buffer))
+    learner.optimiser.found_inf = skip.float()  # the fused kernels then change nothing
     learner.scaler.step(learner.optimiser)
     learner.scaler.update()
 

@@ -5,7 +5,7 @@ Hugging Face models.
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mrt.parts.source_record import BOXES, CONFIDENCES, HEADER
 SHIPPED = Path(__file__).parent.parent / "weights"
 EXPORT_CARD = "export.json"  # in a folder that mrt export has written
 PROGRAMS = ("onnx", "torch-export")  # its formats that hold a program, not weights
+LARGEST = 1e6  # of the confidences and boxes per image that weights have on record
 REPORT_LINES = 12  # of what did not fit, as much as one reads
 
 
@@ -100,10 +101,15 @@ def export_card(folder: Path) -> dict[str, Any]:
     file = folder / EXPORT_CARD
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MrtError(f"{file}: not readable ({error})", "export the detector again") from None
     if not isinstance(card, dict) or not all(isinstance(card.get(key), str) for key in ("format", "file")):
         raise MrtError(f"{file}: does not say which format and file it is about", "export the detector again")
+    if Path(card["file"]).name != card["file"]:
+        raise MrtError(
+            f"{file}: file is {card['file'][:80]!r}, which is not the name of a file beside it",
+            "export the detector again",
+        )
     return card
 
 
@@ -133,17 +139,26 @@ def load_detector(
         and of a run that dynamic thresholds "thresholds" by class name.
 
     Raises:
-        MrtError: no such weights; a file of an unknown kind, cut short, or holding code; weights that do not
-            fit.
+        MrtError: no such weights; a file of an unknown kind, cut short, changed since it was written, or
+            holding code; weights that are not finite or do not fit.
     """
     path = find_weights(where, which)
     if path.is_dir():
         detector, facts = _load_huggingface(path)
     elif is_ours(path):
         detector, facts = load_weights(path)
+        _require_classes(facts, path)
     else:
         detector, facts = _load_published(path)
     return detector.to(device).eval(), {"network": "student", **facts, "file": str(path)}
+
+
+def _require_classes(metadata: Mapping[str, Any], path: Path) -> None:
+    if "classes" not in metadata:
+        raise MrtError(
+            f"{path}: metadata.classes is missing: nothing says what the detector detects",
+            "save it with the names of its classes, as mrt does",
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +188,7 @@ def describe(where: str | Path, which: str = "auto") -> Description:
         return Description(about.classes, about.backbone, about.arguments)
     if is_ours(path):
         header = read_header(path)
+        _require_classes(header["metadata"], path)
         identity = header["backbone"]
         folded = identity["pretrained"] and identity["freeze"] == "all"
         classes, pretrained = list(header["metadata"]["classes"]), identity["pretrained"]
@@ -266,7 +282,9 @@ def dynamic_thresholds(facts: dict[str, Any]) -> dict[str, float] | None:
     folder = Path(facts["file"]).parent
     log = read_log(folder / "metrics.jsonl") if (folder / "run.json").is_file() else []
     lines = [line["thresholds"] for line in log if line.get("kind") == "epoch" and line.get("thresholds")]
-    return dict(lines[-1]) if lines and set(lines[-1]) == set(facts["classes"]) else None
+    last = lines[-1] if lines and isinstance(lines[-1], dict) else {}
+    scores = all(_is_amount(value) and value <= 1 for value in last.values())
+    return dict(last) if last and scores and set(last) == set(facts["classes"]) else None
 
 
 def source_record(where: str | None) -> dict[str, Any]:
@@ -292,7 +310,7 @@ def source_record(where: str | None) -> dict[str, Any]:
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 
 def _load_huggingface(folder: Path) -> tuple[Detector, dict[str, Any]]:

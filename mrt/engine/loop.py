@@ -4,6 +4,7 @@ without loss.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -20,18 +21,24 @@ from torch import Tensor
 
 from mrt.config import Config, StageConfig
 from mrt.data.loader import Batch
-from mrt.engine.checkpoint import keep_numbered, save_checkpoint, synchronise_statistics
+from mrt.engine.checkpoint import require_plain_parts, state_of, synchronise_statistics
+from mrt.engine.data import share_bad
+from mrt.engine.folder import note_checkpoints
 from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
-from mrt.engine.report import RunLog, Watcher
-from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt.engine.report import RunLog, Watcher, logs_now
+from mrt.engine.store import Checkpoints
+from mrt.errors import Diverged, Interrupted, MrtError, RunFailed
 from mrt.parts.base import Moment, Part
 
 ADVICE = (
-    "The run's last checkpoint is from before it. Start a new run with a lower learning rate, or "
-    "without fp16."
+    "No weight has changed since, and no checkpoint was written. Go back to one from before it went wrong, "
+    "with a lower learning rate ({how}); or skip such steps (--resume --on-nonfinite skip 10 "
+    "--allow-change); or train without fp16."
 )
+MOST_NAMED = 8  # images in a message
+SECONDS = 60.0  # in a minute
 
 
 @dataclass
@@ -39,28 +46,34 @@ class Run:
     """A run folder that is being written, and who watches.
 
     Attributes:
+        checkpoints: where they are written.
         evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the
             evaluated network.
         profile: steps of each stage to profile.
+        own: what this process had kept in the checkpoint that the run goes on from (:func:`_own`).
+        stopping, saving: asked for by signals: to save and end, to save and go on.
     """
 
     folder: Path
     config: Config
     log: RunLog
     watcher: Watcher
+    checkpoints: Checkpoints
     evaluate: Callable[[Learner], dict[str, Any]] | None = None
     profile: int = 0
+    own: Mapping[str, Any] | None = None
     stopping: bool = False
+    saving: bool = False
 
     @property
     def last(self) -> Path:
         """The checkpoint that ``--resume`` continues."""
-        return self.folder / "checkpoints" / "last.pt"
+        return self.checkpoints.last
 
 
 class StopSignals:
     """While inside, Ctrl-C and SIGTERM ask the run to stop after the current step; a second Ctrl-C stops at
-    once.
+    once. SIGUSR1, with which clusters announce the end of a job's time, asks for a checkpoint.
 
     Of several processes (``alone=False``) each is asked by the launcher, which also does so when one of them
     has died: then there is no next step and nothing to save, so nothing is promised.
@@ -70,10 +83,12 @@ class StopSignals:
         self.run, self.alone, self.previous = run, alone, {}
 
     def __enter__(self) -> None:
+        handlers: dict[int, Any] = {signal.SIGINT: self._ask, signal.SIGTERM: self._ask}
+        notice = getattr(signal, "SIGUSR1", None)
         try:
-            self.previous = {
-                number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            if notice is not None and signal.getsignal(notice) == signal.SIG_DFL:
+                handlers[notice] = self._save  # else it is somebody else's, such as submitit's
+            self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         except ValueError:  # not the main thread: signals are somebody else's
             self.previous = {}
 
@@ -87,6 +102,10 @@ class StopSignals:
         self.run.stopping = True
         more = "; the state will be saved. (Ctrl-C again stops at once.)" if self.alone else "."
         self.run.watcher.say(f"Stopping after this step{more}")
+
+    def _save(self, _number: int, _frame: FrameType | None) -> None:
+        self.run.saving = True
+        self.run.watcher.say("Asked for a checkpoint: the state is saved after this step.")
 
 
 def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int, warmup_steps: int) -> float:
@@ -115,14 +134,19 @@ def run_stage(stage: Stage, run: Run) -> None:
     settings, engine = learner.stage, learner.config.engine
     total = settings.epochs * steps_per_epoch
     rates = [group["lr"] for group in learner.optimiser.param_groups]
-    meter, speed = Meter(learner), Speed(learner.world.size)
+    meter, speed = Meter(learner, stage), Speed(learner.world.size)
+    saver = Saver(stage, run, rates, meter)
     run.watcher.begin(name, total, learner.step)
     run.watcher.epoch(_standing(learner, learner.step // steps_per_epoch))
     if learner.step == 0:
+        require_plain_parts(learner)
         for part in learner.method:
             part.start()
+    due = saver.restore()
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
-    with StopSignals(run, alone=learner.world.size == 1), profiler:
+    with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
+        if due and learner.step < total:
+            _evaluate(stage, run, learner.step // steps_per_epoch)
         while learner.step < total:
             epoch = learner.step // steps_per_epoch
             factor = learning_rate(settings, learner.step, steps_per_epoch, engine.warmup_steps)
@@ -132,21 +156,32 @@ def run_stage(stage: Stage, run: Run) -> None:
                 {domain: next(stream) for domain, stream in stage.streams.items()}
                 for _ in range(engine.accumulate)
             ]
-            meter.add(training_step(learner, batches, Moment(learner.step, total, epoch)))
+            try:
+                seen = training_step(learner, batches, Moment(learner.step, total, epoch))
+            except Interrupted:
+                raise
+            except RunFailed as error:
+                how = going_back(learner)
+                where = meter.images_of(image_ids(batches))
+                raise Diverged(f"{error}{where}\n{ADVICE.format(how=' '.join(how))}", how) from None
+            meter.add(seen, batches)
             speed.add(batches)
             ends = learner.step % steps_per_epoch == 0
             numbers: dict[str, float] = {}
-            stopping = learner.world.any(run.stopping)
-            if ends or stopping or learner.step % engine.log_every == 0:
+            stopping, saving = learner.world.any_of([run.stopping, saver.is_due(run.saving)])
+            if ends or learner.step % engine.log_every == 0:
                 numbers = {**meter.read(), "lr": settings.lr * factor, "images_per_second": speed.read()}
                 run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
             run.watcher.advance(1, **numbers)
             profiler.step()
             if ends:
-                _end_epoch(stage, run, epoch + 1, numbers, rates)
+                _end_epoch(stage, run, epoch + 1, numbers, saver)
                 speed.restart()
+            elif stopping or saving:
+                run.saving = False
+                saver.save()
             if stopping:
-                save_checkpoint(run.last, name, learner, stage.streams, rates)
+                saver.finish()
                 run.watcher.end()
                 raise Interrupted(
                     f"stopped at step {learner.step} of {total} of stage {name}; the state is in {run.last}"
@@ -154,13 +189,103 @@ def run_stage(stage: Stage, run: Run) -> None:
     run.watcher.end()
 
 
+class Saver:
+    """Writes a stage's checkpoints, and says when one is due.
+
+    Args:
+        rates: the base learning rate of each group of the optimiser.
+    """
+
+    def __init__(self, stage: Stage, run: Run, rates: Sequence[float], meter: Meter) -> None:
+        self.stage, self.run, self.rates, self.meter = stage, run, rates, meter
+        self._every = stage.learner.config.engine.checkpoint_minutes * SECONDS
+        self._since = time.monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+            return
+        with contextlib.suppress(Exception):  # whatever went wrong before is told
+            self.finish()
+
+    def is_due(self, asked: bool) -> bool:
+        """Whether it is time for a checkpoint in the middle of an epoch."""
+        return asked or (
+            self._every > 0
+            and self.stage.learner.world.main
+            and time.monotonic() - self._since >= self._every
+        )
+
+    def restore(self) -> bool:
+        """Take back what this process kept in the checkpoint that the run goes on from.
+
+        Returns:
+            Whether the evaluation of the epoch that ended there is still to be made.
+        """
+        own, self.run.own = self.run.own or {}, None
+        self.meter.load_state_dict(own.get("meter", {}))
+        learner = self.stage.learner
+        failures = own.get("failures")
+        if failures:
+            learner.failures = torch.tensor(failures, device=learner.world.device)
+            learner.failed = torch.tensor(own["failed"], device=learner.world.device)
+        return bool(own.get("due"))
+
+    def save(self, ended: int | None = None, due: bool = False) -> None:
+        """Write a checkpoint.
+
+        Args:
+            ended: epochs that are over, at the end of one. due: whether an evaluation comes next.
+
+        Raises:
+            RunFailed: something is not finite, so the state is not worth keeping; or it cannot be written.
+        """
+        learner, stage, run = self.stage.learner, self.stage, self.run
+        self.meter.require_finite()
+        failures = 0 if learner.failures is None else int(learner.failures)
+        own = {
+            "meter": self.meter.state_dict(),
+            "due": due,
+            "failures": failures,
+            "failed": int(learner.failed) if failures else 0,
+        }
+        state = state_of(stage.plan.name, learner, stage.streams, self.rates, own)
+        self._since = time.monotonic()
+        if state is None:
+            return
+        run.log.sync()
+        facts = {
+            "stage": stage.plan.name,
+            "step": learner.step,
+            "order": stage.plan.number * 10**10 + learner.step,
+            "logs": logs_now(run.folder),
+        }
+        if ended is not None:
+            facts["epoch"] = ended
+        first = not run.last.is_file()
+        run.checkpoints.write(state, facts, ended)
+        if first:
+            run.checkpoints.wait()
+            note_checkpoints(run.folder)
+
+    def finish(self) -> None:
+        """Return when all checkpoints are on disk."""
+        self.run.checkpoints.wait()
+
+
 class Meter:
     """Means of the losses since they were last read, over steps and processes; nothing is copied to the host
     in between.
+
+    Args:
+        stage: whose images are named where something is not finite.
     """
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+    def __init__(self, learner: Learner, stage: Stage | None = None) -> None:
+        self.learner, self.stage = learner, stage
         self._forget()
 
     def _forget(self) -> None:
@@ -169,41 +294,136 @@ class Meter:
         ] = {}  # steps that report the same tensors are summed in one go
         self._numbers: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
+        self._skipped: dict[tuple[str, ...], Tensor] = {}  # of each sum, steps that are not in it
+        self._recent: list[tuple[int, Mapping[str, Any], dict[str, list[int]]]] = []
 
-    def add(self, seen: Mapping[str, Tensor | float]) -> None:
-        """One step's losses: scalars on the device, or plain numbers."""
+    def add(
+        self, seen: Mapping[str, Tensor | float], batches: Sequence[Mapping[str, Batch]] | None = None
+    ) -> None:
+        """One step's losses: scalars on the device, or plain numbers; and the images it was made from."""
         tensors = {name: value for name, value in seen.items() if isinstance(value, Tensor)}
         if tensors:
-            self._sums[tuple(tensors)] = (
-                self._sums.get(tuple(tensors), 0) + torch.stack(list(tensors.values())).double()
-            )
+            names, values = tuple(tensors), torch.stack(list(tensors.values())).double()
+            if self.learner.allowed:  # a step that was skipped is not in the means
+                fine = values.isfinite().all()
+                values = torch.where(fine, values, torch.zeros_like(values))
+                self._skipped[names] = self._skipped.get(names, 0) + (~fine).long()
+            self._sums[names] = self._sums.get(names, 0) + values
         self._numbers.update({name: value for name, value in seen.items() if name not in tensors})
         self._counts.update(seen.keys())
+        self._recent.append((self.learner.step, seen, image_ids(batches or ())))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen since the last reading, in this process."""
+        return {
+            "sums": [[list(names), sums] for names, sums in self._sums.items()],
+            "skipped": [[list(names), number] for names, number in self._skipped.items()],
+            "numbers": dict(self._numbers),
+            "counts": dict(self._counts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called; nothing for an empty one."""
+        device = self.learner.world.device
+        self._forget()
+        self._sums = {tuple(names): sums.to(device) for names, sums in state.get("sums", ())}
+        self._skipped = {tuple(names): number.to(device) for names, number in state.get("skipped", ())}
+        self._numbers.update(state.get("numbers", {}))
+        self._counts.update(state.get("counts", {}))
+
+    def require_finite(self) -> None:
+        """Raise RunFailed if more steps than are allowed had a loss or gradient that is not finite.
+
+        Every process has to call this at the same time.
+        """
+        failures = 0 if self.learner.failures is None else int(self.learner.failures)  # everywhere the same
+        if failures > self.learner.allowed:
+            self.read()
 
     def read(self) -> dict[str, float]:
         """The means by name.
 
         Raises:
-            RunFailed: one of them is not finite, or a step's were not; all are printed. (A gradient scaler
-                looks after infinite gradients itself.)
+            RunFailed: one of them is not finite, or a step's were not; all are printed, with the images of
+                that step. (A gradient scaler looks after infinite gradients itself.)
         """
         totals: Counter[str] = Counter()
+        counts = Counter(self._counts)
         for names, sums in self._sums.items():
             totals.update(dict(zip(names, sums.tolist(), strict=True)))
+            if skipped := int(self._skipped.get(names, 0)):
+                counts.subtract(dict.fromkeys(names, skipped))
         totals.update(self._numbers)
         values = self.learner.world.mean_of_numbers(
-            [total / self._counts[name] for name, total in totals.items()]
+            [total / max(counts[name], 1) for name, total in totals.items()]
         )
         means = dict(zip(totals, values, strict=True))
+        recent = self._recent
         self._forget()
         excused = ("grad_norm",) if self.learner.scaler.is_enabled() else ()
-        failed = int(self.learner.failed or 0)  # in every process the same
-        if failed or not all(math.isfinite(value) for name, value in means.items() if name not in excused):
-            order = sorted(means, key=lambda name: math.isfinite(means[name]))  # the culprits first
-            shown = ", ".join(f"{name} {means[name]:.4g}" for name in order)
-            since = f" since step {failed}" if failed else ""
-            raise RunFailed(f"a loss or gradient is not finite{since}: {shown}. {ADVICE}")
+        failed, failures = (
+            int(value or 0) for value in (self.learner.failed, self.learner.failures)
+        )  # in every process the same
+        finite = all(math.isfinite(value) for name, value in means.items() if name not in excused)
+        if failures > self.learner.allowed or not finite:
+            raise Diverged(self._message(means, failed, failures, recent), going_back(self.learner))
+        if self.learner.allowed:
+            means["skipped_steps"] = float(failures)
         return means
+
+    def _message(
+        self, means: Mapping[str, float], failed: int, failures: int, recent: Sequence[tuple]
+    ) -> str:
+        """What is not finite, since when, and in which images."""
+        since = f" since step {failed}" if failed else ""
+        shown, images = means, ""
+        for step, seen, ids in recent:
+            if step == failed:
+                shown = {name: float(value) for name, value in seen.items()}
+                images = self.images_of(ids)
+        order = sorted(shown, key=lambda name: math.isfinite(shown[name]))  # the culprits first
+        losses = ", ".join(f"{name} {shown[name]:.4g}" for name in order)
+        more = f" ({failures} steps; {self.learner.allowed} may be skipped)" if self.learner.allowed else ""
+        advice = ADVICE.format(how=" ".join(going_back(self.learner)))
+        return f"a loss or gradient is not finite{since}{more}: {losses}.{images}\n{advice}"
+
+    def images_of(self, ids: Mapping[str, Sequence[int]]) -> str:
+        """The images of a step, in words."""
+        words = []
+        for domain, wanted in ids.items():
+            stream = self.stage.streams.get(domain) if self.stage is not None else None
+            names = _files(stream.loader.dataset, wanted) if stream else [str(one) for one in wanted]
+            rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            words.append(f"{domain}: {', '.join(names[:MOST_NAMED])}{rest}")
+        return f" Images of that step: {'; '.join(words)}." if words else ""
+
+
+def going_back(learner: Learner) -> list[str]:
+    """Options that take a run back to before it went wrong, with half its learning rate."""
+    sections = learner.config.sections().items()
+    where = next((name for name, section in sections if section is learner.stage), "teach")
+    return ["--resume-from", "previous", "--set", f"{where}.lr={learner.stage.lr / 2:.1g}", "--allow-change"]
+
+
+def image_ids(batches: Sequence[Mapping[str, Batch]]) -> dict[str, list[int]]:
+    """The images of a step's micro-batches, by domain."""
+    found: dict[str, list[int]] = {}
+    for micro_batch in batches:
+        for domain, batch in micro_batch.items():
+            found.setdefault(domain, []).extend(target["image_id"] for target in batch.targets)
+    return found
+
+
+def _files(dataset: Any, image_ids: Sequence[int]) -> list[str]:
+    """The files of images, by their ids; in each of several joined sets, if more than one has an id."""
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    parts = getattr(dataset, "parts", [dataset])
+    names: dict[int, list[str]] = {}
+    for part in parts:
+        for record in getattr(part, "records", ()):
+            names.setdefault(record.image_id, []).append(str(record.path))
+    return [" or ".join(names.get(one, [f"image {one}"])) for one in image_ids]
 
 
 class Speed:
@@ -258,19 +478,29 @@ def _standing(learner: Learner, done: int) -> dict[str, Any]:
     return facts
 
 
-def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], rates: list[float]) -> None:
+def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], saver: Saver) -> None:
     """What parts do, log, checkpoint and evaluation; ``done`` epochs are over."""
     learner, name, engine = stage.learner, stage.plan.name, stage.learner.config.engine
     facts: dict[str, Any] = {"epoch": done}
     for part in learner.method:
         facts |= _told(part, part.after_epoch(done, numbers), facts)
+    share_bad(stage.streams, learner.world)
+    bad = {file for stream in stage.streams.values() for file in stream.bad}
+    if bad:
+        facts["replaced_images"] = len(bad)
     run.log.write(name, "epoch", learner.step, facts)
     run.watcher.epoch(_standing(learner, done))
     synchronise_statistics(learner)
-    save_checkpoint(run.last, name, learner, stage.streams, rates)
-    if engine.keep_checkpoints and learner.world.main:
-        keep_numbered(run.last, name, done, engine.keep_checkpoints)
-    due = engine.eval_every and done % engine.eval_every == 0 and done < learner.stage.epochs
-    if run.evaluate is not None and due and not learner.world.any(run.stopping):
-        for network, metrics in run.evaluate(learner).items():
-            run.log.write(name, "eval", learner.step, {"epoch": done, "network": network, **metrics})
+    due = bool(engine.eval_every and done % engine.eval_every == 0 and done < learner.stage.epochs)
+    due = due and run.evaluate is not None
+    saver.save(done, due)
+    if due and not learner.world.any(run.stopping):
+        _evaluate(stage, run, done)
+
+
+def _evaluate(stage: Stage, run: Run, done: int) -> None:
+    """Measure the networks, and log it. A run that stopped before this was over does it when it goes on."""
+    learner = stage.learner
+    for network, metrics in (run.evaluate(learner) if run.evaluate else {}).items():
+        line = {"epoch": done, "network": network, **metrics}
+        run.log.write(stage.plan.name, "eval", learner.step, line)

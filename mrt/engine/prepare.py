@@ -15,7 +15,7 @@ from mrt.adapt.teacher import Teacher
 from mrt.config import Config
 from mrt.data.card import DatasetCard
 from mrt.domains import TARGET
-from mrt.engine import build, checkpoint, data, labels
+from mrt.engine import build, checkpoint, data, labels, store
 from mrt.engine.checks import checked_networks
 from mrt.engine.compiling import Compiler
 from mrt.engine.data import Stream
@@ -51,7 +51,8 @@ class Workshop:
         kept: detector weights that parts of some stage need.
         source: what the starting weights have on record of their source.
         before: the parts of the stage that this run has trained before, by name.
-        told: what was said of the data, which every stage would say again.
+        told: what was said of the data, which every stage would say again. bad: images that could not be
+            read, with the reason, by file.
     """
 
     config: Config
@@ -65,6 +66,7 @@ class Workshop:
     kept: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     before: Mapping[str, Part] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def tell(self, lines: Iterable[str]) -> None:
@@ -182,18 +184,16 @@ def take_over(plan: Plan, shop: Workshop) -> None:
     file = Path(shop.start or "") / RANDOM.format(plan.follows)
     if run_of(plan.follows, shop.start) is None or not file.is_file():
         return
-    saved = checkpoint.load(file)
-    if saved["seed"] == shop.config.seed:
+    saved, _ = store.read(file)
+    if saved.get("seed") == shop.config.seed:
         checkpoint.restore_random_state(saved["state"])
 
 
 def leave_behind(plan: Plan, shop: Workshop) -> None:
     """The counterpart of :func:`take_over`."""
     if plan.leads:
-        checkpoint.save(
-            shop.folder / RANDOM.format(plan.name),
-            {"seed": shop.config.seed, "state": checkpoint.random_state()},
-        )
+        state = {"seed": shop.config.seed, "state": checkpoint.random_state()}
+        store.write(shop.folder / RANDOM.format(plan.name), state, {"stage": plan.name})
 
 
 def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
@@ -207,6 +207,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     for domain, dataset in zip(plan.labelled, sets, strict=True):
         shop.tell([*dataset.left_out(), *labels.missing_classes(dataset, labels.LEARN[domain])])
     streams = data.build_streams(plan, config, shop.cards, shop.classes, sets, world)
+    data.watch_bad(streams, shop.bad, watcher.say)
     site = Site(config, plan.settings, shop.classes, detector, world, watcher.say)
     on_record = sum(shop.source.get(BOXES, {}).get(name, 0.0) for name in shop.classes)
     site = replace(

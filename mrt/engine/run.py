@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mrt import failures
 from mrt.config import Config
-from mrt.engine import build, checkpoint, distributed
+from mrt.engine import build, checkpoint, distributed, store
 from mrt.engine.data import classes_of, find_cards
+from mrt.engine.facts import FACTS, read_facts
 from mrt.engine.folder import (
     begin_run,
     changed_plugins,
     finish_stage,
     open_run,
-    read_facts,
+    record_change,
     record_resumption,
+    remove_leftovers,
+    require_run,
     require_same_data,
     require_same_reads,
+    require_unchanged,
     save_networks,
+    settle_change,
     unfinish_stages,
 )
 from mrt.engine.labels import require_labels
-from mrt.engine.load import source_record
+from mrt.engine.load import load_detector, source_record
 from mrt.engine.loop import Run, run_stage
 from mrt.engine.plan import Plan
 from mrt.engine.prepare import leave_behind, open_workshop, prepare, take_over
-from mrt.engine.report import RunLog, Watcher, forget_later_lines
-from mrt.engine.snapshots import SNAPSHOTS
+from mrt.engine.report import LOGS, RunLog, Watcher, take_back, wrong_logs
+from mrt.engine.store import DAMAGED
 from mrt.engine.validation import validation
 from mrt.errors import MrtError
+from mrt.lock import RunLock
+from mrt.seal import Prefix
+
+CHECKPOINTS = "checkpoints"  # the folder of a run's
 
 
 def carry_out(
@@ -43,6 +57,7 @@ def carry_out(
     from_checkpoint: str | None = None,
     watcher: Watcher | None = None,
     profile: int = 0,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the plans one after the other, each from what the one before left.
 
@@ -53,37 +68,131 @@ def carry_out(
         from_checkpoint: with ``resume``: the name of a file in its folder "checkpoints" to go on from, rather
             than the last one. What the run did after that checkpoint is forgotten.
         watcher: is told how it goes. profile: steps of each stage to profile (:mod:`mrt.engine.profiling`).
+        changes: with ``resume``: "config", the settings that the run goes on with instead of its own, and
+            "settings", which of them are others: dotted key -> [before, now].
 
     Returns:
         ``folder``.
     """
     folder, watcher = Path(folder), watcher or Watcher()
-    state: dict[str, Any] | None = None
-    if resume:
-        config, command = open_run(folder, command)
-        state = checkpoint.find(folder / "checkpoints", from_checkpoint)
-        finished = read_facts(folder)["finished"]
-        if state is None and finished:
-            raise MrtError(
-                f"{folder}: has no checkpoint to go on from; done already: {', '.join(finished)}",
-                f"start another run from it, with --init {folder}",
-            )
+    data_root, changes = Path(data_root), changes or {}
+    with contextlib.ExitStack() as held, failures.machine_failures():
+        resumed = None
+        if resume:
+            require_run(folder)
+            if distributed.is_first():
+                held.enter_context(RunLock(folder, watcher.say))
+                remove_leftovers(folder)
+            if from_checkpoint is None and not changes and _is_complete(folder, plans, watcher):
+                watcher.say(f"{folder}: is finished; nothing is left to do")
+                return folder
+            resumed = _start(folder, command, from_checkpoint)
+        return _carry_out(plans, config, folder, command, data_root, resumed, watcher, profile, changes, held)
+
+
+def _is_complete(folder: Path, plans: Sequence[Plan], watcher: Watcher) -> bool:
+    """Whether all stages of a run are done and what they have left is as it was written."""
+    facts = read_facts(folder)
+    if not {plan.name for plan in plans} <= set(facts["finished"]):
+        return False
+    wrong = [f"{folder / name}: {what}" for name, what in wrong_logs(folder, facts.get("logs", {})).items()]
+    for network in ("student", "teacher"):
+        path = folder / f"{network}.safetensors"
+        if network == "student" or path.is_file():
+            try:
+                load_detector(folder, which=network)
+            except MrtError as error:
+                wrong.append(error.message)
+    if wrong and any((folder / CHECKPOINTS).glob("*.pt")):
+        for text in wrong:
+            watcher.say(f"Warning: {text}")
+        watcher.say("It is written again from the last checkpoint.")
+        return False
+    if wrong:
+        raise MrtError(
+            "\n".join(wrong), f"the run has no checkpoint to write it from again; mrt doctor {folder}"
+        )
+    return True
+
+
+@dataclass
+class Resumed:
+    """A run that goes on.
+
+    Attributes:
+        config, command: its own. facts: ``run.json``.
+        found: the checkpoint; None where it was killed before its first.
+        back: whether somebody chose an earlier one.
+    """
+
+    config: Config
+    command: dict[str, Any]
+    facts: dict[str, Any]
+    found: store.Found | None
+    back: bool
+
+    def take_state(self) -> dict[str, Any] | None:
+        """What is in the checkpoint, in the schema of now. It is not kept here: it is large."""
+        if self.found is None:
+            return None
+        state = checkpoint.upgrade(self.found.state)
+        self.found.state = {name: state[name] for name in ("stage", "step")}
+        return state
+
+
+def _start(folder: Path, command: dict[str, Any], name: str | None) -> Resumed:
+    """Where a run goes on.
+
+    Raises:
+        MrtError: it is another command's, its files are not what was written, or its checkpoints are gone.
+    """
+    config, command = open_run(folder, command)
+    facts, checkpoints = read_facts(folder), folder / CHECKPOINTS
+    found = store.newest(checkpoints) if name is None else store.named(checkpoints, name)
+    if found is None and (facts["finished"] or facts.get("checkpoints")):
+        done = f"; done already: {', '.join(facts['finished'])}" if facts["finished"] else ""
+        networks = [file for file in ("teacher", "student") if (folder / f"{file}.safetensors").is_file()]
+        raise MrtError(
+            f"{folder}: has no checkpoint to go on from (there were some){done}",
+            f"start another run from it, with --init {folder}"
+            if networks
+            else f"put its {CHECKPOINTS} back, or start another run with --name",
+        )
+    return Resumed(config, command, facts, found, name is not None)
+
+
+def _carry_out(
+    plans: Sequence[Plan],
+    config: Config,
+    folder: Path,
+    command: dict[str, Any],
+    data_root: Path,
+    resumed: Resumed | None,
+    watcher: Watcher,
+    profile: int,
+    changes: Mapping[str, Any],
+    held: contextlib.ExitStack,
+) -> Path:
+    state = None
+    if resumed is not None:
+        config, command = changes.get("config", resumed.config), resumed.command
+        state = resumed.take_state()
     plans = [plan.active(config) for plan in plans]
-    cards = find_cards(plans, config, Path(data_root))
-    if resume:
+    cards = find_cards(plans, config, data_root)
+    require_unchanged(cards, config)
+    if resumed is not None:
         require_same_data(folder, cards)
     require_labels(config, cards, {domain for plan in plans for domain in plan.labelled})
-    if resume:
-        told = read_facts(folder)
-        classes, source = list(told["classes"]), told.get("source", {})
+    if resumed is not None:
+        classes, source = list(resumed.facts["classes"]), resumed.facts.get("source", {})
     else:
         classes, source = classes_of(config, cards, command["init"]), source_record(command["init"])
-    reads = {key: digest for plan in plans for key, digest in plan.reads(config, Path(data_root)).items()}
-    if resume:
+    reads = {key: digest for plan in plans for key, digest in plan.reads(config, data_root).items()}
+    if resumed is not None:
         require_same_reads(folder, config, reads)
     for plan in plans:
         for part in plan.parts:
-            part.check(config, cards, classes, Path(data_root))
+            part.check(config, cards, classes, data_root)
     with distributed.joined(config.engine.device, config.engine.timeout) as world:
         build.use_machine(config, world.device)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
@@ -98,16 +207,13 @@ def carry_out(
             take_over(plans[0], shop)
         # Before the folder is made: what does not fit leaves no trace.
         stage = prepare(plans[begin], shop, first=state is None)
+        if state is not None:
+            checkpoint.restore_checkpoint(state, stage.learner, stage.streams)
         evaluate = validation(shop)
-        if world.main and resume:
-            record_resumption(folder, world.device)
-            for name in changed_plugins(folder, config):
-                watcher.say(f"{name}: the plug-in is not the one that the run was started with")
-            if from_checkpoint is not None:
-                checkpoint.go_back(folder / "checkpoints", from_checkpoint, names[begin + 1 :])
-            _forget(folder, names[:begin], names[begin:], state)
+        if world.main and resumed is not None:
+            _go_back(folder, resumed, names, begin, watcher, world.device, changes)
         elif world.main:
-            begin_run(
+            lock = begin_run(
                 folder,
                 config.model_copy(update={"init": command["init"]}),
                 command,
@@ -115,17 +221,27 @@ def carry_out(
                 shop.classes,
                 world.device,
                 {"source": source, "reads": reads},
+                watcher.say,
             )
+            held.callback(lock.release)
         world.wait()
+        checkpoints = store.Checkpoints(
+            folder / CHECKPOINTS,
+            config.engine.keep_checkpoints,
+            background=world.device.type == "cuda",
+            is_there=(folder / FACTS).is_file,
+        )
+        own = own_of(state, world) if state is not None else None
+        if state is not None:  # whatever has been drawn since
+            checkpoint.restore_process(state["random"], world, config.seed, state["step"])
+        state = None
         with RunLog(folder, active=world.main) as log:
-            run = Run(folder, config, log, watcher, evaluate, profile)
+            run = Run(folder, config, log, watcher, checkpoints, evaluate, profile, own)
             for number, plan in enumerate(plans[begin:], begin):
                 if number > begin:
                     stage = prepare(plan, shop, first=False)
-                if state is not None:
-                    checkpoint.restore_checkpoint(state, stage.learner, stage.streams)
-                    state = None
-                elif world.rank:  # masks and dropout differ between processes
+                if world.rank and (number > begin or own is None):
+                    # Masks and dropout differ between processes.
                     checkpoint.seed_everything(config.seed + 1_000_003 * world.rank + max(0, plan.number - 1))
                 run_stage(stage, run)
                 shop.before = {part.name: part for part in plan.parts}
@@ -135,7 +251,6 @@ def carry_out(
                         part.finish(folder)
                     if len(plans) == 1:
                         leave_behind(plan, shop)
-                    finish_stage(folder, plan.name)
                 for network, numbers in (evaluate(stage.learner) if evaluate else {}).items():
                     log.write(
                         plan.name,
@@ -143,17 +258,50 @@ def carry_out(
                         stage.learner.step,
                         {"epoch": plan.settings.epochs, "network": network, **numbers},
                     )
+                if world.main:
+                    log.sync()
+                    finish_stage(folder, plan.name)
                 world.wait()
     return folder
 
 
-def _forget(folder: Path, earlier: Sequence[str], again: Sequence[str], state: dict[str, Any] | None) -> None:
-    """Take out of the run's logs what came after the checkpoint it goes on from; without one, everything.
-
-    Args:
-        earlier: stages that were over before it. again: those that are to come.
+def own_of(state: Mapping[str, Any], world: distributed.World) -> dict[str, Any]:
+    """What this process kept for itself in a checkpoint. What was counted by processes that there are no more
+    is left out.
     """
-    unfinish_stages(folder, again)
-    stage, step = (state["stage"], state["step"]) if state else ("", 0)
-    for file in ("metrics.jsonl", SNAPSHOTS):
-        forget_later_lines(folder / file, earlier, stage, step)
+    kept = state.get("own", [])
+    if len(kept) == world.size:
+        return dict(kept[world.rank])
+    return {"due": bool(kept and kept[0].get("due"))}
+
+
+def _go_back(
+    folder: Path,
+    resumed: Resumed,
+    names: Sequence[str],
+    begin: int,
+    watcher: Watcher,
+    device: torch.device,
+    changes: Mapping[str, Any],
+) -> None:
+    """Bring the folder of a run that goes on to how it was at its checkpoint; say what is not as usual."""
+    found = resumed.found
+    if found is not None:
+        for path, reason in found.damaged.items():
+            watcher.say(f"Warning: {reason}")
+            watcher.say(f"Going on from {found.path.name}; the damaged file is kept as {path.name}{DAMAGED}.")
+        store.set_aside(found.damaged)
+        if resumed.back or found.path.name != store.LAST:
+            store.go_back(found, names[begin + 1 :])
+    settle_change(folder)
+    if changes:
+        step = {name: found.state[name] for name in ("stage", "step")} if found else {}
+        record_change(folder, changes["config"], step, changes["settings"])
+    record_resumption(folder, device)
+    for name in changed_plugins(folder, resumed.config):
+        watcher.say(f"{name}: the plug-in is not the one that the run was started with")
+    unfinish_stages(folder, names[begin:])
+    stage, step = (found.state["stage"], found.state["step"]) if found else ("", 0)
+    recorded = found.facts.get("logs") if found else {name: Prefix.of(Path()).to_dict() for name in LOGS}
+    for text in take_back(folder, recorded, names[:begin], stage, step):
+        watcher.say(f"Warning: {text}")

@@ -9,8 +9,8 @@ snapshots is the run without.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from mrt.boxes import cxcywh_to_xyxy
-from mrt.data.dataset import DetectionDataset, SampleKey
+from mrt.data.dataset import DetectionDataset, SampleKey, UnreadableImage
 from mrt.data.loader import collate
 from mrt.engine.compiling import uncompiled
 from mrt.engine.learner import Learner
+from mrt.engine.report import SNAPSHOTS, append_line
 from mrt.models.interface import DetectorOutput
-
-SNAPSHOTS = "pseudo_labels.jsonl"
 
 
 def spread_evenly(total: int, count: int) -> list[int]:
@@ -80,17 +79,20 @@ class LabelSnapshots:
         images = []
         for start in range(0, len(self.chosen), self.batch):
             indices = self.chosen[start : start + self.batch]
-            batch = collate([self.dataset[SampleKey(index, "snapshot")] for index in indices]).to(
-                self.learner.world.device
-            )
+            samples = {}
+            for index in indices:
+                with suppress(UnreadableImage):  # training replaces it, and says so
+                    samples[index] = self.dataset[SampleKey(index, "snapshot")]
+            if not samples:
+                continue
+            batch = collate(list(samples.values())).to(self.learner.world.device)
             with self.learner.precision, uncompiled():
                 output = self.learner.teacher.module(batch.images, batch.mask)
             images += [
-                self._describe(index, found) for index, found in zip(indices, find(output), strict=True)
+                self._describe(index, found) for index, found in zip(samples, find(output), strict=True)
             ]
         line = {"stage": self.stage, "step": self.learner.step, "epoch": epoch, **facts, "images": images}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, line)
 
     def _describe(self, index: int, labels: dict[str, torch.Tensor]) -> dict:
         record = self.dataset.records[index]

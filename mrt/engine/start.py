@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrt.config import Config, load_config
-from mrt.engine.folder import read_facts
+from mrt.config import Config
+from mrt.engine.facts import is_run, read_facts, stored_settings
 from mrt.errors import MrtError
 
 
@@ -33,8 +33,9 @@ def starting_point(config: Config, init: str | None, how: Mapping[str, Any]) -> 
 
 def stored(config: Config, folder: Path, how: Mapping[str, Any]) -> Config:
     """The configuration that counts: a run that goes on keeps its own."""
-    path = Path(folder) / "config.json"
-    return load_config(path) if how.get("resume") and path.is_file() else config
+    if not how.get("resume") or not is_run(folder):
+        return config
+    return (how.get("changes") or {}).get("config") or stored_settings(folder)
 
 
 def absolute(init: str | None) -> str | None:

@@ -11,11 +11,13 @@ from mrt.engine.data import evaluation_set
 from mrt.engine.inference import measure
 from mrt.engine.learner import Learner
 from mrt.engine.prepare import Workshop
+from mrt.errors import RunFailed
+from mrt.evaluate.coco import NotFinite
 
 
 def validation(shop: Workshop) -> Callable[[Learner], dict[str, Any]] | None:
     """A function that measures student and teacher, in one pass over the images; none where there are no
-    labels to measure with.
+    labels to measure with. It raises RunFailed where a network's output is not finite.
     """
     config, split, watcher = shop.config, shop.config.data.validation_split, shop.watcher
     card = shop.cards[TARGET if TARGET in shop.cards else SOURCE]
@@ -43,9 +45,16 @@ def validation(shop: Workshop) -> Callable[[Learner], dict[str, Any]] | None:
         if learner.teacher is not None:
             networks["teacher"] = learner.teacher.module
         training = {name: network.training for name, network in networks.items()}
-        measured = measure(
-            networks, dataset, config.engine.eval_batch_size, shop.world, watcher, config.engine.workers
-        )
+        try:
+            measured = measure(
+                *(networks, dataset, config.engine.eval_batch_size, shop.world, watcher),
+                *(config.engine.workers, config.engine.timeout),
+            )
+        except NotFinite as error:
+            raise RunFailed(
+                f"{error.message}: training has diverged. Go on from an earlier checkpoint with a lower "
+                "learning rate: mrt adapt --resume-from CHECKPOINT --set teach.lr=1e-5 --allow-change"
+            ) from None
         found = {}
         for name, metrics in measured.items():
             networks[name].train(training[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mrt.config import Config, flag_name, load_config, load_stored, preset_names
-from mrt.data.card import DatasetCard, read_json
+from mrt.data.card import DatasetCard
 from mrt.data.registry import find_dataset
-from mrt.engine.report import read_log
+from mrt.engine.facts import FACTS, SETTINGS, read_facts, require_own_settings
 from mrt.errors import MrtError
+from mrt.report.stored import read_metrics, read_results, read_snapshots
 
 SECTION_OF_STAGE = {"pretrain": "pretrain", "mae": "mae_stage", "teach": "teach"}
 STAGE_TITLES = {"pretrain": "source training", "mae": "masked autoencoder", "teach": "teaching"}
 # Of a baseline or an oracle, which has no adaptive part.
 MATCHED_TITLES = {"mae": "steps of stage 2", "teach": "steps of stage 3"}
+COMMANDS = ("adapt", "pretrain-source")  # that make runs
+START = "start"  # what the networks that runs started from are called
 NODES = "nodes"  # the folder of an ablation's runs
 
 
@@ -112,7 +116,8 @@ class RunData:
         found = [
             (self.place(line), line[key])
             for line in self.of(kind)
-            if line.get(key) is not None and all(line.get(name) == value for name, value in where.items())
+            if isinstance(line.get(key), (int, float))
+            and all(line.get(name) == value for name, value in where.items())
         ]
         return [x for x, _ in found], [y for _, y in found]
 
@@ -144,22 +149,38 @@ class RunData:
 
 def load_run(folder: Path) -> RunData:
     """Read a run folder; MrtError if it is none."""
-    path = folder / "run.json"
-    if not path.is_file() or not (folder / "config.json").is_file():
+    if not (folder / FACTS).is_file() or not (folder / SETTINGS).is_file():
         raise MrtError(
-            f"{folder}: not a run folder (no run.json and config.json)",
+            f"{folder}: not a run folder (no {FACTS} and {SETTINGS})",
             "name a folder that mrt pretrain-source, adapt, demo or ablate has written",
         )
-    facts = read_json(path)
+    facts = read_facts(folder)
+    _require_sense(folder / FACTS, facts)
+    require_own_settings(folder, facts)
     return RunData(
-        title=folder.name,
+        title=folder.resolve().name,
         folder=folder,
-        config=load_stored(folder / "config.json"),
+        config=load_stored(folder / SETTINGS),
         facts=facts,
-        lines=read_log(folder / "metrics.jsonl"),
-        snapshots=read_log(folder / "pseudo_labels.jsonl"),
-        results=_stored_results(folder),
+        lines=read_metrics(folder / "metrics.jsonl"),
+        snapshots=read_snapshots(folder / "pseudo_labels.jsonl", facts["classes"]),
+        results=read_results(folder),
     )
+
+
+def _require_sense(path: Path, facts: Mapping[str, Any]) -> None:
+    """MrtError if ``run.json`` says what no run can."""
+    classes, domains = facts["classes"], list(facts["data"])
+    wrong = {
+        f"classes = {str(classes)[:80]}: they have to be different names": not classes
+        or len({*classes}) < len(classes),
+        f"data = {str(domains)[:80]}: they have to be of source and target": not {*domains}
+        <= {"source", "target"},
+        f"command = {facts['command'][:80]!r}: no run is of it": facts["command"] not in COMMANDS,
+    }
+    for problem, holds in wrong.items():
+        if holds:
+            raise MrtError(f"{path}: {problem}", "put the file back as it was")
 
 
 def load_runs(folders: Sequence[Path], titles: Sequence[str | None] | None = None) -> list[RunData]:
@@ -176,9 +197,15 @@ def load_runs(folders: Sequence[Path], titles: Sequence[str | None] | None = Non
             run.title = run.title.partition("-")[0] + (f" ({', '.join(settings)})" if settings else "")
     for run, title in zip(runs, titles or (), strict=False):
         run.title = title or run.title
-    if len({run.title for run in runs}) < len(runs):
-        for run in runs:
-            run.title = f"{run.folder.parent.name}/{run.folder.name}"
+        run.title = f"the run {run.title}" if run.title == START else run.title
+    for rename in (lambda place: f"{place.parent.name}/{place.name}", str):
+        if len({run.title for run in runs}) < len(runs):
+            for run in runs:
+                run.title = rename(run.folder.resolve())
+    counts = Counter(run.title for run in runs)
+    for run in runs:
+        if counts[run.title] > 1:
+            raise MrtError(f"{run.folder}: is named twice", "name each run once")
     return runs
 
 
@@ -188,18 +215,6 @@ def start_of(run: RunData) -> str | None:
     folder = run.folder.resolve()
     root = folder.parents[2] if folder.parent.name == NODES else folder.parent
     return str(Path(init).relative_to(root)) if init and Path(init).is_relative_to(root) else init
-
-
-def _stored_results(folder: Path) -> list[dict[str, Any]]:
-    """Results that ``mrt eval`` (eval-*.json) and ``mrt ablate`` (result-*.json) stored in a run's folder."""
-    found = []
-    for path in sorted(folder.glob("eval-*.json")):
-        found += [{**item, "file": path.name} for item in read_json(path)]
-    for path in sorted(folder.glob("result-*.json")):
-        item = read_json(path)
-        data = item["data"]
-        found.append({**item, "data": data["name"], "sha256": data.get("sha256"), "file": path.name})
-    return found
 
 
 def choose_split(runs: Sequence[RunData], data: str, asked: str | None) -> str:

@@ -7,8 +7,10 @@ figure; :func:`publish` writes it as PNG and SVG and returns the SVG for a page.
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from mrt.config import loss_words
 from mrt.files import replacing
+from mrt.plain import visible
 from mrt.report.collect import RunData, Span
 
 # Okabe and Ito's palette, with grey instead of yellow, which is too pale on white.
@@ -60,7 +64,7 @@ STYLE = {
     "legend.borderpad": 0.2,
     "figure.dpi": 100,
     "svg.hashsalt": "mrt",
-    "mathtext.default": "regular",
+    "text.parse_math": False,  # a name with two $ in it is no formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -84,6 +88,19 @@ def publish(figure: Figure, folder: Path, name: str) -> Published:
     The SVG file has text as outlines, so that it looks the same everywhere.
     """
     png = folder / f"{name}.png"
+    _show_hidden(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of other scripts: boxes are drawn
+        return _publish(figure, png, folder, name)
+
+
+def _show_hidden(figure: Figure) -> None:
+    """Let control characters in names be drawn as escapes: some cannot be drawn, nor be in an SVG."""
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text()))
+
+
+def _publish(figure: Figure, png: Path, folder: Path, name: str) -> Published:
     with matplotlib.rc_context(STYLE), replacing(png) as file:
         figure.savefig(file, format="png", dpi=200, facecolor=GROUND)
     figure.set_layout_engine("none")  # keep the layout that was calculated for the PNG
@@ -260,7 +277,7 @@ def average_precision(run: RunData) -> Figure | None:
     axes[0, 0].legend(loc="lower right")
     lines = [line for line in run.of("eval") if line["network"] == networks[0]]
     for name, look in look_of(run.classes).items():
-        points = [(run.place(line), line["per_class"].get(name, {}).get("AP50")) for line in lines]
+        points = [(run.place(line), line.get("per_class", {}).get(name, {}).get("AP50")) for line in lines]
         points = [(x, y) for x, y in points if y is not None]
         _curve(axes[0, 1], [x for x, _ in points], [y for _, y in points], name, **look)
     axes[0, 1].set_title(f"{networks[0]}, by class†")
@@ -285,7 +302,8 @@ def thresholds(run: RunData) -> Figure | None:
     begin = next(span for span in run.spans if span.name == lines[0]["stage"]).begin
     for name, look in look_of(run.classes).items():
         x = [begin, *(run.place(line) for line in lines)]
-        y = [run.config.teacher.threshold_start, *(line["thresholds"][name] for line in lines)]
+        later = (line["thresholds"].get(name, math.nan) for line in lines)
+        y = [run.config.teacher.threshold_start, *later]
         _curve(axis, x, y, name, **look)
     place = {"xycoords": ("axes fraction", "data"), "xytext": (3, 2), "textcoords": "offset points"}
     teacher = run.config.teacher
@@ -392,7 +410,7 @@ def bars(
         if len(values) <= 3:
             texts = ["-" if value is None else f"{value:.{decimals}f}" for value in row]
             axis.bar_label(drawn, texts, fontsize=6.5, padding=1)
-    axis.set_xticks(range(len(groups)), groups)
+    axis.set_xticks(range(len(groups)), list(map(visible, groups)))  # ticks set their texts anew
     axis.set_ylabel(label)
     axis.tick_params(axis="x", length=0)
     axis.margins(y=0.12)

@@ -9,7 +9,8 @@ import numpy as np
 
 from mrt.data.dataset import DetectionDataset
 from mrt.engine.labels import class_map_for
-from mrt.engine.snapshots import spread_evenly
+from mrt.engine.snapshots import SNAPSHOTS, spread_evenly
+from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections
 from mrt.evaluate.errors import KINDS, split_errors
 from mrt.evaluate.labels import label_quality
@@ -23,6 +24,8 @@ from mrt.report.words import LOOKING, lacking, number, slug, span_words, told
 THRESHOLD = 0.3  # score from which detections are drawn
 MAX_EPOCHS = 4  # columns of pseudo labels over time
 PERPLEXITY = 30
+LONGEST_SLUG = 60  # letters of a title in a file's name
+NOTHING = ImageDetections(-1, np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, 4)))
 JUDGED_IMAGES = 32  # for the share that the masked autoencoder explains
 
 
@@ -36,8 +39,9 @@ def pseudo_labels(study: Study) -> Section:
             how = "was taught by labels from outside" if outside else "was not taught by pseudo labels"
             section.blocks.append(lacking(f"{run.title} {how}"))
             continue
-        prefix = f"{slug(run.title)}-" if study.several else ""
+        prefix = _prefix(study, run)
         target = _target_images(study, run)
+        _require_images(run, target)
         quality = _quality(run, target)
         study.record["runs"][run.title]["pseudo_labels"] = [vars(curve) for curve in quality]
         boxes = [_boxes_per_image(study, run, domain) for domain in ("source", "target")]
@@ -50,7 +54,7 @@ def pseudo_labels(study: Study) -> Section:
             )
             alt = span_words(run, "Number and quality of pseudo labels")
             section.blocks.append(study.plot(f"{prefix}pseudo-labels", figure, alt, caption))
-        if not run.snapshots:
+        if not any(line["images"] for line in run.snapshots[:1]):
             why = "it recorded none (engine.snapshots was 0, or an earlier version trained it)"
             section.blocks.append(lacking(f"{run.title}'s labels over time: {why}"))
         elif target is None:
@@ -59,6 +63,15 @@ def pseudo_labels(study: Study) -> Section:
         else:
             section.blocks.append(_over_time(study, run, target, prefix))
     return section
+
+
+def _prefix(study: Study, run: RunData) -> str:
+    """What the names of a run's figures begin with: of several runs, something that no other's do."""
+    if not study.several:
+        return ""
+    slugs = [slug(other.title)[:LONGEST_SLUG] for other in study.runs]
+    number = study.runs.index(run)
+    return f"{slugs[number]}-" if slugs.count(slugs[number]) == 1 else f"{slugs[number]}-{number + 1}-"
 
 
 def _boxes_per_image(study: Study, run: RunData, domain: str) -> float | None:
@@ -73,9 +86,23 @@ def _target_images(study: Study, run: RunData) -> DetectionDataset | None:
     split, card = run.config.data.target_split, find_card(run, "target", study.data_root)
     if card is None or split not in card.splits:
         return None
-    if card.splits[split].sha256 != run.facts["data"]["target"]["sha256"].get(split):
+    used = run.facts["data"].get("target")
+    if used is None or card.splits[split].sha256 != used["sha256"].get(split):
         return None
     return DetectionDataset(card, split, classes=run.classes, class_map=class_map_for(run.config, card))
+
+
+def _require_images(run: RunData, target: DetectionDataset | None) -> None:
+    """MrtError if labels were recorded of images that the set does not have."""
+    there = {record.image_id for record in target.records} if target is not None else set()
+    recorded = [image["image_id"] for line in run.snapshots for image in line["images"]]
+    unknown = [image_id for image_id in recorded if image_id not in there] if target is not None else []
+    if unknown:
+        where = f"{target.card.name}, split {target.split}"
+        raise MrtError(
+            f"{run.folder / SNAPSHOTS}: image_id {unknown[0]!r} is none of {where}",
+            "put the file back as it was, or move it away",
+        )
 
 
 def _recorded(run: RunData, line: Mapping[str, Any]) -> list[ImageDetections]:
@@ -120,10 +147,11 @@ def _over_time(study: Study, run: RunData, target: DetectionDataset, prefix: str
     for image_id in ids:
         row = []
         for line, column in zip(picked, columns, strict=True):
-            labels = ", ".join(run.classes[label] for label in column[image_id].labels)
+            found = column.get(image_id, NOTHING)  # an image may have been unreadable then
+            labels = ", ".join(run.classes[label] for label in found.labels)
             when = f"after epoch {line['epoch']} of teaching"
             alt = f"Image {image_id} {when}: {labels or 'no pseudo labels'}"
-            row.append(Cell(picture_of(target, image_id, column[image_id], wide), alt))
+            row.append(Cell(picture_of(target, image_id, found, wide), alt))
         if target.labelled:
             alt = f"Image {image_id} with its true boxes"
             row.append(Cell(picture_of(target, image_id, "truth", wide), alt))
@@ -192,7 +220,9 @@ def reconstructions(study: Study) -> Section:
         batches = networks.views(run.config, card, split, run.classes, max(study.images, JUDGED_IMAGES))
         ratio, seed = run.config.mae.mask_ratio, run.config.seed
         tried = [(item, *networks.rebuild(item, batches, ratio, seed, study.device)) for item in autoencoders]
-        best = max(tried, key=lambda item: -np.inf if item[2] is None else item[2])
+        best = max(
+            tried, key=lambda item: item[2] if item[2] is not None and np.isfinite(item[2]) else -np.inf
+        )
         explained = {item.about: share for item, _, share in tried}
         study.record["runs"][run.title]["reconstruction"] = {
             "explained": explained,
@@ -209,7 +239,7 @@ def reconstructions(study: Study) -> Section:
             f"images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar "
             "has its scale."
         )
-        prefix = f"{slug(run.title)}-" if study.several else ""
+        prefix = _prefix(study, run)
         alt = f"Feature energy of {len(rows)} target images: real, masked and rebuilt"
         figure = figures.reconstructions(rows)
         section.blocks.append(study.plot(f"{prefix}reconstruction", figure, alt, caption))

@@ -17,7 +17,7 @@ from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import Batch, build_loader, collate
 from mrt.data.transforms import build_transform, denormalise
-from mrt.engine import checkpoint, data
+from mrt.engine import checkpoint, data, store
 from mrt.engine.inference import predictor
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
@@ -171,7 +171,7 @@ def find_autoencoders(run: RunData, device: torch.device) -> list[Autoencoder]:
         return []
     state: dict[str, Any] = {}
     with suppress(MrtError):
-        state = checkpoint.load(run.folder / "checkpoints" / "last.pt")
+        state = checkpoint.upgrade(store.read(run.folder / "checkpoints" / "last.pt")[0])
     found = []
     student = state.get("student", {})
     if any(key.startswith("mae.") for key in student):

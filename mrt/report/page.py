@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jinja2
 from PIL import Image
 
 from mrt.files import write_text
+from mrt.plain import markdown, markdown_code, visible
 
 CELL_WIDTH = 640  # largest width of a picture in the page, in pixels; the file in figures/ has full size
 
@@ -131,14 +133,15 @@ def write_page(
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into the folder; returns both paths."""
     sections = [section for section in sections if section.blocks]
-    content = {"title": title, "lead": lead, "headlines": headlines, "sections": sections}
+    content = {"title": title, "lead": lead, "headlines": headlines, "sections": sections, "folder": folder}
     paths = folder / "report.html", folder / "report.md"
-    write_text(paths[0], _environment(True, folder).get_template("report.html.j2").render(content))
-    write_text(paths[1], _environment(False, folder).get_template("report.md.j2").render(content))
+    write_text(paths[0], _environment(True).get_template("report.html.j2").render(content))
+    write_text(paths[1], _environment(False).get_template("report.md.j2").render(content))
     return paths
 
 
-def _environment(for_html: bool, folder: Path) -> jinja2.Environment:
+@cache
+def _environment(for_html: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mrt.report"),
         autoescape=for_html,
@@ -146,17 +149,21 @@ def _environment(for_html: bool, folder: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_seen,
     )
-    environment.filters["beside"] = lambda path: Path(os.path.relpath(path, folder)).as_posix()
-    environment.filters["cell"] = _markdown_cell
+    environment.filters["beside"] = lambda path, folder: Path(os.path.relpath(path, folder)).as_posix()
+    environment.filters["text"] = markdown
+    environment.filters["cell"] = partial(markdown, begins=False)
+    environment.filters["block"] = markdown_code
     environment.filters["described"] = _described
     return environment
 
 
-def _markdown_cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _seen(value: Any) -> Any:
+    """A text of the page with control characters as visible escapes; markup, such as a figure, as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _described(svg: str, alt: str) -> str:
     """The SVG with a role and a name for screen readers."""
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(visible(alt))}"', 1)

@@ -79,7 +79,7 @@ def results(study: Study) -> Section:
         if best is not None:
             what = f"{best['network']} at its best epoch on {run.config.data.validation_split}"
             title = f"{run.title}, {what}: picked by {run.domain} labels ‡"
-            rows.append([title, *(number(best[name]) for name in METRICS), "-"])
+            rows.append([title, *(number(best.get(name)) for name in METRICS), "-"])
     caption = "Per cent."
     if study.record["change"]:
         caption += f" Change in AP50 against {study.record['against']}."
@@ -130,7 +130,8 @@ def _by_class(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> list[Bl
     figure = figures.bars(classes, values, "AP50 (%)", colours)
     alt = f"AP50 of each class. {told(classes, values)}"
     plot = study.plot("ap50-by-class", figure, alt, "AP50 of each class; a dash: no true boxes.")
-    boxes = [str(next(iter(columns.values()))[name]["num_boxes"]) for name in classes]
+    counted = next(iter(columns.values()))
+    boxes = [str(counted.get(name, {}).get("num_boxes", "-")) for name in classes]
     rows = [[title, *(number(value) for value in row)] for title, row in values.items()]
     return [plot, Table("AP50 of each class, per cent", ["", *classes], [["boxes", *boxes], *rows])]
 
@@ -316,8 +317,8 @@ def environment(study: Study) -> Section:
     now = provenance()
     columns = []
     for run in study.runs:
-        facts = run.facts.get("environment", {})
-        times = [line["time"] for line in run.lines]
+        facts = run.facts.get("environment") or {}
+        times = [line["time"] for line in run.lines if "time" in line]
         took = f"{(max(times) - min(times)) / 60:.1f} minutes from first to last log line" if times else "-"
         start = start_of(run) or "the backbone's weights"
         known = dict(zip(of_runs, (kind_of(run), start, run.facts.get("started"), took), strict=True))

@@ -22,12 +22,10 @@ from mrt.evaluate.draw import draw_detections, side_by_side
 from mrt.evaluate.matching import Matches
 from mrt.files import replacing
 from mrt.report import networks
-from mrt.report.collect import RunData, choose_split, find_card
+from mrt.report.collect import START, RunData, choose_split, find_card
 from mrt.report.figures import publish
 from mrt.report.networks import Judged
 from mrt.report.page import Cell, Grid, Plot
-
-START = "start"
 
 
 @dataclass

@@ -406,7 +406,9 @@ def test_where_there_may_be_a_gpu_torch_is_asked(monkeypatch):
 )
 def test_a_run_tells_what_kind_of_device_it_was_trained_on(tmp_path, asked, environment, expected):
     (tmp_path / "config.json").write_text(load_config("demo", [f"engine.device={asked}"]).to_json())
-    (tmp_path / "run.json").write_text(json.dumps({"environment": environment} if environment else {}))
+    facts = {"command": "adapt", "classes": [], "data": {}, "finished": []}
+    facts |= {"environment": environment} if environment else {}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
     assert device.trained_on(tmp_path) == expected
     assert device.trained_on(tmp_path / "nowhere") is None
 

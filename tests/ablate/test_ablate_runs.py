@@ -31,6 +31,7 @@ from mrt.ablate.launch import LocalProcesses, Submitit, run_with, visible_gpus
 from mrt.ablate.work import Work, do_work, finish_run, locked
 from mrt.config import load_config
 from mrt.engine import stages
+from mrt.engine.facts import write_facts
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError, RunFailed
@@ -242,7 +243,10 @@ def test_tables_csv_and_picture_hold_the_numbers_of_the_json(components, tmp_pat
 def rewrite(path: Path, change: Callable[[dict], None]) -> None:
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    if path.name == "run.json":
+        write_facts(path.parent, content)
+    else:
+        path.write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -520,10 +524,13 @@ def test_a_source_run_of_the_same_settings_is_taken_for_stage_1(world, tmp_path,
     assert stage_1(f"engine.device={here}").place == str(folder)
 
 
+FACTS = '{"command": "adapt", "classes": [], "data": {}, "finished": %s}'
+
+
 def make_run(folder: Path, config, finished: list[str], checkpoint: bool) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(config.to_json())
-    (folder / "run.json").write_text(f'{{"finished": {str(finished).replace(chr(39), chr(34))}}}')
+    write_facts(folder, {"command": "adapt", "classes": [], "data": {}, "finished": finished})
     if checkpoint:
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "last.pt").touch()
@@ -540,11 +547,11 @@ def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path, monkeypat
     make_run(tmp_path / "done", config, ["mae", "teach"], checkpoint=True)
     assert not finish_run(tmp_path / "done", config, "teach", calls.append) and len(calls) == 3
     foreign = {
-        "finished": {"run.json": '{"finished": ["mae"]}', "config.json": config.to_json()},
+        "finished": {"run.json": FACTS % '["mae"]', "config.json": config.to_json()},
         "mine": {"thesis.tex": "years of work"},
     }
     foreign["last-lost"] = {
-        "run.json": '{"finished": []}',
+        "run.json": FACTS % "[]",
         "config.json": config.to_json(),
         "checkpoints/step3.pt": "",
     }

@@ -66,8 +66,10 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("pretrain-source --oracle both", ["--oracle both", "source+target"]),
         # runs
         ("adapt --resume --name nothing", ["nothing", "no run to continue"]),
-        ("adapt --target foggy --checkpoint teach-0001", ["--checkpoint teach-0001", "add --resume"]),
-        ("pretrain-source --checkpoint pretrain-0001", ["--checkpoint pretrain-0001", "add --resume"]),
+        ("adapt --target foggy --resume-from teach-0001", ["not a run folder", "without --resume"]),
+        ("pretrain-source --resume-from pretrain-0001", ["not a run folder", "without --resume"]),
+        ("adapt --target foggy --allow-change", ["--allow-change", "add --resume"]),
+        ("adapt --target foggy --on-nonfinite skip", ["engine.on_nonfinite", "skip N"]),
         ("adapt --preset demo --set method.plugins=[gone.py]", ["gone.py: no such plug-in file"]),
         (
             "adapt --preset demo --set model.detector=cells",
@@ -163,7 +165,7 @@ def test_a_picture_that_fails_leaves_nothing_behind(somewhere):
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."),
             1,
-            "out of memory: CUDA out of memory take",
+            "out of memory on the GPU: CUDA out of memory take",
         ),
         (torch.OutOfMemoryError(""), 1, "engine.batch_size, or with engine.accumulate"),
     ],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from command_line import TINY, mrt, refused
 from mrt_cli import launch
 
 BELIEVE = "import torch; torch.cuda.device_count = lambda: 2; from mrt_cli.app import main; main()"
+PLAIN = "from mrt_cli.app import main; main()"
 LONG = ["pretrain.epochs=2000", "engine.eval_every=0", "engine.timeout=20"]
 BOUND = 60  # time limit in seconds for a process to end; it takes 2 to 5 on two idle cores
 
 
-def start(folder: Path, worlds: Path, *words: str, settings: list[str] | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-c", BELIEVE, "pretrain-source", "--preset", "demo"]
+def start(
+    folder: Path, worlds: Path, *words: str, settings: list[str] | None = None, code: str = BELIEVE
+) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, "pretrain-source", "--preset", "demo"]
     command += ["--data-root", str(worlds), "--gpus", "2", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GOMP_SPINCOUNT": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -79,6 +83,22 @@ def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds,
     assert torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)["step"] > before
 
 
+@linux
+def test_processes_on_the_cpu_end_when_their_launcher_is_killed(worlds, somewhere):
+    process = start(somewhere, worlds, "--device", "cpu", settings=LONG, code=PLAIN)
+    wait_for_epochs(process, somewhere, 2)
+    children = ranks(process)
+    assert len(children) == 2
+    process.kill()
+    process.communicate(timeout=BOUND)
+    end = time.monotonic() + BOUND
+    while any(Path(f"/proc/{child}").exists() for child in children.values()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    last = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)
+    assert last["step"] >= 2 and len(last["random"]) == 2
+
+
 def test_the_exit_code_of_the_processes_is_passed_on(worlds, somewhere):
     process = start(somewhere, worlds, "--init", "nothing")
     _, told = process.communicate(timeout=BOUND)
@@ -88,10 +108,10 @@ def test_the_exit_code_of_the_processes_is_passed_on(worlds, somewhere):
 @pytest.mark.parametrize(
     ("there", "words", "message"),
     [
-        (0, ["--gpus", 2], "torch sees none on this machine"),
+        (0, ["--gpus", 2], "run mrt doctor; to try 2 processes on the CPU: "),
         (1, ["--gpus", 2], "there is 1 on this machine take --gpus 1"),
         (4, ["--gpus=3"], "batch_size = 2 cannot be shared by 3 processes"),
-        (2, ["--gpus", 2, "--device", "cpu"], "engine.device is cpu"),
+        (0, ["--gpus=3", "--device", "cpu"], "batch_size = 2 cannot be shared by 3 processes"),
     ],
 )
 def test_gpus_that_cannot_be_had_are_one_error(worlds, somewhere, monkeypatch, there, words, message):
@@ -99,6 +119,14 @@ def test_gpus_that_cannot_be_had_are_one_error(worlds, somewhere, monkeypatch, t
     command = "pretrain-source --preset demo"
     assert message in refused(command, "--data-root", worlds, *words, "--set", *TINY)
     assert not (somewhere / "runs").exists()
+
+
+def test_the_command_for_processes_on_the_cpu_is_the_one_that_was_given():
+    ctx = SimpleNamespace(
+        info_name="adapt", meta={launch.WORDS: ["--gpus", "2", "--device=cuda", "--set", "a=b c"]}
+    )
+    assert launch._on_the_cpu(ctx) == "mrt adapt --device cpu --gpus 2 --set 'a=b c'"
+    assert launch._on_the_cpu(None) == "the same command with --device cpu"
 
 
 def test_gpus_under_torchrun_is_refused(worlds, monkeypatch):

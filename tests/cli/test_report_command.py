@@ -8,6 +8,8 @@ import shutil
 import pytest
 from command_line import mrt, refused
 
+from mrt.engine.facts import read_facts, write_facts
+
 
 @pytest.fixture
 def node(runs, somewhere):
@@ -15,7 +17,11 @@ def node(runs, somewhere):
     folder = somewhere / "runs" / "ablate" / "nodes" / "teach-0123456789ab"
     shutil.copytree(runs / "demo-source", folder)
     (folder / "metrics.jsonl").unlink()
-    classes = json.loads((folder / "run.json").read_text())["classes"]
+    facts = read_facts(folder)
+    facts.pop("logs", None)  # which says that there was a log, as checkpoints do
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    write_facts(folder, facts)
+    classes = facts["classes"]
     per_class = {name: {"AP": None, "AP50": 41.24, "AP75": None, "num_boxes": 1} for name in classes}
     data = {"name": "synthetic-foggy", "split": "val", "sha256": "f00"}
     metrics = {"AP": 20.0, "AP50": 41.24, "AP75": None, "per_class": per_class}

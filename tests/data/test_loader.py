@@ -6,17 +6,20 @@ import os
 import pickle
 import signal
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from golden import assert_close
+from PIL import Image
 
 from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import EpochSampler, build_loader, collate, on_device, one_ahead, pad
 from mrt.data.transforms import Sample, build_transform
 from mrt.engine import data
 from mrt.engine.data import Stream
-from mrt.errors import MrtError
+from mrt.errors import MrtError, RunFailed
 
 
 def pair_loader(card, **options):
@@ -251,6 +254,167 @@ def test_workers_share_a_cache_that_is_filled_before_they_start(small_set):
     for path in small_set.images_root("train").iterdir():
         path.unlink()
     assert all(torch.equal(batch.images, images) for batch, images in zip(loader, plain, strict=True))
+
+
+def bad_set(card, *names):
+    """The files of these names damaged: missing, no picture, cut, of another size, in turns."""
+    root = card.images_root("train")
+    ways = (
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"no picture"),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: Image.new("RGB", (5, 7)).save(path),
+        lambda path: (path.unlink(), path.mkdir()),
+    )
+    for number, name in enumerate(names):
+        ways[number % len(ways)](root / name)
+    return [str(root / name) for name in names]
+
+
+def batches_of(card, *, epochs=2, tries=11, **options):
+    loader = pair_loader(card, tries=tries, **options)
+    found = []
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        found += list(loader)
+    return found
+
+
+@pytest.mark.parametrize("cache", [None, "ram"])
+def test_other_images_take_the_place_of_bad_ones_alike_for_any_number_of_workers(small_set, cache):
+    healthy = batches_of(small_set)
+    files = bad_set(small_set, "0002.png", "0003.png", "0004.png", "0006.png", "0007.png")
+    found = [batches_of(small_set, num_workers=workers) for workers in (0, 2)]
+    for here, there in zip(*found, strict=True):
+        assert_same(here, there)
+        assert here.bad == there.bad
+    assert len(found[0]) == len(healthy)
+    assert {file for batch in found[0] for file, _ in batch.bad} == set(files)
+    assert {target["image_id"] for batch in found[0] for target in batch.targets} == {1, 5}
+    for file, reason in (pair for batch in found[0] for pair in batch.bad):
+        assert reason.startswith(file)
+    for before, after in zip(healthy, found[0], strict=True):
+        assert before.bad == () and len(before) == len(after)
+        for mine, theirs in zip(before.targets, after.targets, strict=True):
+            assert mine["image_id"] not in (1, 5) or torch.equal(mine["boxes"], theirs["boxes"])
+
+
+def test_what_was_replaced_moves_with_a_batch(small_set):
+    bad_set(small_set, "0001.png")
+    batch = next(iter(pair_loader(small_set, batch_size=7, tries=3)))
+    assert len(batch.bad) == 1
+    assert pickle.loads(pickle.dumps(batch)).bad == batch._map(lambda tensor: tensor).bad == batch.bad
+
+
+def stream_of(card, most, **options):
+    stream = Stream(pair_loader(card, tries=most + 1, drop_last=True, **options), max_bad=most)
+    said = []
+    stream.say = said.append
+    return stream, said
+
+
+def test_a_stream_says_each_bad_file_once_and_fails_past_the_limit(small_set):
+    files = bad_set(small_set, "0002.png", "0005.png")
+    stream, said = stream_of(small_set, 2)
+    for _ in range(12):
+        next(stream)
+    assert set(stream.bad) == set(files) and len(said) == 2
+    assert all("another image takes its place" in text for text in said)
+
+    stream, said = stream_of(small_set, 1)
+    with pytest.raises(MrtError) as error:
+        for _ in range(12):
+            next(stream)
+    assert "2 images of the training sets cannot be read, more than data.max_bad = 1" in error.value.message
+    assert all(file in error.value.message for file in files)
+    assert "--set data.max_bad=N" in error.value.hint and len(said) == 1
+
+
+def test_a_stream_that_goes_on_replaces_the_same(small_set):
+    bad_set(small_set, "0002.png", "0003.png", "0005.png")
+    whole, _ = stream_of(small_set, 5)
+    expected = [next(whole) for _ in range(9)]
+    again = Stream(pair_loader(small_set, tries=6, drop_last=True), 4, max_bad=5)
+    for batch in expected[4:]:
+        assert_same(next(again), batch)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("most", [0, 3, 6, 7, 1000])
+def test_a_set_of_bad_images_alone_ends(small_set, most, num_workers):
+    bad_set(small_set, *(f"000{number}.png" for number in range(1, 8)))
+    stream, said = stream_of(small_set, most, num_workers=num_workers)
+    with pytest.raises(MrtError, match="cannot be read" if most < 7 else "none of 7 images can be read"):
+        next(stream)
+    assert len(stream.bad) == min(most + 1, 7) and len(said) == min(most, 7)
+
+
+def test_several_streams_count_together(small_set, make_set):
+    bad_set(small_set, "0002.png", "0003.png")
+    streams = {name: stream_of(small_set, 1)[0] for name in ("source", "target")}
+    data.watch_bad(streams, {"elsewhere.png": "elsewhere.png: no such image"}, lambda _: None)
+    with pytest.raises(MrtError, match="images of the training sets cannot be read"):
+        for _ in range(12):
+            next(streams["target"])
+    assert "elsewhere.png" in streams["source"].bad
+
+
+def test_too_many_open_files_are_no_bad_image(small_set, monkeypatch):
+    import builtins
+    import errno
+
+    def full(*_args, **_options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loader = pair_loader(small_set, tries=3)
+    monkeypatch.setattr(builtins, "open", full)
+    with pytest.raises(RunFailed, match="too many open files"):
+        next(iter(loader))
+
+
+class Slow(torch.utils.data.Dataset):
+    """Samples of which one takes very long, or kills the process that makes it."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, key):
+        if key.index == 3:
+            self.how()
+        return Sample(torch.zeros(3, 4, 4), {"image_id": os.getpid()})
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_out_of_memory():
+    return np.empty((1 << 52,))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (partial(time.sleep, 60), "gave no batch for 1 seconds"),
+        (die, r"a data worker, which reads images, (was ended by a signal \(Killed\)|ended unexpectedly)"),
+        (partial(os._exit, 3), "a data worker, which reads images, ended unexpectedly"),
+        (run_out_of_memory, "out of memory: Unable to allocate"),
+    ],
+)
+def test_a_worker_that_fails_is_a_failure_of_the_machine(how, message):
+    loader = build_loader(Slow(how), batch_size=1, num_workers=2, timeout=1)
+    before = time.monotonic()
+    workers = []
+    with pytest.raises(RunFailed, match=message) as error:
+        for batch in loader:
+            workers.append(batch.targets[0]["image_id"])
+    assert "--resume" in str(error.value) and "Traceback" not in str(error.value)
+    assert time.monotonic() - before < 30 and workers
+    assert how is run_out_of_memory or not any(map(alive, workers))
+    time.sleep(0.2)  # a worker that was watched would raise its end here
 
 
 class SignalProbe(torch.utils.data.Dataset):

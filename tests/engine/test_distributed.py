@@ -17,7 +17,6 @@ from mrt.engine import build, checkpoint
 from mrt.engine import data as sets
 from mrt.engine.distributed import World
 from mrt.engine.inference import measure
-from mrt.evaluate.coco import Metrics
 
 ROOT = Path(__file__).parents[2]
 # Of a loss: what another order of sums gives after eight steps; discriminators that start otherwise change it
@@ -201,19 +200,20 @@ def test_evaluation_counts_every_image_once_and_only_the_first_process_scores(da
             shares.append(mine)
             return shares
 
-        def share(self, value: dict[str, Metrics] | None) -> dict[str, Metrics] | None:
+        def share(self, value: tuple) -> tuple:
             handed.append(value)
             return value
 
     cpu = torch.device("cpu")
     one = {"detector": detector}
     whole = measure(one, dataset, 4, World(0, 1, cpu))["detector"]
-    assert measure(one, dataset, 4, Half(1, 2, cpu)) is None, "it would have got what the first one hands out"
+    assert measure(one, dataset, 4, Half(1, 2, cpu)) == {}, "it would have got what the first one hands out"
     both = measure(one, dataset, 4, Half(0, 2, cpu))["detector"]
     assert [len(share["detector"]) for share in shares] == [6, 6] and len(
         both.detections
     ) == both.num_images == 11
-    assert handed[0] is None and handed[1]["detector"] == both and not handed[1]["detector"].detections
+    assert handed[0] == ({}, None) and handed[1][1] is None
+    assert handed[1][0]["detector"] == both and not handed[1][0]["detector"].detections
     expected, found = (
         {item.image_id: item.scores for item in metrics.detections} for metrics in (whole, both)
     )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_plain_step import STAGES, assert_same, batch, batches_of, config, make_learner, take_steps
-from test_stages import StopAt, lines, numbers, weights
+from test_stages import Listener, StopAt, lines, numbers, weights
 from tiny_world import tiny_config
 
 from benchmarks.plain_step import plain_step
 from mrt.data.loader import Batch
 from mrt.domains import SOURCE, TARGET
-from mrt.engine import checkpoint, learner, prepare, stages
+from mrt.engine import checkpoint, learner, prepare, stages, store
 from mrt.engine.distributed import World
-from mrt.engine.folder import read_facts
+from mrt.engine.facts import read_facts, text_digest, write_facts
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.step import training_step
 from mrt.errors import Interrupted, MrtError, RunFailed
@@ -61,7 +63,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_told_with_its_step(
 
     monkeypatch.setattr("mrt.engine.loop.training_step", poisoned)
     monkeypatch.setattr(
-        "mrt.losses.matcher._assign", lambda costs, counts, queries, pairs: pairs.fill(0)
+        "mrt.losses.matcher._assign", lambda costs, counts, queries, pairs, *_: pairs.fill(0)
     )  # it would notice first
     settings = tiny_config(**{"engine.log_every": 100, "pretrain.epochs": 1, "pretrain.steps_per_epoch": 6})
     with pytest.raises(RunFailed, match=r"not finite since step 3: [a-z/_]+ nan"):
@@ -161,13 +163,14 @@ def test_a_run_goes_on_from_a_numbered_checkpoint(world, source, tmp_path):
     settings = tiny_config(**{"engine.keep_checkpoints": 2, "teach.epochs": 3})
     whole = stages.adapt(settings, tmp_path / "whole", init=str(source), data_root=world)
     kept = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert kept == ["last.pt", "mae-0001.pt", "mae-0002.pt", "teach-0002.pt", "teach-0003.pt"]
+    numbered = ["mae-0001.pt", "mae-0002.pt", "previous.pt", "teach-0002.pt", "teach-0003.pt"]
+    assert kept == ["last.pt", *numbered]
     for name in ("teach-0002", "mae-0001.pt"):
         run = tmp_path / name
         shutil.copytree(whole, run)
         (run / "checkpoints" / "last.pt").write_bytes(b"cut short")
-        with pytest.raises(MrtError, match=r"not a readable checkpoint[\s\S]*--checkpoint teach-0003"):
-            stages.adapt(settings, run, resume=True, data_root=world)
+        with pytest.raises(MrtError, match=r"not a readable checkpoint[\s\S]*--resume-from previous"):
+            stages.adapt(settings, run, resume=True, from_checkpoint="last", data_root=world)
         stages.adapt(settings, run, resume=True, from_checkpoint=name, data_root=world)
         assert all(torch.equal(value, weights(run)[key]) for key, value in weights(whole).items())
         assert [numbers(line) for line in lines(run)] == [numbers(line) for line in lines(whole)]
@@ -202,13 +205,20 @@ def test_going_back_holds_through_a_kill_and_forgets_what_came_after(world, sour
     assert [line["step"] for line in lines(run, "train")] == [1, 2, 3, 4, *range(1, 9)]
 
 
-def test_a_finished_run_without_checkpoints_keeps_its_log(world, source, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(source, run)
-    shutil.rmtree(run / "checkpoints")
+def test_a_run_whose_checkpoints_are_gone_keeps_its_log(world, source, tmp_path):
+    finished, run = tmp_path / "finished", tmp_path / "run"
+    shutil.copytree(source, finished)
+    shutil.rmtree(finished / "checkpoints")
+    heard = Listener()
+    before = (finished / "metrics.jsonl").read_text()
+    stages.pretrain_source(tiny_config(), finished, resume=True, data_root=world, watcher=heard)
+    assert (finished / "metrics.jsonl").read_text() == before and "is finished" in heard.said[-1]
+    with pytest.raises(Interrupted):
+        stages.adapt(tiny_config(), run, init=str(source), data_root=world, watcher=StopAt(3))
     before = (run / "metrics.jsonl").read_text()
-    with pytest.raises(MrtError, match="has no checkpoint to go on from; done already: pretrain"):
-        stages.pretrain_source(tiny_config(), run, resume=True, data_root=world)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(MrtError, match=r"has no checkpoint to go on from \(there were some\)"):
+        stages.adapt(tiny_config(), run, resume=True, data_root=world)
     assert (run / "metrics.jsonl").read_text() == before
 
 
@@ -226,20 +236,6 @@ def test_nothing_is_trained_after_a_step_that_failed(amp):
         training_step(one, good, 1.0, 1.0)
     assert int(one.failed) == 2
     assert [key for key, value in one.student.named_parameters() if not torch.equal(value, before[key])] == []
-
-
-def test_a_numbered_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
-    last = tmp_path / "last.pt"
-    last.write_bytes(b"0123456789")
-
-    def fails(source, target):
-        target.write(source.read(3))
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("mrt.engine.checkpoint.shutil.copyfileobj", fails)
-    with pytest.raises(MrtError, match="No space left"):
-        checkpoint.keep_numbered(last, "teach", 1, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 class TwoProcesses(World):
@@ -272,13 +268,12 @@ def test_saving_a_checkpoint_changes_nothing(tmp_path):
     states = [network.state_dict() for network in (one.student, one.teacher.module)]
     before = [{key: value.clone() for key, value in state.items()} for state in states]
     thresholds = one.thresholds.state_dict()
-    checkpoint.save_checkpoint(
-        tmp_path / "last.pt", "teach", one, {}, [0.1] * len(one.optimiser.param_groups)
-    )
+    state = checkpoint.state_of("teach", one, {}, [0.1] * len(one.optimiser.param_groups))
+    store.write(tmp_path / "last.pt", state, {})
     for state, old in zip(states, before, strict=True):
         assert [key for key in old if not torch.equal(state[key], old[key])] == []
     assert all(torch.equal(value, thresholds[key]) for key, value in one.thresholds.state_dict().items())
-    saved = torch.load(tmp_path / "last.pt", weights_only=False)["student"]
+    saved = store.read(tmp_path / "last.pt")[0]["student"]
     averaged = [key for key in saved if key.endswith("running_mean")]
     assert averaged and all(torch.allclose(saved[key], 2 * before[0][key]) for key in averaged)
     checkpoint.synchronise_statistics(one)
@@ -296,10 +291,15 @@ def test_the_autoencoders_weight_decays_in_teaching_without_pseudo_labels(world,
 
 
 def old_layout(path: Path) -> None:
-    """Write a checkpoint as mrt wrote it before parts had a place of their own (schema 1)."""
-    state = torch.load(path, weights_only=False)
-    assert state.pop("schema") == 2
+    """Write a checkpoint as mrt wrote it before parts had a place of their own (schema 1), with NumPy's and
+    Python's own random states and without a checksum.
+    """
+    state, _ = store.read(path)
+    assert state.pop("schema") == 3 and state.pop("own") and "bad_images" in state
     parts = state.pop("parts")
+    for one in state["random"]:
+        checkpoint.restore_random_state(one)
+        one |= {"python": random.getstate(), "numpy": np.random.get_state()}
     empty = {"values": torch.zeros(2), "record": torch.zeros(2, 2)}
     labels = parts.get("pseudo_labels", {"thresholds": empty, "label_count": torch.zeros(3)})
     torch.save({**state, **labels, "reinit": parts.get("retrain", {}).get("weights", {})}, path)
@@ -316,6 +316,9 @@ def test_a_checkpoint_of_before_is_continued(world, source, tmp_path, stop):
     settings = {key: value for key, value in settings.items() if key not in ("schema", "method")}
     del settings["model"]["detector"]
     (run / "config.json").write_text(json.dumps(settings))
+    facts = json.loads((run / "run.json").read_text())
+    new = ("schema", "sha256", "config_sha256", "checkpoints", "logs")
+    (run / "run.json").write_text(json.dumps({key: facts[key] for key in facts if key not in new}))
     stages.adapt(tiny_config(), run, resume=True, data_root=world)
     for which in ("student", "teacher"):
         assert all(
@@ -325,13 +328,16 @@ def test_a_checkpoint_of_before_is_continued(world, source, tmp_path, stop):
 
 def test_what_a_newer_mrt_wrote_is_refused(world, source, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(source, run)
-    state = torch.load(run / "checkpoints" / "last.pt", weights_only=False)
-    torch.save({**state, "schema": 3}, run / "checkpoints" / "last.pt")
+    with pytest.raises(Interrupted):
+        stages.pretrain_source(tiny_config(), run, data_root=world, watcher=StopAt(3))
+    state, facts = store.read(run / "checkpoints" / "last.pt")
+    torch.save({**state, "schema": 4}, run / "checkpoints" / "last.pt")
     with pytest.raises(MrtError, match="newer mrt"):
         stages.pretrain_source(tiny_config(), run, resume=True, data_root=world)
-    settings = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**settings, "schema": 3}))
+    store.write(run / "checkpoints" / "last.pt", state, facts)
+    settings = json.dumps({**json.loads((run / "config.json").read_text()), "schema": 3})
+    (run / "config.json").write_text(settings)
+    write_facts(run, {**read_facts(run), "config_sha256": text_digest(settings)})
     with pytest.raises(MrtError, match=r"config\.json: schema = 3[\s\S]*update mrt"):
         stages.pretrain_source(tiny_config(), run, resume=True, data_root=world)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_world import make_set, tiny_config
 
+from mrt.data.card import file_sha256
 from mrt.domains import SOURCE
 from mrt.engine import distributed, prepare, stages
 from mrt.engine.data import classes_of, find_cards
@@ -366,11 +367,20 @@ def test_data_that_changed_is_noticed(source, tmp_path):
     make_set(tmp_path, "hazy", haze=0.5, seed=2)
     with pytest.raises(Interrupted):
         stages.adapt(tiny_config(), tmp_path / "run", init=str(source), data_root=tmp_path, watcher=StopAt(3))
-    card = json.loads((tmp_path / "hazy" / "dataset.json").read_text())
-    card["splits"]["train"]["sha256"] = "0" * 64
-    (tmp_path / "hazy" / "dataset.json").write_text(json.dumps(card))
+    card, file = tmp_path / "hazy" / "dataset.json", tmp_path / "hazy" / "train.json"
+    facts = json.loads(card.read_text())
+    file.write_text(file.read_text() + "\n")
+    facts["splits"]["train"]["sha256"] = file_sha256(file)
+    card.write_text(json.dumps(facts))
     with pytest.raises(MrtError, match="'hazy' has changed"):
         stages.adapt(tiny_config(), tmp_path / "run", resume=True, data_root=tmp_path)
+    file.write_text(file.read_text() + "\n")
+    again = {"resume": True, "data_root": tmp_path}
+    for how in (again, {"init": str(source), "data_root": tmp_path}):
+        with pytest.raises(
+            MrtError, match=r"train\.json: has been changed since .*dataset\.json was written"
+        ):
+            stages.adapt(tiny_config(), tmp_path / ("run" if how is again else "new"), **how)
 
 
 def test_a_class_map_renames_the_targets_classes_only(source, tmp_path):

@@ -1,0 +1,170 @@
+"""``run.json`` and ``config.json`` of a run's folder, checked wherever they are read. Needs no torch.
+
+``run.json`` holds its own checksum and that of ``config.json``, so that neither a flipped bit nor an edited
+setting passes for what the run was started with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from mrt import seal
+from mrt.config import Config, load_config
+from mrt.data.card import file_sha256, read_json
+from mrt.errors import MrtError
+from mrt.files import write_text
+
+FACTS, SETTINGS = "run.json", "config.json"
+LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
+NUMBERED = re.compile(r"(.+)-(\d{4,})\.pt")  # those of stages' epochs
+SCHEMA = 2  # of run.json; the first had no checksum
+CONFIG_DIGEST = "config_sha256"
+PENDING = "pending_change"  # of settings, while config.json is being written anew
+ANEW = "name a folder that mrt pretrain-source or mrt adapt has written"
+
+
+class _Data(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)
+    name: str
+    sha256: dict[str, str]
+    domain: NotRequired[str]
+    details: NotRequired[dict[str, Any]]
+
+
+class _Facts(TypedDict):
+    """What may be relied on wherever ``run.json`` is read; more may be there."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)
+    command: str
+    classes: list[str]
+    data: dict[str, _Data]
+    finished: list[str]
+    started: NotRequired[str]
+    stages: NotRequired[list[str] | None]
+    init: NotRequired[str | None]
+    match_compute: NotRequired[bool | None]
+    match_adapt: NotRequired[bool | None]
+    oracle: NotRequired[str | None]
+    environment: NotRequired[dict[str, Any] | None]
+    resumed: NotRequired[list[dict[str, Any]]]
+    plugins: NotRequired[dict[str, str]]
+    reads: NotRequired[dict[str, str]]
+    source: NotRequired[dict[str, Any]]
+    logs: NotRequired[dict[str, dict[str, Any]]]
+    changed: NotRequired[list[dict[str, Any]]]
+    schema: NotRequired[int]
+    sha256: NotRequired[str]
+    config_sha256: NotRequired[str]
+    checkpoints: NotRequired[bool]
+    pending_change: NotRequired[dict[str, Any]]
+
+
+_CHECK = TypeAdapter(_Facts)
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is called as the checkpoints of a run are."""
+    return file.name in (LAST, PREVIOUS) or NUMBERED.fullmatch(file.name) is not None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder says that it is a run's."""
+    return (Path(folder) / FACTS).is_file()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a run's folder.
+
+    Raises:
+        MrtError: there is none, or it is not what mrt wrote: cut short, changed, or of another shape.
+    """
+    path = Path(folder) / FACTS
+    if not path.is_file():
+        raise MrtError(f"{folder}: not a run folder (no {FACTS})", ANEW)
+    facts = read_json(path)
+    try:
+        _CHECK.validate_python(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(item) for item in first["loc"]) or "its content"
+        raise MrtError(f"{path}: {where}: {first['msg']}", _what_to_do(folder)) from None
+    if facts.get("schema", 1) > SCHEMA:
+        raise MrtError(
+            f"{path}: schema = {facts['schema']}: of a newer mrt, this one knows {SCHEMA}", "update mrt"
+        )
+    sealed = seal.KEY in facts or "schema" in facts
+    if sealed and facts.get(seal.KEY) != seal.json_digest(facts):
+        raise MrtError(f"{path}: is not what mrt wrote: its checksum does not fit", _what_to_do(folder))
+    return facts
+
+
+def _what_to_do(folder: Path) -> str:
+    return f"put back what was there (a backup's run.json); mrt doctor {folder} looks at the rest of the run"
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Replace ``run.json``."""
+    write_text(Path(folder) / FACTS, seal.sealed_json({**facts, "schema": SCHEMA}))
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_own_settings(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """MrtError if ``config.json`` is not what the run was started with (or last changed to)."""
+    facts = read_facts(folder) if facts is None else facts
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise MrtError(f"{path}: no such file", f"put it back; mrt doctor {folder} says what else is missing")
+    known = {facts.get(CONFIG_DIGEST), facts.get(PENDING, {}).get(CONFIG_DIGEST)} - {None}
+    if known and file_sha256(path) not in known:
+        raise MrtError(
+            f"{path}: has been changed since the run wrote it",
+            "put it back as it was; to go on with other settings: --resume --set KEY=VALUE --allow-change",
+        )
+
+
+def stored_settings(folder: Path) -> Config:
+    """The settings of a run, which are those it was started with."""
+    require_own_settings(folder)
+    return load_config(Path(folder) / SETTINGS)
+
+
+def recorded_logs(folder: Path) -> dict[str, Any]:
+    """How long a run's logs were and what was in them when it last noted that, by file name: at the end of a
+    stage in ``run.json``, before it in the newest checkpoint.
+    """
+    folder = Path(folder)
+    logs = read_facts(folder).get("logs")
+    if logs is not None:
+        return logs
+    for name in (LAST, PREVIOUS):
+        path = folder / "checkpoints" / name
+        try:
+            found = seal.read_seal(path) if path.is_file() else None
+        except (OSError, ValueError):
+            continue
+        if found and isinstance(found.get("logs"), dict):
+            return found["logs"]
+    return {}
+
+
+def require_own_log(path: Path) -> None:
+    """MrtError if a log in a run's folder is not what the run wrote."""
+    if not is_run(path.parent):
+        return
+    prefix = seal.Prefix.from_dict(recorded_logs(path.parent).get(path.name))
+    problem = prefix.check(path) if prefix else None
+    if problem:
+        raise MrtError(
+            f"{path}: {problem}",
+            f"mrt doctor {path.parent} says more; with --mend, the lines that can be read count again",
+        )

@@ -1,0 +1,106 @@
+"""What reaches the terminal: no control characters of names, and names of runs that are safe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_line import refused
+from mrt_cli import console, watchers
+from rich.console import Console
+
+from mrt.errors import MrtError, RunFailed
+from mrt.experiment import run_folder
+
+EVIL = "a\x1b[2J\x1b[31m\u202egpj.exe\r\x07\x9b"
+SHOWN = r"a\x1b[2J\x1b[31m\u202egpj.exe\x0d\x07\x9b"
+
+
+def plain(text: str) -> bool:
+    return not any(letter in text for letter in "\x1b\r\x07\x9b\u202e")
+
+
+def test_messages_and_tables_show_control_characters_as_escapes(capsys):
+    console.say(EVIL)
+    console.show_table(EVIL, ["", EVIL], [[EVIL, EVIL]], caption=EVIL)
+    console.show_error(MrtError(EVIL, EVIL))
+    console.show_error(RunFailed(EVIL))
+    out, err = capsys.readouterr()
+    assert plain(out) and plain(err)
+    assert out.count(SHOWN) == 6 and err.count(SHOWN) == 3
+    console.say("two\nlines")
+    assert capsys.readouterr().out == "two\nlines\n"
+
+
+def test_names_that_cannot_be_encoded_are_shown(capsys):
+    console.say("a\udcff.png")
+    assert capsys.readouterr().out == "a\\udcff.png\n"
+
+
+@pytest.mark.parametrize("kind", ["lines", "live"])
+def test_watchers_show_control_characters_as_escapes(capsys, kind, monkeypatch):
+    monkeypatch.setattr(watchers, "SECONDS_BETWEEN_LINES", 0.0)
+    live = Console(force_terminal=False, width=400, highlight=False, markup=False, emoji=False)
+    watcher = watchers.LineWatcher() if kind == "lines" else watchers.LiveWatcher(live)
+    watcher.begin(EVIL, 3)
+    facts = {"epoch": 0, "epochs": 2, "thresholds": {EVIL: 0.5, "two\nlines": 0.1}, EVIL: [EVIL]}
+    watcher.epoch(facts)
+    watcher.advance(1, **{f"source/{EVIL}": 1.0, "total": 2.0})
+    watcher.measured(EVIL, {"AP50": 1.0})
+    watcher.epoch({**facts, "epoch": 1})
+    if kind == "live":
+        live.print(watcher)
+    watcher.say(EVIL)
+    watcher.end()
+    out = capsys.readouterr().out
+    assert plain(out) and SHOWN in out and "two\nlines" not in out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".", "./", "a/..", "..", "../a", "", " ", "/a", ".hidden", "a/.hidden", ".a.1234.partial", "a /b"),
+        *("a\x1b[31m", "a\nb", "a\u202eb", "a" * 300, "mine/checkpoints", "mine/a/b", "ablate", "reports"),
+        "a\x00b",
+    ],
+)
+def test_names_that_no_run_can_have(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    with pytest.raises(MrtError) as error:
+        run_folder(tmp_path, name)
+    assert error.value.message.startswith("--name") and error.value.hint
+    assert plain(error.value.message.replace(name, "")) or name
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "new", "group/new", "ablate/nodes/teach-0", "city2foggy-adapt", "犬", "a.b"]
+)
+def test_names_that_a_run_can_have(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    assert run_folder(tmp_path, name) == tmp_path / name
+
+
+def test_a_bad_name_is_one_message(worlds, somewhere):
+    told = refused("pretrain-source --preset demo", "--data-root", worlds, "--name", ".")
+    assert "--name .: not a folder below the run root" in told
+    assert not (somewhere / "runs").exists()
+
+
+def test_a_report_of_evil_titles_is_plain(runs, worlds, somewhere):
+    from command_line import mrt
+
+    evil = "<script>alert(1)</script> |`x` [a](https://evil.example) \x1b[31m"
+    result = mrt(
+        "report --quick --data-root", worlds, f"{evil}={runs / 'demo-source'}", "--out", somewhere / "out"
+    )
+    assert result.exit_code == 0, result.output
+    page, text = ((somewhere / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "<script" not in page and "\x1b" not in page + text
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt; \\|\\`x\\` \\[a\\](https\\://evil.example) \\\\x1b\\[31m"
+        in text
+    )
+    assert "<script" not in text
+    assert json.loads((somewhere / "out" / "report.json").read_text())["runs"]
