@@ -191,15 +191,20 @@ def read_card(path: Path | str) -> DatasetCard:
     remake = "Make the set again with `mrt prepare-data`."
     if not isinstance(content, dict) or "splits" not in content or "classes" not in content:
         raise MrtError(f"{path}: not a data set card (an object with 'name', 'classes' and 'splits')", remake)
+    odd = _text_that_cannot_be_written(content)
+    if odd is not None:
+        raise MrtError(f"{path}: the text {ascii(odd)[:100]} has half a character in it", remake)
     version = content.get("version", CARD_VERSION)
     if version != CARD_VERSION:
-        raise MrtError(f"{path}: version is {version!r}, this program reads {CARD_VERSION}", remake)
+        raise MrtError(f"{path}: version is {repr(version)[:100]}, this program reads {CARD_VERSION}", remake)
     classes, splits = content["classes"], content["splits"]
     is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not is_names or len(set(classes)) != len(classes):
-        raise MrtError(f"{path}: classes is {classes!r}, expected a list of different names", remake)
+        raise MrtError(
+            f"{path}: classes is {repr(classes)[:200]}, expected a list of different names", remake
+        )
     if not isinstance(splits, dict):
-        raise MrtError(f"{path}: splits is {splits!r}, expected an object", remake)
+        raise MrtError(f"{path}: splits is {repr(splits)[:200]}, expected an object", remake)
     rest = {key: content[key] for key in _CARD if key in content}
     _require_types(rest, _CARD, str(path), remake)
     rest = {"name": path.parent.name, "domain": "", **rest}
@@ -214,10 +219,10 @@ def read_card(path: Path | str) -> DatasetCard:
 def _read_split(path: Path, name: str, value: Any) -> SplitCard:
     where = f"{path}: splits.{name}"
     if not isinstance(value, dict):
-        raise MrtError(f"{where} is {value!r}, expected an object")
+        raise MrtError(f"{where} is {repr(value)[:200]}, expected an object")
     for key in ("annotations", "images"):
         if not isinstance(value.get(key), str):
-            raise MrtError(f"{where}.{key} is {value.get(key)!r}, expected a path")
+            raise MrtError(f"{where}.{key} is {repr(value.get(key))[:200]}, expected a path")
     if Path(value["annotations"]).is_absolute() or ".." in Path(value["annotations"]).parts:
         raise MrtError(
             f"{where}.annotations is {value['annotations']!r}: it must lie inside the card's folder"
@@ -231,7 +236,7 @@ def _require_types(found: Mapping[str, Any], kinds: Mapping[str, type], where: s
     """MrtError that names the field whose value is of another type than it should be."""
     names = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
     for key, value in found.items():
-        fits = type(value) is kinds[key] and (kinds[key] is not str or _can_be_written(value))
+        fits = type(value) is kinds[key] and (kinds[key] is not str or can_be_written(value))
         if fits and key in _COUNTED:
             fits = all(type(count) is int for count in value.values())
         if not fits:
@@ -241,12 +246,31 @@ def _require_types(found: Mapping[str, Any], kinds: Mapping[str, type], where: s
             )
 
 
-def _can_be_written(text: str) -> bool:
+def _text_that_cannot_be_written(content: Any) -> str | None:
+    """The first text of JSON's values and keys that cannot be printed, nor written again."""
+    left = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and printable(value) != value:
+            return value
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
+    return None
+
+
+def can_be_written(text: str) -> bool:
     """Whether a text can be a file's name, or part of a file."""
     try:
         return "\0" not in text and bool(text.encode("utf-8") or True)
     except UnicodeEncodeError:  # half a character
         return False
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what cannot be written, such as half a character of a file's name."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

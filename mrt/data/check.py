@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrt.data.archives import file_exists
-from mrt.data.card import DatasetCard, describe_split, file_sha256, prepared_annotations, read_json
+from mrt.data.card import (
+    DatasetCard,
+    describe_split,
+    file_sha256,
+    prepared_annotations,
+    printable,
+    read_json,
+)
 from mrt.data.headers import read_header
 from mrt.data.staging import Progress, available_cores, counted, run_parallel
 from mrt.errors import MrtError
@@ -32,23 +39,29 @@ def check_set(
         if split.sha256 and file_sha256(annotations) != split.sha256:
             problems.append(f"{annotations}: changed since the card was written (sha256 differs)")
             continue
-        coco = read_json(annotations)
-        with prepared_annotations(annotations):
-            found, _ = describe_split(card.folder, split.annotations, split.images, split.skipped, coco)
-            for field in ("num_images", "num_boxes", "num_ignored", "num_empty", "boxes_per_class"):
-                said, counts = getattr(split, field), getattr(found, field)
-                if said != counts:
-                    problems.append(f"{annotations}: {field} is {counts}, the card says {said}")
-            jobs += [
-                (name, root / entry["file_name"], int(entry["width"]), int(entry["height"]))
-                for entry in coco["images"]
-            ]
+        try:
+            coco = read_json(annotations)
+            with prepared_annotations(annotations):
+                found, _ = describe_split(card.folder, split.annotations, split.images, split.skipped, coco)
+                own_jobs = [
+                    (name, root / entry["file_name"], int(entry["width"]), int(entry["height"]))
+                    for entry in coco["images"]
+                ]
+        except MrtError as error:  # the other splits are looked at all the same
+            problems.append(error.message)
+            continue
+        for field in ("num_images", "num_boxes", "num_ignored", "num_empty", "boxes_per_class"):
+            said, counts = getattr(split, field), getattr(found, field)
+            if said != counts:
+                shown, card_shown = (printable(str(value)[:500]) for value in (counts, said))
+                problems.append(f"{annotations}: {field} is {shown}, the card says {card_shown}")
+        jobs += own_jobs
     answers = counted(run_parallel(_look, jobs, workers or available_cores()), len(jobs), on_progress)
     wrong: dict[tuple[str, str], list[str]] = {}
     for (name, path, *_), answer in zip(jobs, answers, strict=True):
         if answer is not None:
             kind, text = answer
-            wrong.setdefault((name, kind), []).append(text or str(path))
+            wrong.setdefault((name, kind), []).append(printable((text or str(path))[:500]))
     total = {name: split.num_images for name, split in card.splits.items()}
     problems += [
         f"{name}: {len(texts)} of {total[name]} images {kind}, the first: {texts[0]}"

@@ -32,6 +32,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2 * (1 << 30) // 4 // 3
 _TAIL = 1 << 16  # a JPEG's end marker lies in its last bytes; some cameras append a little
 MAX_PIXELS_VARIABLE = "MRT_MAX_PIXELS"  # how another limit reaches worker processes
+_MOST_PER_BYTE = 8 * 1032  # pixels of a PNG: one bit each, and zeros, which deflate makes 1 of 1032
 _pillows_limit = threading.Lock()
 # What Pillow's plugins raise on broken files, by design or not.
 BROKEN = (
@@ -118,6 +119,8 @@ def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Imag
         picture = _open_large(file)
     with picture:
         width, height = picture.size
+        if picture.format == "PNG" and width * height > _MOST_PER_BYTE * _size(file):
+            raise OSError(f"cut short: too few bytes for {width}x{height}")  # before memory is taken for it
         if width * height > MAX_PIXELS and width * height > max(most or 0, _most_pixels()):
             raise ImageProblem(
                 f"{width}x{height} are {width * height / 1e6:.0f} million pixels, more than are read",
@@ -214,6 +217,14 @@ def _all_of(file: BinaryIO) -> bytes:
     content = file.read()
     file.seek(before)
     return content
+
+
+def _size(file: BinaryIO) -> int:
+    """Bytes of the file; its position stays."""
+    before = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(before)
+    return size
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrt.data.card import DatasetCard, is_ignored, read_json
+from mrt.data.card import DatasetCard, can_be_written, is_ignored, read_json
 from mrt.data.registry import IMAGES, LABELS_HINT, labels_file
 from mrt.errors import MrtError
 
@@ -288,7 +288,8 @@ def _lists(content: Any, file: Path, names: Iterable[str]) -> dict[str, Any]:
         key = {"images": "file_name", "categories": "name"}.get(name)
         known: dict[Any, str] = {}
         for entry in content[name] if key else ():
-            named = isinstance(entry, dict) and isinstance(entry.get(key), str)
+            text = entry.get(key) if isinstance(entry, dict) else None
+            named = isinstance(text, str) and can_be_written(text)
             if not named or not _is_id(entry.get("id")):
                 raise MrtError(
                     f"{file}: {name}: {str(entry)[:100]} has no id or no {key}",
@@ -398,14 +399,18 @@ def _require_shape(theirs: Mapping[str, Any], ours: Mapping[str, Any], file: Pat
     try:
         width, height = (float(_side(theirs, key, ours[key])) for key in ("width", "height"))
         fits = min(width, height) > 0 and abs(width * ours["height"] / (height * ours["width"]) - 1) < 0.02
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):
         fits = False
     if not fits:
         raise MrtError(
-            f"{file}: image {theirs['file_name']!r} is {theirs.get('width')}x{theirs.get('height')} there "
+            f"{file}: image {theirs['file_name']!r} is {_side_in_words(theirs)} there "
             f"and {ours['width']}x{ours['height']} in the target set: not the same picture",
             "label the images of the prepared set",
         )
+
+
+def _side_in_words(image: Mapping[str, Any]) -> str:
+    return "x".join(str(image.get(side))[:40] for side in ("width", "height"))
 
 
 def _notes(file: Path, card: DatasetCard, split: str, ours: int, theirs: int, both: int) -> list[str]:

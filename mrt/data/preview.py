@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ COLOURS = (
     (0, 114, 178),
     (240, 228, 66),
 )
+_MOST = 1 << 20  # pixels of a side; no kind of image has more
 IGNORED, GROUND = (128, 128, 128), (20, 20, 20)
 
 
@@ -70,6 +72,10 @@ def _sheet(
     for annotation in coco["annotations"]:
         if annotation["image_id"] in annotations:
             annotations[annotation["image_id"]].append(annotation)
+    for entry in images:
+        for side in ("width", "height"):
+            if type(entry[side]) is not int or not 0 < entry[side] < _MOST:
+                raise ValueError(f"{side} of {str(entry['file_name'])[:60]!r} is {str(entry[side])[:40]}")
     columns = min(columns, len(images))
     shapes = sorted(entry["height"] / entry["width"] for entry in images)
     height = round(width * min(shapes[len(shapes) // 2], 1.5))
@@ -107,6 +113,13 @@ def _draw(tile: Image.Image, annotations: list[dict], classes: tuple[str, ...], 
     draw = ImageDraw.Draw(tile)
     for a in sorted(annotations, key=lambda a: -is_ignored(a)):
         x, y, w, h = (v * scale for v in a["bbox"])
+        if not all(map(math.isfinite, (x, y, w, h))):
+            raise ValueError(f"bbox is {str(a['bbox'])[:60]}")
+        # a line far beyond the tile takes long to draw
+        x, y, right, bottom = max(x, -9), max(y, -9), min(x + w, tile.width + 9), min(y + h, tile.height + 9)
+        w, h = right - x, bottom - y
+        if w <= 0 or h <= 0:
+            continue
         index = a["category_id"] - 1
         colour = IGNORED if is_ignored(a) else COLOURS[index % len(COLOURS)]
         draw.rectangle((x, y, max(x + 1, x + w - 1), max(y + 1, y + h - 1)), outline=colour)

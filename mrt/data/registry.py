@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from pathlib import Path
 
 from mrt.data.card import CARD_NAME, DatasetCard, read_card
@@ -39,7 +40,7 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     """
     data_root, asked = Path(data_root), Path(name_or_path)
     for candidate in (data_root / asked, asked):
-        if (candidate / CARD_NAME).is_file() or (candidate.name == CARD_NAME and candidate.is_file()):
+        if _is_file(candidate / CARD_NAME) or (candidate.name == CARD_NAME and _is_file(candidate)):
             return read_card(candidate)
     name = str(name_or_path)
     there = [folder.name for folder in _prepared(data_root)]
@@ -52,14 +53,14 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
             f"{data_root}"
         )
     else:
-        raw, called = (asked, asked.resolve().name) if asked.is_dir() else ("FOLDER", name)
+        raw, called = (asked, asked.resolve().name) if os.path.isdir(asked) else ("FOLDER", name[:200])
         hint = (
             f"A set of your own: mrt prepare-data custom --raw {raw} --name {called} --data-root {data_root}"
         )
     close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS], n=1)
     if close and name not in PREPARE_COMMANDS:
         hint = f"Did you mean '{close[0]}'? {hint}"
-    raise MrtError(f"No data set '{name}' in {data_root} (there: {', '.join(there) or 'none'})", hint)
+    raise MrtError(f"No data set '{name[:200]}' in {data_root} (there: {', '.join(there) or 'none'})", hint)
 
 
 def labels_file(where: str, split: str, data_root: Path | str) -> Path:
@@ -69,9 +70,9 @@ def labels_file(where: str, split: str, data_root: Path | str) -> Path:
         MrtError: there is no such file, set or split.
     """
     path = Path(where)
-    if path.is_file() and path.name != "dataset.json":
+    if _is_file(path) and path.name != "dataset.json":
         return path
-    if path.suffix == ".json" and not path.exists():
+    if path.suffix == ".json" and not os.path.exists(path):
         raise MrtError(f"teacher.labels = {where!r}: there is no such file", LABELS_HINT)
     try:
         card = find_dataset(where, data_root)
@@ -109,6 +110,14 @@ def is_list(file: Path) -> bool:
     """Whether a JSON file holds a list, as COCO results are."""
     with file.open("rb") as content:
         return content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; no where nothing can have such a name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _prepared(data_root: Path) -> list[Path]:

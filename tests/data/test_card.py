@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mrt.data.card import CARD_NAME, read_card, read_json, write_card
-from mrt.data.registry import find_dataset
+from mrt.data.registry import find_dataset, labels_file
 from mrt.errors import MrtError
 
 
@@ -58,6 +58,10 @@ def test_unknown_split_lists_those_there(small_set):
         ),
         (b'{"classes": [], "splits": {"train": {"annotations": "../x.json", "images": "i"}}}', "inside"),
         (b'{"version": 9, "classes": [], "splits": {}}', "version"),
+        (b'{"classes": ["\\ud800"], "splits": {}}', "half a character"),
+        (b'{"classes": [], "splits": {"tr\\udc80": {}}}', "half a character"),
+        (b'{"classes": ' + b"[" * 5000, "nested too deeply"),
+        (b'{"classes": [], "splits": {}, "version": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
 def test_broken_cards_name_the_field(tmp_path, content, words):
@@ -80,6 +84,15 @@ def test_registry_finds_by_name_and_path(small_set, tmp_path):
         find_dataset("absent", tmp_path)
     with pytest.raises(MrtError, match="there: none"):
         find_dataset("absent", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "\0", "~nobody/x", "\ud800"])
+def test_names_that_nothing_can_have(tmp_path, name):
+    with pytest.raises(MrtError, match="No data set"):
+        find_dataset(name, tmp_path)
+    for where in (name, f"{name}.json"):
+        with pytest.raises(MrtError, match=r"teacher\.labels = "):
+            labels_file(where, "train", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
-from mrt.data.archives import inside_zip, open_zip
+from mrt.data.archives import BROKEN_ZIP, inside_zip, open_zip
 from mrt.data.convert.formats import createml, cvat, reading, tables, via
 from mrt.data.convert.formats.listing import Files, Listing, image_name, refuse_twins
 from mrt.data.convert.places import class_name
@@ -26,8 +24,6 @@ from mrt.errors import MrtError
 
 LIBRARY = "pip install 'mrt-detection[formats]'"
 OTHER_EXPORT = "Export the labels once more in another format, such as COCO."
-# what reading a damaged or encrypted zip member raises
-_BROKEN_MEMBER = (OSError, KeyError, BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
 # annotations that have a box around them
 _AREAS = ("bbox", "rotated_bbox", "polygon", "mask", "ellipse", "cuboid_2d")
 _COUNTED = {
@@ -93,7 +89,7 @@ def _head(place: Path) -> bytes:
     try:
         with open(place, "rb") if member is None else open_zip(member[0]).open(member[1]) as file:
             return file.read(reading.HEAD)
-    except _BROKEN_MEMBER:
+    except (OSError, *BROKEN_ZIP):
         return b""
 
 

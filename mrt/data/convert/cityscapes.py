@@ -89,8 +89,9 @@ def recipe(
     groups of a class in a frame (``cargroup``) are one ignored box, because the instance image has one number
     for them.
 
-    Counted as skipped: "image missing", "labels missing"; objects with other labels ("class not asked for":
-    also caravans and trailers); objects without a visible pixel ("object fully hidden": from an instance
+    Counted as skipped: "image missing", "labels missing", "annotation cut short or unreadable" (one bad label
+    file does not end the conversion of the others); objects with other labels ("class not asked for": also
+    caravans and trailers); objects without a visible pixel ("object fully hidden": from an instance
     image they are only known if their number lies below a visible one's); and from polygons "box outside the
     image" and "unknown label '...'".
 
@@ -101,7 +102,7 @@ def recipe(
         on_unpack: called with (archive, bytes done, bytes in all).
 
     Raises:
-        MrtError: no images or no labels, an unknown class or split, or a label file that cannot be used.
+        MrtError: no images or no labels, or an unknown class or split.
     """
     check_options(classes, splits)
     files = RawFiles(raw, rf"_leftImg8bit\.png$|{LABELS_WANTED}", data_root, on_unpack)
@@ -202,17 +203,42 @@ def convert(job: Job) -> Picture | Skipped:
         header = read_header(job.image)
     except MrtError:
         return Skipped("image cut short or unreadable", job.file)
-    labels = read_labels(job.labels)
-    if labels.ids.shape != (header.height, header.width):
-        return Skipped("image size differs from the annotation's", job.file)
+    labels = usable_labels(job.labels, job.file, (header.width, header.height))
+    if isinstance(labels, Skipped):
+        return labels
     things, skipped = visible_things(labels, job.classes)
     return Picture(job.file, header.width, header.height, things, skipped, job.extra)
 
 
-def read_labels(place: Path) -> Labels:
-    """Read the instance image, or paint it from polygons; MrtError if the file cannot be used."""
+class _OtherSize(MrtError):
+    """Labels for an image of another size."""
+
+
+def usable_labels(place: Path, file: str, size: tuple[int, int]) -> Labels | Skipped:
+    """The labels of an image, or why they cannot be used: one bad file is left out, not the whole set.
+
+    Args:
+        file: the image's name in the set. size: its width and height.
+    """
+    try:
+        return read_labels(place, size)
+    except _OtherSize:
+        return Skipped("image size differs from the annotation's", file)
+    except MrtError as error:
+        return Skipped("annotation cut short or unreadable", error.message)
+
+
+def read_labels(place: Path, size: tuple[int, int] | None = None) -> Labels:
+    """Read the instance image, or paint it from polygons.
+
+    Args:
+        size: width and height of the image that they are for, if it is known.
+
+    Raises:
+        MrtError: the file cannot be used, or is for an image of another size.
+    """
     if place.suffix == ".json":
-        return paint(parse_json(place), place)
+        return paint(parse_json(place), place, size)
     try:
         with warnings.catch_warnings(), open_file(place) as file, open_picture(file) as picture:
             warnings.simplefilter("ignore")  # odd blocks that decode all the same
@@ -221,6 +247,7 @@ def read_labels(place: Path) -> Labels:
                     f"{place}: mode is {picture.mode}, expected a grey image of 16 bits",
                     "It may be the *_color.png, renamed.",
                 )
+            _require_size(place, picture.size, size)  # before it is decoded
             return Labels(np.array(picture))
     except (*BROKEN, ImageProblem) as error:
         raise MrtError(
@@ -229,7 +256,12 @@ def read_labels(place: Path) -> Labels:
         ) from None
 
 
-def paint(annotation: Any, place: Path) -> Labels:
+def _require_size(place: Path, stated: tuple[int, int], size: tuple[int, int] | None) -> None:
+    if size is not None and stated != size:
+        raise _OtherSize(f"{place}: is for {stated[0]}x{stated[1]} pixels, its image has {size[0]}x{size[1]}")
+
+
+def paint(annotation: Any, place: Path, size: tuple[int, int] | None = None) -> Labels:
     """The instance image of a ``gtFine_polygons.json``.
 
     Objects are painted in the file's order, so later ones hide earlier ones.
@@ -242,6 +274,7 @@ def paint(annotation: Any, place: Path) -> Labels:
         MrtError: the content is not that of a label file; the message names ``place`` and the entry.
     """
     width, height, objects = _content(annotation, place)
+    _require_size(place, (width, height), size)
     canvas = Image.new("I", (width, height), LABEL_IDS["unlabeled"])
     draw = ImageDraw.Draw(canvas)
     numbers, skipped, painted = Counter[str](), Counter[str](), {}
@@ -290,8 +323,8 @@ def _content(annotation: Any, place: Path) -> tuple[int, int, list[Any]]:
     size = []
     for key in ("imgWidth", "imgHeight"):
         value = annotation.get(key)
-        if not isinstance(value, int) or value < 1:
-            raise MrtError(f"{place}: {key} is {value!r}, expected a number of pixels", hint)
+        if type(value) is not int or not 1 <= value <= _MOST_PIXELS:
+            raise MrtError(f"{place}: {key} is {repr(value)[:80]}, expected a number of pixels", hint)
         size.append(value)
     if size[0] * size[1] > _MOST_PIXELS:
         raise MrtError(f"{place}: imgWidth x imgHeight is {size[0]}x{size[1]}, too large to be painted", hint)

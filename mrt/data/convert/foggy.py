@@ -5,6 +5,7 @@ Either the published images, or fog made from Cityscapes' own disparity and came
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,13 @@ from mrt.data.convert.cityscapes import (
     find_labels,
     labelled_split,
     missing_splits,
-    read_labels,
+    usable_labels,
     visible_things,
 )
+from mrt.data.convert.coco_file import number_of
 from mrt.data.convert.raw import RawFiles, Unpacking, parse_json, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.headers import BROKEN, ImageProblem, open_picture
 from mrt.errors import MrtError
 
 # extinction per metre of the published levels, as the file names write them
@@ -94,7 +97,7 @@ def recipe(
 
     Raises:
         MrtError: an invalid option; no images of that level or package, no labels; with ``simulate`` no files
-            to make fog from; a label or camera file that cannot be used.
+            to make fog from; a camera file that cannot be used.
     """
     check_options(classes, splits)
     if fog_beta not in (*BETAS, "all"):
@@ -250,9 +253,9 @@ def make_foggy(job: FogJob, folder: Path) -> Picture | Skipped:
     pixels = _read(job.inputs.disparity, grey=True)
     if pixels is None:
         return Skipped("disparity cut short or unreadable", job.file)
-    labels = read_labels(job.inputs.labels)
-    if labels.ids.shape != image.shape[:2]:
-        return Skipped("image size differs from the annotation's", job.file)
+    labels = usable_labels(job.inputs.labels, job.file, (image.shape[1], image.shape[0]))
+    if isinstance(labels, Skipped):
+        return labels
     if pixels.shape != image.shape[:2]:
         return Skipped("disparity size differs from the image's", job.file)
     sky = labels.ids == SKY
@@ -274,11 +277,11 @@ def _read(place: Path | None, grey: bool = False) -> np.ndarray | None:
     """(H, W, 3) uint8 of an image, or (H, W) of a grey one of 16 bits; None if it cannot be decoded."""
     assert place is not None
     try:
-        with open_file(place) as file, Image.open(file) as picture:
+        with open_file(place) as file, open_picture(file) as picture:
             if grey and not picture.mode.startswith("I"):
                 return None
             return np.array(picture if grey else picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*BROKEN, ImageProblem):
         return None
 
 
@@ -294,10 +297,11 @@ def _camera(place: Path | None) -> tuple[float, float]:
     for part, field in (("extrinsic", "baseline"), ("intrinsic", "fx")):
         block = content.get(part) if isinstance(content, dict) else None
         value = block.get(field) if isinstance(block, dict) else None
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        number = number_of(value)
+        if number is None or isinstance(value, bool) or not 0 < number < math.inf:
             raise MrtError(
-                f"{place}: {part}.{field} is {value!r}, expected a positive number",
+                f"{place}: {part}.{field} is {repr(value)[:80]}, expected a positive number",
                 f"Get camera_trainvaltest.zip from {SITE}.",
             )
-        values.append(float(value))
+        values.append(number)
     return values[0], values[1]

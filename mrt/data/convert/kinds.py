@@ -43,7 +43,7 @@ _SAYS = re.compile(
     r"|regions|detections)\"\s*:"
     r"|<(object|box|bndbox|polygon)\b"
 )
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(\d++\.?\d*+|\.\d++)([eE][-+]?\d+)?")
 _COLUMNS = re.compile(r"(?i)\b(x_?min|xmin|x1|bbox|left|box)\b")
 
 

@@ -16,7 +16,7 @@ from mrt.errors import MrtError
 _OFFICIAL = re.compile(r"(?i)^(?P<above>.*?)ImageSets/(?:Main/)?(?P<name>train|val|test|trainval)\.txt$")
 # folders of other lists and of labels
 _INSIDE = re.compile(r"(?i)(^|/)(ImageSets|labels?|annotations?|label_2)/")
-_FLAG = re.compile(r"\s+-?[01]$")  # in VOC's lists of a class: whether the image holds one
+_FLAG = re.compile(r"(?<!\s)\s++-?[01]$")  # in VOC's lists of a class: whether the image holds one
 ROOT = re.compile(r"^(?:[A-Za-z]:)?[\\/]+")  # the root of absolute paths
 _UP = re.compile(r"^(?:\.{1,2}/+)+")
 _ORDER = ("train", "val", "test")

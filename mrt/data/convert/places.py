@@ -25,6 +25,7 @@ from mrt.data.headers import ImageProblem, read_header
 from mrt.errors import MrtError
 
 _BASIC = ("train", "val", "test")
+LONGEST_PATH = 4096  # letters; no system has longer ones, and looking for their ends takes forever
 _ROUNDING = 1.0  # pixels by which a box may stick out of its picture and still count as inside
 
 
@@ -34,6 +35,11 @@ def entry_name(text: str, source: Path, entry: str) -> str:
     Raises:
         MrtError: it is absolute or leads upwards; the message names ``source`` and ``entry``.
     """
+    if len(text) > LONGEST_PATH:
+        raise MrtError(
+            f"{source}: {entry} has {len(text)} letters, which no path has: {text[:60]!r}...",
+            "Mend it, or leave it out: the file may be damaged.",
+        )
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.name or leads_elsewhere(text.strip()):
         raise MrtError(

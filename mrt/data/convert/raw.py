@@ -173,11 +173,11 @@ def _leads_back(where: str, name: str) -> bool:
     return os.path.islink(path) and Path(os.path.realpath(where)).is_relative_to(os.path.realpath(path))
 
 
-def read_bytes(path: Path) -> bytes:
-    """All bytes of a file, which may be a zip's member; MrtError if it cannot be read."""
+def read_bytes(path: Path, most: int = -1) -> bytes:
+    """All bytes of a file, or the first ``most``; it may be a zip's member. MrtError if it cannot be read."""
     try:
         with open_file(path) as file:
-            return file.read()
+            return file.read(most)
     except FileNotFoundError:
         raise MrtError(f"{path}: no such file") from None
     except OSError as error:

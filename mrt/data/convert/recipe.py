@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mrt.data.card import DatasetCard, coco_categories, describe_split, write_card
+from mrt.data.card import DatasetCard, coco_categories, describe_split, printable, write_card
 from mrt.data.convert.names import counted_reasons
 from mrt.data.convert.pictures import Picture, Skipped, Thing, Turned, clip_box
 from mrt.data.convert.whole_set import OF_IMAGES, SHARED, Losses, Results, choose_readings, keep_apart, losses
@@ -122,6 +122,17 @@ def prepare(
             f"{recipe.source}: no images to convert",
             "Is it the right folder or archive? See `mrt prepare-data --help`.",
         )
+    for split_name, split in recipe.splits.items():
+        if Path(split_name).name != split_name or not writable(split_name):
+            raise MrtError(
+                f"a split is called {split_name!r}, which cannot be the name of its file",
+                "Give it a plain name such as train.",
+            )
+        if not writable(str(split.images)):
+            raise MrtError(
+                f"--raw {printable(str(split.images))}: its name is not UTF-8, which no card can hold",
+                "Rename the folder.",
+            )
     with staged(Path(root), name, overwrite) as work, pixels_allowed(max_pixels):
         recipe, results, said = _results(recipe, work, workers or available_cores(), on_progress)
         warnings: list[str] = []
@@ -149,9 +160,11 @@ def prepare(
         ]
         if not sizes:
             total = sum(len(split.jobs) for split in recipe.splits.values())
+            first, *others = [*warnings, *notes, ""]
             raise MrtError(
-                f"{recipe.source}: none of the {total} images could be used",
-                "\n".join([*warnings, *notes][:6]) or None,
+                f"{recipe.source}: none of the {total} images could be used"
+                + (f": {first}" if first else ""),
+                "\n".join(others[:6]).strip() or None,
             )
         if recipe.labelled and not allow_empty:
             boxes = {split: card.num_boxes for split, card in cards.items()}
@@ -165,17 +178,17 @@ def prepare(
         details = {**recipe.details, **{key: lines for key, lines in told.items() if lines}}
         card = DatasetCard(
             name=name,
-            domain=recipe.domain,
+            domain=printable(recipe.domain),
             classes=recipe.classes,
             splits=cards,
             image_sizes=dict(sizes),
-            source=recipe.source,
+            source=printable(recipe.source),
             labelled=recipe.labelled,
-            details=details,
+            details=_printable(details),
             folder=work,
         )
         write_card(card)
-    return replace(card, folder=Path(root) / name), warnings
+    return replace(card, folder=Path(root) / name), [printable(line) for line in warnings]
 
 
 def rehearse(
@@ -269,6 +282,8 @@ def _sort_out(
     }
     seen: set[str] = set()
     for result in results:
+        if isinstance(result, Picture) and not writable(result.file):
+            result = Skipped("file name that is not UTF-8", ascii(result.file))
         if isinstance(result, Picture) and result.file in seen:
             result = Skipped("image listed twice", result.file)
         if isinstance(result, Skipped):
@@ -283,7 +298,7 @@ def _sort_out(
         for reason, texts in shown.items()
         if reason != SHARED and texts
     ]
-    return pictures, dict(skipped), told
+    return pictures, {printable(reason): count for reason, count in skipped.items()}, told
 
 
 def _first_of(names: Sequence[str], most: int = 3) -> str:
@@ -309,13 +324,27 @@ def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
                     "iscrowd": int(thing.ignored),
                 }
             )
-    info = {"description": recipe.source, "domain": recipe.domain}
+    info = {"description": printable(recipe.source), "domain": printable(recipe.domain)}
     return {
         "info": info,
         "images": images,
         "annotations": annotations,
         "categories": coco_categories(recipe.classes),
     }
+
+
+def writable(text: str) -> bool:
+    """Whether a text can be written as UTF-8; a file's name, or one in a file, may have half a character."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _printable(value: Any) -> Any:
+    """:func:`printable` for all texts in lists and mappings."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(key)): _printable(inner) for key, inner in value.items()}
+    return [_printable(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _short(value: float) -> float:

@@ -27,6 +27,7 @@ from mrt.data.text import decode_head, encoding_of
 from mrt.errors import MrtError
 
 MAX_XML_BYTES = 16 << 20  # a real file has a few kilobytes; a thousand objects have 300
+DEEPEST = 100  # elements in elements; a polygon's points have five
 _DECLARED = re.compile(rb"^\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._:-]+)[\"']")
 
 
@@ -125,12 +126,26 @@ def _parse_xml(text: str, place: Path) -> Element:
             "Remove it from the file if you trust its origin.",
         )
 
+    depth = 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"elements nested more than {DEEPEST} deep")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
     builder = TreeBuilder()
     parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
     parser.CharacterDataHandler = builder.data
     parser.Parse(text.encode("utf-8", "surrogatepass"), True)
     return builder.close()

@@ -425,7 +425,7 @@ def _with_labels_alone(
         inside
         for inside in sorted(set(labels.texts) - labels.used)
         if inside.rpartition("/")[2].lower() != "classes.txt"
-        and (inside.rpartition("/")[0] in folders or looks(read_bytes(files.files[inside])[:_HEAD], inside))
+        and (inside.rpartition("/")[0] in folders or looks(read_bytes(files.files[inside], _HEAD), inside))
     ]
     images = sum(isinstance(job, Job) for split in splits.values() for job in split.jobs)
     if alone and not labels.used:

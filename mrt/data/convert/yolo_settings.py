@@ -25,8 +25,9 @@ from mrt.data.convert.lists import (
     without_trainval,
 )
 from mrt.data.convert.names import Ends, examples, plain, shared_folders, split_in, split_of_folder, stem_of
-from mrt.data.convert.places import ImageFinder, class_name, of_another_split
+from mrt.data.convert.places import LONGEST_PATH, ImageFinder, class_name, of_another_split
 from mrt.data.convert.raw import RawFiles, read_bytes, require
+from mrt.data.limits import YAML, YAML_VARIABLE, allowed
 from mrt.data.text import decode_head, decode_text
 from mrt.errors import MrtError
 
@@ -35,7 +36,8 @@ HINT = (
     "A YOLO set is a data.yaml with 'names', 'train' and 'val', "
     "images/*/*.jpg, and for each image labels/*/*.txt."
 )
-_MAX_YAML = 1 << 20
+_HEAD = 1 << 20  # bytes of a file that tell whether it is such a file
+_BYTES_EACH = 20  # of the names, values and lists in a YAML file
 # what reading broken YAML raises; a TypeError comes from a list as a key
 _BROKEN_YAML = (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError)
 
@@ -136,15 +138,15 @@ def _parted(
 def _settings_files(files: Mapping[str, Path]) -> list[str]:
     """Paths inside the raw files of the files that are a set's ``data.yaml``."""
     found = [inside for inside in sorted(files) if re.search(r"(?i)\.ya?ml$", inside)]
-    heads = {inside: decode_head(read_bytes(files[inside])[:_MAX_YAML]) for inside in found}
+    heads = {inside: decode_head(read_bytes(files[inside], _HEAD)) for inside in found}
     return [inside for inside in found if re.search(r"(?m)^[\"']?names[\"']?\s*:", heads[inside])]
 
 
 def _darknet_files(files: Mapping[str, Path]) -> list[str]:
     """Paths inside the raw files of darknet's ``*.data`` files."""
     found = [inside for inside in sorted(files) if inside.lower().endswith(".data")]
-    heads = {inside: decode_head(read_bytes(files[inside])[:_MAX_YAML]) for inside in found}
-    return [inside for inside in found if re.search(r"(?m)^\s*names\s*=", heads[inside])]
+    heads = {inside: decode_head(read_bytes(files[inside], _HEAD)) for inside in found}
+    return [inside for inside in found if re.search(r"(?m)^[^\S\n]*names[^\S\n]*=", heads[inside])]
 
 
 def _read_darknet(inside: str, files: RawFiles) -> Settings:
@@ -155,6 +157,8 @@ def _read_darknet(inside: str, files: RawFiles) -> Settings:
     place = files.files[inside]
     pairs = [line.partition("#")[0].partition("=") for line in read_lines(place)]
     said = {key.strip().lower(): value.strip() for key, equals, value in pairs if equals and value.strip()}
+    for key in ("names", *SPLITS):
+        _require_path(said.get(key, ""), key, place)
     there = Ends(path for path in files.files)
     end = ROOT.sub("", said.get("names", "").replace("\\", "/")).lstrip("./")
     found: list[str] = []
@@ -174,12 +178,12 @@ def _read_darknet(inside: str, files: RawFiles) -> Settings:
 
 
 def _read_settings(place: Path, inside: str) -> Settings:
-    content = read_bytes(place)
-    if len(content) > _MAX_YAML:
-        raise MrtError(f"{place}: {len(content)} bytes are too much for a YOLO settings file", HINT)
+    most = _BYTES_EACH * allowed(YAML_VARIABLE, YAML)
+    content = read_bytes(place, most + 1)
+    if len(content) > most:
+        raise _too_much(place, f"more than {most} bytes")
     try:
-        # every scalar stays a text: YAML would make a class called "no" a boolean
-        found = yaml.load(decode_text(content), Loader=yaml.BaseLoader)
+        found = _Loader(decode_text(content), place).get_single_data()
     except _BROKEN_YAML as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", "")
@@ -200,8 +204,11 @@ def _read_settings(place: Path, inside: str) -> Settings:
         paths = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         if not all(isinstance(path, str) for path in paths):
             raise MrtError(f"{place}: {key} is no path or list of paths", HINT)
+        for path in paths:
+            _require_path(path, key, place)
         splits.setdefault(split, []).extend(path for path in paths if path.strip() not in ("", "~", "null"))
     base = found.get("path")
+    _require_path(base if isinstance(base, str) else "", "path", place)
     folder = PurePosixPath(inside).parent.as_posix()
     parts = [folder, base if isinstance(base, str) and not PurePosixPath(base).is_absolute() else ""]
     return Settings(
@@ -211,6 +218,36 @@ def _read_settings(place: Path, inside: str) -> Settings:
         "kpt_shape" in found,
         inside,
     )
+
+
+class _Loader(yaml.BaseLoader):
+    """Reads every scalar as a text: YAML would make a class called "no" a boolean.
+
+    A file of so many entries that reading it would take minutes is refused.
+    """
+
+    def __init__(self, text: str, place: Path) -> None:
+        super().__init__(text)
+        self._entries, self._most, self._place = 0, allowed(YAML_VARIABLE, YAML), place
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._entries += 1
+        if self._entries > self._most:
+            raise _too_much(self._place, f"more than {self._most} names and values")
+        return super().compose_node(parent, index)
+
+
+def _too_much(place: Path, found: str) -> MrtError:
+    return MrtError(
+        f"{place}: {found} are too much for a YOLO settings file",
+        "If it is to be trusted, write its class names into a classes.txt in its place, one a line, or allow "
+        f"more with the environment variable {YAML_VARIABLE}={20 * allowed(YAML_VARIABLE, YAML)}.",
+    )
+
+
+def _require_path(text: str, key: str, place: Path) -> None:
+    if len(text) > LONGEST_PATH:
+        raise MrtError(f"{place}: {key} has {len(text)} letters, which no path has: {text[:60]!r}...", HINT)
 
 
 def _is_number(text: str) -> bool:

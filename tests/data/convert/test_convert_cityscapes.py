@@ -20,6 +20,7 @@ from cityscapes_tree import (
     zip_tree,
 )
 
+from mrt.data.card import read_card
 from mrt.data.check import check_set
 from mrt.data.convert.cityscapes import (
     CLASSES,
@@ -224,6 +225,46 @@ def test_a_label_file_that_cannot_be_used_is_named(tmp_path, content, message, z
     assert message in caught.value.message
     assert "bonn_000000_000019_gtFine_polygons.json" in caught.value.message
     assert not (tmp_path / "data" / "cityscapes").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"imgWidth": 64, "imgHeight": 1e9, "objects": 5}', b"\xff"]
+)
+def test_one_bad_label_file_does_not_end_the_conversion_of_the_others(tmp_path, content):
+    raw, root = tmp_path / "raw", tmp_path / "data"
+    for name in ("bonn_000000_000019", "bonn_000001_000019"):
+        cityscapes_frame(raw, "val", "bonn", name)
+    (raw / "gtFine/val/bonn/bonn_000000_000019_gtFine_polygons.json").write_bytes(content)
+    card, warnings = prepare(recipe([raw], root), root, "cityscapes", workers=1)
+    assert card.split("val").num_images == 1
+    assert card.split("val").skipped["annotation cut short or unreadable"] == 1
+    assert any("bonn_000000_000019_gtFine_polygons.json" in line for line in warnings)
+
+
+def test_names_that_cannot_be_written_do_not_end_it_at_its_last_step(tmp_path):
+    raw, root = tmp_path / "raw", tmp_path / "data"
+    cityscapes_frame(raw, "val", "bonn", "bonn_000000_000019")
+    cityscapes_frame(raw, "val", "b\udcffn", "bonn_000000_000019")
+    objects = [{"label": "\ud800", "polygon": [[0, 0], [9, 0], [9, 9]]}, *cityscapes_objects()]
+    content = {"imgHeight": 32, "imgWidth": 64, "objects": objects}
+    write_json(raw / "gtFine/val/bonn/bonn_000000_000019_gtFine_polygons.json", content)
+    card, warnings = prepare(recipe([raw], root), root, "cityscapes", workers=1)
+    assert card.split("val").skipped["file name that is not UTF-8"] == 1 and card.split("val").num_images == 1
+    assert check_set(read_card(card.folder), workers=1) == []
+    assert all(line.encode("utf-8") for line in warnings)
+    (raw / "leftImg8bit").rename(tmp_path / "i\udcff")
+    with pytest.raises(MrtError, match="name is not UTF-8"):
+        prepare(recipe([raw / "gtFine", tmp_path / "i\udcff"], root), root, "other", workers=1)
+
+
+def test_labels_for_an_image_of_another_size_are_not_painted(tmp_path):
+    raw, root = tmp_path / "raw", tmp_path / "data"
+    for name in ("bonn_000000_000019", "bonn_000001_000019"):
+        cityscapes_frame(raw, "val", "bonn", name)
+    content = {"imgHeight": 16_000, "imgWidth": 16_000, "objects": []}  # a gigabyte if it were painted
+    write_json(raw / "gtFine/val/bonn/bonn_000000_000019_gtFine_polygons.json", content)
+    card, _ = prepare(recipe([raw], root), root, "cityscapes", workers=1)
+    assert card.split("val").skipped["image size differs from the annotation's"] == 1
 
 
 def test_an_instance_image_that_cannot_be_used_is_named(tmp_path):

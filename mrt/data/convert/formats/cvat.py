@@ -30,6 +30,7 @@ from mrt.data.convert.formats.listing import Files, Listing, image_name
 from mrt.data.convert.places import class_name
 from mrt.data.convert.raw import read_bytes
 from mrt.data.convert.sheets import Record, Sheet
+from mrt.data.convert.voc import DEEPEST
 from mrt.data.text import decode_head
 from mrt.errors import MrtError
 
@@ -66,7 +67,7 @@ def looks(head: bytes, path: str) -> bool:
     text = decode_head(head)
     return (
         re.search(r"<annotations\s*>", text) is not None
-        and re.search(r"<(meta|image\s[^>]*\bname=|track\s)", text) is not None
+        and re.search(r"<(meta|image\s[^<>]*\bname=|track\s)", text) is not None
     )
 
 
@@ -95,6 +96,12 @@ class _Reader:
     def _start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self._path.append(tag)
         depth = len(self._path)
+        if depth > DEEPEST:
+            raise MrtError(
+                f"{self._place}, line {self.parser.CurrentLineNumber}: elements nested more than {DEEPEST} "
+                "deep",
+                f"The file may be damaged. It should be {NEEDS}.",
+            )
         if depth == 1 and tag != "annotations":
             raise MrtError(
                 f"{self._place}: its root is <{tag[:80]}>, not <annotations>", f"It should be {NEEDS}."

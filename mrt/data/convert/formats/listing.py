@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrt.data.convert.places import ImageFinder
+from mrt.data.convert.places import LONGEST_PATH, ImageFinder
 from mrt.data.convert.sheets import Record, Sheet
 from mrt.data.headers import read_header
 from mrt.errors import MrtError
@@ -45,7 +45,7 @@ def image_name(value: Any, place: Path, entry: str) -> str:
     """An image's path as the file has it, with forward slashes; MrtError if there is none."""
     name = value.strip().replace("\\", "/") if isinstance(value, str) else ""
     # half a surrogate pair cannot be written
-    if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not name or len(name) > LONGEST_PATH or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise MrtError(
             f"{place}: {entry} has no image's name ({repr(value)[:80]})",
             "Mend or remove this entry, or export the file again.",

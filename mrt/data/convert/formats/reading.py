@@ -29,7 +29,7 @@ NO_AREA = "point or line, which has no area"
 LISTED_TWICE = "annotation listed twice"
 
 NO_NUMBERS: Box = (math.nan,) * 4
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d++\.?\d*+|\.\d++)([eE][-+]?\d+)?", re.ASCII)
 
 
 def read_text(place: Path) -> str | None:
