@@ -451,8 +451,10 @@ def _write(json_file: Path | None, csv_file: Path | None, records: Sequence[dict
     import json
 
     from mrt.files import write_text
+    from mrt.seal import with_checksum
 
-    texts = {json_file: json.dumps(records, indent=1) + "\n", csv_file: to_csv(records)}
+    checked = [with_checksum(record) for record in records]
+    texts = {json_file: json.dumps(checked, indent=1) + "\n", csv_file: to_csv(records)}
     paths = [path for path in texts if path is not None]
     for path in paths:
         write_text(path, texts[path])

@@ -114,6 +114,7 @@ def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path
     from mrt.experiment import find_roots
 
     from .app import explain
+    from .console import RANK
     from .launch import STARTED
 
     try:
@@ -121,10 +122,13 @@ def resumable(command: str, folder: Path, data_root: Path | None, run_root: Path
     except (Exception, KeyboardInterrupt) as error:
         told = explain(error)
         there = is_run(folder) or (folder / "checkpoints" / "last.pt").is_file()
-        if not isinstance(told, RunFailed) or STARTED in os.environ or not there:
-            raise
+        # Of the processes of --gpus the first tells it, but for a stop, which is told by their parent.
+        silent = STARTED in os.environ and (isinstance(told, Interrupted) or RANK != 0)
         how = told.how if isinstance(told, Diverged) else ["--resume"]
-        words = ["mrt", *command.split(), *how]
+        if not isinstance(told, RunFailed) or silent or not there or not how:
+            raise
+        gpus = ["--gpus", os.environ[STARTED]] if STARTED in os.environ else []
+        words = ["mrt", *command.split(), *gpus, *how]
         words += ["--name", str(folder.relative_to(find_roots(None, run_root).run_root))]
         for option, path in (("--data-root", data_root), ("--run-root", run_root)):
             words += [option, str(path)] if path is not None else []

@@ -86,6 +86,8 @@ def start(processes: int, ctx: typer.Context) -> None:
     )
     # -P: do not import a folder called mrt or torch in the working directory instead of the package.
     words = ["-u", "-P", "-m", "mrt_cli", ctx.info_name, *without("--gpus", ctx.meta[WORDS])]
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a checkpoint: the processes' matter
     logging.disable(logging.ERROR)  # the launcher's long report of errors that are reported here in one line
     try:
         elastic_launch(config, sys.executable)(*words)

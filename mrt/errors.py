@@ -23,11 +23,16 @@ class RunFailed(Exception):
     """A run that started properly but could not go on (a non-finite loss, a failed worker): exit code 1."""
 
 
+class Unstable(RunFailed):
+    """A number of training is not finite."""
+
+
 class Diverged(RunFailed):
-    """A loss or gradient of a run is not finite: going on from its last checkpoint would end in the same.
+    """A number of a run is not finite: going on from its last checkpoint would end in the same.
 
     Args:
-        message: what happened. how: options of the command line that go on from before it.
+        message: what happened. how: options of the command line that go on from before it; none where there
+            is no checkpoint.
     """
 
     def __init__(self, message: str, how: list[str]) -> None:

@@ -76,7 +76,7 @@ def resolve(preset: str | None, overrides: Sequence[str] | None, options: dict[s
 KEPT = (
     *("preset", "init", "seed", "schema", "model.", "method.plugins", "method.source_free"),
     *("data.source", "data.target", "data.source_split", "data.target_split", "data.classes"),
-    *("data.class_map", "engine.batch_size", "engine.accumulate", "teacher.labels"),
+    *("data.class_map", "engine.batch_size", "teacher.labels", "retrain.parts", "retrain.source"),
     *("pretrain.steps_per_epoch", "mae_stage.steps_per_epoch", "teach.steps_per_epoch", "mae.use"),
 )
 
@@ -239,14 +239,13 @@ def find_run(name: str, run_root: Path) -> str:
 
 
 def require_new(folder: Path) -> None:
-    """Raise MrtError if ``folder`` already holds a run.
+    """Raise MrtError if ``folder`` already holds a run, or something else.
 
     With torchrun, every process checks this before the first one begins to write.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise MrtError(
-            f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
-        )
+    from mrt.engine.facts import require_absent
+
+    require_absent(folder)
 
 
 def require_data(names: Sequence[str], data_root: Path) -> None:

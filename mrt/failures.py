@@ -18,13 +18,13 @@ GOES_ON = (
     "A training run goes on from its last checkpoint with --resume (with other settings: --allow-change too)."
 )
 LESS_MEMORY = (
-    "take fewer images at a time: --set with a smaller engine.batch_size, or with engine.accumulate=2 or "
-    "more, which keeps the total batch (mrt eval: --batch-size)"
+    "take fewer images at a time: --set engine.accumulate=2 or more, which keeps the total batch, or in a "
+    "new run a smaller engine.batch_size (mrt eval: --batch-size)"
 )
 FEWER_WORKERS = "or let fewer processes read images: --set engine.workers=0 needs none."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FILES = (errno.EMFILE, errno.ENFILE)
-BROKEN = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
+BROKEN = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT)
 MACHINE = (*FULL, *FILES, errno.ENOMEM)  # what no other file would mend
 
 _GPU_MEMORY = re.compile(

@@ -7,17 +7,20 @@ just now: the first writing into a folder removes the former (:func:`remove_litt
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mrt import failures
 from mrt.errors import MrtError, RunFailed
 
 try:
@@ -25,30 +28,29 @@ try:
 except ImportError:  # no such locks on this system: nothing is removed then
     fcntl = None
 
-TEMPORARY, PARTIAL = ".tmp", ".unfinished"  # how unfinished files and folders end; they begin with a dot
-# errors of the machine rather than of what was asked for: what to do about them
-MACHINE = {
-    errno.ENOSPC: "free some space on the disk",
-    errno.EDQUOT: "free some of your quota on the disk",
-    errno.EIO: "the disk or the network to it fails: look at the system's log (dmesg)",
-    errno.ENOMEM: "free some memory",
-    errno.EMFILE: "allow more open files (ulimit -n), or take fewer --set engine.workers",
-    errno.ENFILE: "the system has too many open files: end other programs",
-    errno.ESTALE: "the network file system has lost the folder: mount it again",
-    errno.ETIMEDOUT: "the network file system does not answer",
-    errno.ENODEV: "the disk is gone: mount it again",
-    errno.ENXIO: "the disk is gone: mount it again",
-    errno.EBUSY: "something else uses it: try again",
-}
+TEMPORARY, PARTIAL = ".mrt-tmp", ".mrt-unfinished"  # how unfinished files and folders end
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # of the machine, in their names
+SETTLED = 2.0  # seconds after which a writer has locked what it has made
+_UNFINISHED = re.compile(rf"\..+\.{HOST}[0-9a-z_]{{8}}({re.escape(TEMPORARY)}|{re.escape(PARTIAL)})")
 _looked_at: set[str] = set()  # folders from which this process has removed litter
+
+
+def _read_umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+_UMASK = _read_umask()  # once: for a moment it is another one in the whole process
 
 
 def not_written(path: Path, error: OSError) -> MrtError | RunFailed:
     """The error for a file or folder that could not be written: RunFailed where the machine is at fault."""
     reason = error.strerror or str(error) or type(error).__name__
     message = f"{path}: could not be written: {reason}"
-    if error.errno in MACHINE:
-        return RunFailed(f"{message}\n{MACHINE[error.errno]}")
+    failed = failures.told(error)
+    if failed is not None:
+        return RunFailed(f"{message}\n{str(failed).partition(chr(10))[2]}")
     return MrtError(message, "check the folder's permissions and the free space")
 
 
@@ -64,14 +66,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_litter(path.parent)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.{HOST}", suffix=TEMPORARY, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
             temporary = None
         _sync_folder(path.parent)
@@ -111,7 +113,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()
     require_free(folder)
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
+    work = folder.with_name(f".{folder.name}.{HOST}{secrets.token_hex(4)}{PARTIAL}")
     made = [parent for parent in folder.parents if not parent.exists()]  # deepest first
     done, lock = False, None
     try:
@@ -138,12 +140,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_litter(folder: Path, again: bool = False) -> list[str]:
-    """Remove what writers that were killed have left in a folder: unfinished files and folders, by name.
-
-    What a living process writes, on this machine or (where the file system has locks) another, stays.
+    """Remove what writers on this machine that were killed have left in a folder: unfinished files and
+    folders. What a living process writes stays.
 
     Args:
-        again: look even if this process has looked there before.
+        again: look even if this process has looked there before, and at the newest, too: nobody else can be
+            writing there.
 
     Returns:
         The names of what was removed.
@@ -154,32 +156,30 @@ def remove_litter(folder: Path, again: bool = False) -> list[str]:
     _looked_at.add(key)
     removed = []
     try:
-        found = [
-            entry.path
-            for entry in os.scandir(folder)
-            if entry.name.startswith(".") and entry.name.endswith((TEMPORARY, PARTIAL))
-        ]
+        found = [entry for entry in os.scandir(folder) if _UNFINISHED.fullmatch(entry.name)]
     except OSError:
         return []
-    for path in found:
-        if not re.search(r"\.[0-9a-zA-Z_]{8}(\.tmp|\.unfinished)$", path):
-            continue
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.isdir(path):
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
-            removed.append(os.path.basename(path))
-        except OSError:  # somebody writes it, or nobody can tell
-            pass
-        finally:
-            os.close(descriptor)
+    for entry in found:
+        with suppress(OSError):  # somebody writes it, or nobody can tell
+            if not again and time.time() - entry.stat().st_mtime < SETTLED:
+                continue
+            is_folder = entry.is_dir()
+            descriptor = os.open(entry.path, os.O_RDONLY if is_folder else os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_folder:
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+                removed.append(entry.name)
+            finally:
+                os.close(descriptor)
     return removed
+
+
+def unfinished(folder: Path) -> list[str]:
+    """The names of unfinished files and folders of this machine in a folder."""
+    return [entry.name for entry in os.scandir(folder) if _UNFINISHED.fullmatch(entry.name)]
 
 
 def _lock(descriptor: int) -> None:
@@ -197,9 +197,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 KEY = "sha256"  # of a JSON file
+CHECKSUM = "checksum"  # of a record within one
 MAGIC = b"mrt-seal"
 _TAIL = struct.Struct("<II8s")  # length and crc32 of the JSON, magic
 BLOCK = 1 << 20
@@ -27,9 +28,9 @@ class Broken(ValueError):
     """A file is not what was written."""
 
 
-def json_digest(values: Mapping[str, Any]) -> str:
-    """sha256 of a JSON object without its own."""
-    rest = {key: value for key, value in values.items() if key != KEY}
+def json_digest(values: Mapping[str, Any], key: str = KEY) -> str:
+    """sha256 of a JSON object without its own, which is under ``key``."""
+    rest = {name: value for name, value in values.items() if name != key}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
@@ -37,6 +38,21 @@ def sealed_json(values: Mapping[str, Any]) -> str:
     """The text of a JSON file with its checksum."""
     plain = json.loads(json.dumps({key: value for key, value in values.items() if key != KEY}))
     return json.dumps({**plain, KEY: json_digest(plain)}, indent=2) + "\n"
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for a JSON file, with its checksum."""
+    plain = json.loads(json.dumps(dict(record)))
+    return {**plain, CHECKSUM: json_digest(plain, CHECKSUM)}
+
+
+def take_checksum(record: Any) -> bool:
+    """Take the checksum out of a record that was read; False if it does not fit. Older records have none."""
+    if not isinstance(record, dict) or CHECKSUM not in record:
+        return True
+    fits = record[CHECKSUM] == json_digest(record, CHECKSUM)
+    del record[CHECKSUM]
+    return fits
 
 
 def write_seal(file: BinaryIO, content: bytes | memoryview, facts: Mapping[str, Any]) -> None:

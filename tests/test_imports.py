@@ -18,7 +18,7 @@ PACKAGES = {"mrt": ROOT / "mrt", "mrt_cli": ROOT / "cli"}
 RULES = {
     "mrt": ["mrt.api", "mrt.errors", "mrt.predict"],
     "mrt.errors": [],
-    "mrt.files": ["mrt.errors"],
+    "mrt.files": ["mrt.errors", "mrt.failures"],
     "mrt.failures": ["mrt.errors"],
     "mrt.follow": [],
     "mrt.lock": ["mrt.errors"],
@@ -164,7 +164,7 @@ RULES = {
     ],
     "mrt.engine.facts": [
         *("pydantic", "typing_extensions", "mrt.config", "mrt.data.card", "mrt.errors", "mrt.files"),
-        "mrt.seal",
+        *("mrt.lock", "mrt.seal"),
     ],
     "mrt.engine.report": [
         *("torch", "tensorboard", "mrt.engine.facts", "mrt.errors", "mrt.files", "mrt.seal"),
@@ -179,7 +179,7 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        *("mrt.follow", "mrt.lock", "mrt.models.hub", "mrt.plain", "mrt.plugins", "mrt.section"),
+        *("mrt.follow", "mrt.lock", "mrt.models.hub", "mrt.plain", "mrt.plugins", "mrt.seal", "mrt.section"),
         *("scipy", "submitit", "torch"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
@@ -196,7 +196,7 @@ RULES = {
             "mrt.config",
         ),
         *("mrt.models", "mrt.data", "mrt.evaluate", "mrt.engine", "mrt.parts", "mrt.plain"),
-        *("pydantic", "typing_extensions"),
+        *("mrt.seal", "pydantic", "typing_extensions"),
     ],
     "mrt.predict": [
         *("torch", "torchvision", "numpy", "PIL", "av", "supervision", "mrt.errors", "mrt.files"),
@@ -237,7 +237,15 @@ RULES = {
             "mrt.models.hub",
             "mrt.ops",
         ),
-        *("mrt.failures", "mrt.follow", "mrt.plain", "mrt.predict", "mrt.remembered", "mrt.report"),
+        *(
+            "mrt.failures",
+            "mrt.follow",
+            "mrt.plain",
+            "mrt.predict",
+            "mrt.remembered",
+            "mrt.report",
+            "mrt.seal",
+        ),
     ],
 }
 # Importing these must not import torch: they answer at once, or run in many processes.

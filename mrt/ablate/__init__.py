@@ -47,8 +47,7 @@ from mrt.ablate.table import (
     to_csv,
     to_markdown,
 )
-from mrt.ablate.work import Measurement, Work, finish_run
-from mrt.data.card import read_json
+from mrt.ablate.work import Measurement, Work, finish_run, read_measured
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.files import write_text
@@ -180,7 +179,7 @@ def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[s
         "trained": {part.name: known for part in node.chain if (known := part.environments(root))},
     }
     if file.is_file():
-        found = read_json(file)
+        found = read_measured(file)
         measured = {"measured": found.get("environment"), "metrics": flat_metrics(found["metrics"])}
         return {**result, "result": _below(root, str(file)), **measured}
     failure = failures.get(node.name) or Failure("it was not done")

@@ -323,7 +323,10 @@ def _is_that_source(folder: Path, config: Config, data: Sequence[Mapping[str, An
     """Whether a folder holds a finished stage 1 with these settings on this data."""
     if not is_run(folder):
         return False
-    facts, read = read_facts(folder), data[0]
+    try:
+        facts, read = read_facts(folder), data[0]
+    except MrtError:  # damaged: it is trained here, then
+        return False
     if facts.get("command") != "pretrain-source" or "pretrain" not in facts.get("finished", ()):
         return False
     if any(facts.get(key) for key in ("init", "match_compute", "oracle")):

@@ -28,6 +28,8 @@ from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.files import write_text
 from mrt.follow import follow_the_parent
 from mrt.lock import NAME as LOCK
+from mrt.lock import RunLock
+from mrt.seal import take_checksum, with_checksum
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -126,7 +128,17 @@ def do_work(work: Work, watcher: Watcher) -> None:
                 "metrics": found.metrics.to_dict(),
                 "environment": provenance(torch.device(work.device)),
             }
-            write_text(Path(wanted.file), json.dumps(result, indent=1) + "\n")
+            write_text(Path(wanted.file), json.dumps(with_checksum(result), indent=1) + "\n")
+
+
+def read_measured(file: Path) -> dict[str, Any]:
+    """A stored measurement; MrtError if it is not what was written."""
+    found = read_json(file)
+    if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict) or not take_checksum(found):
+        raise MrtError(
+            f"{file}: is not what mrt wrote", "delete it and repeat the command, which measures it again"
+        )
+    return found
 
 
 def train(work: Work, watcher: Watcher) -> None:
@@ -193,7 +205,8 @@ def finish_run(
                 f"{folder}: not empty, and no run that could be continued",
                 f"look what it is (mrt doctor {folder}), then move or delete {folder}",
             )
-        shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
+        with RunLock(folder):  # or somebody is just beginning it
+            shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue
     start(resume)
     return True
 

@@ -359,6 +359,8 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
     A worker killed by a signal would raise an error in the middle of the main process' step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a request for a checkpoint: the main process' matter
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_the_parent, daemon=True).start()

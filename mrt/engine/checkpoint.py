@@ -82,7 +82,8 @@ def state_of(
         stage: its name. rates: the base learning rate of each group; the schedule is a function of the step.
         more: what else each process has to keep, gathered by rank.
     """
-    everyone = learner.world.gather({"random": random_state(), "own": dict(more or {})})
+    bad = {domain: dict(stream.bad) for domain, stream in streams.items()}
+    everyone = learner.world.gather({"random": random_state(), "own": dict(more or {}), "bad": bad})
     parts = {part.name: part.state_dict() for part in learner.method}
     networks = {name: _averaged(network, learner.world) for name, network in _networks(learner).items()}
     if not learner.world.main:
@@ -102,7 +103,11 @@ def state_of(
         "scaler": learner.scaler.state_dict(),
         "parts": parts,
         "positions": {domain: stream.position for domain, stream in streams.items()},
-        "bad_images": {domain: dict(stream.bad) for domain, stream in streams.items()},
+        "accumulate": learner.config.engine.accumulate,
+        "bad_images": {
+            domain: {file: why for one in everyone for file, why in one["bad"][domain].items()}
+            for domain in streams
+        },
         "random": [one["random"] for one in everyone],
         "own": [one["own"] for one in everyone],
     }
@@ -114,15 +119,26 @@ def require_plain_parts(learner: Learner) -> None:
         store.require_plain(part.state_dict(), f"part {part.name!r}, state_dict()")
 
 
-def restore_checkpoint(state: Mapping[str, Any], learner: Learner, streams: Mapping[str, Stream]) -> None:
+def restore_checkpoint(
+    state: Mapping[str, Any], learner: Learner, streams: Mapping[str, Stream], strict: bool = False
+) -> None:
     """Undo :func:`state_of`, with as many processes as then or another number.
 
     The streams count batches of all processes together, so the same images follow in the same order.
     Processes beyond those that saved draw their dropout and masks from a fresh seed.
 
+    Args:
+        strict: refuse a part of the method that the checkpoint knows nothing of, and that keeps something.
+
     Raises:
         MrtError: it is of another network or method than the run has now.
     """
+    for part in learner.method if strict else ():
+        if part.state_dict() and part.name not in state["parts"]:
+            raise MrtError(
+                f"{part.name}: the run had it switched off, and it cannot be switched on in the middle",
+                "leave its settings as they were, or start another run from the weights with --init",
+            )
     try:
         _restore(state, learner, streams)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
@@ -142,13 +158,15 @@ def _restore(state: Mapping[str, Any], learner: Learner, streams: Mapping[str, S
     for detector in (learner.student.detector, *([learner.teacher.module] if learner.teacher else [])):
         detector.backbone.fingerprint = state.get("fingerprint", detector.backbone.fingerprint)
     learner.optimiser.load_state_dict(state["optimiser"])
-    learner.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty without fp16
+        learner.scaler.load_state_dict(state["scaler"])
     for part in learner.method:
         if part.name in state["parts"]:
             part.load_state_dict(state["parts"][part.name])
     learner.step = state["step"]
     for domain, stream in streams.items():
-        stream.position = state["positions"][domain]
+        now = learner.config.engine.accumulate
+        stream.position = state["positions"][domain] * now // state.get("accumulate", now)
         stream.bad.update(state.get("bad_images", {}).get(domain, {}))
 
 

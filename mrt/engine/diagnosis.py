@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mrt.config import load_stored
 from mrt.engine import store
 from mrt.engine.facts import (
     FACTS,
     SETTINGS,
+    is_checkpoint,
+    is_left,
     is_run,
     read_facts,
     recorded_logs,
     require_own_settings,
     write_facts,
 )
-from mrt.engine.prepare import RANDOM
 from mrt.engine.report import LOGS, logs_now, read_log, wrong_logs
-from mrt.errors import MrtError
-from mrt.files import PARTIAL, TEMPORARY, remove_litter, write_text
+from mrt.errors import MrtError, RunFailed
+from mrt.files import remove_litter, unfinished, write_text
 from mrt.lock import RunLock, owner_of
 
 FINE, NOTE, WRONG = "fine", "note", "wrong"
@@ -62,7 +61,7 @@ def diagnose(folder: Path, mended: list[str] | None = None) -> list[Finding]:
     folder = Path(folder)
     if not folder.is_dir():
         raise MrtError(f"{folder}: no such folder", "name a run's folder, such as runs/city2foggy-adapt")
-    if mended is None:
+    if mended is None or not is_run(folder):
         return _look(folder, None)
     with RunLock(folder):
         return _look(folder, mended)
@@ -119,11 +118,7 @@ def _litter(folder: Path, mended: list[str] | None) -> list[Finding]:
             continue
         if mended is not None:
             mended += [f"removed {name}" for name in remove_litter(place, again=True)]
-        names = [
-            entry.name
-            for entry in os.scandir(place)
-            if entry.name.startswith(".") and entry.name.endswith((TEMPORARY, PARTIAL))
-        ]
+        names = unfinished(place)
         if names:
             todo = f"mrt doctor {folder} --mend removes them; so does the next --resume"
             found.append(
@@ -143,10 +138,11 @@ def _checkpoints(folder: Path, facts: dict[str, Any], mended: list[str] | None) 
             sealed = "" if seal else " (of an earlier mrt: without a checksum)"
             findings.append(Finding(FINE, f"checkpoints/{path.name}", words + sealed))
             good.append(path)
-        except MrtError as error:
-            damaged = {path: error.message}
-            findings.append(Finding(WRONG, f"checkpoints/{path.name}", error.message))
-            if mended is not None:
+        except (MrtError, RunFailed) as error:
+            damaged = {path: str(error)}
+            reason = error.message if isinstance(error, MrtError) else str(error)
+            findings.append(Finding(WRONG, f"checkpoints/{path.name}", reason))
+            if mended is not None and isinstance(error, store.Damaged):
                 store.set_aside(damaged)
                 mended.append(f"set {path.name} aside as {path.name}{store.DAMAGED}")
     if any(one.state == WRONG for one in findings):
@@ -211,35 +207,44 @@ def _logs(folder: Path, facts: dict[str, Any], mended: list[str] | None) -> list
     return findings
 
 
-def _weights(folder: Path, facts: dict[str, Any]) -> list[Finding]:
+def left_by(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """The names of what a run's stages have left for others: those on record, and those that are there."""
+    there = [file.name for file in folder.iterdir() if file.is_file() and is_left(file.name)]
+    student = ["student.safetensors"] if facts["finished"] else []
+    return sorted({*there, *facts.get("left", ()), *student})
+
+
+def broken(path: Path) -> str | None:
+    """What is wrong with something that a stage has left; None if nothing is."""
     from mrt.engine.load import load_detector
     from mrt.models.sealed import read_sealed
     from mrt.parts.rebuild import FILE
 
+    if not path.is_file():
+        return f"{path}: missing"
+    try:
+        if path.suffix == ".pt":
+            store.read(path)
+        elif path.name == FILE:
+            read_sealed(path)
+        else:
+            load_detector(path)
+    except MrtError as error:
+        return error.message
+    return None
+
+
+def _weights(folder: Path, facts: dict[str, Any]) -> list[Finding]:
     findings = []
-
-    def look(name: str, check: Callable[[], Any], fine: str) -> None:
-        try:
-            check()
-            findings.append(Finding(FINE, name, fine))
-        except MrtError as error:
-            redo = "continue the run with --resume: it writes them again from its last checkpoint"
-            possible = any((folder / "checkpoints").glob("*.pt"))
-            findings.append(Finding(WRONG, name, error.message, redo if possible else error.hint or ""))
-
-    there = [name for name in ("student", "teacher") if (folder / f"{name}.safetensors").is_file()]
-    if facts["finished"] and "student" not in there:
-        findings.append(
-            Finding(WRONG, "student.safetensors", "missing", "continue the run with --resume writes it again")
-        )
-    for name in there:
-        look(
-            f"{name}.safetensors",
-            lambda name=name: load_detector(folder, which=name, device=torch.device("cpu")),
-            "a whole detector",
-        )
-    if (folder / FILE).is_file():
-        look(FILE, lambda: read_sealed(folder / FILE), "a whole masked autoencoder")
-    for path in sorted(folder.glob(RANDOM.format("*"))):
-        look(path.name, lambda path=path: store.read(path), "random states")
+    again = any(is_checkpoint(file) for file in (folder / "checkpoints").glob("*.pt"))
+    for name in left_by(folder, facts):
+        reason = broken(folder / name)
+        if reason is None:
+            findings.append(Finding(FINE, name, "whole"))
+            continue
+        if again:
+            todo = "continue the run with --resume: it writes them again from its last checkpoint"
+        else:
+            todo = "put it back from a backup: the run has no checkpoint to write it from again"
+        findings.append(Finding(WRONG, name, reason, todo))
     return findings

@@ -20,6 +20,7 @@ from mrt.config import Config, load_config
 from mrt.data.card import file_sha256, read_json
 from mrt.errors import MrtError
 from mrt.files import write_text
+from mrt.lock import NAME
 
 FACTS, SETTINGS = "run.json", "config.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
@@ -63,6 +64,7 @@ class _Facts(TypedDict):
     sha256: NotRequired[str]
     config_sha256: NotRequired[str]
     checkpoints: NotRequired[bool]
+    left: NotRequired[list[str]]
     pending_change: NotRequired[dict[str, Any]]
 
 
@@ -77,6 +79,29 @@ def is_checkpoint(file: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Whether a folder says that it is a run's."""
     return (Path(folder) / FACTS).is_file()
+
+
+def require_absent(folder: Path) -> None:
+    """MrtError if there is something where a run is to begin; it says what can be done with that."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.is_dir() and not is_run(folder):
+        if {file.name for file in folder.iterdir()} <= {SETTINGS, NAME}:
+            raise MrtError(
+                f"{folder}: is the beginning of a run that was killed before it was one: it has no {FACTS}",
+                "delete it (nothing was trained yet), or choose another name with --name",
+            )
+        raise MrtError(
+            f"{folder}: exists already, and is no run (it has no {FACTS})", "choose another name with --name"
+        )
+    raise MrtError(
+        f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
+    )
+
+
+def is_left(name: str) -> bool:
+    """Whether a file of a run is what a finished stage leaves for others to read."""
+    return name.endswith((".safetensors", "-random.pt"))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

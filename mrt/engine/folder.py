@@ -28,8 +28,10 @@ from mrt.engine.facts import (
     FACTS,
     PENDING,
     SETTINGS,
+    is_left,
     is_run,
     read_facts,
+    require_absent,
     stored_settings,
     text_digest,
     write_facts,
@@ -38,7 +40,7 @@ from mrt.engine.learner import Learner
 from mrt.engine.report import logs_now
 from mrt.errors import MrtError
 from mrt.files import remove_litter, whole_folder, write_text
-from mrt.lock import NAME, RunLock
+from mrt.lock import RunLock
 from mrt.models.weights import save_weights
 from mrt.ops import backend
 
@@ -94,24 +96,6 @@ def begin_run(
         raise
     lock.move(folder)
     return lock
-
-
-def require_absent(folder: Path) -> None:
-    """MrtError if there is something where a run is to begin; it says what can be done with that."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if folder.is_dir() and not is_run(folder):
-        if {file.name for file in folder.iterdir()} <= {SETTINGS, NAME}:
-            raise MrtError(
-                f"{folder}: is the beginning of a run that was killed before it was one: it has no {FACTS}",
-                "delete it (nothing was trained yet), or choose another name with --name",
-            )
-        raise MrtError(
-            f"{folder}: exists already, and is no run (it has no {FACTS})", "choose another name with --name"
-        )
-    raise MrtError(
-        f"{folder}: exists already", "continue it with --resume, or choose another name with --name"
-    )
 
 
 def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
@@ -233,7 +217,8 @@ def finish_stage(folder: Path, stage: str) -> None:
     """Remember that a stage is done, and what its logs say."""
     facts = read_facts(folder)
     finished = [*(name for name in facts["finished"] if name != stage), stage]
-    write_facts(folder, {**facts, "finished": finished, "logs": logs_now(folder)})
+    left = sorted(file.name for file in folder.iterdir() if file.is_file() and is_left(file.name))
+    write_facts(folder, {**facts, "finished": finished, "logs": logs_now(folder), "left": left})
 
 
 def unfinish_stages(folder: Path, stages: Collection[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from mrt.config import ModelConfig, load_config
 from mrt.engine import build
+from mrt.engine.facts import is_run, read_facts
 from mrt.engine.report import read_log
 from mrt.errors import MrtError
 from mrt.models.hub import ALIASES, PREFIX, fetch, hub_name
@@ -70,6 +71,15 @@ def _in_folder(folder: Path, which: str) -> Path:
     if (folder / EXPORT_CARD).is_file():
         return _exported(folder)
     wanted = ["teacher", "student"] if which == "auto" else [which]
+    left = read_facts(folder).get("left", ()) if is_run(folder) else ()
+    gone = f"{wanted[0]}.safetensors"
+    if gone in left and not (folder / gone).is_file():
+        raise MrtError(
+            f"{folder / gone}: missing: the run had written it",
+            f"put it back; mrt doctor {folder} says how else. The student is taken with --which student"
+            if which == "auto"
+            else f"put it back; mrt doctor {folder} says how else",
+        )
     for name in wanted:
         if (folder / f"{name}.safetensors").is_file():
             return folder / f"{name}.safetensors"

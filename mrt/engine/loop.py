@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import signal
 import time
 from collections import Counter
@@ -23,19 +24,19 @@ from mrt.config import Config, StageConfig
 from mrt.data.loader import Batch
 from mrt.engine.checkpoint import require_plain_parts, state_of, synchronise_statistics
 from mrt.engine.data import share_bad
+from mrt.engine.facts import LAST, PREVIOUS
 from mrt.engine.folder import note_checkpoints
 from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
 from mrt.engine.report import RunLog, Watcher, logs_now
 from mrt.engine.store import Checkpoints
-from mrt.errors import Diverged, Interrupted, MrtError, RunFailed
+from mrt.errors import Diverged, Interrupted, MrtError, Unstable
 from mrt.parts.base import Moment, Part
 
 ADVICE = (
-    "No weight has changed since, and no checkpoint was written. Go back to one from before it went wrong, "
-    "with a lower learning rate ({how}); or skip such steps (--resume --on-nonfinite skip 10 "
-    "--allow-change); or train without fp16."
+    "No weight has changed since, and no checkpoint was written. Go on from before it went wrong with a "
+    "lower learning rate{how}; or skip such steps (--on-nonfinite skip 10); or train without fp16."
 )
 MOST_NAMED = 8  # images in a message
 SECONDS = 60.0  # in a minute
@@ -50,8 +51,10 @@ class Run:
         evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the
             evaluated network.
         profile: steps of each stage to profile.
-        own: what this process had kept in the checkpoint that the run goes on from (:func:`_own`).
-        stopping, saving: asked for by signals: to save and end, to save and go on.
+        notice: says when a checkpoint is asked for.
+        own: what this process had kept in the checkpoint that the run goes on from
+            (:func:`mrt.engine.run.own_of`).
+        stopping: asked for by a signal: to save and end.
     """
 
     folder: Path
@@ -59,11 +62,11 @@ class Run:
     log: RunLog
     watcher: Watcher
     checkpoints: Checkpoints
+    notice: Notice
     evaluate: Callable[[Learner], dict[str, Any]] | None = None
     profile: int = 0
     own: Mapping[str, Any] | None = None
     stopping: bool = False
-    saving: bool = False
 
     @property
     def last(self) -> Path:
@@ -71,9 +74,34 @@ class Run:
         return self.checkpoints.last
 
 
+class Notice:
+    """While inside, SIGUSR1, with which clusters announce the end of a job's time, asks for a checkpoint; if
+    it is nobody else's (such as submitit's).
+    """
+
+    def __init__(self, say: Callable[[str], Any]) -> None:
+        self.asked = False
+        self._say, self._before = say, None
+
+    def __enter__(self) -> Notice:
+        number = getattr(signal, "SIGUSR1", None)
+        with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
+                self._before = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        self._say("Asked for a checkpoint: the state is saved after the next step.")
+
+
 class StopSignals:
     """While inside, Ctrl-C and SIGTERM ask the run to stop after the current step; a second Ctrl-C stops at
-    once. SIGUSR1, with which clusters announce the end of a job's time, asks for a checkpoint.
+    once.
 
     Of several processes (``alone=False``) each is asked by the launcher, which also does so when one of them
     has died: then there is no next step and nothing to save, so nothing is promised.
@@ -83,12 +111,10 @@ class StopSignals:
         self.run, self.alone, self.previous = run, alone, {}
 
     def __enter__(self) -> None:
-        handlers: dict[int, Any] = {signal.SIGINT: self._ask, signal.SIGTERM: self._ask}
-        notice = getattr(signal, "SIGUSR1", None)
         try:
-            if notice is not None and signal.getsignal(notice) == signal.SIG_DFL:
-                handlers[notice] = self._save  # else it is somebody else's, such as submitit's
-            self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            self.previous = {
+                number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         except ValueError:  # not the main thread: signals are somebody else's
             self.previous = {}
 
@@ -102,10 +128,6 @@ class StopSignals:
         self.run.stopping = True
         more = "; the state will be saved. (Ctrl-C again stops at once.)" if self.alone else "."
         self.run.watcher.say(f"Stopping after this step{more}")
-
-    def _save(self, _number: int, _frame: FrameType | None) -> None:
-        self.run.saving = True
-        self.run.watcher.say("Asked for a checkpoint: the state is saved after this step.")
 
 
 def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int, warmup_steps: int) -> float:
@@ -134,7 +156,7 @@ def run_stage(stage: Stage, run: Run) -> None:
     settings, engine = learner.stage, learner.config.engine
     total = settings.epochs * steps_per_epoch
     rates = [group["lr"] for group in learner.optimiser.param_groups]
-    meter, speed = Meter(learner, stage), Speed(learner.world.size)
+    meter, speed = Meter(learner, stage, run.checkpoints.folder), Speed(learner.world.size)
     saver = Saver(stage, run, rates, meter)
     run.watcher.begin(name, total, learner.step)
     run.watcher.epoch(_standing(learner, learner.step // steps_per_epoch))
@@ -146,7 +168,7 @@ def run_stage(stage: Stage, run: Run) -> None:
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
         if due and learner.step < total:
-            _evaluate(stage, run, learner.step // steps_per_epoch)
+            evaluate(stage, run, learner.step // steps_per_epoch)
         while learner.step < total:
             epoch = learner.step // steps_per_epoch
             factor = learning_rate(settings, learner.step, steps_per_epoch, engine.warmup_steps)
@@ -158,27 +180,25 @@ def run_stage(stage: Stage, run: Run) -> None:
             ]
             try:
                 seen = training_step(learner, batches, Moment(learner.step, total, epoch))
-            except Interrupted:
-                raise
-            except RunFailed as error:
-                how = going_back(learner)
-                where = meter.images_of(image_ids(batches))
-                raise Diverged(f"{error}{where}\n{ADVICE.format(how=' '.join(how))}", how) from None
+            except Unstable as error:
+                text = f"{error}{meter.images_of(image_ids(batches))}"
+                raise diverged(text, learner, run.checkpoints.folder) from None
             meter.add(seen, batches)
             speed.add(batches)
             ends = learner.step % steps_per_epoch == 0
             numbers: dict[str, float] = {}
-            stopping, saving = learner.world.any_of([run.stopping, saver.is_due(run.saving)])
+            stopping, saving = learner.world.any_of([run.stopping, saver.is_due(run.notice.asked)])
             if ends or learner.step % engine.log_every == 0:
                 numbers = {**meter.read(), "lr": settings.lr * factor, "images_per_second": speed.read()}
                 run.log.write(name, "train", learner.step, {"epoch": epoch, **numbers})
             run.watcher.advance(1, **numbers)
             profiler.step()
+            if stopping or saving:
+                run.notice.asked = False
             if ends:
                 _end_epoch(stage, run, epoch + 1, numbers, saver)
                 speed.restart()
             elif stopping or saving:
-                run.saving = False
                 saver.save()
             if stopping:
                 saver.finish()
@@ -229,7 +249,7 @@ class Saver:
         self.meter.load_state_dict(own.get("meter", {}))
         learner = self.stage.learner
         failures = own.get("failures")
-        if failures:
+        if failures and learner.allowed:
             learner.failures = torch.tensor(failures, device=learner.world.device)
             learner.failed = torch.tensor(own["failed"], device=learner.world.device)
         return bool(own.get("due"))
@@ -281,11 +301,13 @@ class Meter:
     in between.
 
     Args:
-        stage: whose images are named where something is not finite.
+        stage: whose images are named where something is not finite. checkpoints: the folder of the run's.
     """
 
-    def __init__(self, learner: Learner, stage: Stage | None = None) -> None:
-        self.learner, self.stage = learner, stage
+    def __init__(
+        self, learner: Learner, stage: Stage | None = None, checkpoints: Path = Path("checkpoints")
+    ) -> None:
+        self.learner, self.stage, self.checkpoints = learner, stage, checkpoints
         self._forget()
 
     def _forget(self) -> None:
@@ -309,15 +331,15 @@ class Meter:
                 values = torch.where(fine, values, torch.zeros_like(values))
                 self._skipped[names] = self._skipped.get(names, 0) + (~fine).long()
             self._sums[names] = self._sums.get(names, 0) + values
-        self._numbers.update({name: value for name, value in seen.items() if name not in tensors})
+        self._numbers.update({name: float(value) for name, value in seen.items() if name not in tensors})
         self._counts.update(seen.keys())
         self._recent.append((self.learner.step, seen, image_ids(batches or ())))
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen since the last reading, in this process."""
         return {
-            "sums": [[list(names), sums] for names, sums in self._sums.items()],
-            "skipped": [[list(names), number] for names, number in self._skipped.items()],
+            "sums": [[list(names), sums.cpu()] for names, sums in self._sums.items()],
+            "skipped": [[list(names), number.cpu()] for names, number in self._skipped.items()],
             "numbers": dict(self._numbers),
             "counts": dict(self._counts),
         }
@@ -366,7 +388,8 @@ class Meter:
         )  # in every process the same
         finite = all(math.isfinite(value) for name, value in means.items() if name not in excused)
         if failures > self.learner.allowed or not finite:
-            raise Diverged(self._message(means, failed, failures, recent), going_back(self.learner))
+            message = self._message(means, failed, failures, recent)
+            raise diverged(message, self.learner, self.checkpoints)
         if self.learner.allowed:
             means["skipped_steps"] = float(failures)
         return means
@@ -377,15 +400,15 @@ class Meter:
         """What is not finite, since when, and in which images."""
         since = f" since step {failed}" if failed else ""
         shown, images = means, ""
-        for step, seen, ids in recent:
-            if step == failed:
-                shown = {name: float(value) for name, value in seen.items()}
-                images = self.images_of(ids)
+        for _, seen, ids in recent:
+            values = {name: float(value) for name, value in seen.items()}
+            if not all(map(math.isfinite, values.values())):
+                shown, images = values, self.images_of(ids)
+                break
         order = sorted(shown, key=lambda name: math.isfinite(shown[name]))  # the culprits first
         losses = ", ".join(f"{name} {shown[name]:.4g}" for name in order)
         more = f" ({failures} steps; {self.learner.allowed} may be skipped)" if self.learner.allowed else ""
-        advice = ADVICE.format(how=" ".join(going_back(self.learner)))
-        return f"a loss or gradient is not finite{since}{more}: {losses}.{images}\n{advice}"
+        return f"a loss or gradient is not finite{since}{more}: {losses}.{images}"
 
     def images_of(self, ids: Mapping[str, Sequence[int]]) -> str:
         """The images of a step, in words."""
@@ -398,11 +421,16 @@ class Meter:
         return f" Images of that step: {'; '.join(words)}." if words else ""
 
 
-def going_back(learner: Learner) -> list[str]:
-    """Options that take a run back to before it went wrong, with half its learning rate."""
+def diverged(message: str, learner: Learner, checkpoints: Path) -> Diverged:
+    """The error for a run whose numbers are not finite, with how to go on from before that."""
     sections = learner.config.sections().items()
     where = next((name for name, section in sections if section is learner.stage), "teach")
-    return ["--resume-from", "previous", "--set", f"{where}.lr={learner.stage.lr / 2:.1g}", "--allow-change"]
+    how = ["--set", f"{where}.lr={learner.stage.lr / 2:.1g}", "--allow-change"]
+    if (checkpoints / PREVIOUS).is_file():
+        how = ["--resume-from", PREVIOUS.removesuffix(".pt"), *how]
+    else:
+        how = ["--resume", *how] if (checkpoints / LAST).is_file() else []
+    return Diverged(f"{message}\n{ADVICE.format(how=f' ({shlex.join(how)})' if how else '')}", how)
 
 
 def image_ids(batches: Sequence[Mapping[str, Batch]]) -> dict[str, list[int]]:
@@ -491,16 +519,24 @@ def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], 
     run.log.write(name, "epoch", learner.step, facts)
     run.watcher.epoch(_standing(learner, done))
     synchronise_statistics(learner)
-    due = bool(engine.eval_every and done % engine.eval_every == 0 and done < learner.stage.epochs)
-    due = due and run.evaluate is not None
+    due = bool(engine.eval_every and done % engine.eval_every == 0) and run.evaluate is not None
     saver.save(done, due)
-    if due and not learner.world.any(run.stopping):
-        _evaluate(stage, run, done)
+    # The last epoch's comes when the weights are written; a run that goes on for more epochs needs it here.
+    if due and done < learner.stage.epochs and not learner.world.any(run.stopping):
+        evaluate(stage, run, done)
 
 
-def _evaluate(stage: Stage, run: Run, done: int) -> None:
-    """Measure the networks, and log it. A run that stopped before this was over does it when it goes on."""
+def evaluate(stage: Stage, run: Run, done: int) -> None:
+    """Measure the networks, and log it. A run that stopped before this was over does it when it goes on.
+
+    Raises:
+        Diverged: they find what is not finite.
+    """
     learner = stage.learner
-    for network, metrics in (run.evaluate(learner) if run.evaluate else {}).items():
+    try:
+        measured = run.evaluate(learner) if run.evaluate else {}
+    except Unstable as error:
+        raise diverged(str(error), learner, run.checkpoints.folder) from None
+    for network, metrics in measured.items():
         line = {"epoch": done, "network": network, **metrics}
         run.log.write(stage.plan.name, "eval", learner.step, line)

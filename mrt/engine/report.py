@@ -167,6 +167,8 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise not_written(path, error) from error
 

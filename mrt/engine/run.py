@@ -14,7 +14,8 @@ from mrt import failures
 from mrt.config import Config
 from mrt.engine import build, checkpoint, distributed, store
 from mrt.engine.data import classes_of, find_cards
-from mrt.engine.facts import FACTS, read_facts
+from mrt.engine.diagnosis import broken, left_by
+from mrt.engine.facts import read_facts
 from mrt.engine.folder import (
     begin_run,
     changed_plugins,
@@ -32,14 +33,14 @@ from mrt.engine.folder import (
     unfinish_stages,
 )
 from mrt.engine.labels import require_labels
-from mrt.engine.load import load_detector, source_record
-from mrt.engine.loop import Run, run_stage
+from mrt.engine.load import source_record
+from mrt.engine.loop import Notice, Run, evaluate, run_stage
 from mrt.engine.plan import Plan
 from mrt.engine.prepare import leave_behind, open_workshop, prepare, take_over
 from mrt.engine.report import LOGS, RunLog, Watcher, take_back, wrong_logs
 from mrt.engine.store import DAMAGED
 from mrt.engine.validation import validation
-from mrt.errors import MrtError
+from mrt.errors import MrtError, RunFailed
 from mrt.lock import RunLock
 from mrt.seal import Prefix
 
@@ -76,18 +77,22 @@ def carry_out(
     """
     folder, watcher = Path(folder), watcher or Watcher()
     data_root, changes = Path(data_root), changes or {}
-    with contextlib.ExitStack() as held, failures.machine_failures():
-        resumed = None
+    with contextlib.ExitStack() as held, failures.machine_failures(), Notice(watcher.say) as notice:
+        resumed, lock = None, None
         if resume:
             require_run(folder)
             if distributed.is_first():
-                held.enter_context(RunLock(folder, watcher.say))
+                lock = held.enter_context(RunLock(folder, watcher.say))
                 remove_leftovers(folder)
+            open_run(folder, command)  # it is another command's, perhaps
             if from_checkpoint is None and not changes and _is_complete(folder, plans, watcher):
                 watcher.say(f"{folder}: is finished; nothing is left to do")
                 return folder
             resumed = _start(folder, command, from_checkpoint)
-        return _carry_out(plans, config, folder, command, data_root, resumed, watcher, profile, changes, held)
+            resumed.lock = lock
+        return _carry_out(
+            plans, config, folder, command, data_root, resumed, watcher, profile, changes, held, notice
+        )
 
 
 def _is_complete(folder: Path, plans: Sequence[Plan], watcher: Watcher) -> bool:
@@ -96,13 +101,7 @@ def _is_complete(folder: Path, plans: Sequence[Plan], watcher: Watcher) -> bool:
     if not {plan.name for plan in plans} <= set(facts["finished"]):
         return False
     wrong = [f"{folder / name}: {what}" for name, what in wrong_logs(folder, facts.get("logs", {})).items()]
-    for network in ("student", "teacher"):
-        path = folder / f"{network}.safetensors"
-        if network == "student" or path.is_file():
-            try:
-                load_detector(folder, which=network)
-            except MrtError as error:
-                wrong.append(error.message)
+    wrong += [reason for name in left_by(folder, facts) if (reason := broken(folder / name))]
     if wrong and any((folder / CHECKPOINTS).glob("*.pt")):
         for text in wrong:
             watcher.say(f"Warning: {text}")
@@ -122,7 +121,7 @@ class Resumed:
     Attributes:
         config, command: its own. facts: ``run.json``.
         found: the checkpoint; None where it was killed before its first.
-        back: whether somebody chose an earlier one.
+        back: whether somebody chose an earlier one. lock: on the folder, in the first process.
     """
 
     config: Config
@@ -130,6 +129,7 @@ class Resumed:
     facts: dict[str, Any]
     found: store.Found | None
     back: bool
+    lock: RunLock | None = None
 
     def take_state(self) -> dict[str, Any] | None:
         """What is in the checkpoint, in the schema of now. It is not kept here: it is large."""
@@ -172,6 +172,7 @@ def _carry_out(
     profile: int,
     changes: Mapping[str, Any],
     held: contextlib.ExitStack,
+    notice: Notice,
 ) -> Path:
     state = None
     if resumed is not None:
@@ -194,6 +195,8 @@ def _carry_out(
         for part in plan.parts:
             part.check(config, cards, classes, data_root)
     with distributed.joined(config.engine.device, config.engine.timeout) as world:
+        if resumed is not None:
+            _require_one_checkpoint(resumed, world)
         build.use_machine(config, world.device)
         checkpoint.seed_everything(config.seed)  # the same weights in every process
         watcher = watcher if world.main else Watcher()
@@ -208,9 +211,10 @@ def _carry_out(
         # Before the folder is made: what does not fit leaves no trace.
         stage = prepare(plans[begin], shop, first=state is None)
         if state is not None:
-            checkpoint.restore_checkpoint(state, stage.learner, stage.streams)
-        evaluate = validation(shop)
+            checkpoint.restore_checkpoint(state, stage.learner, stage.streams, strict=bool(changes))
+        measure, lock = validation(shop), None
         if world.main and resumed is not None:
+            lock = resumed.lock
             _go_back(folder, resumed, names, begin, watcher, world.device, changes)
         elif world.main:
             lock = begin_run(
@@ -229,14 +233,14 @@ def _carry_out(
             folder / CHECKPOINTS,
             config.engine.keep_checkpoints,
             background=world.device.type == "cuda",
-            is_there=(folder / FACTS).is_file,
+            is_there=lock.is_there if lock is not None else None,
         )
         own = own_of(state, world) if state is not None else None
         if state is not None:  # whatever has been drawn since
             checkpoint.restore_process(state["random"], world, config.seed, state["step"])
         state = None
         with RunLog(folder, active=world.main) as log:
-            run = Run(folder, config, log, watcher, checkpoints, evaluate, profile, own)
+            run = Run(folder, config, log, watcher, checkpoints, notice, measure, profile, own)
             for number, plan in enumerate(plans[begin:], begin):
                 if number > begin:
                     stage = prepare(plan, shop, first=False)
@@ -246,23 +250,29 @@ def _carry_out(
                 run_stage(stage, run)
                 shop.before = {part.name: part for part in plan.parts}
                 if world.main:
+                    checkpoints.require_there()
                     save_networks(folder, config, shop.classes, stage.learner)
                     for part in plan.parts:
                         part.finish(folder)
                     if len(plans) == 1:
                         leave_behind(plan, shop)
-                for network, numbers in (evaluate(stage.learner) if evaluate else {}).items():
-                    log.write(
-                        plan.name,
-                        "eval",
-                        stage.learner.step,
-                        {"epoch": plan.settings.epochs, "network": network, **numbers},
-                    )
+                evaluate(stage, run, plan.settings.epochs)
                 if world.main:
                     log.sync()
+                    checkpoints.require_there()
                     finish_stage(folder, plan.name)
                 world.wait()
     return folder
+
+
+def _require_one_checkpoint(resumed: Resumed, world: distributed.World) -> None:
+    """RunFailed in every process if they go on from different checkpoints: one could not read the newest."""
+    found = resumed.found
+    mine = (found.path.name, found.state.get("stage"), found.state.get("step")) if found else ("none",)
+    everyone = world.gather(mine)
+    if any(one != everyone[0] for one in everyone):
+        words = "; ".join(f"process {rank}: {one[0]}" for rank, one in enumerate(everyone))
+        raise RunFailed(f"the processes would go on from different checkpoints ({words}): try again")
 
 
 def own_of(state: Mapping[str, Any], world: distributed.World) -> dict[str, Any]:
@@ -291,8 +301,7 @@ def _go_back(
             watcher.say(f"Warning: {reason}")
             watcher.say(f"Going on from {found.path.name}; the damaged file is kept as {path.name}{DAMAGED}.")
         store.set_aside(found.damaged)
-        if resumed.back or found.path.name != store.LAST:
-            store.go_back(found, names[begin + 1 :])
+        store.go_back(found, names[begin + 1 :])
     settle_change(folder)
     if changes:
         step = {name: found.state[name] for name in ("stage", "step")} if found else {}

@@ -8,6 +8,7 @@ only, and nothing in it is ever executed (:func:`read`).
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrt import seal
+from mrt import failures, seal
 from mrt.engine.facts import LAST, NUMBERED, PREVIOUS, is_checkpoint
 from mrt.errors import MrtError, RunFailed
 from mrt.files import not_written, replacing
@@ -39,13 +40,21 @@ def _old_types() -> list[Any]:
     return [*((rebuild, name) for name in names), np.ndarray, np.dtype, *numbers]
 
 
+class Damaged(MrtError):
+    """A checkpoint is not what was written."""
+
+
 def write(path: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write a checkpoint with its seal.
 
     Args:
         state: tensors on the host and plain values. facts: what can be read without the rest
             (:func:`read_facts`).
+
+    Raises:
+        MrtError: there is something in it that could not be read back. RunFailed: the disk is full or fails.
     """
+    require_plain(state, path.name)
     content = io.BytesIO()
     torch.save({**state, "schema": SCHEMA}, content)
     with replacing(path) as file:
@@ -57,22 +66,33 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     that would execute something is refused.
 
     Raises:
-        MrtError: it cannot be read, or is not what was written.
+        Damaged: it is not what was written, or the disk cannot read it. MrtError: it is of a newer mrt, or
+            may not be read. RunFailed: the machine is at fault.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise MrtError(f"{path}: cannot be read: {error.strerror}", _others(path)) from None
+        message = f"{path}: cannot be read: {error.strerror}"
+        if error.errno == errno.EIO:
+            raise Damaged(message, _others(path)) from None
+        failed = failures.told(error)
+        if failed is not None:
+            raise failed from None
+        raise MrtError(message, "check its permissions") from None
     try:
         inside, facts = seal.open_seal(content)
         # Old and new alike: weights_only lets nothing be made but tensors, plain values and the listed types.
         with torch.serialization.safe_globals([] if facts is not None else _old_types()):
             state = torch.load(io.BytesIO(inside), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a cut or foreign file fails in many ways
+        if failures.is_machine(error):
+            raise
         reason = str(error).strip().split("\n")[0] if isinstance(error, seal.Broken) else _reason(error)
-        raise MrtError(f"{path}: not a readable checkpoint: {reason}", _others(path)) from error
+        raise Damaged(f"{path}: not a readable checkpoint: {reason}", _others(path)) from error
     if not isinstance(state, dict):
-        raise MrtError(f"{path}: not a checkpoint of mrt", _others(path))
+        raise Damaged(f"{path}: not a checkpoint of mrt", _others(path))
     schema = state.get("schema", 1)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise MrtError(
@@ -80,7 +100,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "update mrt to continue the run",
         )
     if schema >= 3 and facts is None:
-        raise MrtError(f"{path}: not a readable checkpoint: its checksum is gone", _others(path))
+        raise Damaged(f"{path}: not a readable checkpoint: its checksum is gone", _others(path))
     return state, facts or {}
 
 
@@ -113,16 +133,15 @@ def in_order(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the newest first, as far as their names and seals tell."""
     files = [file for file in folder.glob("*.pt") if file.is_file() and is_checkpoint(file)]
 
-    def place(file: Path) -> tuple[int, float, float, str]:
-        if file.name in (LAST, PREVIOUS):
-            return (0 if file.name == LAST else 1, 0.0, 0.0, "")
-        number = NUMBERED.fullmatch(file.name)
-        facts = read_facts(file)
-        order = facts.get("order")
-        known = float(order) if isinstance(order, (int, float)) else file.stat().st_mtime / 1e12
-        return 2, -known, -float(number[2]) if number else 0.0, file.name
+    return sorted(files, key=lambda file: (file.name != LAST, -order_of(file), file.name))
 
-    return sorted(files, key=place)
+
+def order_of(path: Path) -> float:
+    """A number that is greater for checkpoints of later steps; by its time for one of an earlier mrt, which
+    has none.
+    """
+    order = read_facts(path).get("order")
+    return float(order) if isinstance(order, (int, float)) else path.stat().st_mtime / 1e12
 
 
 @dataclass
@@ -151,9 +170,7 @@ def newest(folder: Path) -> Found | None:
     for path in in_order(folder) if folder.is_dir() else ():
         try:
             state, facts = read(path)
-        except MrtError as error:
-            if "newer mrt" in error.message:
-                raise
+        except Damaged as error:
             first, damaged[path] = first or error, error.message
             continue
         return Found(path, state, facts, damaged)
@@ -188,34 +205,33 @@ def set_aside(damaged: Mapping[Path, str]) -> None:
 
 
 def go_back(chosen: Found, later: Sequence[str]) -> None:
-    """Make a checkpoint the last one; what was kept of the time after it goes.
+    """Make a checkpoint the last one; those of the time after it go first, so that a kill in between leaves
+    none of them behind.
 
     Args:
         later: stages that follow its own.
     """
-    path, folder = chosen.path, chosen.path.parent
-    if path.name == LAST:
-        return
-    _copy(path, folder / LAST)
-    stage, step = chosen.state.get("stage"), chosen.state.get("step", 0)
-    for other in folder.glob("*.pt"):
-        number = NUMBERED.fullmatch(other.name)
-        facts = read_facts(other)
-        if other.name == PREVIOUS:
-            after = path.name != PREVIOUS
-        elif number:
-            its_step = facts.get("step", _after(number, path))
-            after = number[1] in later or (number[1] == stage and its_step > step)
-        else:
-            after = False
+    path = chosen.path
+    forget_later(chosen, later)
+    if path.name != LAST:
+        _copy(path, path.with_name(LAST))
+
+
+def forget_later(chosen: Found, later: Sequence[str]) -> None:
+    """Remove the checkpoints of the time after one, but for the last."""
+    path, stage, mine = chosen.path, chosen.state.get("stage"), chosen.facts.get("order")
+    for other in path.parent.glob("*.pt"):
+        number, order = NUMBERED.fullmatch(other.name), read_facts(other).get("order")
+        if other == path or other.name == LAST or not is_checkpoint(other):
+            continue
+        if mine is not None and order is not None:
+            after = order > mine
+        else:  # one of an earlier mrt: by their names
+            its, own = number, NUMBERED.fullmatch(path.name)
+            after = its is not None and own is not None
+            after = after and (its[1] in later or (its[1] == stage and int(its[2]) > int(own[2])))
         if after:
-            other.unlink()
-
-
-def _after(number: re.Match[str], path: Path) -> float:
-    """For checkpoints of earlier versions, whose seals do not tell their step: by their names."""
-    mine = NUMBERED.fullmatch(path.name)
-    return float("inf") if mine is None or int(number[2]) > int(mine[2]) else -1.0
+            other.unlink(missing_ok=True)
 
 
 def _copy(path: Path, to: Path) -> None:
@@ -271,6 +287,13 @@ class Checkpoints:
         )
         self._thread.start()
 
+    def require_there(self) -> None:
+        """RunFailed if the run's folder is not what it was."""
+        if not self._is_there():
+            raise RunFailed(
+                f"{self.folder.parent}: the run's folder has been removed or replaced while it was written"
+            )
+
     def wait(self) -> None:
         """Return when everything is written; raises what went wrong."""
         if self._thread is not None:
@@ -291,27 +314,28 @@ class Checkpoints:
     ) -> None:
         for event in events:
             event.synchronize()
-        if not self._is_there():
-            raise RunFailed(
-                f"{self.folder.parent}: the run's folder has been removed or replaced while it was written"
-            )
+        self.require_there()
         new = self.folder / ".new.pt"
         write(new, state, facts)
         try:
+            if epoch is not None and self.keep:
+                self._keep_numbered(new, facts["stage"], epoch)
             if self.last.is_file():
                 self._keep_previous()
             new.replace(self.last)
         except OSError as error:
             raise not_written(self.last, error) from error
-        if epoch is not None and self.keep:
-            _copy(self.last, self.folder / f"{facts['stage']}-{epoch:04d}.pt")
-            numbered = {
-                int(found[2]): file
-                for file in self.folder.glob("*.pt")
-                if (found := NUMBERED.fullmatch(file.name)) and found[1] == facts["stage"]
-            }
-            for number in sorted(numbered)[: -self.keep]:
-                numbered[number].unlink(missing_ok=True)
+
+    def _keep_numbered(self, new: Path, stage: str, epoch: int) -> None:
+        """A copy of the newest, under the number of epochs that are over; the oldest go."""
+        _copy(new, self.folder / f"{stage}-{epoch:04d}.pt")
+        numbered = {
+            int(found[2]): file
+            for file in self.folder.glob("*.pt")
+            if (found := NUMBERED.fullmatch(file.name)) and found[1] == stage
+        }
+        for number in sorted(numbered)[: -self.keep]:
+            numbered[number].unlink(missing_ok=True)
 
     def _keep_previous(self) -> None:
         """The last one becomes the previous one; a kill in between leaves it under either name."""

@@ -11,7 +11,7 @@ from mrt.engine.data import evaluation_set
 from mrt.engine.inference import measure
 from mrt.engine.learner import Learner
 from mrt.engine.prepare import Workshop
-from mrt.errors import RunFailed
+from mrt.errors import Unstable
 from mrt.evaluate.coco import NotFinite
 
 
@@ -51,10 +51,7 @@ def validation(shop: Workshop) -> Callable[[Learner], dict[str, Any]] | None:
                 *(config.engine.workers, config.engine.timeout),
             )
         except NotFinite as error:
-            raise RunFailed(
-                f"{error.message}: training has diverged. Go on from an earlier checkpoint with a lower "
-                "learning rate: mrt adapt --resume-from CHECKPOINT --set teach.lr=1e-5 --allow-change"
-            ) from None
+            raise Unstable(f"{error.message}: training has diverged") from None
         found = {}
         for name, metrics in measured.items():
             networks[name].train(training[name])

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mrt.boxes import cxcywh_to_xyxy, giou
-from mrt.errors import RunFailed
+from mrt.errors import Unstable
 from mrt.host import HostCopy, to_device
 
 Targets = Sequence[dict[str, Any]]
@@ -102,7 +102,7 @@ class HungarianMatcher:
         """Match (L, B, Q, C) logits and (L, B, Q, 4) cxcywh boxes to the targets of B images.
 
         Raises:
-            RunFailed: a cost is not finite, that is, the network's output is not; unless ``skip_nonfinite``.
+            Unstable: a cost is not finite, that is, the network's output is not; unless ``skip_nonfinite``.
         """
         return self.start(logits, boxes, targets).result()
 
@@ -156,7 +156,7 @@ class Matching:
         """Wait for the costs and solve the assignment.
 
         Raises:
-            RunFailed: a cost is not finite; unless ``skip_nonfinite``.
+            Unstable: a cost is not finite; unless ``skip_nonfinite``.
         """
         count = sum(min(boxes, self.num_queries) for boxes in self.counts)
         pairs = np.empty((1 + 2 * self.num_layers, count), dtype=np.int64)
@@ -182,7 +182,7 @@ def _assign(
     elif not finite.all():
         layer, target, _ = np.argwhere(~finite)[0]
         image = int(np.searchsorted(np.cumsum(counts), target, side="right"))
-        raise RunFailed(
+        raise Unstable(
             f"the detector's output is not finite (first at decoder layer {layer}, "
             f"image {image} of the batch): training has diverged."
         )

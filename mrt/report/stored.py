@@ -17,6 +17,7 @@ from mrt.data.card import read_json
 from mrt.engine.report import read_log
 from mrt.errors import MrtError
 from mrt.plain import one_line
+from mrt.seal import take_checksum
 
 EVALUATIONS, RESULTS = "eval-*.json", "result-*.json"
 LARGEST = 1e30  # of a number that can be drawn
@@ -147,6 +148,7 @@ class _Snapshot(TypedDict):
     images: list[_Labelled]
 
 
+CHANGED = "is not what mrt wrote: its checksum does not fit"
 _EVALUATIONS = TypeAdapter(Annotated[list[_Evaluation], Field(min_length=1)])
 _RESULT = TypeAdapter(_Result)
 _TRAIN = TypeAdapter(dict[str, Number | str | None])
@@ -157,6 +159,8 @@ _SNAPSHOT = TypeAdapter(_Snapshot)
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
     """The records of ``mrt eval``; MrtError if one is damaged, with its field."""
     records = read_json(path)
+    if isinstance(records, list) and [record for record in records if not take_checksum(record)]:
+        raise MrtError(f"{path}: {CHANGED}", _measure_again(path))
     _check(_EVALUATIONS, records, path, "", _measure_again(path))
     for record in records:
         record.setdefault("sha256", None)
@@ -165,8 +169,10 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 def read_result(path: Path) -> dict[str, Any]:
     """A result of ``mrt ablate``, its data and sha256 as ``mrt eval`` has them; MrtError if it is damaged."""
-    result = read_json(path)
-    _check(_RESULT, result, path, "", "delete it and repeat the mrt ablate command, which measures it again")
+    result, again = read_json(path), "delete it and repeat the mrt ablate command, which measures it again"
+    if not take_checksum(result):
+        raise MrtError(f"{path}: {CHANGED}", again)
+    _check(_RESULT, result, path, "", again)
     data = result["data"]
     return {**result, "data": data["name"], "sha256": data.get("sha256")}
 

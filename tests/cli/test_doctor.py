@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import mrt, refused
 
+from mrt.files import HOST
 from mrt.ops import native, selfcheck
 
 
@@ -46,7 +47,7 @@ def test_doctor_looks_at_a_run(runs, tmp_path):
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content)
-    (tmp_path / "run" / ".config.json.abcd1234.tmp").write_text("half")
+    (tmp_path / "run" / f".config.json.{HOST}abcd1234.mrt-tmp").write_text("half")
     result = mrt("doctor run --json --run-root", tmp_path)
     told = json.loads(result.stdout)
     assert result.exit_code == 1 and not told["fine"]

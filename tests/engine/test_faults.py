@@ -169,7 +169,7 @@ def test_a_run_goes_on_from_a_numbered_checkpoint(world, source, tmp_path):
         run = tmp_path / name
         shutil.copytree(whole, run)
         (run / "checkpoints" / "last.pt").write_bytes(b"cut short")
-        with pytest.raises(MrtError, match=r"not a readable checkpoint[\s\S]*--resume-from previous"):
+        with pytest.raises(MrtError, match=r"not a readable checkpoint[\s\S]*--resume-from teach-0003"):
             stages.adapt(settings, run, resume=True, from_checkpoint="last", data_root=world)
         stages.adapt(settings, run, resume=True, from_checkpoint=name, data_root=world)
         assert all(torch.equal(value, weights(run)[key]) for key, value in weights(whole).items())

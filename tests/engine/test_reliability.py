@@ -22,13 +22,13 @@ import torch
 from test_stages import Listener, StopAt, lines, numbers, weights
 from tiny_world import tiny_config
 
-from mrt import seal
+from mrt import files, seal
 from mrt.domains import SOURCE
 from mrt.engine import learner, stages, store
 from mrt.engine.diagnosis import NOTE, WRONG, diagnose
 from mrt.engine.facts import read_facts, write_facts
 from mrt.engine.report import read_log
-from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt.errors import Diverged, Interrupted, MrtError, RunFailed
 from mrt.experiment import resolve_started
 from mrt.files import replacing, whole_folder
 from mrt.lock import NAME, RunLock, owner_of
@@ -218,7 +218,7 @@ class Executed:
 
 @pytest.mark.parametrize("name", ["checkpoints/last.pt", "checkpoints/previous.pt", "mae-random.pt"])
 @pytest.mark.parametrize("how", ["pickle", "torch", "sealed"])
-def test_nothing_in_a_run_is_executed(world, source, tmp_path, mae_run, name, how):
+def test_nothing_in_a_run_is_executed(world, source, tmp_path, mae_run, name, how, monkeypatch):
     run, mark = tmp_path / "run", tmp_path / "executed"
     shutil.copytree(mae_run, run)
     evil = {"schema": 2, "stage": "mae", "step": 1, "seed": 0, "state": Executed(mark)}
@@ -228,6 +228,7 @@ def test_nothing_in_a_run_is_executed(world, source, tmp_path, mae_run, name, ho
     elif how == "torch":
         torch.save(evil, path)
     else:
+        monkeypatch.setattr(store, "require_plain", lambda state, where: None)
         store.write(path, evil, {"stage": "mae", "step": 1})
     (run / "checkpoints" / "last.pt").unlink() if "previous" in name else None
     write_facts(run, {**read_facts(run), "finished": []})
@@ -437,14 +438,21 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
     assert killed.returncode == -signal.SIGKILL
     left = sorted(file.name for file in tmp_path.iterdir())
     assert len(left) == 2 and left[0].startswith(".a.json.") and left[1].startswith(".b.")
-    with replacing(tmp_path / "c.json") as file:
-        from mrt.files import remove_litter
-
-        assert sorted(remove_litter(tmp_path, again=True)) == []  # removed by the line above
+    others = [tmp_path / ".c.json.abcdefgh.tmp", tmp_path / left[0].replace(files.HOST, "0" * 6)]
+    for other in others:  # another program's, and another machine's
+        other.write_text("x")
+    with replacing(tmp_path / "c.json") as file, whole_folder(tmp_path / "d"):
+        assert sorted(files.unfinished(tmp_path))[:2] == left  # made a moment ago: perhaps not locked yet
+        assert sorted(files.remove_litter(tmp_path, again=True)) == left
         file.write(b"1")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["c.json"]
-    with whole_folder(tmp_path / "d"):
-        assert remove_litter(tmp_path, again=True) == []
+    for name in left:
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    files._looked_at.clear()
+    with replacing(tmp_path / "c.json") as file:
+        file.write(b"1")
+    there = sorted(file.name for file in tmp_path.iterdir())
+    assert there == sorted(["c.json", "d", *(other.name for other in others)])
 
 
 LEAVE = """
@@ -482,9 +490,10 @@ def test_steps_that_are_not_finite_are_left_out_as_many_as_are_allowed(
     assert last["skipped_steps"] == 2 and math.isfinite(last["total"])
     assert all(bool(value.isfinite().all()) for value in weights(run).values())
     config = tiny_config(**settings, **{"engine.on_nonfinite": "skip 1"})
-    with pytest.raises(RunFailed, match=r"not finite since step 3 \(2 steps; 1 may be skipped\)") as failed:
+    with pytest.raises(Diverged, match=r"not finite since step 3 \(2 steps; 1 may be skipped\)") as failed:
         stages.pretrain_source(config, tmp_path / "few", data_root=world)
-    assert "--resume-from" in str(failed.value)
+    assert failed.value.how == ["--resume", "--set", "pretrain.lr=0.0005", "--allow-change"]
+    assert "Images of that step: source: " in str(failed.value)
 
 
 def test_what_is_not_finite_is_told_with_its_images_and_losses(world, tmp_path, monkeypatch):
@@ -495,7 +504,7 @@ def test_what_is_not_finite_is_told_with_its_images_and_losses(world, tmp_path, 
         stages.pretrain_source(settings, tmp_path / "run", data_root=world)
     text = str(failed.value)
     assert text.count(".png") == 4 and "Images of that step: source: " in text
-    assert "pretrain.lr=" in text and "--allow-change" in text
+    assert failed.value.how == [] and "with a lower learning rate;" in text  # there is no checkpoint
 
 
 def test_the_matcher_names_the_images_too(world, tmp_path, monkeypatch):

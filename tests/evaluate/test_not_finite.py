@@ -133,7 +133,7 @@ def test_a_dead_network_fails_the_run_that_trains_it(source, world, tmp_path, mo
     monkeypatch.setattr(validation, "measure", killed)
     with pytest.raises(RunFailed, match=r"(?s)not finite .* training has diverged") as error:
         stages.pretrain_source(tiny_config(**{"engine.eval_every": 1}), tmp_path / "run", data_root=world)
-    assert not isinstance(error.value, MrtError) and "--resume-from" in str(error.value)
+    assert not isinstance(error.value, MrtError) and "pretrain.lr=" in str(error.value)
 
 
 def test_the_best_epoch_is_one_with_a_figure(tmp_path, monkeypatch):

@@ -225,3 +225,21 @@ def test_what_no_run_can_say_is_refused(folder, tmp_path):
         (tmp_path / "run" / "run.json").write_text(json.dumps(facts | change))
         with pytest.raises(MrtError, match=next(iter(change))):
             collect.load_run(tmp_path / "run")
+
+
+def test_a_flipped_digit_of_a_stored_figure_is_refused(tmp_path):
+    """It is JSON as before, and every number plausible."""
+    from mrt.report.stored import read_evaluations
+    from mrt.seal import with_checksum
+
+    metrics = {"AP": 10.0, "AP50": 31.5, "AP75": 3.0, "APs": None, "APm": None, "APl": None, "AR100": 20.0}
+    metrics |= {"per_class": {}, "num_images": 3, "num_boxes": 4}
+    record = {"network": "teacher", "data": "foggy", "split": "val", "sha256": "0" * 64, "metrics": metrics}
+    path = tmp_path / "eval-foggy-val-teacher.json"
+    path.write_text(json.dumps([with_checksum(record)], indent=1))
+    assert read_evaluations(path) == [record]
+    path.write_text(path.read_text().replace("31.5", "39.5"))
+    with pytest.raises(MrtError, match="checksum does not fit"):
+        read_evaluations(path)
+    path.write_text(json.dumps([record]))  # of an earlier mrt: it has none
+    assert read_evaluations(path) == [record]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -16,11 +17,15 @@ from undisturbed import report
 from mrt.engine import stages, store
 from mrt.engine.diagnosis import diagnose
 from mrt.engine.facts import read_facts, stored_settings
+from mrt.engine.inference import evaluate_detector
 from mrt.engine.load import load_detector
 from mrt.engine.report import read_log
 from mrt.errors import MrtError
 from mrt.models.sealed import read_sealed
+from mrt.report.stored import read_evaluations
+from mrt.seal import with_checksum
 
+EVALUATION = "eval-hazy-val-teacher.json"
 SEED = int(os.environ.get("MRT_SEED", "0"))
 
 
@@ -32,12 +37,17 @@ def run(world, source, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("rot")
     config = tiny_config(**{"engine.keep_checkpoints": 1})
     mae = stages.adapt(config, root / "mae", stages=("mae",), init=str(source), data_root=world)
-    return stages.adapt(config, root / "teach", stages=("teach",), init=str(mae), data_root=world)
+    teach = stages.adapt(config, root / "teach", stages=("teach",), init=str(mae), data_root=world)
+    found = evaluate_detector(teach, data="hazy", data_root=world)
+    names = {"network": found.network, "data": "hazy", "split": "val", "sha256": None}
+    record = with_checksum({**names, "metrics": found.metrics.to_dict()})
+    (teach / EVALUATION).write_text(json.dumps([record], indent=1))
+    return teach
 
 
 def files_of(run: Path) -> list[Path]:
     """The files of two runs that are ever read back."""
-    names = ("run.json", "config.json", "metrics.jsonl", "pseudo_labels.jsonl", "mae-random.pt")
+    names = ("run.json", "config.json", "metrics.jsonl", "pseudo_labels.jsonl", "mae-random.pt", EVALUATION)
     found = [file for folder in (run, run.with_name("mae")) for file in sorted(folder.rglob("*"))]
     return [file for file in found if file.name in names or file.suffix in (".safetensors", ".pt")]
 
@@ -49,6 +59,8 @@ def content(path: Path) -> object:
         return read_facts(folder)
     if path.name == "config.json":
         return stored_settings(folder).to_json()
+    if path.name == EVALUATION:
+        return read_evaluations(path)
     if path.suffix == ".jsonl":
         return read_log(path)
     if path.name == "mae.safetensors":
