@@ -32,6 +32,7 @@ TEMPORARY, PARTIAL = ".mrt-tmp", ".mrt-unfinished"  # how unfinished files and f
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # of the machine, in their names
 SETTLED = 2.0  # seconds after which a writer has locked what it has made
 _UNFINISHED = re.compile(rf"\..+\.{HOST}[0-9a-z_]{{8}}({re.escape(TEMPORARY)}|{re.escape(PARTIAL)})")
+_IN_UNFINISHED = re.compile(rf"\.([^{re.escape(os.sep)}]+)\.{HOST}[0-9a-z_]{{8}}{re.escape(PARTIAL)}")
 _looked_at: set[str] = set()  # folders from which this process has removed litter
 
 
@@ -47,7 +48,8 @@ _UMASK = _read_umask()  # once: for a moment it is another one in the whole proc
 def not_written(path: Path, error: OSError) -> MrtError | RunFailed:
     """The error for a file or folder that could not be written: RunFailed where the machine is at fault."""
     reason = error.strerror or str(error) or type(error).__name__
-    message = f"{path}: could not be written: {reason}"
+    where = _IN_UNFINISHED.sub(r"\1", str(path))  # what it would have become
+    message = f"{where}: could not be written: {reason}"
     failed = failures.told(error)
     if failed is not None:
         return RunFailed(f"{message}\n{str(failed).partition(chr(10))[2]}")

@@ -123,7 +123,9 @@ def write_run(folder, lines, target: bool = True):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(load_config("demo").to_json())
     sets = {"source": {"name": "clear"}, **({"target": {"name": "fog"}} if target else {})}
-    (folder / "run.json").write_text(json.dumps({"data": sets, "command": "adapt"}))
+    (folder / "run.json").write_text(
+        json.dumps({"data": sets, "command": "adapt", "classes": [], "finished": []})
+    )
     log = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(log + '{"stage": "teach", "ki')
 

@@ -71,7 +71,7 @@ def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds,
     assert "process 1 was ended by SIGKILL" in told and told.count(CONTINUE) == 1
     assert not any(Path(f"/proc/{child}").exists() for child in children.values())
 
-    before = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)["step"]
+    before = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=True)["step"]
     again = start(somewhere, worlds, "--resume", "--name", "demo-source", settings=LONG)
     # Ctrl-C in a terminal reaches only the launcher, because its processes have their own sessions.
     time.sleep(1)
@@ -80,10 +80,11 @@ def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds,
     _, told = again.communicate(timeout=BOUND)
     assert again.returncode == 1 and "Traceback" not in told
     assert told.count(CONTINUE) == 1 and told.count("mrt: ") == 1, told
-    assert torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)["step"] > before
+    assert torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=True)["step"] > before
 
 
 @linux
+@pytest.mark.soak
 def test_processes_on_the_cpu_end_when_their_launcher_is_killed(worlds, somewhere):
     process = start(somewhere, worlds, "--device", "cpu", settings=LONG, code=PLAIN)
     wait_for_epochs(process, somewhere, 2)
@@ -95,7 +96,7 @@ def test_processes_on_the_cpu_end_when_their_launcher_is_killed(worlds, somewher
     while any(Path(f"/proc/{child}").exists() for child in children.values()):
         assert time.monotonic() < end
         time.sleep(0.1)
-    last = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=False)
+    last = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=True)
     assert last["step"] >= 2 and len(last["random"]) == 2
 
 

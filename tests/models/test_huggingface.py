@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mrt.data import transforms
-from mrt.errors import MrtError
+from mrt.errors import MrtError, RunFailed
 from mrt.models.backbone import build_backbone
 from mrt.models.folding import fold_state
 from mrt.models.huggingface import (
@@ -743,7 +743,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write(tmp_path / "ours", short_side=0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(MrtError, match="could not be written: No space left"):
+        with pytest.raises(RunFailed, match=r"ours/config\.json: could not be written: No space left"):
             write(tmp_path / "ours")
     assert not list(tmp_path.iterdir())
     (tmp_path / "ours").mkdir()

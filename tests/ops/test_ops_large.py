@@ -55,6 +55,7 @@ def test_a_value_of_more_than_2_to_the_31_elements(monkeypatch):
 
 
 @linux_only
+@pytest.mark.soak
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_offsets_past_2_to_the_32(tmp_path):
     """Forward and backward of the CPU kernels, with all their arrays: see offsets.cpp.

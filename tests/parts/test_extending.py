@@ -211,6 +211,7 @@ def test_a_plug_in_that_is_none_is_refused_in_one_line(tmp_path, code, words):
         load_config("demo", changes={"method.plugins": [str(path)]})
 
 
+@pytest.mark.soak
 def test_the_command_line_takes_a_plug_in(world, source, tmp_path, entropy):
     settings = tmp_path / "own.toml"
     config = json.loads(tiny_config().to_json())

@@ -72,6 +72,7 @@ def launch(root: Path, out: Path, processes: int) -> dict[str, list[dict]]:
     }
 
 
+@pytest.mark.soak
 def test_two_processes_give_what_one_gives(tmp_path):
     """11 images: neither two processes nor batches of four divide them."""
     make_set(tmp_path, "clear", images=11, seed=1)

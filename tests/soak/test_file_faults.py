@@ -130,7 +130,7 @@ def one_message(text: str) -> bool:
 
 
 EVERY_RUN = [
-    pytest.param(17, ERRORS[:1], id="some"),
+    pytest.param(60, ERRORS[:1], id="some"),
     pytest.param(STEP, ERRORS, id="all", marks=pytest.mark.soak),
 ]
 
