@@ -435,6 +435,7 @@ def write(
 ) -> list[Path]:
     """Write the figures; returns the files."""
     from mrt.experiment import find_run
+    from mrt.seal import with_checksum
 
     if json_file is not None or csv_file is not None:
         return _write(json_file, csv_file, records)
@@ -443,7 +444,7 @@ def write(
         where = Path(find_run(name, run_root))
         folder = where if (where / "run.json").is_file() else run_root / "eval" / short_name(name)
         stem = f"eval-{item['data']}-{item['split']}-{item['network']}"
-        paths += _write(folder / f"{stem}.json", folder / f"{stem}.csv", [item])
+        paths += _write(folder / f"{stem}.json", folder / f"{stem}.csv", [with_checksum(item)])
     return paths
 
 
@@ -451,10 +452,8 @@ def _write(json_file: Path | None, csv_file: Path | None, records: Sequence[dict
     import json
 
     from mrt.files import write_text
-    from mrt.seal import with_checksum
 
-    checked = [with_checksum(record) for record in records]
-    texts = {json_file: json.dumps(checked, indent=1) + "\n", csv_file: to_csv(records)}
+    texts = {json_file: json.dumps(records, indent=1) + "\n", csv_file: to_csv(records)}
     paths = [path for path in texts if path is not None]
     for path in paths:
         write_text(path, texts[path])

@@ -167,7 +167,7 @@ def test_a_picture_that_fails_leaves_nothing_behind(somewhere):
             1,
             "out of memory on the GPU: CUDA out of memory take",
         ),
-        (torch.OutOfMemoryError(""), 1, "engine.batch_size, or with engine.accumulate"),
+        (torch.OutOfMemoryError(""), 1, "take fewer images at a time: --set engine.accumulate=2"),
     ],
 )
 def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
