@@ -30,7 +30,7 @@ except ImportError:  # no such locks on this system: nothing is removed then
 
 TEMPORARY, PARTIAL = ".mrt-tmp", ".mrt-unfinished"  # how unfinished files and folders end
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # of the machine, in their names
-SETTLED = 2.0  # seconds after which a writer has locked what it has made
+SETTLED = 0.25  # seconds after which a writer has locked what it has made
 _UNFINISHED = re.compile(rf"\..+\.{HOST}[0-9a-z_]{{8}}({re.escape(TEMPORARY)}|{re.escape(PARTIAL)})")
 _IN_UNFINISHED = re.compile(rf"\.([^{re.escape(os.sep)}]+)\.{HOST}[0-9a-z_]{{8}}{re.escape(PARTIAL)}")
 _looked_at: set[str] = set()  # folders from which this process has removed litter

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 from tiny_world import make_set, tiny_config
-from undisturbed import assert_same_run, disturbed, ended, fork, report
+from undisturbed import assert_same_run, disturbed, ended, fork, kill, report
 
 from mrt.engine import stages
 from mrt.engine.facts import is_run, read_facts
@@ -165,26 +165,24 @@ def mrt(*words: object) -> None:
     app(list(map(str, words)), prog_name="mrt")
 
 
-def commands(root: Path, source: Path) -> dict[str, tuple[list[object], list[object]]]:
-    """Commands that make a set, predictions or an export: words before the folder, and after it."""
-    photos = root / "photos"
-    return {
-        "prepare-data": (
-            ["prepare-data", "custom", "--raw", photos, "--name", "set", "--workers", "1", "--data-root"],
-            ["--overwrite"],
-        ),
-        "predict": (["predict", source, photos, "--device", "cpu", "--out"], []),
-        "export": (["export", source, "--format", "hf", "--out"], []),
-    }
+def photos(root: Path, images: int) -> Path:
+    """A folder of pictures."""
+    make_set(root / "raw", "photos", images=images)
+    return (root / "raw" / "photos" / "images" / "train").rename(root / "photos")
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["prepare-data", "predict", "export"])
+@pytest.mark.parametrize("name", ["prepare-data", "export"])
 def test_a_killed_command_leaves_nothing_half_done(source, tmp_path, name):
     """What is killed leaves no output or a whole one; the same command again gives the undisturbed one."""
-    make_set(tmp_path / "raw", "photos", images=60)
-    (tmp_path / "raw" / "photos" / "images" / "train").rename(tmp_path / "photos")
-    before, after = commands(tmp_path, source)[name]
+    before, after = {
+        "prepare-data": (
+            *(["prepare-data", "custom", "--raw", photos(tmp_path, 60), "--name", "set", "--workers", "1"],),
+            ["--overwrite"],
+        ),
+        "export": (["export", source, "--format", "safetensors"], []),
+    }[name]
+    before += ["--data-root" if name == "prepare-data" else "--out"]
     rng = random.Random(f"{SEED}/{name}")
     whole = tmp_path / "whole"
     began = time.monotonic()
@@ -195,8 +193,9 @@ def test_a_killed_command_leaves_nothing_half_done(source, tmp_path, name):
     killed = 0
     for number in range(2 * CHAINS):
         out = tmp_path / "out" / str(number)
+        # An export that is there is whole, whenever its process was killed, and is not overwritten.
         kills = disturbed(
-            lambda out=out: mrt(*before, out, *after),
+            lambda out=out: None if name == "export" and out.exists() else mrt(*before, out, *after),
             *(tmp_path / "log", rng, seconds, 2),
             lambda out=out: out.exists(),
         )
@@ -212,3 +211,31 @@ def test_a_killed_command_leaves_nothing_half_done(source, tmp_path, name):
         hidden = [file.name for file in (tmp_path / "out").rglob(".*")]
         assert hidden == []
     report(f"kills-{name}", {"seed": SEED, "commands": 2 * CHAINS, "kills": killed})
+
+
+@pytest.mark.soak
+def test_a_killed_prediction_leaves_whole_files(source, tmp_path):
+    """Pictures appear one by one, the results at the end: each is whole or not there."""
+    pictures, log = photos(tmp_path, 30), tmp_path / "log"
+
+    def predict(out: Path) -> None:
+        mrt("predict", source, pictures, "--device", "cpu", "--threshold", "0.01", "--out", out)
+
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    assert ended(fork(lambda: predict(whole), log), 300) == 0, log.read_text()
+    seconds = time.monotonic() - began
+    rng, killed, left = random.Random(f"{SEED}/predict"), 0, 0
+    theirs = tree(whole)
+    for number in range(4 * CHAINS):
+        out = tmp_path / "out" / str(number)
+        child = fork(lambda out=out: predict(out), log)
+        if ended(child, rng.uniform(0, seconds)) is None:
+            kill(child)
+            killed += 1
+        ours = {name: content for name, content in tree(out).items() if not Path(name).name.startswith(".")}
+        left += len(ours)
+        assert {name: theirs.get(name) == content for name, content in ours.items() if name in theirs} == (
+            dict.fromkeys(ours, True)
+        )
+    report("kills-predict", {"seed": SEED, "commands": 4 * CHAINS, "kills": killed, "files left": left})
