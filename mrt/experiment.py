@@ -161,6 +161,18 @@ def configure(
 
     Without ``name``, the run is named after its ``kind``.
     """
+    if resume and init:
+        raise MrtError(
+            f"--init {init}: a run that goes on has its weights already",
+            "leave out --init, or start another run with --name",
+        )
+    if resume and name and preset in preset_names():
+        path = run_folder(run_root, name) / "config.json"
+        if path.is_file() and (before := load_config(path).preset) != preset:
+            raise MrtError(
+                f"--preset {preset}: the run was started with {before}",
+                "leave out --preset: a run keeps its own",
+            )
     if allow_change and not resume:
         raise MrtError(
             "--allow-change: only a run that goes on has settings to change",
@@ -600,6 +612,7 @@ def plan_pretraining(
     kind = "-".join(baselines) or "source"
     config, folder, changed = configure(
         *(kind, preset, overrides, given),
+        init=init if resume else None,
         name=name,
         resume=resume,
         run_root=roots.run_root,

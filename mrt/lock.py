@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import platform
+import stat
 import struct
 import sys
 from collections.abc import Callable
@@ -59,8 +60,10 @@ class RunLock:
         key = os.path.realpath(path)
         if key in _held:
             raise _busy(self.folder, {"process": os.getpid()})
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:  # never through a link: what it leads to would be overwritten
+            if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+                raise MrtError(f"{path}: is no plain file", "delete it: the next run makes it again")
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise MrtError(
                 f"{path}: cannot be written: {error.strerror}", "check the permissions of the run's folder"

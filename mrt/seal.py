@@ -139,8 +139,12 @@ class Prefix:
             return None
         return cls(values["bytes"], str(values.get("sha256")))
 
-    def check(self, path: Path) -> str | None:
-        """What is wrong with the beginning of a file; None if it is what it was."""
+    def check(self, path: Path, whole: bool = False) -> str | None:
+        """What is wrong with the beginning of a file; None if it is what it was.
+
+        Args:
+            whole: nothing may have been added since.
+        """
         digest, left = hashlib.sha256(), self.bytes
         if not path.is_file():
             return "is missing" if left else None
@@ -148,6 +152,9 @@ class Prefix:
             while left and (block := file.read(min(BLOCK, left))):
                 digest.update(block)
                 left -= len(block)
+            more = whole and bool(file.read(1))
         if left:
             return f"is cut short: {self.bytes - left} of {self.bytes} bytes are left"
-        return None if digest.hexdigest() == self.sha256 else "is not what was written"
+        if digest.hexdigest() != self.sha256:
+            return "is not what was written"
+        return "has grown since the run was over" if more else None

@@ -45,7 +45,7 @@ class Section(BaseModel):
             without its domain stands for the mean of both domains.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     reaches: ClassVar[tuple[str, ...]] = KINDS
     reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     optional: ClassVar[tuple[str, ...]] = ()

@@ -133,7 +133,10 @@ def do_work(work: Work, watcher: Watcher) -> None:
 
 def read_measured(file: Path) -> dict[str, Any]:
     """A stored measurement; MrtError if it is not what was written."""
-    found = read_json(file)
+    try:
+        found = read_json(file)
+    except MrtError:
+        found = None
     if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict) or not take_checksum(found):
         raise MrtError(
             f"{file}: is not what mrt wrote", "delete it and repeat the command, which measures it again"

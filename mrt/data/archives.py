@@ -8,6 +8,7 @@ unpacked; a tar archive must be (:func:`unpack_tar`).
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -15,6 +16,7 @@ import lzma
 import os
 import re
 import shutil
+import stat
 import struct
 import tarfile
 import zipfile
@@ -129,6 +131,8 @@ def open_file(path: Path | str) -> BinaryIO:
     try:
         member = inside_zip(path)
         if member is None:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+                raise OSError(errno.EINVAL, "no plain file", str(path))
             return open(path, "rb")
     except ValueError:  # a zero byte, or half a character
         raise FileNotFoundError(f"no file can be called {str(path)[-100:]!r}") from None

@@ -157,7 +157,11 @@ def _restore(state: Mapping[str, Any], learner: Learner, streams: Mapping[str, S
         learner.teacher.load_state_dict(state["teacher"])
     for detector in (learner.student.detector, *([learner.teacher.module] if learner.teacher else [])):
         detector.backbone.fingerprint = state.get("fingerprint", detector.backbone.fingerprint)
+    # Rates and decays are the settings', which may have been changed; what was gathered of gradients is kept.
+    own = [{key: group[key] for key in group if key != "params"} for group in learner.optimiser.param_groups]
     learner.optimiser.load_state_dict(state["optimiser"])
+    for group, settings in zip(learner.optimiser.param_groups, own, strict=True):
+        group.update(settings)
     if state["scaler"]:  # empty without fp16
         learner.scaler.load_state_dict(state["scaler"])
     for part in learner.method:

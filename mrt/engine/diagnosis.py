@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from mrt.config import load_stored
+from mrt.data.card import file_sha256
 from mrt.engine import store
 from mrt.engine.facts import (
     FACTS,
     SETTINGS,
     is_checkpoint,
     is_left,
+    is_over,
     is_run,
     read_facts,
     recorded_logs,
     require_own_settings,
     write_facts,
 )
-from mrt.engine.report import LOGS, logs_now, read_log, wrong_logs
+from mrt.engine.report import LOG, LOGS, logs_now, read_log, wrong_logs
 from mrt.errors import MrtError, RunFailed
 from mrt.files import remove_litter, unfinished, write_text
 from mrt.lock import RunLock, owner_of
@@ -163,7 +165,11 @@ def _checkpoints(folder: Path, facts: dict[str, Any], mended: list[str] | None) 
             Finding(NOTE, "checkpoints", f"damaged ones were set aside: {', '.join(aside)}", "delete them")
         )
     if not files:
-        if facts.get("checkpoints") and not facts["finished"]:
+        if (
+            facts.get("checkpoints")
+            and not is_over(facts)
+            and not (facts["finished"] and "plan" not in facts)
+        ):
             findings.append(
                 Finding(
                     WRONG,
@@ -179,7 +185,7 @@ def _checkpoints(folder: Path, facts: dict[str, Any], mended: list[str] | None) 
 
 
 def _logs(folder: Path, facts: dict[str, Any], mended: list[str] | None) -> list[Finding]:
-    wrong, findings = wrong_logs(folder, recorded_logs(folder)), []
+    wrong, findings = wrong_logs(folder, recorded_logs(folder), is_over(facts)), []
     for name in LOGS:
         path = folder / name
         if not path.is_file() and name not in wrong:
@@ -202,8 +208,9 @@ def _logs(folder: Path, facts: dict[str, Any], mended: list[str] | None) -> list
             "--resume of an unfinished run does, too"
         )
         findings.append(Finding(WRONG, name, "; ".join(problems), todo))
-    if mended is not None and any(one.state == WRONG for one in findings):
-        write_facts(folder, {**facts, "logs": logs_now(folder)})
+    mendable = any(one.state == WRONG for one in findings) and (folder / LOG).is_file()
+    if mended is not None and mendable:
+        write_facts(folder, {**facts, "logs": logs_now(folder), "mended": True})
     return findings
 
 
@@ -214,14 +221,20 @@ def left_by(folder: Path, facts: Mapping[str, Any]) -> list[str]:
     return sorted({*there, *facts.get("left", ()), *student})
 
 
-def broken(path: Path) -> str | None:
-    """What is wrong with something that a stage has left; None if nothing is."""
+def broken(path: Path, digest: str | None = None) -> str | None:
+    """What is wrong with something that a stage has left; None if nothing is.
+
+    Args:
+        digest: its sha256 when the stage was over.
+    """
     from mrt.engine.load import load_detector
     from mrt.models.sealed import read_sealed
     from mrt.parts.rebuild import FILE
 
     if not path.is_file():
         return f"{path}: missing"
+    if digest is not None and file_sha256(path) != digest:
+        return f"{path}: is not the file that this run wrote"
     try:
         if path.suffix == ".pt":
             store.read(path)
@@ -238,7 +251,7 @@ def _weights(folder: Path, facts: dict[str, Any]) -> list[Finding]:
     findings = []
     again = any(is_checkpoint(file) for file in (folder / "checkpoints").glob("*.pt"))
     for name in left_by(folder, facts):
-        reason = broken(folder / name)
+        reason = broken(folder / name, facts.get("left", {}).get(name))
         if reason is None:
             findings.append(Finding(FINE, name, "whole"))
             continue

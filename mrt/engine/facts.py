@@ -7,6 +7,7 @@ setting passes for what the run was started with.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from mrt.lock import NAME
 FACTS, SETTINGS = "run.json", "config.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
 NUMBERED = re.compile(r"(.+)-(\d{4,})\.pt")  # those of stages' epochs
+LARGEST = 64 << 20  # bytes of run.json and config.json
 SCHEMA = 2  # of run.json; the first had no checksum
 CONFIG_DIGEST = "config_sha256"
 PENDING = "pending_change"  # of settings, while config.json is being written anew
@@ -64,7 +66,10 @@ class _Facts(TypedDict):
     sha256: NotRequired[str]
     config_sha256: NotRequired[str]
     checkpoints: NotRequired[bool]
-    left: NotRequired[list[str]]
+    left: NotRequired[dict[str, str]]
+    id: NotRequired[str]
+    plan: NotRequired[list[str]]
+    mended: NotRequired[bool]
     pending_change: NotRequired[dict[str, Any]]
 
 
@@ -113,7 +118,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = Path(folder) / FACTS
     if not path.is_file():
         raise MrtError(f"{folder}: not a run folder (no {FACTS})", ANEW)
-    facts = read_json(path)
+    require_plain_files(Path(folder))
+    try:
+        facts = read_json(path)
+    except MrtError as error:
+        raise MrtError(error.message, _what_to_do(folder)) from None
     try:
         _CHECK.validate_python(facts)
     except ValidationError as error:
@@ -128,6 +137,32 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if sealed and facts.get(seal.KEY) != seal.json_digest(facts):
         raise MrtError(f"{path}: is not what mrt wrote: its checksum does not fit", _what_to_do(folder))
     return facts
+
+
+def require_plain_files(folder: Path) -> None:
+    """MrtError if something in a run's folder is not what a run writes: a link, which could lead anywhere, a
+    pipe, or a description larger than any.
+    """
+    for place in (folder, folder / "checkpoints"):
+        try:
+            entries = list(os.scandir(place))
+        except OSError:
+            continue
+        for entry in entries:
+            name, path = entry.name, Path(entry.path)
+            ours = name.endswith((".json", ".jsonl", ".safetensors", ".pt", NAME)) or name == "checkpoints"
+            if not ours:
+                continue
+            if entry.is_symlink():
+                raise MrtError(
+                    f"{path}: is a link, and a run's files are its own",
+                    "put what it leads to in its place",
+                )
+            if not (entry.is_file() if name != "checkpoints" else entry.is_dir()):
+                what = "a folder" if entry.is_dir() else "no plain file"
+                raise MrtError(f"{path}: is {what}", "put back what was there, or delete it")
+            if name in (FACTS, SETTINGS) and entry.stat().st_size > LARGEST:
+                raise MrtError(f"{path}: has {entry.stat().st_size:,} bytes", _what_to_do(folder))
 
 
 def _what_to_do(folder: Path) -> str:
@@ -168,18 +203,27 @@ def recorded_logs(folder: Path) -> dict[str, Any]:
     stage in ``run.json``, before it in the newest checkpoint.
     """
     folder = Path(folder)
-    logs = read_facts(folder).get("logs")
-    if logs is not None:
-        return logs
-    for name in (LAST, PREVIOUS):
+    facts = read_facts(folder)
+    logs = dict(facts.get("logs", {}))
+    for name in () if facts.get("mended") else (LAST, PREVIOUS):
         path = folder / "checkpoints" / name
         try:
             found = seal.read_seal(path) if path.is_file() else None
         except (OSError, ValueError):
             continue
         if found and isinstance(found.get("logs"), dict):
-            return found["logs"]
-    return {}
+            for log, known in found["logs"].items():
+                prefix, before = seal.Prefix.from_dict(known), seal.Prefix.from_dict(logs.get(log))
+                if prefix is not None and (before is None or prefix.bytes > before.bytes):
+                    logs[log] = known  # a later one than that of the last finished stage
+            break
+    return logs
+
+
+def is_over(facts: Mapping[str, Any]) -> bool:
+    """Whether all stages of a run are known to be done; runs of earlier versions do not name them."""
+    plan = facts.get("plan")
+    return plan is not None and set(plan) <= set(facts["finished"])
 
 
 def require_own_log(path: Path) -> None:
@@ -187,7 +231,7 @@ def require_own_log(path: Path) -> None:
     if not is_run(path.parent):
         return
     prefix = seal.Prefix.from_dict(recorded_logs(path.parent).get(path.name))
-    problem = prefix.check(path) if prefix else None
+    problem = prefix.check(path, whole=is_over(read_facts(path.parent))) if prefix else None
     if problem:
         raise MrtError(
             f"{path}: {problem}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import secrets
 import subprocess
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -73,6 +74,7 @@ def begin_run(
         "classes": classes,
         "data": {domain: _describe(card) for domain, card in cards.items()},
         "finished": [],
+        "id": secrets.token_hex(8),
         CONFIG_DIGEST: text_digest(settings),
         **{key: value for key, value in (more or {}).items() if value},
         **_plugins_of(config),
@@ -217,8 +219,15 @@ def finish_stage(folder: Path, stage: str) -> None:
     """Remember that a stage is done, and what its logs say."""
     facts = read_facts(folder)
     finished = [*(name for name in facts["finished"] if name != stage), stage]
-    left = sorted(file.name for file in folder.iterdir() if file.is_file() and is_left(file.name))
+    left = {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if is_left(file.name)}
     write_facts(folder, {**facts, "finished": finished, "logs": logs_now(folder), "left": left})
+
+
+def forget_left(folder: Path) -> None:
+    """What the stages have left is about to be written anew."""
+    facts = read_facts(folder)
+    if facts.pop("left", None) is not None:
+        write_facts(folder, facts)
 
 
 def unfinish_stages(folder: Path, stages: Collection[str]) -> None:
@@ -227,6 +236,7 @@ def unfinish_stages(folder: Path, stages: Collection[str]) -> None:
     left = [name for name in facts["finished"] if name not in stages]
     if left != facts["finished"] or "logs" in facts:
         facts.pop("logs", None)
+        facts.pop("mended", None)
         write_facts(folder, {**facts, "finished": left})
 
 

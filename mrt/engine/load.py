@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mrt.config import ModelConfig, load_config
+from mrt.data.card import file_sha256
 from mrt.engine import build
 from mrt.engine.facts import is_run, read_facts
 from mrt.engine.report import read_log
@@ -71,7 +72,16 @@ def _in_folder(folder: Path, which: str) -> Path:
     if (folder / EXPORT_CARD).is_file():
         return _exported(folder)
     wanted = ["teacher", "student"] if which == "auto" else [which]
-    left = read_facts(folder).get("left", ()) if is_run(folder) else ()
+    left = read_facts(folder).get("left", {}) if is_run(folder) else {}
+    for name in wanted:
+        file = folder / f"{name}.safetensors"
+        if name in (f.removesuffix(".safetensors") for f in left) and file.is_file():
+            if file_sha256(file) != left[file.name]:
+                raise MrtError(
+                    f"{file}: is not the file that this run wrote",
+                    f"put it back; mrt doctor {folder} says what else is wrong",
+                )
+            break
     gone = f"{wanted[0]}.safetensors"
     if gone in left and not (folder / gone).is_file():
         raise MrtError(

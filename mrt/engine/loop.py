@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shlex
 import signal
 import time
@@ -24,14 +25,14 @@ from mrt.config import Config, StageConfig
 from mrt.data.loader import Batch
 from mrt.engine.checkpoint import require_plain_parts, state_of, synchronise_statistics
 from mrt.engine.data import share_bad
-from mrt.engine.facts import LAST, PREVIOUS
+from mrt.engine.facts import LAST, PREVIOUS, read_facts
 from mrt.engine.folder import note_checkpoints
 from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
-from mrt.engine.report import RunLog, Watcher, logs_now
+from mrt.engine.report import LOG, RunLog, Watcher, logs_now
 from mrt.engine.store import Checkpoints
-from mrt.errors import Diverged, Interrupted, MrtError, Unstable
+from mrt.errors import Diverged, Interrupted, MrtError, RunFailed, Unstable
 from mrt.parts.base import Moment, Part
 
 ADVICE = (
@@ -76,23 +77,32 @@ class Run:
 
 class Notice:
     """While inside, SIGUSR1, with which clusters announce the end of a job's time, asks for a checkpoint; if
-    it is nobody else's (such as submitit's).
+    it is nobody else's (such as submitit's). SIGTERM ends what is done before and after the steps as Ctrl-C
+    does; within them :class:`StopSignals` has both.
     """
 
     def __init__(self, say: Callable[[str], Any]) -> None:
         self.asked = False
-        self._say, self._before = say, None
+        self._say, self._before, self._ended = say, None, None
 
     def __enter__(self) -> Notice:
         number = getattr(signal, "SIGUSR1", None)
         with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
                 self._before = signal.signal(number, self._ask)
+        with contextlib.suppress(ValueError):
+            if "WORLD_SIZE" not in os.environ and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                self._ended = signal.signal(signal.SIGTERM, self._end)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
+        if self._ended is not None:
+            signal.signal(signal.SIGTERM, self._ended)
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt  # outside of the steps nothing waits to be saved
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
@@ -209,6 +219,15 @@ def run_stage(stage: Stage, run: Run) -> None:
     run.watcher.end()
 
 
+def require_finite(stage: Stage, run: Run) -> None:
+    """Raise Diverged if a weight of the student is not finite: the last step may have done that unseen."""
+    fine = torch.stack([value.detach().isfinite().all() for value in stage.learner.student.parameters()])
+    if not bool(fine.all()):
+        raise diverged(
+            "the last step made weights that are not finite", stage.learner, run.checkpoints.folder
+        )
+
+
 class Saver:
     """Writes a stage's checkpoints, and says when one is due.
 
@@ -265,6 +284,11 @@ class Saver:
         """
         learner, stage, run = self.stage.learner, self.stage, self.run
         self.meter.require_finite()
+        require_finite(stage, run)
+        if learner.world.main:
+            run.checkpoints.require_there()
+        if learner.world.main and not (run.folder / LOG).is_file():
+            raise RunFailed(f"{run.folder / LOG}: has been removed while it was written")
         failures = 0 if learner.failures is None else int(learner.failures)
         own = {
             "meter": self.meter.state_dict(),
@@ -278,6 +302,7 @@ class Saver:
             return
         run.log.sync()
         facts = {
+            "run": read_facts(run.folder).get("id"),
             "stage": stage.plan.name,
             "step": learner.step,
             "order": stage.plan.number * 10**10 + learner.step,

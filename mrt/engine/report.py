@@ -250,12 +250,12 @@ def logs_now(folder: Path) -> dict[str, Any]:
     return {name: Prefix.of(folder / name).to_dict() for name in LOGS}
 
 
-def wrong_logs(folder: Path, recorded: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with logs whose beginnings are on record, by file name."""
+def wrong_logs(folder: Path, recorded: Mapping[str, Any], whole: bool = False) -> dict[str, str]:
+    """What is wrong with logs whose beginnings (``whole``: whose all) are on record, by file name."""
     found = {}
     for name in LOGS:
         prefix = Prefix.from_dict(recorded.get(name))
-        problem = prefix.check(folder / name) if prefix else None
+        problem = prefix.check(folder / name, whole) if prefix else None
         if problem:
             found[name] = problem
     return found

@@ -15,11 +15,12 @@ from mrt.config import Config
 from mrt.engine import build, checkpoint, distributed, store
 from mrt.engine.data import classes_of, find_cards
 from mrt.engine.diagnosis import broken, left_by
-from mrt.engine.facts import read_facts
+from mrt.engine.facts import is_run, read_facts
 from mrt.engine.folder import (
     begin_run,
     changed_plugins,
     finish_stage,
+    forget_left,
     open_run,
     record_change,
     record_resumption,
@@ -34,7 +35,7 @@ from mrt.engine.folder import (
 )
 from mrt.engine.labels import require_labels
 from mrt.engine.load import source_record
-from mrt.engine.loop import Notice, Run, evaluate, run_stage
+from mrt.engine.loop import Notice, Run, evaluate, require_finite, run_stage
 from mrt.engine.plan import Plan
 from mrt.engine.prepare import leave_behind, open_workshop, prepare, take_over
 from mrt.engine.report import LOGS, RunLog, Watcher, take_back, wrong_logs
@@ -42,6 +43,7 @@ from mrt.engine.store import DAMAGED
 from mrt.engine.validation import validation
 from mrt.errors import MrtError, RunFailed
 from mrt.lock import RunLock
+from mrt.models.sealed import is_name
 from mrt.seal import Prefix
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's
@@ -100,8 +102,10 @@ def _is_complete(folder: Path, plans: Sequence[Plan], watcher: Watcher) -> bool:
     facts = read_facts(folder)
     if not {plan.name for plan in plans} <= set(facts["finished"]):
         return False
-    wrong = [f"{folder / name}: {what}" for name, what in wrong_logs(folder, facts.get("logs", {})).items()]
-    wrong += [reason for name in left_by(folder, facts) if (reason := broken(folder / name))]
+    logs = wrong_logs(folder, facts.get("logs", {}), whole=True)
+    left = facts.get("left", {})
+    wrong = [f"{folder / name}: {what}" for name, what in logs.items()]
+    wrong += [reason for name in left_by(folder, facts) if (reason := broken(folder / name, left.get(name)))]
     if wrong and any((folder / CHECKPOINTS).glob("*.pt")):
         for text in wrong:
             watcher.say(f"Warning: {text}")
@@ -158,6 +162,12 @@ def _start(folder: Path, command: dict[str, Any], name: str | None) -> Resumed:
             if networks
             else f"put its {CHECKPOINTS} back, or start another run with --name",
         )
+    whose = found.facts.get("run") if found else None
+    if whose is not None and facts.get("id") is not None and whose != facts["id"]:
+        raise MrtError(
+            f"{found.path}: is a checkpoint of another run",
+            "put this run's back, or go on from another one with --resume-from",
+        )
     return Resumed(config, command, facts, found, name is not None)
 
 
@@ -188,6 +198,12 @@ def _carry_out(
         classes, source = list(resumed.facts["classes"]), resumed.facts.get("source", {})
     else:
         classes, source = classes_of(config, cards, command["init"]), source_record(command["init"])
+    odd = [name for name in classes if not is_name(name)]
+    if odd:
+        raise MrtError(
+            f"{odd[0]!a}: is no name of a class: it is blank or has control characters",
+            "give it another name in the data set (mrt prepare-data makes it anew)",
+        )
     reads = {key: digest for plan in plans for key, digest in plan.reads(config, data_root).items()}
     if resumed is not None:
         require_same_reads(folder, config, reads)
@@ -211,7 +227,16 @@ def _carry_out(
         # Before the folder is made: what does not fit leaves no trace.
         stage = prepare(plans[begin], shop, first=state is None)
         if state is not None:
-            checkpoint.restore_checkpoint(state, stage.learner, stage.streams, strict=bool(changes))
+            try:
+                checkpoint.restore_checkpoint(state, stage.learner, stage.streams, strict=bool(changes))
+            except MrtError as error:
+                raise MrtError(f"{resumed.found.path}: {error.message}", error.hint) from error
+            total = plans[begin].settings.epochs * stage.steps_per_epoch
+            if stage.learner.step > total:
+                raise MrtError(
+                    f"{plans[begin].name}: {stage.learner.step} steps are done, its epochs have {total}",
+                    "take more epochs, or an earlier checkpoint with --resume-from",
+                )
         measure, lock = validation(shop), None
         if world.main and resumed is not None:
             lock = resumed.lock
@@ -224,7 +249,7 @@ def _carry_out(
                 cards,
                 shop.classes,
                 world.device,
-                {"source": source, "reads": reads},
+                {"source": source, "reads": reads, "plan": names},
                 watcher.say,
             )
             held.callback(lock.release)
@@ -233,7 +258,7 @@ def _carry_out(
             folder / CHECKPOINTS,
             config.engine.keep_checkpoints,
             background=world.device.type == "cuda",
-            is_there=lock.is_there if lock is not None else None,
+            is_there=None if lock is None else lambda: lock.is_there() and is_run(folder),
         )
         own = own_of(state, world) if state is not None else None
         if state is not None:  # whatever has been drawn since
@@ -251,6 +276,8 @@ def _carry_out(
                 shop.before = {part.name: part for part in plan.parts}
                 if world.main:
                     checkpoints.require_there()
+                    require_finite(stage, run)
+                    forget_left(folder)
                     save_networks(folder, config, shop.classes, stage.learner)
                     for part in plan.parts:
                         part.finish(folder)

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import threading
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from mrt import failures, seal
 from mrt.engine.facts import LAST, NUMBERED, PREVIOUS, is_checkpoint
 from mrt.errors import MrtError, RunFailed
 from mrt.files import not_written, replacing
+from mrt.models.pretrained import require_stored
 
 SCHEMA = 3  # of a checkpoint: 1 has no number, 2 no checksum
 DAMAGED = ".damaged"  # added to the name of a checkpoint that is not what was written
@@ -82,6 +84,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         inside, facts = seal.open_seal(content)
         # Old and new alike: weights_only lets nothing be made but tensors, plain values and the listed types.
+        if zipfile.is_zipfile(io.BytesIO(inside)):
+            require_stored(io.BytesIO(inside))
         with torch.serialization.safe_globals([] if facts is not None else _old_types()):
             state = torch.load(io.BytesIO(inside), map_location="cpu", weights_only=True)
     except MemoryError:
@@ -107,10 +111,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _reason(error: Exception) -> str:
     text = str(error)
     found = re.search(r"Unsupported (?:global|class|operand)[^\n.]*|GLOBAL ([\w.]+)", text)
-    if "Weights only load failed" in text or found:
+    if isinstance(error, EOFError) or not text.strip():
+        return "it is empty or cut short"
+    if found and "operand" not in found.group(0):
         what = f" ({found.group(0)})" if found else ""
         return f"more than tensors and plain values{what}, which could execute code: it is not opened"
-    return f"{type(error).__name__}: {text.strip()[:200]}"
+    first = text.strip().split("\n")[0][:200]
+    return (
+        "it is no file of PyTorch, or damaged"
+        if "Weights only" in first
+        else f"{type(error).__name__}: {first}"
+    )
 
 
 def _others(path: Path) -> str:
@@ -167,6 +178,9 @@ def newest(folder: Path) -> Found | None:
     """
     damaged: dict[Path, str] = {}
     first: MrtError | None = None
+    last = folder / LAST
+    if not last.is_file() and any(is_checkpoint(file) for file in folder.glob("*.pt")):
+        damaged[last] = f"{last}: is missing" if not last.exists() else f"{last}: is no file"
     for path in in_order(folder) if folder.is_dir() else ():
         try:
             state, facts = read(path)
@@ -291,7 +305,8 @@ class Checkpoints:
         """RunFailed if the run's folder is not what it was."""
         if not self._is_there():
             raise RunFailed(
-                f"{self.folder.parent}: the run's folder has been removed or replaced while it was written"
+                f"{self.folder.parent}: the run's folder has been removed or replaced while it was written\n"
+                "put it back, and continue with --resume"
             )
 
     def wait(self) -> None:

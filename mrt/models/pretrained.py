@@ -7,8 +7,10 @@ import hashlib
 import importlib.util
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import timm
 import torch
@@ -79,6 +81,8 @@ def read_state(path: Path) -> State:
             content, metadata = load_file(path), _metadata(path)
         else:
             metadata = {}
+            if zipfile.is_zipfile(path):
+                require_stored(path)
             # Official Deformable DETR files keep their arguments in a Namespace.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,6 +120,16 @@ def read_state(path: Path) -> State:
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def require_stored(file: Path | BinaryIO) -> None:
+    """ValueError if records of a PyTorch file are packed: torch stores them as they are, so that a small file
+    that unpacks to a huge one is none of its.
+    """
+    with zipfile.ZipFile(file) as archive:
+        packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"its record {packed[0][:80]!r} is packed, which PyTorch never does")
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -588,3 +588,164 @@ def test_waiting_for_another_process_does_not_hang(tmp_path):
 def test_the_log_is_as_json(adapted):
     for line in (adapted / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)
+
+
+def stopped(world, source, folder, step=11, **more):
+    """A run that was stopped in teaching, with two checkpoints."""
+    with pytest.raises(Interrupted):
+        stages.adapt(CONFIG(**more), folder, init=str(source), data_root=world, watcher=StopAtStep(step))
+    return folder
+
+
+def test_a_rate_that_is_changed_is_learned_with(world, source, tmp_path, adapted):
+    """It was logged and recorded, and the checkpoint's rate was used."""
+    run = stopped(world, source, tmp_path / "run")
+    for setting in ("teach.lr=1e-8", "engine.weight_decay=0.9"):
+        copy = tmp_path / setting
+        shutil.copytree(run, copy)
+        config, changed = resolve_started(copy, [setting], {}, allow_change=True)
+        changes = {"config": config, "settings": changed}
+        stages.adapt(CONFIG(), copy, resume=True, changes=changes, data_root=world)
+        ours, theirs = weights(copy), weights(adapted)
+        assert any(not torch.equal(value, theirs[key]) for key, value in ours.items())
+    stages.adapt(CONFIG(), run, resume=True, data_root=world)
+    assert_same_run(run, adapted)
+
+
+def test_less_memory_by_more_accumulation_is_allowed(world, source, tmp_path):
+    run = stopped(world, source, tmp_path / "run")
+    config, changed = resolve_started(run, ["engine.accumulate=2"], {}, allow_change=True)
+    changes = {"config": config, "settings": changed}
+    stages.adapt(CONFIG(), run, resume=True, changes=changes, data_root=world)
+    assert [line["step"] for line in lines(run, "epoch")] == [4, 8, 4, 8]
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400"])
+def test_settings_are_finite(value):
+    from mrt.config import load_config
+
+    with pytest.raises(MrtError, match=r"teach\.lr"):
+        load_config("demo", [f"teach.lr={value}"])
+
+
+def test_nothing_is_written_through_a_link(world, source, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for name in (".lock", "metrics.jsonl", "config.json"):
+        run = tmp_path / f"run{name}"
+        shutil.copytree(source, run)
+        write_facts(run, {**read_facts(run), "finished": []})
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(precious)
+        for use in (
+            lambda run=run: stages.pretrain_source(tiny_config(), run, resume=True, data_root=world),
+            lambda run=run: diagnose(run, []),
+        ):
+            try:
+                found = use()
+            except MrtError as error:
+                assert "is a link" in str(error) or "no plain file" in str(error) or "changed" in str(error)
+            else:
+                assert any(one.state == WRONG for one in found)
+            assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "pseudo_labels.jsonl", "checkpoints/last.pt", "mae.safetensors"]
+)
+def test_a_pipe_is_not_waited_for(world, source, tmp_path, name):
+    run = stopped(world, source, tmp_path / "run")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(MrtError, match="no plain file"):
+        stages.adapt(CONFIG(), run, resume=True, data_root=world)
+    assert [one.state for one in diagnose(run)] == [WRONG]
+
+
+def test_files_of_another_run_are_noticed(world, source, tmp_path, adapted):
+    other = stages.adapt(CONFIG(seed=5), tmp_path / "other", init=str(source), data_root=world)
+    run = stopped(world, source, tmp_path / "run")
+    shutil.copy(other / "checkpoints" / "last.pt", run / "checkpoints" / "last.pt")
+    with pytest.raises(MrtError, match="is a checkpoint of another run"):
+        stages.adapt(CONFIG(), run, resume=True, data_root=world)
+    for ours, theirs in (("teacher", other / "teacher"), ("student", adapted / "teacher")):
+        run = tmp_path / ours
+        shutil.copytree(adapted, run)
+        shutil.copy(f"{theirs}.safetensors", run / f"{ours}.safetensors")
+        with pytest.raises(MrtError, match="is not the file that this run wrote"):
+            weights(run, ours)
+        assert [one.what for one in diagnose(run) if one.state == WRONG] == [f"{ours}.safetensors"]
+        stages.adapt(CONFIG(), run, resume=True, data_root=world)  # written again
+        assert_same_run(run, adapted)
+
+
+def test_what_was_added_to_a_finished_log_is_noticed(tmp_path, adapted):
+    run = tmp_path / "run"
+    shutil.copytree(adapted, run)
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text() + log.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(MrtError, match="has grown since the run was over"):
+        read_log(log)
+    assert [one.what for one in diagnose(run) if one.state == WRONG] == ["metrics.jsonl"]
+
+
+def test_a_newer_part_of_a_log_is_checked_too(world, source, tmp_path):
+    run = stopped(world, source, tmp_path / "run")
+    log = run / "metrics.jsonl"
+    head, _, last = log.read_text().rstrip("\n").rpartition("\n")
+    assert '"teach"' in last
+    log.write_text(f"{head}\n{last.replace('0.', '1.', 1)}\n")
+    with pytest.raises(MrtError, match="is not what was written"):
+        read_log(log)
+
+
+def test_a_missing_last_checkpoint_is_told(world, source, tmp_path, adapted):
+    run, heard = stopped(world, source, tmp_path / "run"), Listener()
+    (run / "checkpoints" / "last.pt").unlink()
+    stages.adapt(CONFIG(), run, resume=True, data_root=world, watcher=heard)
+    assert any("last.pt: is missing" in text for text in heard.said)
+    assert_same_run(run, adapted)
+
+
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path):
+    import zipfile
+
+    from mrt.models.pretrained import read_state
+
+    torch.save({"weight": torch.zeros(10)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb,
+    ):
+        for item in plain.infolist():
+            bomb.writestr(item.filename, plain.read(item), compress_type=zipfile.ZIP_DEFLATED)
+    assert set(read_state(tmp_path / "plain.pth")) == {"weight"}
+    with pytest.raises(MrtError, match="is packed"):
+        read_state(tmp_path / "bomb.pth")
+    with pytest.raises(MrtError, match="is packed"):
+        store.read(tmp_path / "bomb.pth")
+
+
+def test_weights_that_the_last_step_has_ruined_are_not_written(world, tmp_path):
+    one_step = {"pretrain.epochs": 1, "pretrain.steps_per_epoch": 1, "pretrain.lr": 1e38}
+    with pytest.raises(Diverged, match="weights that are not finite"):
+        stages.pretrain_source(tiny_config(**one_step), tmp_path / "run", data_root=world)
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_class_names_that_could_not_be_read_back_are_refused_at_once(tmp_path):
+    from tiny_world import make_set
+
+    make_set(tmp_path, "clear", classes=("a\x1b[31m", "green"))
+    with pytest.raises(MrtError, match=r"is no name of a class") as refused:
+        stages.pretrain_source(tiny_config(), tmp_path / "run", data_root=tmp_path)
+    assert "\x1b" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_epochs_that_are_over_cannot_be_taken_back(world, source, tmp_path):
+    run = stopped(world, source, tmp_path / "run", step=15)
+    config, changed = resolve_started(run, ["teach.epochs=1"], {}, allow_change=True)
+    with pytest.raises(MrtError, match="steps are done"):
+        stages.adapt(
+            *(CONFIG(), run), resume=True, changes={"config": config, "settings": changed}, data_root=world
+        )
