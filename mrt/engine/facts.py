@@ -96,6 +96,12 @@ def require_absent(folder: Path) -> None:
                 f"{folder}: is the beginning of a run that was killed before it was one: it has no {FACTS}",
                 "delete it (nothing was trained yet), or choose another name with --name",
             )
+        if any((folder / name).exists() for name in ("checkpoints", "student.safetensors", "metrics.jsonl")):
+            raise MrtError(
+                f"{folder}: is a run that has lost its {FACTS}",
+                "put it back from a backup, or start another run with --name; weights that are left can be "
+                "named with --init",
+            )
         raise MrtError(
             f"{folder}: exists already, and is no run (it has no {FACTS})", "choose another name with --name"
         )
@@ -188,7 +194,8 @@ def require_own_settings(folder: Path, facts: Mapping[str, Any] | None = None) -
     if known and file_sha256(path) not in known:
         raise MrtError(
             f"{path}: has been changed since the run wrote it",
-            "put it back as it was; to go on with other settings: --resume --set KEY=VALUE --allow-change",
+            "put it back as it was; then other settings can come in with --resume --set KEY=VALUE "
+            "--allow-change",
         )
 
 

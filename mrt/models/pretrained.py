@@ -137,7 +137,12 @@ def _is_plain(value: Tensor) -> bool:
 
     An expanded tensor repeats one number as often as its shape says, which may be more than fits into memory.
     """
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if (
+        value.layout != torch.strided
+        or value.is_quantized
+        or value.is_complex()
+        or value.device.type != "cpu"
+    ):
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 

@@ -85,7 +85,7 @@ def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[Det
     if header["slim"]:
         load_trainable(detector, state, identity)
     else:
-        _check_fit(detector.state_dict(), state)
+        _check_fit(detector.state_dict(), state, str(path))
         detector.load_state_dict(state)
         backbone.fingerprint = identity["fingerprint"]
     return detector.eval(), header["metadata"]
@@ -139,7 +139,7 @@ def load_trainable(detector: Detector, state: State, identity: dict[str, Any]) -
     detector.load_state_dict(state, strict=False)
 
 
-def _check_fit(wanted: State, state: State) -> None:
+def _check_fit(wanted: State, state: State, where: str = "these weights") -> None:
     wrong = sorted(set(wanted) ^ set(state))
     if not wrong:
         wrong = [
@@ -149,8 +149,9 @@ def _check_fit(wanted: State, state: State) -> None:
         ]
     if wrong:
         raise MrtError(
-            f"these weights do not fit the detector: {wrong[0]} and {len(wrong) - 1} more differ",
-            "Build it with the same sizes.",
+            f"{where}: do not fit the detector that they are described to be of: {wrong[0]} and "
+            f"{len(wrong) - 1} more differ",
+            "Take the file as it was written.",
         )
 
 
