@@ -28,7 +28,7 @@ help:
 	@echo "make demo-results        the README's figures: three seeds and their oracles"
 	@echo "make demo-source         the source detector that ships with mrt, again"
 	@echo "make wheel               dist/: a wheel for the CPU that needs no compiler, and the sources as .tar.gz"
-	@echo "make soak                the wheel tried in an empty environment, and whatever else takes minutes and gigabytes"
+	@echo "make soak                kills, failing disks, flipped bits and mutated files by the thousand, the wheel in an empty environment: hours"
 	@echo "make lint | build | bench | clean"
 
 demo: $(VENV)/.installed
