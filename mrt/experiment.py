@@ -161,11 +161,6 @@ def configure(
 
     Without ``name``, the run is named after its ``kind``.
     """
-    if resume and init:
-        raise MrtError(
-            f"--init {init}: a run that goes on has its weights already",
-            "leave out --init, or start another run with --name",
-        )
     if resume and name and preset in preset_names():
         path = run_folder(run_root, name) / "config.json"
         if path.is_file() and (before := load_config(path).preset) != preset:
@@ -186,6 +181,13 @@ def configure(
     if not resume:
         return config, folder, {}
     config, changed = resolve_started(folder, overrides, options, allow_change)
+    if init is not None and config.init is not None:
+        there = str(Path(init).resolve()) if Path(init).exists() else init
+        if there != config.init:
+            raise MrtError(
+                f"--init {init}: the run was started from {config.init}",
+                "leave out --init: a run that goes on has its weights; or start another one with --name",
+            )
     return config, folder, changed
 
 

@@ -14,6 +14,7 @@ from tiny_world import make_set, tiny_config
 
 from mrt.config import load_config
 from mrt.engine import build, stages
+from mrt.engine.facts import write_facts
 from mrt.engine.load import describe, find_weights, holds_detector, load_detector, require_fit
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
@@ -114,7 +115,7 @@ def test_what_it_is_not_is_said(tmp_path, face, source):
     )
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    (unfinished / "run.json").write_text("{}")
+    write_facts(unfinished, {"command": "adapt", "classes": [], "data": {}, "finished": []})
     assert "--resume" in refused(unfinished)
 
 

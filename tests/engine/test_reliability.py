@@ -749,3 +749,15 @@ def test_epochs_that_are_over_cannot_be_taken_back(world, source, tmp_path):
         stages.adapt(
             *(CONFIG(), run), resume=True, changes={"config": config, "settings": changed}, data_root=world
         )
+
+
+def test_a_run_that_goes_on_keeps_its_weights_and_preset(world, source, tmp_path):
+    from mrt.experiment import configure
+
+    run = stopped(world, source, tmp_path / "run")
+    how = {"name": "run", "resume": True, "run_root": tmp_path}
+    assert configure("adapt", None, [], {}, init=str(source), **how)[1] == run  # as it was started
+    with pytest.raises(MrtError, match="the run was started from"):
+        configure("adapt", None, [], {}, init=str(run), **how)
+    with pytest.raises(MrtError, match="the run was started with demo"):
+        configure("adapt", "city2foggy", [], {}, **how)

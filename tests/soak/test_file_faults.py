@@ -155,6 +155,11 @@ def test_every_file_operation_that_fails_is_one_message(world, source, tmp_path,
     assert len(names) > 50
     counts: dict[str, int] = {"operations": len(names), "faults": 0, "told": 0, "harmless": 0}
     wrong: list[str] = []
+
+    def note(text: str) -> None:
+        wrong.append(text)
+        report("file-faults-wrong", {"wrong": wrong})  # at once: the rest may take long
+
     for number in range(0, len(names), every):
         for error in errors:
             root = tmp_path / f"root{number}-{error}"
@@ -167,16 +172,16 @@ def test_every_file_operation_that_fails_is_one_message(world, source, tmp_path,
             elif code in (1, 2) and one_message(text):
                 counts["told"] += 1
             else:
-                wrong.append(about)
+                note(about)
                 continue
             run = root / "run"
             again = lambda root=root, run=run: adapt(settings, world, source, root, resume=is_run(run))  # noqa: E731
             if ended(fork(again, log), 300) != 0:
-                wrong.append(f"{about}\nafter it: {log.read_text()}")
+                note(f"{about}\nafter it: {log.read_text()}")
                 continue
             try:
                 assert_same_run(run, tmp_path / "counted" / "run")
             except AssertionError as difference:
-                wrong.append(f"{about}\nanother run: {difference}")
+                note(f"{about}\nanother run: {difference}")
     report("file-faults", counts | {"wrong": len(wrong)})
     assert not wrong, "\n\n".join(wrong[:5])
