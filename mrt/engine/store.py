@@ -362,6 +362,7 @@ class Checkpoints:
             self.last.replace(self.folder / PREVIOUS)
             return
         link.replace(self.folder / PREVIOUS)
+        link.unlink(missing_ok=True)  # two names of one file: renaming does nothing then
 
 
 def on_host(state: Any, copy: bool) -> tuple[Any, list[Any]]:

@@ -48,6 +48,7 @@ def fork(work: Callable[[], Any], log: Path) -> int:
         os.dup2(file, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # the parent's other threads are not there
         work()
         code = 0
     except SystemExit as error:
