@@ -215,3 +215,20 @@ def test_exif_rotation(tmp_path, orientation):
         assert torch.equal(stored.permute(1, 2, 0), torch.from_numpy(PIXELS)), (
             "annotated as stored: not turned"
         )
+
+
+def test_class_names_that_cannot_be_written_are_refused(tmp_path):
+    """JSON may hold half a character, which no file or terminal takes."""
+    import json
+
+    from tiny_world import make_set
+
+    from mrt.data.registry import find_dataset
+
+    make_set(tmp_path, "clear", images=2)
+    file = tmp_path / "clear" / "train.json"
+    coco = json.loads(file.read_text())
+    coco["categories"][0]["name"] = "a\udfff\ud800"
+    file.write_text(json.dumps(coco))
+    with pytest.raises(MrtError, match=r"categories.*half a character"):
+        DetectionDataset(find_dataset("clear", tmp_path), "train")
