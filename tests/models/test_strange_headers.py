@@ -19,7 +19,7 @@ from mrt.models.pretrained import read_state
 from mrt.models.published import describe_published, load_published
 from mrt.models.weights import load_weights, read_header
 
-NUMBER = 400  # of mutated descriptions here; `make soak` tries 100,000
+NUMBER = 120  # of mutated descriptions here; `make soak` tries 100,000
 LIMIT = 5.0  # seconds that one may take
 
 

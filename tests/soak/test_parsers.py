@@ -37,7 +37,7 @@ from mrt.data.preview import contact_sheet
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 
-FEW, MANY = 200, int(os.environ.get("MRT_MUTATIONS", "100000"))
+FEW, MANY = 60, int(os.environ.get("MRT_MUTATIONS", "100000"))
 SEED = int(os.environ.get("MRT_SEED", "1"))
 SKIPPED = "skipped"  # the file was left out and counted, the others became a set
 

@@ -44,7 +44,7 @@ from mrt.data.images import read_picture
 from mrt.data.preview import contact_sheet
 from mrt.errors import MrtError
 
-FEW, MANY = 120, int(os.environ.get("MRT_MUTATIONS", "10000"))
+FEW, MANY = 60, int(os.environ.get("MRT_MUTATIONS", "10000"))
 ALONE = [name for name in READERS if not name.startswith(("auto-", "beside-"))]
 PREPARED = (CARD_NAME, "train.json")
 EVERY_RUN = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.soak)]
