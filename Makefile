@@ -45,8 +45,20 @@ demo-source: $(VENV)/.installed
 	test -f data/synthetic-clear/dataset.json || $(BIN)/mrt prepare-data synthetic
 	$(BIN)/mrt pretrain-source --preset demo --name demo-source --ship mrt/weights/demo-source.safetensors
 
+# Two halves beside each other, a core each; what the first prints follows what the second does.
+FIRST := tests/engine tests/parts tests/ablate tests/models tests/losses tests/adapt
+SECOND = tests $(addprefix --ignore=,$(FIRST))
+
 test: $(VENV)/.installed
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	@export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"; code=0; \
+	$(BIN)/python -m pytest $(FIRST) > $(VENV)/tests.log 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(SECOND) || code=$$?; \
+	wait $$first || code=$$?; \
+	cat $(VENV)/tests.log; exit $$code
+endif
 
 soak: $(VENV)/.installed wheel
 	$(BIN)/python -m pytest -m soak $(TESTS)

@@ -1,6 +1,6 @@
 """No input makes a parser fail with a traceback, hang, or fill the memory: see ``mutate.py``.
 
-``make test`` gives each parser a few hundred broken inputs, always the same ones; ``make soak`` gives it
+``make test`` gives each parser some dozens of broken inputs, always the same ones; ``make soak`` gives it
 100,000 (``MRT_MUTATIONS=N``: so many) of another seed (``MRT_SEED=N``). With ``MRT_SOAK_REPORT=FOLDER`` the
 counts are written there, one JSON file for each parser.
 """
