@@ -86,11 +86,11 @@ def carry_out(
             if distributed.is_first():
                 lock = held.enter_context(RunLock(folder, watcher.say))
                 remove_leftovers(folder)
-            open_run(folder, command)  # it is another command's, perhaps
+            config, command = open_run(folder, command)
             if from_checkpoint is None and not changes and _is_complete(folder, plans, watcher):
                 watcher.say(f"{folder}: is finished; nothing is left to do")
                 return folder
-            resumed = _start(folder, command, from_checkpoint)
+            resumed = _start(folder, config, command, from_checkpoint)
             resumed.lock = lock
         return _carry_out(
             plans, config, folder, command, data_root, resumed, watcher, profile, changes, held, notice
@@ -144,13 +144,12 @@ class Resumed:
         return state
 
 
-def _start(folder: Path, command: dict[str, Any], name: str | None) -> Resumed:
+def _start(folder: Path, config: Config, command: dict[str, Any], name: str | None) -> Resumed:
     """Where a run goes on.
 
     Raises:
-        MrtError: it is another command's, its files are not what was written, or its checkpoints are gone.
+        MrtError: its checkpoints are gone, or not what was written, or another run's.
     """
-    config, command = open_run(folder, command)
     facts, checkpoints = read_facts(folder), folder / CHECKPOINTS
     found = store.newest(checkpoints) if name is None else store.named(checkpoints, name)
     if found is None and (facts["finished"] or facts.get("checkpoints")):
