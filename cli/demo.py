@@ -114,10 +114,10 @@ class Road:
     def prepare(self) -> None:
         """Render the two data sets where they are missing."""
         from mrt.data.card import CARD_NAME
-        from mrt.data.synthetic import SPLITS
+        from mrt.data.synthetic import DEMO
         from mrt.experiment import SYNTHETIC
 
-        from .prepare_synthetic import DEMO_DOMAINS, DEMO_SIZE, make_synthetic, parse_size
+        from .prepare_synthetic import DEMO_DOMAINS, make_synthetic
 
         cards = {world: self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME for world in DEMO_DOMAINS}
         missing = [world for world, card in cards.items() if not card.is_file()]
@@ -125,7 +125,7 @@ class Road:
         words += self.words[: 2 * ("--data-root" in self.words)]
         self.watcher.say("$ " + shlex.join(words))
         if missing:
-            make_synthetic(self.roots.data_root, missing, SPLITS, parse_size(DEMO_SIZE), watcher=self.watcher)
+            make_synthetic(self.roots.data_root, missing, DEMO.splits, DEMO.size, watcher=self.watcher)
         else:
             self.watcher.say("already prepared")
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mrt.engine.report import Watcher
 
 DEMO_DOMAINS = ["clear", "foggy"]
-DEMO_SIZE = "256x128"
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -31,10 +30,19 @@ def synthetic(
     domain: Annotated[
         list[str] | None,
         typer.Option(
-            help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME.",
+            help="Worlds to render: clear, foggy, night, rain. Each becomes the set synthetic-NAME. "
+            "Default: clear foggy; with --benchmark all four.",
             metavar="NAME...",
         ),
-    ] = DEMO_DOMAINS,
+    ] = None,
+    benchmark: Annotated[
+        bool,
+        typer.Option(
+            "--benchmark",
+            help="The sets synth-NAME of the presets synth2foggy, synth2night and synth2rain: "
+            "2,000 + 300 + 500 images of 384x192 each.",
+        ),
+    ] = False,
     train: Annotated[
         int | None, typer.Option(min=0, help="Training images of each world. Default: as in the demo.")
     ] = None,
@@ -45,11 +53,12 @@ def synthetic(
         int | None, typer.Option(min=0, help="Test images of each world. Default: as in the demo.")
     ] = None,
     size: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Image size in pixels; the demo preset is made for the default.", metavar="WIDTHxHEIGHT"
+            help="Image size in pixels. Default: 256x128, which the demo preset is made for.",
+            metavar="WIDTHxHEIGHT",
         ),
-    ] = DEMO_SIZE,
+    ] = None,
     beta: Annotated[
         list[float] | None,
         typer.Option(
@@ -71,29 +80,31 @@ def synthetic(
     data_root: options.DataRoot = None,
 ) -> None:
     """Render street scenes: pinhole camera, depth, and fog, night and rain made from them."""
-    from mrt.data.synthetic import SPLITS
+    from mrt.data.synthetic import BENCHMARK, DEMO, DOMAINS
     from mrt.errors import MrtError
-    from mrt.experiment import SYNTHETIC, find_roots
+    from mrt.experiment import find_roots
 
     from .console import watching
 
+    family = BENCHMARK if benchmark else DEMO
     counts = {"train": train, "val": val, "test": test}
-    worlds = list(dict.fromkeys(domain or DEMO_DOMAINS))
+    worlds = list(dict.fromkeys(domain or (DOMAINS if benchmark else DEMO_DOMAINS)))
     if beta and "foggy" not in worlds:
         raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
     root = find_roots(data_root, None).data_root
     for name in worlds:  # check all before the first is rendered
-        if (root / f"{SYNTHETIC}{name}").exists() and not overwrite:
+        if (root / f"{family.prefix}{name}").exists() and not overwrite:
             raise MrtError(
-                f"{root / f'{SYNTHETIC}{name}'}: exists already",
+                f"{root / f'{family.prefix}{name}'}: exists already",
                 "replace it with --overwrite, or use another --data-root",
             )
     with watching() as watcher:
         make_synthetic(
             root,
             worlds,
-            {split: SPLITS[split] if count is None else count for split, count in counts.items()},
-            parse_size(size),
+            {split: family.splits[split] if count is None else count for split, count in counts.items()},
+            parse_size(size) if size else family.size,
+            prefix=family.prefix,
             seed=seed,
             betas=beta,
             workers=workers,
@@ -109,6 +120,7 @@ def make_synthetic(
     counts: Mapping[str, int],
     size: tuple[int, int],
     *,
+    prefix: str = "synthetic-",
     seed: int = 0,
     betas: Sequence[float] | None = None,
     workers: int | None = None,
@@ -116,11 +128,10 @@ def make_synthetic(
     preview: int = 0,
     watcher: Watcher,
 ) -> None:
-    """Render a set ``synthetic-<world>`` per world under ``root``, and say what it holds."""
+    """Render a set ``PREFIX<world>`` per world under ``root``, and say what it holds."""
     from mrt.config import nearest
     from mrt.data.synthetic import DOMAINS, generate
     from mrt.errors import MrtError
-    from mrt.experiment import SYNTHETIC
 
     from .prepare_data import draw_preview
 
@@ -133,7 +144,7 @@ def make_synthetic(
             )
     splits = {split: count for split, count in counts.items() if count}
     for world in worlds:
-        name = SYNTHETIC + world
+        name = prefix + world
         fog = {"beta": betas if len(betas) > 1 else betas[0]} if betas and world == "foggy" else {}
         watcher.begin(f"render {name}", sum(splits.values()))
         card = generate(

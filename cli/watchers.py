@@ -27,6 +27,13 @@ MOST_SHOWN = 16  # more numbers of a kind would fill the screen
 # Numbers of a step that belong to no part of the method, in plainer words than in metrics.jsonl.
 WORDS = {"total": "total loss", "grad_norm": "gradient norm", "lr": "learning rate"}
 ELSEWHERE = ("images_per_second",)  # shown with the progress
+DRIVES = "gradient_share/"  # numbers of which part drives, by part
+PARTS = {
+    "source": "source labels",
+    "target": "target labels",
+    "align": "discriminators",
+    "rebuild": "autoencoder",
+}
 
 
 @cache
@@ -67,7 +74,9 @@ class Task:
             self.steps += n
             self.working += now - self._since
         self.done, self._since = self.done + n, now
-        self.numbers = dict(numbers) or self.numbers
+        if numbers:  # the shares are looked at now and then only: the last ones stay
+            kept = {key: value for key, value in self.numbers.items() if key.startswith(DRIVES)}
+            self.numbers = {**kept, **numbers}
 
     def pause(self, seconds: float) -> None:
         """Do not count ``seconds`` that another task took since the last step."""
@@ -118,6 +127,15 @@ class Task:
                     f"{domain} loss",
                     [f"{called(name)} {short(numbers[f'{domain}/{name}'])}" for name in shown],
                 )
+        driving = {
+            key.removeprefix(DRIVES): value for key, value in numbers.items() if key.startswith(DRIVES)
+        }
+        if driving:
+            order = sorted(driving, key=driving.__getitem__, reverse=True)
+            yield (
+                "gradient of",
+                [f"{PARTS.get(name, one_line(name))} {100 * driving[name]:.0f} %" for name in order],
+            )
         rest = [name for name in numbers if "/" not in name and name not in (*WORDS, *ELSEWHERE)]
         items = []
         for name in [*(name for name in WORDS if name in numbers), *rest]:

@@ -158,7 +158,12 @@ class ModelConfig(Section):
             "hf:OWNER/NAME, a run, a file"
         ),
     )
-    freeze: Literal["stem", "all", "none"] = "stem"
+    freeze: Literal["none", "stem", "stride8", "stride16", "all"] = Field(
+        "stem",
+        description=(
+            "how much of the backbone never learns: nothing; up to stride 4, 8 (C3), 16 (C4); all of it"
+        ),
+    )
     hidden_dim: PositiveInt = 256
     num_heads: PositiveInt = 8
     num_encoder_layers: PositiveInt = 6
@@ -198,6 +203,11 @@ class ModelConfig(Section):
             f"{', '.join(kinds)}); name the plug-in that defines it: {PLUGINS}=[FILE], or in the environment "
             f"variable {plugins.VARIABLE}"
         )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the backbone learns."""
+        return self.freeze == "all" and self.weights != "none"
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -305,6 +315,7 @@ MACHINE_KEYS = (
     "compile",
     "checkpointing",
     "snapshots",
+    "shares_every",
 )
 
 
@@ -361,6 +372,12 @@ class EngineConfig(Section):
         description=(
             "a step whose loss or gradient is not finite: stop; or skip N: skip such steps, of each stage at "
             "most N"
+        ),
+    )
+    shares_every: NonNegativeInt = Field(
+        100,
+        description=(
+            "steps between looks at which part drives (its share of the loss and of the gradient); 0: never"
         ),
     )
     snapshots: NonNegativeInt = Field(
@@ -433,6 +450,11 @@ class Config(Section):
         """The sections by name, those of plug-ins too."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in found.items() if isinstance(value, Section)}
+
+    def warnings(self, *kinds: str) -> list[str]:
+        """What is on in these kinds of stages and yet can do nothing there, in words."""
+        found = [section.warning(kind, self) for section in self.sections().values() for kind in kinds]
+        return [f"Warning: {text}" for text in dict.fromkeys(found) if text is not None]
 
     def plain(self) -> dict[str, Any]:
         """The settings as they are stored: plain values, with the number of their schema."""

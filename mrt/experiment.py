@@ -19,7 +19,8 @@ from mrt.errors import MrtError
 from mrt.plain import one_line
 
 PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
-PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city"}
+PRESET_OF_TARGET |= {f"synth-{world}": f"synth2{world}" for world in ("foggy", "night", "rain")}
+PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city", "synth-clear": "synth2foggy"}
 SYNTHETIC = "synthetic-"
 OWN = "own"  # the preset for data sets that have no preset of their own
 STAGES = ("mae", "teach")

@@ -79,6 +79,10 @@ class Section(BaseModel):
         """Settings that others of the section keep from having any effect."""
         return ()
 
+    def warning(self, kind: str, config: Config) -> str | None:
+        """What is on in a kind of stage and yet can do nothing there, in words; None if all can."""
+        return None
+
     def problem(self, config: Config) -> str | None:
         """What is wrong with the section beside the others, in words; None if nothing is."""
         return None

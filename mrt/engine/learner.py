@@ -23,6 +23,7 @@ from mrt.domains import DOMAINS, SOURCE, TARGET
 from mrt.engine.checks import checked_labels
 from mrt.engine.compiling import Compiler
 from mrt.engine.distributed import World
+from mrt.engine.shares import shares
 from mrt.engine.student import Student
 from mrt.engine.trainee import Trainee, join, views
 from mrt.models.interface import DetectorOutput
@@ -59,10 +60,10 @@ class Learner:
     def __post_init__(self) -> None:
         self.needs = needs_of(self.method, self.config)
         criterion = self.student.detector.criterion(self.config.loss)
-        trainee = Trainee(
+        self.trainee = Trainee(
             self.student, self.method, criterion, sorted(self.needs.detect), self.config.loss.target_weight
         )
-        self.wrapped: nn.Module = self.world.wrap(trainee)
+        self.wrapped: nn.Module = self.world.wrap(self.trainee)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.engine.amp == "fp16")
         self.failed: Tensor | None = None
         self.failures: Tensor | None = None
@@ -112,11 +113,17 @@ def training_step(
     answers = StepAnswers(learner, batches)
     strong = {SOURCE: learner.stage.augment == "strong", TARGET: learner.needs.strong}
     seen: dict[str, Tensor | float] = {}
+    every = learner.config.engine.shares_every
     for number, batch in enumerate(batches):
         images = {name: views(item, strong[name]) for name, item in batch.items()}
+        learner.trainee.in_terms = number == 0 and every > 0 and learner.step % every == 0
         with _synchronise(learner.wrapped, now=number == len(batches) - 1):
             with learner.precision, learner.compiler.stance(images), record_function("step: student"):
                 losses = learner.wrapped(join(images), number, answers)
+            if losses.terms:
+                with record_function("step: shares"):
+                    scaled = {name: learner.scaler.scale(term) for name, term in losses.terms.items()}
+                    seen |= shares(scaled, learner.student.detector)
             with record_function("step: backward"):
                 learner.scaler.scale(_spoilt(learner, losses.total) / len(batches)).backward()
         for name, value in {**losses.named, "total": losses.total}.items():

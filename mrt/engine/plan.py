@@ -89,13 +89,17 @@ class Plan:
 
     def reads(self, config: Config, data_root: Path) -> dict[str, str]:
         """What it reads beside the data sets: digests by setting; MrtError for what is not there."""
-        kind = "fair" if not self.plugs else KIND_OF.get(self.name, self.name)
         sections = config.sections().values()
         return {
             key: digest
             for section in sections
-            for key, digest in section.reads(kind, config, data_root).items()
+            for key, digest in section.reads(self.kind, config, data_root).items()
         }
+
+    @property
+    def kind(self) -> str:
+        """What settings call it: one of :data:`mrt.section.KINDS`."""
+        return "fair" if not self.plugs else KIND_OF.get(self.name, self.name)
 
     @property
     def labelled(self) -> list[str]:

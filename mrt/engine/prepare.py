@@ -203,6 +203,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         first: whether it is the run's first stage, which goes on from where the run started.
     """
     config, world, detector, watcher = shop.config, shop.world, shop.detector, shop.watcher
+    shop.tell(config.warnings(plan.kind))
     sets = data.labelled_sets(plan, config, shop.cards, shop.classes)
     for domain, dataset in zip(plan.labelled, sets, strict=True):
         shop.tell([*dataset.left_out(), *labels.missing_classes(dataset, labels.LEARN[domain])])

@@ -24,8 +24,14 @@ from mrt.parts import NETWORKS
 from mrt.parts.align import Align
 from mrt.parts.base import Labels, Moment, Needs, Part, Site
 from mrt.parts.pseudo_labels import PseudoLabels
-from mrt.parts.rebuild import Rebuild
+from mrt.parts.rebuild import EXPLAINED, Rebuild
 from mrt.parts.supervise import Supervise
+
+
+def without_looks(config: Config) -> Config:
+    """Settings with which a step is nothing but the step."""
+    engine = config.engine.model_copy(update={"shares_every": 0})
+    return config.model_copy(update={"engine": engine})
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Learner(engine.Learner):
         method += [_Rebuild(self, autoencoder)] if parts.rebuild else []
         for part in method:
             part.site = Site(config, stage, [], student.detector, world, say=print)
+        config = without_looks(config)
         super().__init__(
             config, stage, method, world, student, optimiser, teacher, compiler=compiler or Compiler()
         )
@@ -97,9 +104,13 @@ def training_step(
 
     Args:
         lambda_mask: weight of the reconstruction. eta: of the gradient reversal layer.
+
+    Returns:
+        Losses and "grad_norm", without what the engine logs beside them.
     """
     learner.strengths = lambda_mask, eta
-    return engine.training_step(learner, batches, Moment(learner.step, 0, 0))
+    seen = engine.training_step(learner, batches, Moment(learner.step, 0, 0))
+    return {name: value for name, value in seen.items() if not name.endswith(EXPLAINED)}
 
 
 class _PseudoLabels(PseudoLabels):

@@ -18,7 +18,7 @@ from mrt.data.loader import Batch
 from mrt.domains import DOMAINS, SOURCE, TARGET
 from mrt.engine.checks import checked_losses, checked_numbers, require_once
 from mrt.engine.student import Student
-from mrt.losses import Judging, Piece, SetCriterion, Share
+from mrt.losses import Judging, Loss, Piece, SetCriterion, Share
 from mrt.models.interface import EncoderInput
 from mrt.parts.base import Labels, Part, Pass, Seen
 
@@ -51,10 +51,15 @@ class Answers(Protocol):
 class Losses:
     """What a micro-batch gave: the weighted sum, and each loss unweighted by "domain/name"; numbers may be
     among them.
+
+    Attributes:
+        terms: the summands of the sum, where they are asked for (:attr:`Trainee.in_terms`): the detection
+            losses by domain, the others by the name of their part.
     """
 
     total: Tensor
     named: dict[str, Tensor | float] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trainee(nn.Module):
@@ -64,6 +69,9 @@ class Trainee(nn.Module):
         student: what learns. parts: of the stage, in their order. criterion: the detection losses.
         detect: domains whose images go through the whole detector.
         target_weight: coef, the weight of everything computed on target images.
+
+    Attributes:
+        in_terms: whether to give the summands of the sum, too.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class Trainee(nn.Module):
         self.student, self.criterion = student, criterion
         self.parts, self.detect = tuple(parts), frozenset(detect)
         self.scales = {SOURCE: 1.0, TARGET: target_weight}
+        self.in_terms = False
 
     def forward(self, groups: Sequence[Group], number: int, answers: Answers) -> Losses:
         """One pass over both domains.
@@ -104,7 +113,8 @@ class Trainee(nn.Module):
 
     def _sum(self, seen: Seen, judging: Judging) -> Losses:
         """The losses of the parts, and of detections that are being matched."""
-        found = [loss for part in self.parts for loss in checked_losses(part, part.losses(seen))]
+        by_part = [(part.name, checked_losses(part, part.losses(seen))) for part in self.parts]
+        found = [loss for _, losses in by_part for loss in losses]
         detections, judged = judging.finish()  # the matching is waited for here
         terms = [loss for domain in DOMAINS for loss in found if loss.domain == domain] + detections
         require_once([f"{loss.domain}/{loss.name}" for loss in terms], "losses")
@@ -112,11 +122,24 @@ class Trainee(nn.Module):
         values = [loss.value for loss in terms if loss.weight is not None]
         total = torch.stack([scale * value for scale, value in zip(scales, values, strict=True)]).sum()
         losses = Losses(total, {f"{loss.domain}/{loss.name}": loss.value.detach() for loss in terms})
+        if self.in_terms:
+            losses.terms = self._terms(by_part, detections)
         for part in self.parts:
             numbers = checked_numbers(part, part.judged(judged))
             require_once([*losses.named, *numbers], "numbers")
             losses.named |= numbers
         return losses
+
+    def _terms(
+        self, by_part: Sequence[tuple[str, Sequence[Loss]]], detections: Sequence[Loss]
+    ) -> dict[str, Tensor]:
+        """The summands of the sum by what they come from."""
+        values: dict[str, list[Tensor]] = {}
+        for name, losses in [*((loss.domain, [loss]) for loss in detections), *by_part]:
+            for loss in losses:
+                if loss.weight is not None:
+                    values.setdefault(name, []).append(self.scales[loss.domain] * loss.weight * loss.value)
+        return {name: torch.stack(found).sum() for name, found in values.items()}
 
     def _see(
         self, group: Group, labels: Mapping[str, Labels]

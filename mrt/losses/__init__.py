@@ -4,7 +4,7 @@ from mrt.losses.criterion import Judged, Judging, Loss, Piece, SetCriterion
 from mrt.losses.detection import DetectionLoss, Share, class_agnostic, count_boxes
 from mrt.losses.domain import DOMAIN_WEIGHTS, SOURCE, TARGET, domain_loss
 from mrt.losses.matcher import HungarianMatcher, Matches, Matching, matched_confidences
-from mrt.losses.reconstruction import reconstruction_loss
+from mrt.losses.reconstruction import explained_variance, reconstruction_loss
 
 __all__ = [
     "DOMAIN_WEIGHTS",
@@ -23,6 +23,7 @@ __all__ = [
     "class_agnostic",
     "count_boxes",
     "domain_loss",
+    "explained_variance",
     "matched_confidences",
     "reconstruction_loss",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,3 +40,26 @@ def reconstruction_loss(
         return error.mean()
     counted = counted[:, None].to(error.dtype)
     return (error * counted).sum() / (counted.sum().clamp(min=1) * error.shape[1])
+
+
+@torch.no_grad()
+def explained_variance(
+    reconstruction: Tensor, target: Tensor, mask: Tensor, padding: Tensor | None = None
+) -> Tensor:
+    """Share of the masked cells' variance that a reconstruction explains, all channels together.
+
+    Args:
+        reconstruction, target: (B, C, h, w). mask: (B, h, w) bool, True = masked.
+        padding: (B, h, w) bool, True = padding, which does not count.
+
+    Returns:
+        A float32 scalar: 1 where every cell is met, 0 where it is as good as each channel's mean over these
+        cells, below 0 where it is worse; 0 where there is nothing to explain.
+    """
+    counted = (mask if padding is None else mask & ~padding)[:, None].float()
+    number = counted.sum().clamp(min=1)
+    target, reconstruction = target.float() * counted, reconstruction.float() * counted
+    mean = target.sum((0, 2, 3), keepdim=True) / number
+    variance = ((target - mean * counted) ** 2).sum()
+    error = ((target - reconstruction) ** 2).sum()
+    return torch.where(variance > 0, 1 - error / variance.clamp(min=torch.finfo(torch.float32).tiny), 0.0)

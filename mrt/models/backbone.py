@@ -22,7 +22,8 @@ from mrt.models.folding import Folded, fold_batch_norm
 from mrt.models.pretrained import classifier_state, fingerprint, load_trunk
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
-FREEZE = ("none", "stem", "all")
+FROZEN_UP_TO = {"stem": 4, "stride8": 8, "stride16": 16}  # strides
+FREEZE = ("none", *FROZEN_UP_TO, "all")
 
 
 class ResNetBody(nn.Module):
@@ -139,6 +140,8 @@ def build_backbone(
 
             * "none";
             * "stem": everything up to stride 4, which is the stem and layer1 of a ResNet;
+            * "stride8", "stride16": everything up to that stride, which is layer2 (C3), layer3 (C4) of a
+              ResNet;
             * "all": no gradients, and batch norm folded into the convolutions; the fastest.
         levels: number of maps, counted from stride 32 up: 3 gives strides 8, 16, 32.
 
@@ -153,7 +156,7 @@ def build_backbone(
             f"backbone levels is {levels}",
             "A backbone gives 1, 2 or 3 maps; further levels are the detector's (num_levels).",
         )
-    body, channels, stem = _resnet(name) if name in RESNETS else _timm(name)
+    body, channels, ends = _resnet(name) if name in RESNETS else _timm(name)
     body.to(memory_format=torch.channels_last)
     backbone = Backbone(body, channels[-levels:], name, freeze, pretrained=weights != "none")
     if weights == "none":
@@ -163,7 +166,7 @@ def build_backbone(
         load_trunk(body, classifier_state(name, weights), source)
         backbone.fingerprint = fingerprint(body)
     if freeze != "none":
-        _freeze(body, None if freeze == "all" else stem)
+        _freeze(body, ends.get(FROZEN_UP_TO.get(freeze)))
     if freeze == "all":
         backbone.folded = fold_batch_norm(body)
     backbone.body = freeze_batch_norm_2d(body)
@@ -184,16 +187,16 @@ def _freeze(body: nn.Module, last: str | None) -> None:
         parameter.requires_grad_(False)
 
 
-def _resnet(name: str) -> tuple[nn.Module, tuple[int, ...], str]:
-    """The body, the channels of its maps, and the name of the last module up to stride 4."""
+def _resnet(name: str) -> tuple[nn.Module, tuple[int, ...], dict[int, str]]:
+    """The body, the channels of its maps, and by stride the name of the last module up to it."""
     model = torchvision.models.get_model(name, weights=None)
     last_conv = "conv2" if name == "resnet18" else "conv3"
     last_blocks = (model.layer2[-1], model.layer3[-1], model.layer4[-1])
     channels = tuple(getattr(block, last_conv).out_channels for block in last_blocks)
-    return ResNetBody(model), channels, "layer1"
+    return ResNetBody(model), channels, {4: "layer1", 8: "layer2", 16: "layer3"}
 
 
-def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], str]:
+def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], dict[int, str]]:
     """As :func:`_resnet`."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*RESNETS, *timm.list_models()], n=3)
@@ -212,8 +215,11 @@ def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], str]:
         ) from error
     body = timm.create_model(name, features_only=True, out_indices=tuple(indices))
     replace_same_convolutions(body)
-    stems = [entry["module"] for entry in body.feature_info.info if entry["reduction"] <= 4]
     modules = dict(body.named_modules())
-    names = [name for stem in reversed(stems) for name in (stem, stem.replace(".", "_")) if name in modules]
     first_child = next(iter(body.named_children()))[0]
-    return body, tuple(body.feature_info.channels()), names[0] if names else first_child
+    ends = {}
+    for stride in FROZEN_UP_TO.values():
+        inside = [entry["module"] for entry in body.feature_info.info if entry["reduction"] <= stride]
+        names = [name for end in reversed(inside) for name in (end, end.replace(".", "_")) if name in modules]
+        ends[stride] = names[0] if names else first_child
+    return body, tuple(body.feature_info.channels()), ends

@@ -5,7 +5,7 @@ The student reconstructs a backbone map from a fifth of a target image's cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +37,86 @@ def random_masks(
     return [torch.rand((batch, h, w), generator=generator, device=device) < ratio for h, w in spatial_shapes]
 
 
+class ChannelStatistics(nn.Module):
+    """Running mean and variance of a map's channels, by which a map is normalised.
+
+    Maps are taken in by :meth:`add` and count from the next :meth:`update` on, so that it makes no difference
+    into how many batches and processes a step's images are divided. Only what is normalised before the first
+    update has nothing but the maps that were added before it.
+
+    Attributes:
+        mean, var: (C,), of the cells so far: their plain average over the first ``1 / MOMENTUM`` updates,
+            then an exponential one.
+        updates: (), how many there were.
+        added: (2 C + 1,), what was added since: per channel the sums of the distance from ``mean`` and of its
+            square, and the number of cells.
+    """
+
+    MOMENTUM = 0.01
+    LEAST = 1e-3  # of the channels' mean variance: what hardly ever moves is not blown up
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+        self.register_buffer("updates", torch.zeros(()))
+        self.register_buffer("added", torch.zeros(2 * channels + 1, dtype=torch.float64))
+
+    @torch.no_grad()
+    def add(self, features: Tensor, padding: Tensor | None = None) -> None:
+        """Take in a map (B, C, h, w), without its padding cells (B, h, w; True = padding)."""
+        distance = features.double() - self.mean[:, None, None]
+        counted = torch.ones_like(distance[:, :1]) if padding is None else (~padding)[:, None].double()
+        distance = distance * counted
+        self.added += torch.cat(
+            [distance.sum((0, 2, 3)), (distance * distance).sum((0, 2, 3)), counted.sum()[None]]
+        )
+
+    @torch.no_grad()
+    def update(self, share: Callable[[Tensor], Tensor]) -> None:
+        """Let what was added count from now on.
+
+        Args:
+            share: gives the sum over all processes (in place, or as a new tensor).
+        """
+        total = share(self.added.clone())
+        cells = total[-1]
+        mean, var = (value.float() for value in self._of(total, self.mean))
+        weight = (1 / (self.updates + 1)).clamp(min=self.MOMENTUM) * (cells > 0)
+        shift = mean - self.mean
+        self.var.copy_((1 - weight) * self.var + weight * var + weight * (1 - weight) * shift * shift)
+        self.mean += weight * shift
+        self.updates += cells > 0
+        self.added.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The map (B, C, h, w) with mean 0 and variance 1 in each channel, in float32.
+
+        A channel's variance counts as at least ``LEAST`` of the channels' mean.
+        """
+        mean, var = (
+            torch.where(self.updates > 0, known, new.float())
+            for known, new in zip((self.mean, self.var), self._of(self.added, self.mean), strict=True)
+        )
+        var = var.clamp(min=torch.finfo(var.dtype).tiny).maximum(self.LEAST * var.mean())
+        return (features.float() - mean[:, None, None]) * var.rsqrt()[:, None, None]
+
+    @staticmethod
+    def _of(added: Tensor, about: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of what was added, whose distances are from ``about``."""
+        first, second = added[:-1].chunk(2)
+        cells = added[-1].clamp(min=1)
+        shift = first / cells
+        return about + shift, (second / cells - shift * shift).clamp(min=0)
+
+
 @dataclass
 class Reconstruction:
     """The branch's output, from which the loss is computed.
 
     Attributes:
         prediction: (B, C, h, w), the reconstructed map.
-        target: (B, C, h, w), the backbone's own map, detached.
+        target: (B, C, h, w), the backbone's own map, detached; normalised, where that is asked for.
         mask: (B, h, w), True where the cell was masked.
         padding: (B, h, w), True where the cell is padding.
         memory: (B, S, d), the encoder's output in the masked pass.
@@ -89,6 +162,11 @@ class MaskedAutoencoder(nn.Module):
         level: the backbone map to reconstruct: 0, 1, 2 for C3, C4, C5.
         keep_padding: padding cells stay masked in the masked pass, as in the paper. The published code does
             not mask them. Default: as the variant does.
+        normalise: the map is normalised by :class:`ChannelStatistics` before it is reconstructed, so that an
+            error of 1 means that nothing is explained, whatever the backbone.
+
+    Attributes:
+        statistics: of the map; None without ``normalise``.
     """
 
     def __init__(
@@ -107,6 +185,7 @@ class MaskedAutoencoder(nn.Module):
         level: int = 2,
         keep_padding: bool | None = None,
         dropout: float = 0.0,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         if variant not in ("published", "paper"):
@@ -131,6 +210,7 @@ class MaskedAutoencoder(nn.Module):
             self.query_embed = nn.Embedding(self.grid[0] * self.grid[1], 2 * hidden_dim)
             self.reference_points = nn.Linear(hidden_dim, 2)
         self.output_proj = nn.Linear(hidden_dim, out_channels)
+        self.statistics = ChannelStatistics(out_channels) if normalise else None
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -209,6 +289,10 @@ class MaskedAutoencoder(nn.Module):
             queries = layer(queries, position, points, seen, features.spatial_shapes, masked.token_mask)
         prediction = self.output_proj(queries).transpose(1, 2).unflatten(2, features.spatial_shapes[index])
         target = features.maps[self.level].detach()
+        if self.statistics is not None:
+            if self.training:
+                self.statistics.add(target, features.masks[index] if features.padded else None)
+            target = self.statistics(target)
         return Reconstruction(prediction, target, masked.masks[index], features.masks[index], memory)
 
     def _embedding(self, shape: tuple[int, int]) -> Tensor:

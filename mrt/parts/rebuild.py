@@ -16,7 +16,7 @@ from mrt.data.loader import Batch
 from mrt.domains import DOMAINS, SOURCE, TARGET
 from mrt.errors import MrtError
 from mrt.files import replacing
-from mrt.losses import Loss, reconstruction_loss
+from mrt.losses import Loss, explained_variance, reconstruction_loss
 from mrt.models.detector import DeformableDETR
 from mrt.models.interface import Detector, EncoderInput, Features
 from mrt.models.mae import MaskedAutoencoder, random_masks
@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
 FILE = "mae.safetensors"  # in a run's folder: what a later teaching stage carries over
 HOLDS = "masked autoencoder"  # what the file says of itself
+EXPLAINED = "mae_explained"  # in the log: the share of the masked cells' variance that is explained
 PUBLISHED_ONLY = {  # tensors that only the published variant has
     "query_embed.weight",
     "reference_points.weight",
     "reference_points.bias",
 }
+NORMALISED_ONLY = {f"statistics.{name}" for name in ("mean", "var", "updates", "added")}  # with mae.normalise
+OPTIONAL = (PUBLISHED_ONLY, NORMALISED_ONLY)  # the tensors of each are there together or not at all
 DOMAINS_OF = {"target": (TARGET,), "source": (SOURCE,), "both": DOMAINS}
 
 
@@ -78,6 +81,8 @@ class Rebuild(Part):
     def before_step(self, batches: Sequence[Mapping[str, Batch]], look: Look | None, moment: Moment) -> None:
         """The branch rests once its weight is 0."""
         self.weight = mae_weight(self.site.config.mae, moment.epoch, self.decays)
+        if self.weight and self.autoencoder.statistics is not None:
+            self.autoencoder.statistics.update(self.site.world.sum)
 
     def encode(self, domain: str, features: Features) -> EncoderInput | None:
         """The same images with most cells masked."""
@@ -88,7 +93,9 @@ class Rebuild(Part):
         return self.autoencoder.mask(features, masks)
 
     def losses(self, seen: Seen) -> list[Loss]:
-        """Mean squared error of the rebuilt map."""
+        """Mean squared error of the rebuilt map; to log, the share of the masked cells' variance that is
+        explained.
+        """
         found, over = [], self.site.config.mae.mse_over
         for (part, domain), (masked, memory) in seen.extra.items():
             if part == self.name:
@@ -98,6 +105,10 @@ class Rebuild(Part):
                 )  # the whole map includes its padding, as published
                 loss = reconstruction_loss(rebuilt.prediction, rebuilt.target, rebuilt.mask, padding, over)
                 found.append(Loss(domain, "mae", loss, self.weight))
+                explained = explained_variance(
+                    rebuilt.prediction, rebuilt.target, rebuilt.mask, rebuilt.padding
+                )
+                found.append(Loss(domain, EXPLAINED, explained, None))
         return found
 
     def finish(self, folder: Path) -> None:
@@ -160,6 +171,7 @@ def build_mae(config: Config, detector: Detector) -> MaskedAutoencoder:
         valid_ratios=mae.valid_ratios,
         keep_padding=mae.keep_padding,
         dropout=config.model.dropout,
+        normalise=mae.normalise,
     )
 
 
@@ -204,14 +216,16 @@ def _not_of_an_autoencoder(saved: State, wanted: State) -> str | None:
     layers = {name.split(".")[1] for name in saved if kind(name) != name}
     in_layer = {kind(name) for name in wanted if kind(name) != name}
     outside = {name for name in wanted if kind(name) == name}
-    unknown = [name for name in saved if kind(name) not in in_layer | outside | PUBLISHED_ONLY]
+    unknown = [name for name in saved if kind(name) not in in_layer.union(outside, *OPTIONAL)]
     if unknown:
         return f"{unknown[0]} is not one of its tensors"
-    needed = outside - PUBLISHED_ONLY
+    needed = outside.difference(*OPTIONAL)
     needed |= {name.replace("layers.", f"layers.{layer}.", 1) for layer in layers for name in in_layer}
+    for together in OPTIONAL:
+        needed |= together if together & set(saved) else set()
     missing = sorted(needed - set(saved))
-    if missing or PUBLISHED_ONLY & set(saved) not in (set(), PUBLISHED_ONLY):
-        return f"it lacks {missing[0] if missing else min(PUBLISHED_ONLY - set(saved))}"
+    if missing:
+        return f"it lacks {missing[0]}"
     whole = [name for name, value in saved.items() if not value.is_floating_point()]
     return f"{whole[0]} does not hold fractions" if whole else None
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mrt.config import Config
 
 
+FROZEN = "the backbone is frozen (model.freeze = all)"
+
+
 class DomainConfig(Section):
     """The three discriminators behind a gradient reversal layer (teaching stage)."""
 
@@ -49,6 +52,17 @@ class DomainConfig(Section):
         """Where the discriminators are off, their settings do not act."""
         values = super().acting(kind, config)
         return values if self.enabled or not values else {"enabled": False}
+
+    def warning(self, kind: str, config: Config) -> str | None:
+        """A discriminator cannot align a map that nothing changes."""
+        on = self.enabled and kind == "teach" and self.backbone_weight > 0
+        if not on or not config.model.frozen:
+            return None
+        return (
+            f"domain.backbone_weight = {self.backbone_weight:g}: {FROZEN}: its map cannot be aligned, "
+            "only what comes after it can. Let it learn (--set model.freeze=stem), or take "
+            "this discriminator away (--set domain.backbone_weight=0)"
+        )
 
 
 def decayed(weight: float, decay: str, decay_epoch: int, epoch: int) -> float:
@@ -77,9 +91,13 @@ class MaeConfig(Section):
     reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
         ("decay", "decay_epoch", "carry_over"), ("teach",)
     )
-    words: ClassVar[Mapping[str, str]] = {"mae": "reconstruction"}
+    words: ClassVar[Mapping[str, str]] = {"mae": "reconstruction", "mae_explained": "of it explained"}
     panels: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "masked autoencoder": {"target/mae": "target", "source/mae": "source"}
+        "masked autoencoder": {"target/mae": "target", "source/mae": "source"},
+        "masked cells' variance explained": {
+            "target/mae_explained": "target",
+            "source/mae_explained": "source",
+        },
     }
     use: Literal["none", "pretrain", "branch"] = Field(
         "branch", description="none; only in stage 2; in stages 2 and 3"
@@ -104,6 +122,13 @@ class MaeConfig(Section):
         (21, 42),
         description=(
             "rows and columns of the learned embedding (variant published); interpolated to any other size"
+        ),
+    )
+    normalise: bool = Field(
+        False,
+        description=(
+            "rebuild the map with mean 0 and variance 1 in each channel: an error of 1 means that nothing is "
+            "explained, whatever the backbone"
         ),
     )
     mse_over: Literal["all", "masked"] = "all"
@@ -136,7 +161,20 @@ class MaeConfig(Section):
             values.pop("decay_epoch")
         if self.variant == "paper":
             values.pop("grid")
-        return without_defaults(self, values, "grid")
+        return without_defaults(self, values, "grid", "normalise")
+
+    def warning(self, kind: str, config: Config) -> str | None:
+        """Over a frozen backbone the branch can shape little."""
+        uses = {"mae": ("pretrain", "branch"), "teach": ("branch",)}
+        if self.use not in uses.get(kind, ()) or not self.weight or not config.model.frozen:
+            return None
+        layers = config.model.num_encoder_layers
+        rest = f"only the encoder ({layers} layers) learns from it" if layers else "nothing learns from it"
+        return (
+            f"mae.use = {self.use}: {FROZEN}, so the autoencoder rebuilds a map that never changes, and "
+            f"{rest}. Let the backbone learn (--set model.freeze=stem), or take the autoencoder away "
+            "(--set mae.use=none)"
+        )
 
     def problem(self, config: Config) -> str | None:
         """The level must be one of the maps that the detector looks at."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from golden import assert_close, load_golden
 
-from mrt.losses import SOURCE, TARGET, domain_loss, reconstruction_loss
+from mrt.losses import SOURCE, TARGET, domain_loss, explained_variance, reconstruction_loss
 
 
 @pytest.mark.parametrize("domain", [SOURCE, TARGET])
@@ -46,3 +46,19 @@ def test_reconstruction_arguments() -> None:
         reconstruction_loss(maps, maps, over="masked")
     with pytest.raises(ValueError, match="visible"):
         reconstruction_loss(maps, maps, over="visible")
+
+
+def test_explained_variance() -> None:
+    target, mask = torch.randn(2, 3, 4, 5), torch.rand(2, 4, 5) < 0.7
+    padding = torch.zeros(2, 4, 5, dtype=torch.bool)
+    padding[1, :, 3:] = True
+    cells = (mask & ~padding)[:, None].expand_as(target)
+    nothing = target[:, :, 0, 0].new_zeros(3)
+    for channel in range(3):
+        nothing[channel] = target[:, channel][cells[:, channel]].mean()
+    mean = nothing[None, :, None, None].expand_as(target)
+    guesses = {1.0: target, 0.0: mean, 0.75: (target + mean) / 2, -3.0: mean + 3 * (target - mean)}
+    for share, guess in guesses.items():
+        found = explained_variance(torch.where(cells, guess, 99.0), target, mask, padding)
+        torch.testing.assert_close(found, torch.tensor(share), atol=1e-5, rtol=0)
+    assert explained_variance(target, target, torch.zeros_like(mask)) == 0

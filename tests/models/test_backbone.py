@@ -265,3 +265,30 @@ def test_failed_download_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
     with pytest.raises(MrtError, match="could not be downloaded: no network"):
         build_backbone("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        ("none", set()),
+        ("stem", {"conv1", "layer1"}),
+        ("stride8", {"conv1", "layer1", "layer2"}),
+        ("stride16", {"conv1", "layer1", "layer2", "layer3"}),
+    ],
+)
+def test_frozen_up_to_a_stride(freeze, frozen, resnet_file):
+    backbone = build_backbone("resnet18", weights=str(resnet_file), freeze=freeze).train()
+    still = {name.split(".")[1] for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert still == frozen
+    sum(x.square().mean() for x in backbone(torch.randn(1, 3, 64, 64))).backward()
+    moved = {name.split(".")[1] for name, p in backbone.named_parameters() if p.grad is not None}
+    assert moved == {"conv1", "layer1", "layer2", "layer3", "layer4"} - frozen
+
+
+def test_strides_of_a_timm_backbone():
+    last = {}
+    for freeze in ("stem", "stride8", "stride16"):
+        backbone = build_backbone("tf_efficientnet_lite0", weights="checkpoint", freeze=freeze)
+        last[freeze] = [name for name, p in backbone.named_parameters() if not p.requires_grad][-1]
+    blocks = {freeze: name.split(".")[2] for freeze, name in last.items()}
+    assert blocks == {"stem": "1", "stride8": "2", "stride16": "4"}  # EfficientNet's stages of these strides

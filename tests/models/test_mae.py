@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +21,10 @@ from model_cases import (
 )
 
 from mrt.errors import MrtError
-from mrt.models.mae import MaskedAutoencoder, random_masks
+from mrt.losses import reconstruction_loss
+from mrt.models.mae import ChannelStatistics, MaskedAutoencoder, random_masks
 from mrt.models.position import valid_ratios
+from mrt.parts.rebuild import NORMALISED_ONLY
 
 RENAMED = {"query_embed_list.0.weight": "query_embed.weight", "output_proj.0.weight": "output_proj.weight"}
 RENAMED |= {"output_proj.0.bias": "output_proj.bias"}
@@ -150,3 +153,81 @@ def test_unknown_settings_are_refused():
         MaskedAutoencoder(32, 4, 4, 4, 64, variant="mine")
     with pytest.raises(MrtError, match="valid_ratios"):
         MaskedAutoencoder(32, 4, 4, 4, 64, valid_ratios="none")
+
+
+def test_channel_statistics_are_those_of_the_cells(monkeypatch):
+    """However the images are divided into batches, and without their padding."""
+    monkeypatch.setattr(ChannelStatistics, "MOMENTUM", 1e-9)  # a plain average of equal steps
+    scale, shift = torch.tensor([0.01, 1.0, 300.0]), torch.tensor([5.0, -2.0, 1000.0])
+    maps = torch.randn(12, 3, 5, 6) * scale[:, None, None] + shift[:, None, None]
+    padding = torch.zeros(12, 5, 6, dtype=torch.bool)
+    padding[::2, :, 4:] = True
+    whole, parts = ChannelStatistics(3), ChannelStatistics(3)
+    for images, hidden in zip(maps.split(4), padding.split(4), strict=True):
+        whole.add(images, hidden)
+        for part in range(4):
+            parts.add(images[part : part + 1], hidden[part : part + 1])
+        for statistics in (whole, parts):
+            statistics.update(lambda total: total)
+    for statistics in (whole, parts):
+        cells = maps.double().transpose(0, 1)[:, ~padding]
+        torch.testing.assert_close(statistics.mean.double(), cells.mean(1), rtol=1e-4, atol=0)
+        torch.testing.assert_close(statistics.var.double(), cells.var(1, correction=0), rtol=2e-3, atol=0)
+        assert statistics.updates == 3 and not statistics.added.any()
+
+
+def test_channel_statistics_follow_a_map_that_changes():
+    statistics, seen = ChannelStatistics(2), []
+    for step in range(2000):
+        statistics.add(torch.randn(1, 2, 4, 4) * (1 if step < 1000 else 10) + (0 if step < 1000 else 50))
+        statistics.update(lambda total: total)
+        seen.append(float(statistics.mean.mean()))
+    assert abs(seen[999]) < 0.2 and seen[1000] == pytest.approx(0.5, abs=0.3)
+    assert seen[-1] == pytest.approx(50, abs=1)
+    torch.testing.assert_close(statistics.var, torch.full((2,), 100.0), rtol=0.2, atol=0)
+
+
+def test_channel_statistics_without_cells_stay():
+    statistics = ChannelStatistics(2)
+    statistics.add(torch.randn(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
+    statistics.update(lambda total: total)
+    assert statistics.updates == 0 and statistics.var.tolist() == [1, 1]
+
+
+def test_a_channel_that_never_moves_is_not_blown_up():
+    statistics = ChannelStatistics(3)
+    maps = torch.randn(2, 3, 4, 4)
+    maps[:, 1] = 7.0
+    maps[:, 2] *= 1e-6
+    statistics.add(maps)
+    statistics.update(lambda total: total)
+    normal = statistics(maps)
+    assert normal[:, 0].std() == pytest.approx(1, abs=0.05)
+    assert not normal[:, 1].any() and normal[:, 2].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("variant", ["published", "paper"])
+def test_a_normalised_map_does_not_depend_on_the_backbones_scale(variant):
+    """An error of 1 is that of an output that knows nothing."""
+    torch.manual_seed(0)
+    detector = small_detector()
+    mae = small_mae(detector, variant=variant, normalise=True).train()
+    images, mask = images_and_masks([(96, 128), (80, 96)])
+    features = detector.extract(images, mask)
+    masks = random_masks(features.spatial_shapes, len(images), 0.8)
+    first = mae(detector, features, masks)
+    mae.statistics.update(lambda total: total)
+    real = ~first.padding[:, None].expand_as(first.target)
+    assert reconstruction_loss(
+        torch.zeros_like(first.target), first.target, padding=first.padding
+    ) == pytest.approx(1, abs=0.05)
+    scaled = copy.deepcopy(mae)
+    features.maps[2] = 40 * features.maps[2] + 3
+    scaled.statistics = ChannelStatistics(len(mae.statistics.mean))
+    again = scaled(detector, features, masks)
+    torch.testing.assert_close(again.target[real], first.target[real], rtol=1e-2, atol=1e-3)
+    scaled.eval()
+    added = scaled.statistics.added.clone()
+    scaled(detector, features, masks)
+    assert torch.equal(scaled.statistics.added, added)  # looking at it is not learning
+    assert set(mae.state_dict()) - set(small_mae(detector, variant=variant).state_dict()) == NORMALISED_ONLY

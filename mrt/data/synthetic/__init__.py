@@ -5,8 +5,8 @@ A source domain ("clear") and targets made by physics ("foggy", "night", "rain")
 Needs only the standard library, numpy and Pillow. ``generate`` writes a data set.
 """
 
-from mrt.data.synthetic.generate import SPLITS, generate
+from mrt.data.synthetic.generate import BENCHMARK, DEMO, Family, generate
 from mrt.data.synthetic.render import DOMAINS
 from mrt.data.synthetic.traffic import CLASSES
 
-__all__ = ["CLASSES", "DOMAINS", "SPLITS", "generate"]
+__all__ = ["BENCHMARK", "CLASSES", "DEMO", "DOMAINS", "Family", "generate"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,22 @@ from mrt.data.synthetic.render import DOMAINS, render
 from mrt.data.synthetic.traffic import CLASSES
 from mrt.errors import MrtError
 
-SPLITS = {"train": 800, "val": 200, "test": 300}
 JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Family:
+    """Sets that belong together: what their names begin with, their images' (width, height), and images per
+    split.
+    """
+
+    prefix: str
+    size: tuple[int, int]
+    splits: Mapping[str, int]
+
+
+DEMO = Family("synthetic-", (256, 128), {"train": 800, "val": 200, "test": 300})
+BENCHMARK = Family("synth-", (384, 192), {"train": 2000, "val": 300, "test": 500})
 
 
 def generate(
@@ -45,7 +59,7 @@ def generate(
 
     Args:
         domain: "clear", "foggy", "night" or "rain".
-        splits: images per split; default ``SPLITS``.
+        splits: images per split; default: the demo's.
         size: (width, height) in pixels, 96 to 4096, about twice as wide as high.
         beta: extinction of the fog per metre (only for "foggy"), or several values of which each image draws
             one. The meteorological visibility is 3 / beta metres: 30 m at 0.1.
@@ -61,7 +75,7 @@ def generate(
             be written.
     """
     root, betas = Path(root), _betas(beta)
-    splits = dict(SPLITS if splits is None else splits)
+    splits = dict(DEMO.splits if splits is None else splits)
     size = _check(name, domain, splits, size, seed, betas, workers)
     with staged(root, name, overwrite) as work:
         card = _write(
