@@ -35,15 +35,13 @@ def carry_out(
     Returns:
         Whether a run was trained by this process.
     """
-    from mrt.section import KINDS
-
     from . import launch
     from .console import say, watching
 
     if dry_run:
         plan.require_labels(prepared=False)
         check_weights(plan)
-        for text in plan.config.warnings(*KINDS):
+        for text in plan.config.warnings(*plan.stages) if plan.stages else ():
             typer.echo(text, err=True)
         say(plan.config.to_json().rstrip())
         return False

@@ -28,12 +28,6 @@ MOST_SHOWN = 16  # more numbers of a kind would fill the screen
 WORDS = {"total": "total loss", "grad_norm": "gradient norm", "lr": "learning rate"}
 ELSEWHERE = ("images_per_second",)  # shown with the progress
 DRIVES = "gradient_share/"  # numbers of which part drives, by part
-PARTS = {
-    "source": "source labels",
-    "target": "target labels",
-    "align": "discriminators",
-    "rebuild": "autoencoder",
-}
 
 
 @cache
@@ -42,6 +36,13 @@ def words() -> dict[str, str]:
     from mrt.config import loss_words
 
     return loss_words()
+
+
+def drivers() -> dict[str, str]:
+    """What the parts that drive are called here."""
+    from mrt.config import DRIVERS
+
+    return DRIVERS
 
 
 def called(name: str) -> str:
@@ -130,11 +131,11 @@ class Task:
         driving = {
             key.removeprefix(DRIVES): value for key, value in numbers.items() if key.startswith(DRIVES)
         }
-        if driving:
+        if len(driving) > 1:
             order = sorted(driving, key=driving.__getitem__, reverse=True)
             yield (
                 "gradient of",
-                [f"{PARTS.get(name, one_line(name))} {100 * driving[name]:.0f} %" for name in order],
+                [f"{drivers().get(name, one_line(name))} {100 * driving[name]:.0f} %" for name in order],
             )
         rest = [name for name in numbers if "/" not in name and name not in (*WORDS, *ELSEWHERE)]
         items = []

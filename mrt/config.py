@@ -319,6 +319,15 @@ MACHINE_KEYS = (
 )
 
 
+# What the summands of a step's sum are called (:mod:`mrt.engine.shares`), in plain words.
+DRIVERS = {
+    "source": "source labels",
+    "target": "target labels",
+    "align": "discriminators",
+    "rebuild": "autoencoder",
+}
+
+
 class EngineConfig(Section):
     """The training engine."""
 

@@ -75,6 +75,7 @@ class Compiler:
         if not self.active:
             return
         torch._dynamo.config.suppress_errors = self.mode == "auto"
+        torch._functorch.config.donated_buffer = False  # graphs are gone through again for shares
         torch._dynamo.config.optimize_ddp = False  # regions are smaller than DDP's buckets: nothing to split
         # About twenty graphs for each set of sizes, all counted together: kinds of layers, student and
         # teacher, with and without a mask.

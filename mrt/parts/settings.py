@@ -169,7 +169,11 @@ class MaeConfig(Section):
         if self.use not in uses.get(kind, ()) or not self.weight or not config.model.frozen:
             return None
         layers = config.model.num_encoder_layers
-        rest = f"only the encoder ({layers} layers) learns from it" if layers else "nothing learns from it"
+        rest = (
+            f"only the encoder (of {layers} layer{'s' * (layers > 1)}) learns from it"
+            if layers
+            else "nothing learns from it"
+        )
         return (
             f"mae.use = {self.use}: {FROZEN}, so the autoencoder rebuilds a map that never changes, and "
             f"{rest}. Let the backbone learn (--set model.freeze=stem), or take the autoencoder away "

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from mrt.config import loss_words
+from mrt.config import DRIVERS, loss_words
 from mrt.files import replacing
 from mrt.plain import visible
 from mrt.report.collect import RunData, Span
@@ -183,8 +183,11 @@ def _mark(axis: Axes, spans: Sequence[Span], retrained: Sequence[float]) -> None
 
 
 def _from_zero(axis: Axes, room: float = 1.05) -> None:
-    """Let the axis of values begin at 0 and end at ``room`` times the highest value."""
-    axis.set_ylim(0, max(axis.dataLim.y1, 1e-9) * room)
+    """Let the axis of values begin at 0 and end at ``room`` times the highest value; what is below 0 is shown
+    down to -1.
+    """
+    lowest = min(max(axis.dataLim.y0, -1.0), 0.0)
+    axis.set_ylim(1.05 * lowest, max(axis.dataLim.y1, 1e-9) * room)
 
 
 def _legend_of_marks(figure: Figure, run: RunData, borders: bool = True) -> None:
@@ -200,6 +203,14 @@ def _legend_of_marks(figure: Figure, run: RunData, borders: bool = True) -> None
 
 
 OTHERS = "other losses"  # of plug-ins
+# What is looked at beside the losses (mrt.engine.shares): title and unit.
+LOOKS = {
+    "gradient_share": ("share of the gradient", "share"),
+    "backbone_share": ("share of the gradient, backbone", "share"),
+    "gradient_cosine": ("gradient against detection's", "cosine"),
+    "loss_share": ("share of the loss", "share"),
+}
+UNITS = dict(LOOKS.values()) | {"masked cells' variance explained": "share"}
 
 
 def panels_of(run: RunData) -> dict[str, dict[str, str]]:
@@ -209,8 +220,13 @@ def panels_of(run: RunData) -> dict[str, dict[str, str]]:
         for section in run.config.sections().values()
         for title, curves in section.panels.items()
     }
-    named = {name for curves in panels.values() for name in curves}
     logged = {name for line in run.of("train") for name in line if "/" in name}
+    for kind, (title, _) in LOOKS.items():
+        parts = sorted(name.partition("/")[2] for name in logged if name.startswith(f"{kind}/"))
+        if len(parts) > 1:  # else one drives alone
+            panels[title] = {f"{kind}/{part}": DRIVERS.get(part, part) for part in parts}
+    logged = {name for name in logged if name.partition("/")[0] not in LOOKS}
+    named = {name for curves in panels.values() for name in curves}
     known = {
         *named,
         *(f"{domain}/{word}" for domain in ("source", "target") for word in (*named, *loss_words())),
@@ -242,7 +258,7 @@ def losses(run: RunData) -> Figure | None:
             _curve(axis, x, y, label, **look)
         axis.set_title(title)
         axis.set_xlabel("epoch")
-        axis.set_ylabel("loss")
+        axis.set_ylabel(UNITS.get(title, "loss"))
         _mark(axis, run.spans, run.retrained)
         several = len(curves) > 1 or title == OTHERS  # whose title names no loss
         _from_zero(axis, 1.4 if several else 1.05)

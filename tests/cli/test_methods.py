@@ -111,3 +111,12 @@ def test_labels_of_a_detector_of_mrts_own_go_round(runs, worlds):
         )
         assert words in told and "mrt label" in told and not Path("runs/x").exists()
     assert set(METHODS) == set(METHOD_WORDS)
+
+
+def test_a_dry_run_warns_of_what_cannot_act():
+    """On standard error: standard output is the settings, for other programs."""
+    told = mrt("adapt --target synthetic-foggy --dry-run")
+    assert told.stderr.count("Warning: ") == 2 and "model.freeze=stem" in told.stderr
+    assert json.loads(told.stdout)["preset"] == "demo"
+    assert "Warning" not in mrt("adapt --target synthetic-foggy --set model.freeze=stem --dry-run").stderr
+    assert "Warning" not in mrt("pretrain-source --preset demo --dry-run").stderr

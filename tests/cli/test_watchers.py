@@ -238,3 +238,17 @@ def test_messages_scroll_by_in_a_real_terminal(width):
     told = [message[start : start + width].rstrip() for start in range(0, len(message), width)]
     once = [*told, "printed by somebody else", "warned", "teach: 3/4 in 0:00  total loss 9.250"]
     assert lines == once * 3 + ["over"]
+
+
+def test_the_parts_that_drive_are_shown_until_they_are_looked_at_again():
+    task = Task("teach", 4, 2)
+    looked = {"gradient_share/source": 0.25, "gradient_share/rebuild": 0.7, "gradient_share/mine": 0.05}
+    task.advance(1, {"total": 2.0, **looked, "gradient_cosine/rebuild": -0.1, "loss_share/rebuild": 0.9})
+    task.advance(1, {"total": 1.0})
+    assert dict(task.losses()) == {
+        "gradient of": ["autoencoder 70 %", "source labels 25 %", "mine 5 %"],
+        "step": ["total loss 1.000"],
+    }
+    alone = Task("pretrain", 4, 2)
+    alone.advance(1, {"total": 2.0, "gradient_share/source": 1.0})
+    assert list(dict(alone.losses())) == ["step"]

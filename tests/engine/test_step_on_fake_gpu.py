@@ -131,6 +131,30 @@ def test_the_host_waits_for_its_copies_only(copies, stage, sizes, model, expecte
     assert all(value.dtype == torch.float32 for value in seen.values() if isinstance(value, torch.Tensor))
 
 
+def test_nobody_waits_for_shares(copies, monkeypatch):
+    """Whose gradients are made up: fake ones would ask for a driver."""
+    asked = []
+
+    def gradients(term, weights, **_: object) -> tuple[torch.Tensor, ...]:
+        assert term.device.type == GPU and not term.dim()
+        asked.append(len(weights))
+        return tuple(torch.empty_like(weight) for weight in weights)
+
+    monkeypatch.setattr(torch.autograd, "grad", gradients)
+    learner = learner_on_gpu(config("demo's kind"), "teach+mae")
+    learner.config = config("demo's kind", **{"engine.shares_every": 1})
+    learner.strengths = 1.0, 1.0
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        batches = [
+            {name: item._map(lambda tensor: fake.from_tensor(tensor).to(GPU)) for name, item in micro.items()}
+            for micro in batches_of("one size", steps=1)[0]
+        ]
+        seen = engine.training_step(learner, batches, Moment(0, 1, 0))
+    assert len(copies) == 3 and len(asked) == 4  # source, target, discriminators, autoencoder
+    found = {name: value for name, value in seen.items() if "_share/" in name or "_cosine/" in name}
+    assert len(found) == 16 and {value.device.type for value in found.values()} == {GPU}
+
+
 class Arrived(Copy):
     """What arrives at the host is a tensor, or a number."""
 
