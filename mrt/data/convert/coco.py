@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -238,7 +239,9 @@ def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
         raise MrtError(
             f"--raw {files.source}: several annotation files for no split in particular: "
             f"{examples(every, 6)}",
-            "Say which is which: --annotations train=FILE val=FILE",
+            "Say which is which: --annotations "
+            + shlex.join(f"{split}={group[0]}" for split, group in by_split.items() if split)
+            + " (paths within the set, or any others)",
         )
     if "trainval" in by_split and "train" not in by_split:
         by_split["train"] = by_split.pop("trainval")

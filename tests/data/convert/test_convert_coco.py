@@ -173,6 +173,20 @@ def test_files_named_by_hand(tree, tmp_path):
         make(raw, tmp_path, annotations={"train": raw / "export-3.json"})
 
 
+def test_files_beside_one_for_all_splits(tree, tmp_path):
+    """The hint is a command that works."""
+    tree(coco_content([IMAGE], [CAR]), file="annotations.json")
+    tree(coco_content([IMAGE], [CAR]), file="train.json")
+    raw = tree(
+        coco_content([{**IMAGE, "id": 2, "file_name": "b.jpg"}], []), {"b.jpg": (40, 30)}, file="test.json"
+    )
+    with pytest.raises(MrtError, match=r"annotations\.json, test\.json, train\.json") as told:
+        make(raw, tmp_path)
+    assert "--annotations test=test.json train=train.json (" in told.value.hint
+    card, _ = make(raw, tmp_path, annotations={"test": "test.json", "train": "train.json"})
+    assert set(card.splits) >= {"train", "test"}
+
+
 def test_an_exif_rotated_photo_may_be_labelled_either_way(tmp_path):
     raw = tmp_path / "raw"
     images = [
