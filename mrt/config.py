@@ -309,6 +309,7 @@ MACHINE_KEYS = (
     "workers",
     "log_every",
     "keep_checkpoints",
+    "keep_teachers",
     "checkpoint_minutes",
     "on_nonfinite",
     "timeout",
@@ -372,6 +373,10 @@ class EngineConfig(Section):
     eval_batch_size: PositiveInt = 8
     keep_checkpoints: NonNegativeInt = Field(
         0, description="numbered checkpoints to keep of each stage, beside the last two"
+    )
+    keep_teachers: NonNegativeInt = Field(
+        0,
+        description="teachers of each stage to keep, one an epoch, as weights in the folder teachers",
     )
     checkpoint_minutes: NonNegativeFloat = Field(
         30.0, description="minutes between checkpoints within an epoch; 0: at the ends of epochs only"

@@ -24,6 +24,7 @@ from mrt.engine.facts import (
     require_own_settings,
     write_facts,
 )
+from mrt.engine.kept import FOLDER, kept_teachers
 from mrt.engine.report import LOG, LOGS, logs_now, read_log, wrong_logs
 from mrt.errors import MrtError, RunFailed
 from mrt.files import remove_litter, unfinished, write_text
@@ -101,6 +102,7 @@ def _look(folder: Path, mended: list[str] | None) -> list[Finding]:
     findings += _checkpoints(folder, facts, mended)
     findings += _logs(folder, facts, mended)
     findings += _weights(folder, facts)
+    findings += _teachers(folder)
     return findings
 
 
@@ -115,7 +117,7 @@ def _settings(folder: Path, facts: dict[str, Any]) -> list[Finding]:
 
 def _litter(folder: Path, mended: list[str] | None) -> list[Finding]:
     found = []
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / FOLDER):
         if not place.is_dir():
             continue
         if mended is not None:
@@ -261,3 +263,12 @@ def _weights(folder: Path, facts: dict[str, Any]) -> list[Finding]:
             todo = "put it back from a backup: the run has no checkpoint to write it from again"
         findings.append(Finding(WRONG, name, reason, todo))
     return findings
+
+
+def _teachers(folder: Path) -> list[Finding]:
+    found = []
+    for path in kept_teachers(folder).values():
+        reason = broken(path)
+        todo = "delete it: nothing else needs it" if reason else ""
+        found.append(Finding(WRONG if reason else FINE, f"{FOLDER}/{path.name}", reason or "whole", todo))
+    return found

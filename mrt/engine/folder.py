@@ -158,6 +158,8 @@ def require_run(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed writer has left in the folder of a run that this process has locked."""
     remove_litter(folder, again=True)
+    if (folder / "teachers").is_dir():
+        remove_litter(folder / "teachers", again=True)
     checkpoints = folder / "checkpoints"
     if checkpoints.is_dir():
         remove_litter(checkpoints, again=True)
@@ -272,16 +274,22 @@ def settle_change(folder: Path) -> None:
     write_facts(folder, facts)
 
 
-def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:
-    """``student.safetensors`` and, where there is one, ``teacher.safetensors``, each enough to rebuild its
-    detector.
-    """
+def weights_facts(config: Config, classes: list[str], learner: Learner) -> dict[str, Any]:
+    """What the weights file of a detector says beside its weights."""
     facts: dict[str, Any] = {"classes": classes, "config": config.plain()}
     for part in learner.method:
         told = part.header()
         if set(told) & set(facts):
             raise MrtError(f"part {part.name!r}, header(): {sorted(set(told) & set(facts))} are told already")
         facts |= told
+    return facts
+
+
+def save_networks(folder: Path, config: Config, classes: list[str], learner: Learner) -> None:
+    """``student.safetensors`` and, where there is one, ``teacher.safetensors``, each enough to rebuild its
+    detector.
+    """
+    facts = weights_facts(config, classes, learner)
     networks = {"student": learner.student.detector}
     if learner.teacher is not None:
         networks["teacher"] = learner.teacher.module

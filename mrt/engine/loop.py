@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from mrt.engine.checkpoint import require_plain_parts, state_of, synchronise_sta
 from mrt.engine.data import share_bad
 from mrt.engine.facts import LAST, PREVIOUS, read_facts
 from mrt.engine.folder import note_checkpoints
+from mrt.engine.kept import keep_teacher
 from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
@@ -49,6 +50,7 @@ class Run:
 
     Attributes:
         checkpoints: where they are written.
+        classes: that are detected.
         evaluate: called at the end of an epoch with the learner; returns numbers to log, by name of the
             evaluated network.
         profile: steps of each stage to profile.
@@ -64,6 +66,7 @@ class Run:
     watcher: Watcher
     checkpoints: Checkpoints
     notice: Notice
+    classes: list[str] = field(default_factory=list)
     evaluate: Callable[[Learner], dict[str, Any]] | None = None
     profile: int = 0
     own: Mapping[str, Any] | None = None
@@ -310,6 +313,7 @@ class Saver:
         }
         if ended is not None:
             facts["epoch"] = ended
+            keep_teacher(run.folder, run.config, run.classes, learner, stage.plan.name, ended)
         first = not run.last.is_file()
         run.checkpoints.write(state, facts, ended)
         if first:

@@ -33,6 +33,7 @@ from mrt.engine.folder import (
     settle_change,
     unfinish_stages,
 )
+from mrt.engine.kept import forget_later_teachers
 from mrt.engine.labels import require_labels
 from mrt.engine.load import source_record
 from mrt.engine.loop import Notice, Run, evaluate, require_finite, run_stage
@@ -239,7 +240,7 @@ def _carry_out(
         measure, lock = validation(shop), None
         if world.main and resumed is not None:
             lock = resumed.lock
-            _go_back(folder, resumed, names, begin, watcher, world.device, changes)
+            _go_back(folder, resumed, names, begin, watcher, world.device, changes, stage.steps_per_epoch)
         elif world.main:
             lock = begin_run(
                 folder,
@@ -264,7 +265,7 @@ def _carry_out(
             checkpoint.restore_process(state["random"], world, config.seed, state["step"])
         state = None
         with RunLog(folder, active=world.main) as log:
-            run = Run(folder, config, log, watcher, checkpoints, notice, measure, profile, own)
+            run = Run(folder, config, log, watcher, checkpoints, notice, shop.classes, measure, profile, own)
             for number, plan in enumerate(plans[begin:], begin):
                 if number > begin:
                     stage = prepare(plan, shop, first=False)
@@ -319,6 +320,7 @@ def _go_back(
     watcher: Watcher,
     device: torch.device,
     changes: Mapping[str, Any],
+    steps_per_epoch: int,
 ) -> None:
     """Bring the folder of a run that goes on to how it was at its checkpoint; say what is not as usual."""
     found = resumed.found
@@ -337,6 +339,8 @@ def _go_back(
         watcher.say(f"{name}: the plug-in is not the one that the run was started with")
     unfinish_stages(folder, names[begin:])
     stage, step = (found.state["stage"], found.state["step"]) if found else ("", 0)
+    steps = steps_per_epoch if stage == names[begin] else 1
+    forget_later_teachers(folder, stage, step // steps, names[begin + 1 :] if found else names)
     recorded = found.facts.get("logs") if found else {name: Prefix.of(Path()).to_dict() for name in LOGS}
     for text in take_back(folder, recorded, names[:begin], stage, step):
         watcher.say(f"Warning: {text}")

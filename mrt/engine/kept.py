@@ -1,0 +1,52 @@
+"""Teachers that are kept: weights after epochs of a stage, in a run's folder ``teachers``
+(``engine.keep_teachers``), to look at and to choose among later.
+
+Each is a weights file like ``teacher.safetensors``, and says of which epoch it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from mrt.config import Config
+from mrt.engine.folder import weights_facts
+from mrt.engine.learner import Learner
+from mrt.models.weights import save_weights
+
+FOLDER = "teachers"
+_NAME = re.compile(r"([a-z]+)-(\d{4,})\.safetensors")
+
+
+def kept_teachers(folder: Path) -> dict[tuple[str, int], Path]:
+    """The teachers of a run, by stage and number of epochs that were over."""
+    found = {}
+    for path in sorted((Path(folder) / FOLDER).glob("*.safetensors")):
+        name = _NAME.fullmatch(path.name)
+        if name is not None:
+            found[name[1], int(name[2])] = path
+    return dict(sorted(found.items()))
+
+
+def keep_teacher(
+    folder: Path, config: Config, classes: list[str], learner: Learner, stage: str, epoch: int
+) -> None:
+    """Write the teacher of an epoch; of each stage the last ``engine.keep_teachers`` stay."""
+    keep = config.engine.keep_teachers
+    if not keep or learner.teacher is None:
+        return
+    place = Path(folder) / FOLDER
+    place.mkdir(exist_ok=True)
+    facts = {**weights_facts(config, classes, learner), "network": "teacher", "stage": stage, "epoch": epoch}
+    save_weights(place / f"{stage}-{epoch:04d}.safetensors", learner.teacher.module, facts)
+    of_stage = [path for (name, _), path in kept_teachers(folder).items() if name == stage]
+    for path in of_stage[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def forget_later_teachers(folder: Path, stage: str, epochs: int, later: Collection[str]) -> None:
+    """Remove the teachers of after ``epochs`` epochs of a stage; ``later``: stages that follow it."""
+    for (name, epoch), path in kept_teachers(folder).items():
+        if name in later or (name == stage and epoch > epochs):
+            path.unlink(missing_ok=True)
