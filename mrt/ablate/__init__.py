@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from mrt import plugins
+from mrt.ablate.curves import curves, images_per_step, training_seconds
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
-from mrt.ablate.nodes import Node, Planner, Trial, content_hash, read_beside
+from mrt.ablate.nodes import STAGE_OF, Node, Planner, Trial, content_hash, read_beside
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import (
@@ -171,12 +172,20 @@ def run(
 def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:
     row, node, file = trial.row, trial.node, trial.result_file(root)
     names = ("name", "end", "paper", "note")
+    way = curves(Path(node.weights(root)), STAGE_OF[node.kind]) if node.kind in STAGE_OF else {}
+    cost = [
+        training_seconds(part.folder(root), images_per_step(part.config, part.kind))
+        for part in node.chain
+        if part.kind not in ("given", "source")
+    ]
     result = {
         "row": {**{name: getattr(row, name) for name in names}, "settings": dict(row.settings)},
         "seed": trial.config.seed,
         "node": node.name,
         "run": _below(root, node.weights(root)),
         "trained": {part.name: known for part in node.chain if (known := part.environments(root))},
+        "curves": way,
+        "minutes": None if not cost or None in cost else round(sum(cost) / 60, 2),
     }
     if file.is_file():
         found = read_measured(file)

@@ -12,7 +12,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
+from mrt.ablate.curves import MEASURED, of_rows
 from mrt.ablate.table import LEVEL
 from mrt.files import replacing
 
@@ -25,9 +28,18 @@ WIDTH, ROW, REST = 6.8, 0.27, 1.05  # inches: a two-column page, a row, everythi
 FONT = 8.0  # points
 
 
+# Okabe and Ito's palette, black first; with dashes, for more rows than colours.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", ":")
+
+
 def draw(report: Mapping[str, Any], stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``."""
-    figure = picture(report)
+    """Write ``stem.png`` and ``stem.svg`` and, where trials have curves, ``stem-epochs`` of both kinds."""
+    paths, way = _write(picture(report), stem), on_the_way(report)
+    return [*paths, *(_write(way, stem.with_name(f"{stem.name}-epochs")) if way is not None else ())]
+
+
+def _write(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
     for path, canvas, options in zip(
         paths, (FigureCanvasAgg, FigureCanvasSVG), ({"dpi": 200}, {"metadata": {"Date": None}}), strict=True
@@ -79,6 +91,51 @@ def picture(report: Mapping[str, Any]) -> Figure:
     sets = ", ".join(data["name"] for data in report["data"])
     where = f"{sets} {report['split']}" + ("; SMOKE TEST, means nothing" if report["smoke"] else "")
     figure.suptitle(f"{report['title']}\n{where}; {how}", fontsize=FONT, ha="left", x=0.01)
+    return figure
+
+
+def on_the_way(report: Mapping[str, Any]) -> Figure | None:
+    """What the rows did epoch by epoch: a panel for each of :data:`mrt.ablate.curves.MEASURED` that was
+    measured, a line for each row, with the range of its seeds; None where nothing was.
+    """
+    found = of_rows(report["rows"])
+    if not found:
+        return None
+    names = [row["name"] for row in report["rows"] if any(row["name"] in rows for rows in found.values())]
+    looks = {
+        name: {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        }
+        for number, name in enumerate(names)
+    }
+    columns = min(len(found), 3)
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(WIDTH, 0.75 + 1.75 * rows + 0.14 * len(names)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, name in zip(axes.flat, [name for name in MEASURED if name in found], strict=False):
+        title, unit = MEASURED[name]
+        for row, points in found[name].items():
+            epochs, means, least, most = zip(*points, strict=True)
+            axis.plot(epochs, means, linewidth=1.2, label=row, **looks[row])
+            if least != most:
+                axis.fill_between(epochs, least, most, color=looks[row]["color"], alpha=0.12, linewidth=0)
+        axis.set_title(title, fontsize=FONT)
+        axis.set_ylabel(unit, fontsize=FONT)
+        axis.set_xlabel("epoch", fontsize=FONT)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.tick_params(labelsize=FONT, length=2.5)
+        axis.grid(color="#e3e3e3", linewidth=0.6)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    handles = [Line2D([], [], label=name, **looks[name]) for name in names]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=FONT, frameon=False)
+    several = any(trial["seed"] != report["seeds"][0] for row in report["rows"] for trial in row["trials"])
+    how = "mean and range of the seeds" if several else f"seed {report['seeds'][0]}"
+    figure.suptitle(f"{report['title']}: on the way ({how})", fontsize=FONT, ha="left", x=0.01)
     return figure
 
 

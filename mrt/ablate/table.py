@@ -19,6 +19,7 @@ from mrt.plain import markdown
 
 METRICS = ("AP50", "AP", "AP75")  # of every table, in this order
 LEVEL = 0.95  # of the intervals
+CLOSED = "gap closed"
 # What a table tells of the environments of its trials, and how it says that they differ.
 ENVIRONMENT = {
     "mrt": "with different versions of mrt",
@@ -116,7 +117,29 @@ def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str,
         }
         if row["base"]:
             row["delta"] = {}
+        row["minutes"] = estimate([trial.get("minutes") for trial in own])["mean"]
+    _close(list(rows.values()))
     return list(rows.values())
+
+
+def _close(rows: Sequence[dict[str, Any]]) -> None:
+    """Say how much each row closes of the gap between fair source-only and the oracle with target labels:
+    (AP50 - fair) / (oracle - fair) in per cent, seed by seed. Nothing where one of them is not there.
+    """
+    ends = {row["end"]: {trial["seed"]: trial for trial in row["trials"]} for row in rows}
+    low, high = ends.get("fair"), ends.get("oracle-target")
+    for row in rows:
+        row["closed"] = None
+        if not low or not high or row["end"] in ("fair", "oracle-target"):
+            continue
+        shares = {}
+        for trial in row["trials"]:
+            if trial["seed"] in low and trial["seed"] in high:
+                three = [trial, low[trial["seed"]], high[trial["seed"]]]
+                reached, fair, oracle = (item["metrics"]["AP50"] for item in three)
+                if None not in (reached, fair, oracle) and oracle > fair:
+                    shares[tuple(item["node"] for item in three)] = 100 * (reached - fair) / (oracle - fair)
+        row["closed"] = estimate(list(shares.values()))
 
 
 def _without_nan(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,7 +163,10 @@ def _minus(value: float | None, other: float | None) -> float | None:
 def columns(report: Mapping[str, Any]) -> list[str]:
     """Headings of the table for people."""
     paper = [f"paper AP50 ({PAPER})"] if _has_paper(report) else []
-    return [report["subject"], "AP50", "n", f"Δ AP50 to {report['base']}", "AP", "AP75", *paper]
+    closed = [CLOSED] if _has_closed(report) else []
+    minutes = ["train min"] if _has_minutes(report) else []
+    delta = f"Δ AP50 to {report['base']}"
+    return [report["subject"], "AP50", "n", delta, *closed, "AP", "AP75", *minutes, *paper]
 
 
 def lines(report: Mapping[str, Any]) -> list[list[str]]:
@@ -151,8 +177,27 @@ def lines(report: Mapping[str, Any]) -> list[list[str]]:
         count = str(row["metrics"]["AP50"]["n"]) if row["metrics"] else "0"
         failed = f" ({len(row['failures'])} failed)" if row["failures"] else ""
         paper = ["-" if row["paper"] is None else f"{row['paper']:.1f}"] if _has_paper(report) else []
-        found.append([row["name"], cells[0], count + failed, _difference(row), *cells[1:], *paper])
+        closed = [_share(row.get("closed"))] if _has_closed(report) else []
+        cost = row.get("minutes")
+        minutes = ["-" if cost is None else f"{cost:.1f}"] if _has_minutes(report) else []
+        about = [row["name"], cells[0], count + failed, _difference(row)]
+        found.append([*about, *closed, *cells[1:], *minutes, *paper])
     return found
+
+
+def _has_closed(report: Mapping[str, Any]) -> bool:
+    return any((row.get("closed") or {}).get("mean") is not None for row in report["rows"])
+
+
+def _has_minutes(report: Mapping[str, Any]) -> bool:
+    return any(row.get("minutes") is not None for row in report["rows"])
+
+
+def _share(value: Mapping[str, Any] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "-"
+    interval = "" if value["low"] is None else f" [{value['low']:.0f}, {value['high']:.0f}]"
+    return f"{value['mean']:.0f} %{interval}"
 
 
 def _has_paper(report: Mapping[str, Any]) -> bool:
@@ -184,6 +229,16 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         found.append(
             f"mean ± standard deviation over n detectors (seeds {' '.join(map(str, report['seeds']))}); "
             f"Δ pairs the seeds, with the {LEVEL:.0%} t interval of its mean"
+        )
+    if _has_closed(report):
+        found.append(
+            f"{CLOSED}: (AP50 - fair source-only) / (oracle with target labels - fair source-only), seed by "
+            "seed"
+        )
+    if _has_minutes(report):
+        found.append(
+            "train min: minutes of training steps after stage 1, with the stages that rows share, without "
+            "evaluation"
         )
     if _has_paper(report):
         same = report["preset"] == "city2foggy" and not report["smoke"]

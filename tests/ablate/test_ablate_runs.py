@@ -217,7 +217,8 @@ def test_tables_csv_and_picture_hold_the_numbers_of_the_json(components, tmp_pat
     told = [{**result, "metrics": own} for result, own in zip(results, figures, strict=True)]
     report = report_of(told, trials, "teacher-student")
     paths = ablate.write_report(report, tmp_path / "t")
-    assert [path.suffix for path in paths] == [".json", ".csv", ".md", ".png", ".svg"]
+    names = [f"t{suffix}" for suffix in (".json", ".csv", ".md", ".png", ".svg")]
+    assert [path.name for path in paths] == [*names, "t-epochs.png", "t-epochs.svg"]
     stored = json.loads(paths[0].read_text())
     by_name = {row["row"]: row for row in csv.DictReader(io.StringIO(paths[1].read_text()))}
     cells = [line.strip("| ").split(" | ") for line in paths[2].read_text().splitlines() if " | " in line]
