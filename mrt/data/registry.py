@@ -46,11 +46,12 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     there = [folder.name for folder in _prepared(data_root)]
     if name in PREPARE_COMMANDS:
         hint = f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
-    elif name.startswith("synthetic"):
-        world = name.removeprefix("synthetic").strip("-_")
+    elif name.startswith(("synthetic", "synth-")):
+        benchmark = "" if name.startswith("synthetic") else "--benchmark "
+        world = name.removeprefix("synthetic" if not benchmark else "synth").strip("-_")
         hint = (
-            f"Make it with: mrt prepare-data synthetic {f'--domain {world} ' if world else ''}--data-root "
-            f"{data_root}"
+            f"Make it with: mrt prepare-data synthetic {benchmark}{f'--domain {world} ' if world else ''}"
+            f"--data-root {data_root}"
         )
     else:
         raw, called = (asked, asked.resolve().name) if os.path.isdir(asked) else ("FOLDER", name[:200])

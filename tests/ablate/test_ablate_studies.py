@@ -128,7 +128,7 @@ def test_rows_of_a_study_differ_in_what_it_is_about_and_its_base_is_one_of_them(
     study = find_study(name)
     names = [row.name for row in study.rows]
     assert len(set(names)) == len(names) and study.base in names
-    for preset in ("city2foggy", "sim2city", "city2bdd", "demo"):
+    for preset in ("city2foggy", "sim2city", "city2bdd", "demo", "synth2foggy"):
         configs = [row_config(row, preset) for row in study.rows]
         assert len(
             {(config.to_json(), row.end) for config, row in zip(configs, study.rows, strict=True)}

@@ -37,6 +37,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --target mars", ["mars", "--source", "choose a preset"]),
         ("pretrain-source --source mars", ["No data set 'mars'", "prepare-data custom"]),
         ("pretrain-source", ["cityscapes", "mrt prepare-data cityscapes"]),
+        ("adapt --target synth-night", ["synth-clear", "synthetic --benchmark --domain clear --data-root"]),
         ("pretrain-source --preset demo", ["synthetic-clear", "mrt prepare-data synthetic"]),
         ("demo --set mae.mask_ratio=2", ["mae.mask_ratio"]),
         ("demo --set init=nowhere", ["'nowhere'", "mrt demo --from-scratch"]),

@@ -161,3 +161,15 @@ def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
     told = mrt("eval a --data day --split train --map-class person=auto auto=person")
     assert told.exit_code == 0 and "│ auto " in told.output
     assert "no labels to evaluate on" in refused("eval", "a")
+
+
+def test_the_benchmarks_sets(somewhere):
+    """Fewer images of them, under their own names and in their own size; the demo's are others."""
+    said = prepare("synthetic", "--benchmark", "--train", 1, "--val", 0, "--test", 0, "--workers", 1)
+    for world in ("clear", "foggy", "night", "rain"):
+        card = json.loads((somewhere / "data" / f"synth-{world}" / "dataset.json").read_text())
+        assert card["domain"] == world and f"synth-{world}: train 1 images" in said
+        (image,) = (somewhere / "data" / f"synth-{world}").rglob("*.jpg")
+        assert Image.open(image).size == (384, 192)
+    assert not (somewhere / "data" / "synthetic-clear").exists()
+    assert "--overwrite" in refused("prepare-data synthetic --benchmark --domain foggy")
