@@ -42,9 +42,10 @@ class ChannelStatistics(nn.Module):
 
     Maps are taken in by :meth:`add` and count from the next :meth:`update` on, so that it makes no difference
     into how many batches and processes a step's images are divided. Only what is normalised before the first
-    update has nothing but the maps that were added before it.
+    update has nothing but the maps that were added before it (in all processes).
 
     Attributes:
+        share: gives the sum of a tensor over all processes (in place, or as a new tensor).
         mean, var: (C,), of the cells so far: their plain average over the first ``1 / MOMENTUM`` updates,
             then an exponential one.
         updates: (), how many there were.
@@ -57,6 +58,8 @@ class ChannelStatistics(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.share: Callable[[Tensor], Tensor] = _alone
+        self._known = False
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
         self.register_buffer("updates", torch.zeros(()))
@@ -73,13 +76,9 @@ class ChannelStatistics(nn.Module):
         )
 
     @torch.no_grad()
-    def update(self, share: Callable[[Tensor], Tensor]) -> None:
-        """Let what was added count from now on.
-
-        Args:
-            share: gives the sum over all processes (in place, or as a new tensor).
-        """
-        total = share(self.added.clone())
+    def update(self) -> None:
+        """Let what was added count from now on; every process has to call this."""
+        total = self.share(self.added.clone())
         cells = total[-1]
         mean, var = (value.float() for value in self._of(total, self.mean))
         weight = (1 / (self.updates + 1)).clamp(min=self.MOMENTUM) * (cells > 0)
@@ -94,10 +93,12 @@ class ChannelStatistics(nn.Module):
 
         A channel's variance counts as at least ``LEAST`` of the channels' mean.
         """
-        mean, var = (
-            torch.where(self.updates > 0, known, new.float())
-            for known, new in zip((self.mean, self.var), self._of(self.added, self.mean), strict=True)
-        )
+        mean, var = self.mean, self.var
+        if not self._known:  # asked until it is: a GPU is waited for in the first step only
+            self._known = bool(self.updates > 0)
+        if not self._known:
+            added = self.share(self.added.clone()) if self.training else self.added
+            mean, var = (value.float() for value in self._of(added, self.mean))
         var = var.clamp(min=torch.finfo(var.dtype).tiny).maximum(self.LEAST * var.mean())
         return (features.float() - mean[:, None, None]) * var.rsqrt()[:, None, None]
 
@@ -108,6 +109,10 @@ class ChannelStatistics(nn.Module):
         cells = added[-1].clamp(min=1)
         shift = first / cells
         return about + shift, (second / cells - shift * shift).clamp(min=0)
+
+
+def _alone(total: Tensor) -> Tensor:
+    return total
 
 
 @dataclass

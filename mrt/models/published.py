@@ -308,6 +308,11 @@ def published_state(
             "the backbone's batch norm is folded, the published layout has it",
             'Build the backbone with freeze = "stem".',
         )
+    if mae is not None and mae.statistics is not None:
+        raise MrtError(
+            "the published layout has no normalised autoencoder",
+            "Leave it out, or use mae.normalise = false.",
+        )
     if detector.arguments["query_init"] == "grid" and not detector.two_stage:
         raise MrtError(
             "the published layout cannot hold grid reference points", 'Use query_init = "learned".'

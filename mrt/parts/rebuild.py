@@ -77,12 +77,14 @@ class Rebuild(Part):
     def begin(self, site: Site) -> None:
         """Whose images are rebuilt: ``mae.data``."""
         self.domains = DOMAINS_OF[site.config.mae.data]
+        if self.autoencoder.statistics is not None:
+            self.autoencoder.statistics.share = site.world.sum
 
     def before_step(self, batches: Sequence[Mapping[str, Batch]], look: Look | None, moment: Moment) -> None:
         """The branch rests once its weight is 0."""
         self.weight = mae_weight(self.site.config.mae, moment.epoch, self.decays)
         if self.weight and self.autoencoder.statistics is not None:
-            self.autoencoder.statistics.update(self.site.world.sum)
+            self.autoencoder.statistics.update()
 
     def encode(self, domain: str, features: Features) -> EncoderInput | None:
         """The same images with most cells masked."""

@@ -43,7 +43,7 @@ def smooth(*arguments, plain=build.build_optimiser):
 build.build_optimiser = smooth
 folder, data, start, stop = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 changes = {"model.dropout": 0.0, "model.weights": "checkpoint", "model.freeze": "stem"}
-changes |= {"mae.mask_ratio": 0.0, "engine.threads": 1}
+changes |= {"mae.mask_ratio": 0.0, "mae.normalise": True, "engine.threads": 1}
 watcher = StopAt(stop)
 try:
     if start == "source":

@@ -30,6 +30,7 @@ def different(one: Path, other: Path) -> list[str]:
     [
         {"mae.carry_over": False, "mae.variant": "paper"},
         {"mae.use": "none"},
+        {"mae.normalise": True},
         {"retrain.source": "source"},
         {"retrain.source": "random", "engine.eval_every": 1},
     ],

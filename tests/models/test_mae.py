@@ -168,7 +168,7 @@ def test_channel_statistics_are_those_of_the_cells(monkeypatch):
         for part in range(4):
             parts.add(images[part : part + 1], hidden[part : part + 1])
         for statistics in (whole, parts):
-            statistics.update(lambda total: total)
+            statistics.update()
     for statistics in (whole, parts):
         cells = maps.double().transpose(0, 1)[:, ~padding]
         torch.testing.assert_close(statistics.mean.double(), cells.mean(1), rtol=1e-4, atol=0)
@@ -180,7 +180,7 @@ def test_channel_statistics_follow_a_map_that_changes():
     statistics, seen = ChannelStatistics(2), []
     for step in range(2000):
         statistics.add(torch.randn(1, 2, 4, 4) * (1 if step < 1000 else 10) + (0 if step < 1000 else 50))
-        statistics.update(lambda total: total)
+        statistics.update()
         seen.append(float(statistics.mean.mean()))
     assert abs(seen[999]) < 0.2 and seen[1000] == pytest.approx(0.5, abs=0.3)
     assert seen[-1] == pytest.approx(50, abs=1)
@@ -190,7 +190,7 @@ def test_channel_statistics_follow_a_map_that_changes():
 def test_channel_statistics_without_cells_stay():
     statistics = ChannelStatistics(2)
     statistics.add(torch.randn(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
-    statistics.update(lambda total: total)
+    statistics.update()
     assert statistics.updates == 0 and statistics.var.tolist() == [1, 1]
 
 
@@ -200,7 +200,7 @@ def test_a_channel_that_never_moves_is_not_blown_up():
     maps[:, 1] = 7.0
     maps[:, 2] *= 1e-6
     statistics.add(maps)
-    statistics.update(lambda total: total)
+    statistics.update()
     normal = statistics(maps)
     assert normal[:, 0].std() == pytest.approx(1, abs=0.05)
     assert not normal[:, 1].any() and normal[:, 2].abs().max() < 1e-3
@@ -216,7 +216,7 @@ def test_a_normalised_map_does_not_depend_on_the_backbones_scale(variant):
     features = detector.extract(images, mask)
     masks = random_masks(features.spatial_shapes, len(images), 0.8)
     first = mae(detector, features, masks)
-    mae.statistics.update(lambda total: total)
+    mae.statistics.update()
     real = ~first.padding[:, None].expand_as(first.target)
     assert reconstruction_loss(
         torch.zeros_like(first.target), first.target, padding=first.padding
