@@ -194,8 +194,8 @@ class StepAnswers:
         return self._labels[number]
 
     def num_boxes(self) -> Mapping[str, float]:
-        """By domain, boxes per micro-batch and process, at least 1 in the whole batch: what the detection
-        losses are divided by.
+        """By domain, boxes per micro-batch and process: what the detection losses are divided by. At least 1
+        in the whole batch and, of the target, ``teacher.least_labels`` an image.
         """
         if self._num_boxes is None:
             count, processes = len(self.batches), self.learner.world.size
@@ -203,8 +203,12 @@ class StepAnswers:
             # Of both domains, whatever is labelled: every process has to reduce the same numbers.
             boxes = [sum(item[name].count for item in labels if name in item) / count for name in DOMAINS]
             means = self.learner.world.mean_of_numbers(boxes)
-            least = 1 / (count * processes)
-            self._num_boxes = {name: max(mean, least) for name, mean in zip(DOMAINS, means, strict=True)}
+            parts, config = count * processes, self.learner.config
+            least = dict.fromkeys(DOMAINS, 1 / parts)
+            least[TARGET] = max(1.0, config.teacher.least_labels * config.engine.batch_size) / parts
+            self._num_boxes = {
+                name: max(mean, least[name]) for name, mean in zip(DOMAINS, means, strict=True)
+            }
         return self._num_boxes
 
 

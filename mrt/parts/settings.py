@@ -236,6 +236,13 @@ class TeacherConfig(Section):
     ignore_above: Fraction | None = Field(
         None, description="teacher scores between this and the threshold are neither object nor background"
     )
+    least_labels: NonNegativeFloat = Field(
+        0.0,
+        description=(
+            "labels per target image that its detection losses are divided by at least: without it, the fewer "
+            "there are, the more background weighs; 0: at least one label in the batch"
+        ),
+    )
     labels: str | None = Field(
         None,
         description=(
@@ -295,7 +302,7 @@ class TeacherConfig(Section):
         if self.labels_decay == "none":
             unused.add("labels_decay_epoch")
         values = {key: value for key, value in values.items() if key not in unused}
-        return without_defaults(self, values, "every", "fast_ema")
+        return without_defaults(self, values, "every", "fast_ema", "least_labels")
 
     def reads(self, kind: str, config: Config, data_root: Path) -> dict[str, str]:
         """Labels from outside."""
