@@ -239,8 +239,8 @@ class TeacherConfig(Section):
     least_labels: NonNegativeFloat = Field(
         0.0,
         description=(
-            "labels per target image that its detection losses are divided by at least: without it, the fewer "
-            "there are, the more background weighs; 0: at least one label in the batch"
+            "labels per target image that its detection losses are divided by at least: without it, the "
+            "fewer there are, the more background weighs; 0: at least one label in the batch"
         ),
     )
     labels: str | None = Field(
