@@ -32,7 +32,15 @@ ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2 * (1 << 30) // 4 // 3
 _TAIL = 1 << 16  # a JPEG's end marker lies in its last bytes; some cameras append a little
 MAX_PIXELS_VARIABLE = "MRT_MAX_PIXELS"  # how another limit reaches worker processes
-_MOST_PER_BYTE = 8 * 1032  # pixels of a PNG: one bit each, and zeros, which deflate makes 1 of 1032
+# Pixels in a byte of a file, at the most. Uncompressed ones take a bit or more; deflate makes one byte of
+# 1,032, and LZW, whose codes of 12 bits stand for up to 4,095 bytes, one of 2,730.
+_RAW, _DEFLATED, _LZW = 8, 8 * 1032, 8 * 2730
+_OF_TIFF = {
+    "packbits": _DEFLATED,
+    "tiff_deflate": _DEFLATED,
+    "tiff_adobe_deflate": _DEFLATED,
+    "tiff_lzw": _LZW,
+}
 _pillows_limit = threading.Lock()
 # What Pillow's plugins raise on broken files, by design or not.
 BROKEN = (
@@ -119,7 +127,8 @@ def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Imag
         picture = _open_large(file)
     with picture:
         width, height = picture.size
-        if picture.format == "PNG" and width * height > _MOST_PER_BYTE * _size(file):
+        most_per_byte = _pixels_per_byte(picture)
+        if most_per_byte is not None and width * height > most_per_byte * _size(file):
             raise OSError(f"cut short: too few bytes for {width}x{height}")  # before memory is taken for it
         if width * height > MAX_PIXELS and width * height > max(most or 0, _most_pixels()):
             raise ImageProblem(
@@ -129,6 +138,15 @@ def open_picture(file: BinaryIO, most: int | None = None) -> Iterator[Image.Imag
                 f"If it is to be trusted: --max-pixels {width * height}",
             )
         yield picture
+
+
+def _pixels_per_byte(picture: Image.Image) -> int | None:
+    """How many pixels a byte of the file can hold at the most; None where the format sets no limit."""
+    if picture.format == "PNG":
+        return _DEFLATED
+    if picture.tile and all(tile[0] == "raw" for tile in picture.tile):
+        return _RAW
+    return _OF_TIFF.get(str(picture.info.get("compression"))) if picture.format == "TIFF" else None
 
 
 def _open_large(file: BinaryIO) -> Image.Image:

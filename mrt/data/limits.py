@@ -21,6 +21,7 @@ MEMBERS = 2_000_000  # files in an archive; the largest public ones have 1.7 mil
 MEMBERS_VARIABLE = "MRT_MAX_MEMBERS"
 YAML = 50_000  # names, values and lists in a YAML file, of 20 bytes each: two seconds to read
 YAML_VARIABLE = "MRT_MAX_YAML"
+LONGEST_PATH = 4096  # letters; no system has longer ones, and looking for their ends takes forever
 
 
 def allowed(variable: str, default: int) -> int:

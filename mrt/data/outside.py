@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mrt.data.card import DatasetCard, can_be_written, is_ignored, read_json
+from mrt.data.limits import LONGEST_PATH
 from mrt.data.registry import IMAGES, LABELS_HINT, labels_file
 from mrt.errors import MrtError
 
@@ -289,7 +290,7 @@ def _lists(content: Any, file: Path, names: Iterable[str]) -> dict[str, Any]:
         known: dict[Any, str] = {}
         for entry in content[name] if key else ():
             text = entry.get(key) if isinstance(entry, dict) else None
-            named = isinstance(text, str) and can_be_written(text)
+            named = isinstance(text, str) and can_be_written(text) and len(text) <= LONGEST_PATH
             if not named or not _is_id(entry.get("id")):
                 raise MrtError(
                     f"{file}: {name}: {str(entry)[:100]} has no id or no {key}",
@@ -352,12 +353,13 @@ def _match_images(
         for start in range(len(parts)):
             ends.setdefault(parts[start:], []).append(image)
     whole = {_parts(image): image for image in ours}
+    deepest = max((len(parts) for parts in whole), default=0)  # longer ends are none of ours
     found: dict[Any, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     taken: dict[Any, Mapping[str, Any]] = {}
     unclear = ""
     for image in theirs:
         parts = _parts(image)
-        tails = [ends.get(parts[start:], []) for start in range(len(parts))]
+        tails = [ends.get(parts[start:], []) for start in range(max(0, len(parts) - deepest), len(parts))]
         fitting = next((tail for tail in tails if tail), [])
         partner = whole.get(parts) or (fitting[0] if len(fitting) == 1 else None)
         if partner is None:

@@ -26,7 +26,7 @@ from mrt.data.convert.lists import _FLAG
 from mrt.data.convert.raw import read_bytes
 from mrt.data.convert.voc import _DECLARED, read_annotation
 from mrt.data.convert.yolo_settings import _darknet_files, _read_settings
-from mrt.data.headers import read_header
+from mrt.data.headers import Header, read_header
 from mrt.errors import MrtError
 
 PIECE = bytes(1 << 20)
@@ -297,6 +297,52 @@ def test_a_png_that_claims_more_pixels_than_its_bytes_can_hold(tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(MrtError, match="too few bytes for 13000x13000"):
         read_header(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits"])
+def test_a_tiff_that_claims_more_pixels_than_its_bytes_can_hold(tmp_path, compression):
+    """Found by mutation: one of 24x16 that claims 6.4 million rows took 1.2 GB, and was read."""
+    place, rows = tmp_path / "a.tif", 6_000_000
+    Image.new("RGB", (24, 16)).save(place, compression=compression)
+    assert read_header(place) == Header(24, 16, turned=False)
+    content = place.read_bytes()
+    entry = struct.pack("<2H", 257, 3), struct.pack("<2H", 257, 4)  # its number of rows, in 16 or 32 bits
+    at = next(content.index(item) for item in entry if item in content)
+    place.write_bytes(content[:at] + struct.pack("<2H2I", 257, 4, 1, rows) + content[at + 12 :])
+    with pytest.raises(MrtError, match=f"too few bytes for 24x{rows}"):
+        read_header(place)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "at", "form"), [(".bmp", 18, "<2i"), (".tga", 12, "<2H"), (".pcx", 8, "<2H")]
+)
+def test_other_pictures_that_claim_more_than_they_hold_are_refused(tmp_path, suffix, at, form):
+    place = tmp_path / f"a{suffix}"
+    Image.new("RGB", (24, 16)).save(place)
+    content = bytearray(place.read_bytes())
+    content[at : at + struct.calcsize(form)] = struct.pack(form, 12_000, 12_000)
+    place.write_bytes(content)
+    with pytest.raises(MrtError):
+        read_header(place)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".bmp", ".tif", ".ppm", ".tga", ".sgi", ".png", ".gif", ".webp", ".jpg", ".pcx"]
+)
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_a_blank_picture_of_every_kind_is_none_that_holds_too_little(tmp_path, suffix, mode):
+    if mode == "1" and suffix in (".sgi", ".webp", ".jpg"):
+        mode = "L"
+    place = tmp_path / f"a{suffix}"
+    Image.new(mode, (2000, 1000)).save(place)
+    assert read_header(place) == Header(2000, 1000, turned=False)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
+def test_a_blank_tiff_of_every_compression_is_none_that_holds_too_little(tmp_path, compression):
+    place = tmp_path / "a.tif"
+    Image.new("1", (8000, 8000)).save(place, compression=compression)
+    assert read_header(place) == Header(8000, 8000, turned=False)
 
 
 LONG = 60_000  # letters: where time grows with their square, this takes minutes

@@ -22,10 +22,10 @@ from mrt.data.convert.names import (
 )
 from mrt.data.convert.recipe import Picture, Skipped, Thing, Turned, clip_box
 from mrt.data.headers import ImageProblem, read_header
+from mrt.data.limits import LONGEST_PATH
 from mrt.errors import MrtError
 
 _BASIC = ("train", "val", "test")
-LONGEST_PATH = 4096  # letters; no system has longer ones, and looking for their ends takes forever
 _ROUNDING = 1.0  # pixels by which a box may stick out of its picture and still count as inside
 
 

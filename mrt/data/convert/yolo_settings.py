@@ -25,9 +25,9 @@ from mrt.data.convert.lists import (
     without_trainval,
 )
 from mrt.data.convert.names import Ends, examples, plain, shared_folders, split_in, split_of_folder, stem_of
-from mrt.data.convert.places import LONGEST_PATH, ImageFinder, class_name, of_another_split
+from mrt.data.convert.places import ImageFinder, class_name, of_another_split
 from mrt.data.convert.raw import RawFiles, read_bytes, require
-from mrt.data.limits import YAML, YAML_VARIABLE, allowed
+from mrt.data.limits import LONGEST_PATH, YAML, YAML_VARIABLE, allowed
 from mrt.data.text import decode_head, decode_text
 from mrt.errors import MrtError
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrt.data.convert.places import LONGEST_PATH, ImageFinder
+from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.sheets import Record, Sheet
 from mrt.data.headers import read_header
+from mrt.data.limits import LONGEST_PATH
 from mrt.errors import MrtError
 
 Files = Mapping[str, Path]  # path inside the raw files -> where to read it
