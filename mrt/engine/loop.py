@@ -32,6 +32,7 @@ from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
 from mrt.engine.report import LOG, RunLog, Watcher, logs_now
+from mrt.engine.shares import LOOKED_AT
 from mrt.engine.store import Checkpoints
 from mrt.errors import Diverged, Interrupted, MrtError, RunFailed, Unstable
 from mrt.parts.base import Moment, Part
@@ -434,7 +435,8 @@ class Meter:
             if not all(map(math.isfinite, values.values())):
                 shown, images = values, self.images_of(ids)
                 break
-        order = sorted(shown, key=lambda name: math.isfinite(shown[name]))  # the culprits first
+        named = [name for name in shown if not name.startswith(LOOKED_AT)]
+        order = sorted(named, key=lambda name: math.isfinite(shown[name]))  # the culprits first
         losses = ", ".join(f"{name} {shown[name]:.4g}" for name in order)
         more = f" ({failures} steps; {self.learner.allowed} may be skipped)" if self.learner.allowed else ""
         return f"a loss or gradient is not finite{since}{more}: {losses}.{images}"

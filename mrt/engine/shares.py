@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mrt.domains import DOMAINS
 
 LOSS, GRADIENT, BACKBONE, COSINE = "loss_share", "gradient_share", "backbone_share", "gradient_cosine"
+LOOKED_AT = tuple(f"{kind}/" for kind in (LOSS, GRADIENT, BACKBONE, COSINE))  # how their names begin
 TINY = torch.finfo(torch.float32).tiny
 
 Gradient = list[Tensor]  # one for each weight
