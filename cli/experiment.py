@@ -41,7 +41,7 @@ def carry_out(
     if dry_run:
         plan.require_labels(prepared=False)
         check_weights(plan)
-        for text in plan.config.warnings(*plan.stages) if plan.stages else ():
+        for text in plan.config.warnings(*plan.stages):
             typer.echo(text, err=True)
         say(plan.config.to_json().rstrip())
         return False

@@ -76,7 +76,8 @@ class Task:
             self.working += now - self._since
         self.done, self._since = self.done + n, now
         if numbers:  # the shares are looked at now and then only: the last ones stay
-            kept = {key: value for key, value in self.numbers.items() if key.startswith(DRIVES)}
+            new = any(key.startswith(DRIVES) for key in numbers)
+            kept = {} if new else {k: value for k, value in self.numbers.items() if k.startswith(DRIVES)}
             self.numbers = {**kept, **numbers}
 
     def pause(self, seconds: float) -> None:

@@ -205,9 +205,10 @@ class ModelConfig(Section):
         )
 
     @property
-    def frozen(self) -> bool:
-        """Whether nothing of the backbone learns."""
-        return self.freeze == "all" and self.weights != "none"
+    def frozen_stride(self) -> int:
+        """Up to which stride nothing of the backbone learns; 0: all of it does."""
+        strides = {"none": 0, "stem": 4, "stride8": 8, "stride16": 16, "all": 32}
+        return strides[self.freeze] if self.weights != "none" else 0
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:

@@ -146,6 +146,8 @@ def _check_part(name: str, part: type, base: type) -> None:
     who = f"{name}: {part.__name__}"
     if not part.name.isidentifier():
         raise MrtError(f"{who}.name = {part.name!r}: not a name", f"letters, digits and _; {EXAMPLE}")
+    if part.name in ("source", "target"):
+        raise MrtError(f"{who}.name = {part.name!r}: the name of a domain", f"take another; {EXAMPLE}")
     known = [key for key in dir(base) if not key.startswith("_")]
     for key, value in vars(part).items():
         if key.startswith("_") or not callable(value) or key in ("settings",):

@@ -332,3 +332,15 @@ def test_an_inert_setting_changes_no_digest():
     paper = load_config("city2foggy", ["teach.lr_drop=40"])
     assert content_hash(paper) != content_hash(load_config("city2foggy"))
     assert stage_settings(paper, "teach") != stage_settings(load_config("city2foggy"), "teach")
+
+
+def test_settings_that_came_later_leave_digests_as_they_were():
+    """Unset they do not count; set they do, in the stages that have the part."""
+    plain, normalised = (load_config("demo", changes={"mae.normalise": value}) for value in (False, True))
+    for kind in ("mae", "teach"):
+        assert "normalise" not in plain.mae.acting(kind, plain)
+        assert normalised.mae.acting(kind, normalised)["normalise"] is True
+    off = load_config("demo", changes={"mae.normalise": True, "mae.use": "none"})
+    assert not off.mae.acting("mae", off)
+    looks = load_config("demo", changes={"engine.shares_every": 7, "engine.keep_teachers": 3})
+    assert looks.engine.acting("teach", looks) == plain.engine.acting("teach", plain)

@@ -22,7 +22,7 @@ def test_parts_over_a_frozen_backbone(case: str) -> None:
     changes, named = CASES[case]
     found = load_config("demo", changes=changes).warnings("mae", "teach")
     assert [text.removeprefix("Warning: ").split(" = ")[0] for text in found] == named
-    assert all("(--set " in text for text in found)
+    assert all("(--set " in text and "model.freeze=stem" in text for text in found)
 
 
 def test_only_in_the_stages_that_have_the_part() -> None:
@@ -32,6 +32,16 @@ def test_only_in_the_stages_that_have_the_part() -> None:
     assert ["domain" in text for text in config.warnings("teach")] == [True]
 
 
-def test_nothing_at_all_learns_from_it() -> None:
-    config = load_config("demo", changes={"model.num_encoder_layers": 1})
-    assert "only the encoder (of 1 layer) learns" in config.warnings("mae")[0]
+@pytest.mark.parametrize(
+    ("freeze", "level", "warned"),
+    [
+        ("stride16", 1, True),
+        ("stride16", 2, False),
+        ("stride8", 0, True),
+        ("stride8", 1, False),
+        ("stem", 0, False),
+    ],
+)
+def test_a_map_below_which_all_is_frozen(freeze: str, level: int, warned: bool) -> None:
+    found = load_config("demo", changes={"model.freeze": freeze, "mae.level": level}).warnings("mae", "teach")
+    assert [f"mae.level = {level}, model.freeze = {freeze}" in text for text in found] == [True] * warned

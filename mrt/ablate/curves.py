@@ -48,13 +48,15 @@ def curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
             add("precision", epoch, quality.get("precision"))
             add("recall", epoch, quality.get("recall"))
         elif line["kind"] == "train":
-            for name, key in {
-                "labels": "pseudo_labels",
-                "explained": "target/mae_explained",
-                "against": "gradient_cosine/rebuild",
-            }.items():
-                if line.get(key) is not None:
-                    means.setdefault(epoch, {}).setdefault(name, []).append(line[key])
+            explained = line.get("target/mae_explained", line.get("source/mae_explained"))
+            values = {
+                "labels": line.get("pseudo_labels"),
+                "explained": explained,
+                "against": line.get("gradient_cosine/rebuild"),
+            }
+            for name, value in values.items():
+                if value is not None:
+                    means.setdefault(epoch, {}).setdefault(name, []).append(value)
     for epoch, values in sorted(means.items()):
         for name, numbers in values.items():
             add(name, epoch + 1, sum(numbers) / len(numbers))
@@ -76,12 +78,14 @@ def training_seconds(folder: Path, images_per_step: int) -> float | None:
 
 def images_per_step(config: Config, kind: str) -> int:
     """Images of all domains in a step of a kind of node."""
-    both = {
-        "mae": config.mae.use != "none",
-        "teach": not config.method.source_free,
-        "oracle-source+target": True,
-    }
-    return config.engine.batch_size * (2 if both.get(kind) else 1)
+    from mrt.engine import stages
+
+    domains = 1  # of baselines and oracles: several labelled sets are one stream
+    if kind in stages.STAGES:
+        free = kind == "teach" and config.method.source_free
+        plan = (stages.source_free if free else stages.STAGES[kind])(config).active(config)
+        domains = bool(plan.labels) + plan.needs(config).target
+    return config.engine.batch_size * domains
 
 
 def of_rows(

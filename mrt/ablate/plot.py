@@ -35,8 +35,12 @@ DASHES = ("-", "--", ":")
 
 def draw(report: Mapping[str, Any], stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.svg`` and, where trials have curves, ``stem-epochs`` of both kinds."""
-    paths, way = _write(picture(report), stem), on_the_way(report)
-    return [*paths, *(_write(way, stem.with_name(f"{stem.name}-epochs")) if way is not None else ())]
+    paths, way, beside = _write(picture(report), stem), on_the_way(report), f"{stem.name}-epochs"
+    if way is not None:
+        return [*paths, *_write(way, stem.with_name(beside))]
+    for suffix in (".png", ".svg"):  # of an earlier report
+        stem.with_name(beside + suffix).unlink(missing_ok=True)
+    return paths
 
 
 def _write(figure: Figure, stem: Path) -> list[Path]:

@@ -315,14 +315,16 @@ def to_csv(report: Mapping[str, Any]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     heads = [f"{prefix}{name} {kind}" for name in metrics for prefix in ("", "delta ") for kind in kinds]
     heads += [f"{verb}: {key}" for verb in ("trained", "measured") for key in ENVIRONMENT]
-    writer.writerow(["row", *settings, "seeds", "failed", "paper AP50", *heads])
+    closed = [f"{CLOSED} {kind}" for kind in kinds]
+    writer.writerow(["row", *settings, "seeds", "failed", "paper AP50", "train min", *closed, *heads])
     for row in rows:
         parts = [row[part].get(name, {}) for name in metrics for part in ("metrics", "delta")]
         numbers = [part.get(kind) for part in parts for kind in kinds]
         seeds = " ".join(str(trial["seed"]) for trial in row["trials"])
         given = [_cell(row["settings"].get(key)) for key in settings]
         told = [_told(row, verb, key) for verb in ("trained", "measured") for key in ENVIRONMENT]
-        about = [*given, seeds, len(row["failures"]), _cell(row["paper"])]
+        about = [*given, seeds, len(row["failures"]), *map(_cell, (row["paper"], row.get("minutes")))]
+        about += [_cell((row.get("closed") or {}).get(kind)) for kind in kinds]
         writer.writerow([row["name"], *about, *map(_cell, numbers), *told])
     return text.getvalue()
 

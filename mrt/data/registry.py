@@ -28,6 +28,7 @@ PREPARE_COMMANDS = {
     },
 }
 
+BENCHMARK_SETS = tuple(f"synth-{world}" for world in ("clear", "foggy", "night", "rain"))
 IMAGES = "images.json"  # beside a list of results: the images and categories that its ids mean
 LABELS_HINT = "mrt label makes such a file; other formats become a prepared set with mrt prepare-data custom"
 
@@ -46,7 +47,7 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     there = [folder.name for folder in _prepared(data_root)]
     if name in PREPARE_COMMANDS:
         hint = f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
-    elif name.startswith(("synthetic", "synth-")):
+    elif name.startswith("synthetic") or name in BENCHMARK_SETS:
         benchmark = "" if name.startswith("synthetic") else "--benchmark "
         world = name.removeprefix("synthetic" if not benchmark else "synth").strip("-_")
         hint = (

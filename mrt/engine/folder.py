@@ -1,8 +1,8 @@
 """A run's folder: what is in it, how it starts, and what it remembers.
 
 ``runs/<name>/`` holds config.json, run.json (the command, provenance, finished stages), metrics.jsonl,
-TensorBoard events, checkpoints/last.pt, student.safetensors, teacher.safetensors and figures/. One process at
-a time writes it (:mod:`mrt.lock`).
+TensorBoard events, checkpoints/last.pt, student.safetensors, teacher.safetensors, teachers/ (one an epoch,
+where they are kept) and figures/. One process at a time writes it (:mod:`mrt.lock`).
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ class Learner:
         self.failures: Tensor | None = None
         self.allowed = self.config.engine.skip_nonfinite
         self.kept_buffers: list[tuple[Tensor, Tensor]] = []
+        self.shares_every = self.config.engine.shares_every
         if self.allowed:
             matcher = getattr(getattr(criterion, "queries", None), "matcher", None)
             if matcher is not None:
@@ -113,17 +114,17 @@ def training_step(
     answers = StepAnswers(learner, batches)
     strong = {SOURCE: learner.stage.augment == "strong", TARGET: learner.needs.strong}
     seen: dict[str, Tensor | float] = {}
-    every = learner.config.engine.shares_every
+    every = learner.shares_every
     for number, batch in enumerate(batches):
         images = {name: views(item, strong[name]) for name, item in batch.items()}
         learner.trainee.in_terms = number == 0 and every > 0 and learner.step % every == 0
         with _synchronise(learner.wrapped, now=number == len(batches) - 1):
             with learner.precision, learner.compiler.stance(images), record_function("step: student"):
                 losses = learner.wrapped(join(images), number, answers)
-            if losses.terms:
+            if len(losses.terms) > 1:  # else one drives alone
                 with record_function("step: shares"):
-                    scaled = {name: learner.scaler.scale(term) for name, term in losses.terms.items()}
-                    seen |= shares(scaled, learner.student.detector)
+                    seen |= _look(learner, losses.terms)
+                losses.terms.clear()
             with record_function("step: backward"):
                 learner.scaler.scale(_spoilt(learner, losses.total) / len(batches)).backward()
         for name, value in {**losses.named, "total": losses.total}.items():
@@ -139,6 +140,22 @@ def training_step(
             learner.teacher.update(learner.student.detector, learner.step)
     learner.step += 1
     return seen
+
+
+def _look(learner: Learner, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which part drives (:func:`mrt.engine.shares.shares`); nothing, now and later, where that cannot be
+    found out.
+    """
+    scaled = {name: learner.scaler.scale(term) for name, term in terms.items()}
+    try:
+        return shares(scaled, learner.student.detector)
+    except RuntimeError as error:  # no memory for it, or a plug-in's graph that is gone through once only
+        learner.shares_every = 0
+        reason = str(error).strip().split("\n")[0]
+        learner.method[0].site.say(
+            f"Warning: which part drives is not looked at (engine.shares_every), for that failed: {reason}"
+        )
+        return {}
 
 
 def _spoilt(learner: Learner, total: Tensor) -> Tensor:

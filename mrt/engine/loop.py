@@ -179,6 +179,8 @@ def run_stage(stage: Stage, run: Run) -> None:
         for part in learner.method:
             part.start()
     due = saver.restore()
+    if learner.step and learner.step % steps_per_epoch == 0:  # it may have been killed before it was kept
+        saver.keep_teacher(learner.step // steps_per_epoch)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
         if due and learner.step < total:
@@ -314,12 +316,19 @@ class Saver:
         }
         if ended is not None:
             facts["epoch"] = ended
-            keep_teacher(run.folder, run.config, run.classes, learner, stage.plan.name, ended)
         first = not run.last.is_file()
         run.checkpoints.write(state, facts, ended)
+        if ended is not None:
+            self.keep_teacher(ended)
         if first:
             run.checkpoints.wait()
             note_checkpoints(run.folder)
+
+    def keep_teacher(self, ended: int) -> None:
+        """Keep the teacher of an epoch, if that is wanted."""
+        run, learner = self.run, self.stage.learner
+        if learner.world.main:
+            keep_teacher(run.folder, run.config, run.classes, learner, self.stage.plan.name, ended)
 
     def finish(self) -> None:
         """Return when all checkpoints are on disk."""

@@ -25,6 +25,8 @@ Gradient = list[Tensor]  # one for each weight
 def shares(terms: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
     """How the summands of a loss compare. The graph stays as it is, and so does every ``.grad``.
 
+    Up to three gradients of the size of the detector's weights are held at a time.
+
     Args:
         terms: weighted, by name; the detection losses are called as their domain is.
         detector: with respect to whose weights gradients are taken.
@@ -37,13 +39,21 @@ def shares(terms: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Tensor
           backbone's weights alone, where any of them learns;
         - ``gradient_cosine``: of the angle between a term's gradient and that of the detection losses (for
           one of these: of the other); above 0 they agree, below 0 the term pulls against detection.
+
+        Of a detector without weights that learn there is only ``loss_share``.
+
+    Raises:
+        RuntimeError: a graph that cannot be gone through twice, or no memory.
     """
-    with _statistics_rest(detector):
-        return _shares_of(terms, detector)
-
-
-def _shares_of(terms: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
+    found = _shares(LOSS, {name: term.detach().float().abs() for name, term in terms.items()})
     learns = {name: weight for name, weight in detector.named_parameters() if weight.requires_grad}
+    if not learns:
+        return found
+    with _statistics_rest(detector):
+        return found | _gradients(terms, learns)
+
+
+def _gradients(terms: Mapping[str, Tensor], learns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights, of_backbone = list(learns.values()), [name.startswith("backbone.") for name in learns]
     lengths, in_backbone, cosines = {}, {}, {}
     detections: dict[str, Gradient] = {}
@@ -61,10 +71,7 @@ def _shares_of(terms: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Te
         others = [other for domain, other in detections.items() if domain != name]
         if others:
             cosines[name] = _cosine(gradient, others)
-    sizes = {name: terms[name].detach().float().abs() for name in lengths}
-    found = _shares(LOSS, sizes) | _shares(GRADIENT, lengths)
-    if in_backbone:
-        found |= _shares(BACKBONE, in_backbone)
+    found = _shares(GRADIENT, lengths) | (_shares(BACKBONE, in_backbone) if in_backbone else {})
     return found | {f"{COSINE}/{name}": value for name, value in cosines.items()}
 
 
@@ -98,11 +105,15 @@ def _length(gradient: Gradient) -> Tensor:
     return torch.stack(torch._foreach_norm(gradient)).float().norm()
 
 
+def _product(one: Gradient, other: Gradient) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
+
+
 def _cosine(gradient: Gradient, others: Sequence[Gradient]) -> Tensor:
     """Between a gradient and the sum of others; 0 where one of them is zero."""
-    others = [torch.stack(values).sum(0) for values in zip(*others, strict=True)]
-    product = torch.stack([(a * b).sum() for a, b in zip(gradient, others, strict=True)]).sum()
-    return _finite(product / (_length(gradient) * _length(others)).clamp(min=TINY))
+    product = torch.stack([_product(gradient, other) for other in others]).sum()
+    squares = torch.stack([_product(one, other) for one in others for other in others]).sum()
+    return _finite(product / (_length(gradient) * squares.clamp(min=0).sqrt()).clamp(min=TINY))
 
 
 def _shares(kind: str, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -98,7 +98,10 @@ class ChannelStatistics(nn.Module):
             self._known = bool(self.updates > 0)
         if not self._known:
             added = self.share(self.added.clone()) if self.training else self.added
-            mean, var = (value.float() for value in self._of(added, self.mean))
+            first = (value.float() for value in self._of(added, self.mean))
+            mean, var = (
+                torch.where(added[-1] > 0, new, old) for new, old in zip(first, (mean, var), strict=True)
+            )
         var = var.clamp(min=torch.finfo(var.dtype).tiny).maximum(self.LEAST * var.mean())
         return (features.float() - mean[:, None, None]) * var.rsqrt()[:, None, None]
 

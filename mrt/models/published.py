@@ -311,7 +311,7 @@ def published_state(
     if mae is not None and mae.statistics is not None:
         raise MrtError(
             "the published layout has no normalised autoencoder",
-            "Leave it out, or use mae.normalise = false.",
+            "Leave the branch out: mae=None.",
         )
     if detector.arguments["query_init"] == "grid" and not detector.two_stage:
         raise MrtError(

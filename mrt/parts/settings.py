@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mrt.config import Config
 
 
-FROZEN = "the backbone is frozen (model.freeze = all)"
+STRIDES = (8, 16, 32)  # of the backbone's maps C3, C4, C5
+ALL_STAGES = "Let the backbone learn, in every stage from the first on (model.freeze=stem)"
 
 
 class DomainConfig(Section):
@@ -56,12 +57,12 @@ class DomainConfig(Section):
     def warning(self, kind: str, config: Config) -> str | None:
         """A discriminator cannot align a map that nothing changes."""
         on = self.enabled and kind == "teach" and self.backbone_weight > 0
-        if not on or not config.model.frozen:
+        if not on or config.model.frozen_stride < STRIDES[-1]:
             return None
         return (
-            f"domain.backbone_weight = {self.backbone_weight:g}: {FROZEN}: its map cannot be aligned, "
-            "only what comes after it can. Let it learn (--set model.freeze=stem), or take "
-            "this discriminator away (--set domain.backbone_weight=0)"
+            f"domain.backbone_weight = {self.backbone_weight:g}: the backbone is frozen (model.freeze = "
+            f"{config.model.freeze}), so its map cannot be aligned, only what comes after it. "
+            f"{ALL_STAGES}, or take this discriminator away (--set domain.backbone_weight=0)"
         )
 
 
@@ -94,7 +95,7 @@ class MaeConfig(Section):
     words: ClassVar[Mapping[str, str]] = {"mae": "reconstruction", "mae_explained": "of it explained"}
     panels: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "masked autoencoder": {"target/mae": "target", "source/mae": "source"},
-        "masked cells' variance explained": {
+        "masked variance explained": {
             "target/mae_explained": "target",
             "source/mae_explained": "source",
         },
@@ -164,20 +165,15 @@ class MaeConfig(Section):
         return without_defaults(self, values, "grid", "normalise")
 
     def warning(self, kind: str, config: Config) -> str | None:
-        """Over a frozen backbone the branch can shape little."""
+        """Over a frozen map the branch can shape little."""
         uses = {"mae": ("pretrain", "branch"), "teach": ("branch",)}
-        if self.use not in uses.get(kind, ()) or not self.weight or not config.model.frozen:
+        frozen = self.level < len(STRIDES) and config.model.frozen_stride >= STRIDES[self.level]
+        if self.use not in uses.get(kind, ()) or not self.weight or not frozen:
             return None
-        layers = config.model.num_encoder_layers
-        rest = (
-            f"only the encoder (of {layers} layer{'s' * (layers > 1)}) learns from it"
-            if layers
-            else "nothing learns from it"
-        )
         return (
-            f"mae.use = {self.use}: {FROZEN}, so the autoencoder rebuilds a map that never changes, and "
-            f"{rest}. Let the backbone learn (--set model.freeze=stem), or take the autoencoder away "
-            "(--set mae.use=none)"
+            f"mae.use = {self.use}: the map that the autoencoder rebuilds never changes (mae.level = "
+            f"{self.level}, model.freeze = {config.model.freeze}), so it can shape only what comes after it. "
+            f"{ALL_STAGES}, or take the autoencoder away (--set mae.use=none)"
         )
 
     def problem(self, config: Config) -> str | None:
@@ -299,6 +295,8 @@ class TeacherConfig(Section):
             unused |= {"labels_iou", "labels_alone", "labels_weight", "labels_decay", "labels_decay_epoch"}
         if self.labels is None:
             unused.add("labels_score")
+        if self.labels is None and not self.pseudo_labels and not config.distill.enabled:
+            unused.add("least_labels")
         if self.labels_decay == "none":
             unused.add("labels_decay_epoch")
         values = {key: value for key, value in values.items() if key not in unused}

@@ -206,11 +206,11 @@ OTHERS = "other losses"  # of plug-ins
 # What is looked at beside the losses (mrt.engine.shares): title and unit.
 LOOKS = {
     "gradient_share": ("share of the gradient", "share"),
-    "backbone_share": ("share of the gradient, backbone", "share"),
-    "gradient_cosine": ("gradient against detection's", "cosine"),
+    "backbone_share": ("share of it in the backbone", "share"),
+    "gradient_cosine": ("pulls with detection", "cosine"),
     "loss_share": ("share of the loss", "share"),
 }
-UNITS = dict(LOOKS.values()) | {"masked cells' variance explained": "share"}
+UNITS = dict(LOOKS.values()) | {"masked variance explained": "share"}
 
 
 def panels_of(run: RunData) -> dict[str, dict[str, str]]:
@@ -223,7 +223,7 @@ def panels_of(run: RunData) -> dict[str, dict[str, str]]:
     logged = {name for line in run.of("train") for name in line if "/" in name}
     for kind, (title, _) in LOOKS.items():
         parts = sorted(name.partition("/")[2] for name in logged if name.startswith(f"{kind}/"))
-        if len(parts) > 1:  # else one drives alone
+        if len(parts) > (kind != "gradient_cosine"):  # a part that drives alone has all of it
             panels[title] = {f"{kind}/{part}": DRIVERS.get(part, part) for part in parts}
     logged = {name for name in logged if name.partition("/")[0] not in LOOKS}
     named = {name for curves in panels.values() for name in curves}

@@ -233,7 +233,8 @@ def reconstructions(study: Study) -> Section:
         known = {about: share for about, share in explained.items() if share is not None}
         shares = "; ".join(f"{about}: {100 * share:.0f} %" for about, share in known.items())
         caption = (
-            f"{run.title}: energy (mean square over channels) of the backbone's last map, what masking of "
+            f"{run.title}: energy (mean square over channels) of the backbone's last map"
+            f"{', normalised in each channel' * run.config.mae.normalise}, what masking of "
             f"{100 * ratio:.0f} % leaves of it, and of the map that the auxiliary decoder rebuilds from "
             f"{best[0].about}. Share of the masked cells' variance that is explained, over {len(best[1])} "
             f"images: {shares}. {card.name}, split {split}; masks drawn with seed {seed}; each colour bar "

@@ -79,9 +79,11 @@ def test_minutes_are_those_of_the_steps(tmp_path: Path) -> None:
         ("source", {}, 1),
         ("fair", {}, 1),
         ("oracle-target", {}, 1),
-        ("oracle-source+target", {}, 2),
+        ("oracle-source+target", {}, 1),  # one stream of both sets
         ("mae", {}, 2),
         ("mae", {"mae.use": "none"}, 1),
+        ("mae", {"mae.data": "source"}, 1),
+        ("teach", {"teacher.pseudo_labels": False, "domain.enabled": False, "mae.use": "none"}, 1),
         ("teach", {}, 2),
         ("teach", {"method.source_free": True, "domain.enabled": False}, 1),
     ],

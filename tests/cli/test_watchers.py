@@ -249,6 +249,8 @@ def test_the_parts_that_drive_are_shown_until_they_are_looked_at_again():
         "gradient of": ["autoencoder 70 %", "source labels 25 %", "mine 5 %"],
         "step": ["total loss 1.000"],
     }
+    task.advance(1, {"total": 1.0, "gradient_share/source": 0.5, "gradient_share/target": 0.5})
+    assert dict(task.losses())["gradient of"] == ["source labels 50 %", "target labels 50 %"]
     alone = Task("pretrain", 4, 2)
     alone.advance(1, {"total": 2.0, "gradient_share/source": 1.0})
     assert list(dict(alone.losses())) == ["step"]

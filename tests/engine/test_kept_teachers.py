@@ -11,11 +11,12 @@ import torch
 from tiny_world import make_set, tiny_config
 
 from mrt.engine import stages
-from mrt.engine.diagnosis import FINE, WRONG, diagnose
+from mrt.engine.diagnosis import FINE, NOTE, WRONG, diagnose
 from mrt.engine.kept import kept_teachers
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
 from mrt.errors import Interrupted
+from mrt.files import HOST, TEMPORARY
 
 
 @pytest.fixture
@@ -104,3 +105,41 @@ def test_a_damaged_one_is_told(data: Path, tmp_path: Path) -> None:
     states = {one.what: one.state for one in diagnose(run)}
     assert states["teachers/pretrain-0001.safetensors"] == WRONG
     assert states["teachers/pretrain-0002.safetensors"] == FINE
+
+
+def test_a_run_that_was_killed_before_it_kept_one_makes_up_for_it(data: Path, tmp_path: Path) -> None:
+    """Also for the last epoch of all; what a killed writer left is removed."""
+    config = settings(**{"engine.keep_teachers": 10})
+    source = stages.pretrain_source(config, tmp_path / "source", data_root=data)
+    whole = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    before = weights(kept_teachers(whole)["teach", 3])
+    kept_teachers(whole)["teach", 3].unlink()
+    for name in ("student", "teacher"):
+        (whole / f"{name}.safetensors").unlink()  # so that the run is not over
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, resume=True)
+    after = weights(kept_teachers(run)["teach", 3])
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_from_an_earlier_epoch(data: Path, tmp_path: Path) -> None:
+    config = settings(**{"engine.keep_teachers": 2, "engine.keep_checkpoints": 5})
+    source = stages.pretrain_source(config, tmp_path / "source", data_root=data)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    last = weights(kept_teachers(run)["teach", 3])
+    again = {"resume": True, "from_checkpoint": "teach-0001.pt"}
+    stages.adapt(config, run, init=str(source), data_root=data, **again)
+    assert list(kept_teachers(run)) == [("teach", 2), ("teach", 3)]
+    then = weights(kept_teachers(run)["teach", 3])
+    assert all(torch.equal(last[key], then[key]) for key in last)
+
+
+def test_litter_beside_them_is_removed(data: Path, tmp_path: Path) -> None:
+    run = stages.pretrain_source(
+        settings(**{"engine.keep_teachers": 10}), tmp_path / "source", data_root=data
+    )
+    litter = run / "teachers" / f".pretrain-0001.safetensors.{HOST}abcdefgh{TEMPORARY}"
+    litter.write_bytes(b"half")
+    assert any(one.what == "unfinished files" and one.state == NOTE for one in diagnose(run))
+    mended: list[str] = []
+    diagnose(run, mended)
+    assert not litter.exists() and mended

@@ -12,6 +12,7 @@ from tiny_world import make_set, tiny_config
 from torch import nn
 
 from mrt.engine import stages
+from mrt.engine.report import Watcher
 from mrt.engine.shares import shares
 
 LOOKS = ("loss_share/", "gradient_share/", "backbone_share/", "gradient_cosine/")
@@ -19,6 +20,7 @@ KINDS = {
     "demo's kind": {"teacher.box_loss": True},
     "paper's kind, in two halves, padded": {**PAPER, "engine.accumulate": 2, "teacher.threshold_start": 0.0},
     "bf16, activations computed again": {"engine.amp": "bf16", "engine.checkpointing": True},
+    "normalised, steps may be skipped": {"mae.normalise": True, "engine.on_nonfinite": "skip 3"},
     "no source images": {
         "method.source_free": True,
         "domain.enabled": False,
@@ -99,7 +101,11 @@ def test_looking_changes_nothing(kind: str, tmp_path: Path) -> None:
     silent, looking = (lines_of(run) for run in runs)
     assert without_looks(looking) == silent == without_looks(silent)
     assert digest(runs[0]) == digest(runs[1])
-    seen = [line for line in looking if line["kind"] == "train"]
+    # where only one part drives, there is nothing to see
+    seen = [
+        line for line in looking if line["kind"] == "train" and any(key.startswith(LOOKS) for key in line)
+    ]
+    assert len(seen) >= 2
     for line in seen:
         for look in LOOKS[:2]:
             parts = [value for key, value in line.items() if key.startswith(look)]
@@ -109,3 +115,51 @@ def test_looking_changes_nothing(kind: str, tmp_path: Path) -> None:
     wanted = {"source", "target", "align"} if kind != "no source images" else {"target"}
     assert wanted <= last <= wanted | {"rebuild"}
     assert {"rebuild"} & {key.partition("/")[2] for line in seen for key in line}
+
+
+def test_batch_norms_that_learn_are_in_the_case_of_checkpointing() -> None:
+    """Else nothing would notice that recomputed activations count twice in them."""
+    config = tiny_config(**KINDS["bf16, activations computed again"])
+    assert config.model.weights == "none" and config.engine.checkpointing
+
+
+def test_a_detector_that_does_not_learn_has_shares_of_the_loss_only() -> None:
+    detector = Detector().requires_grad_(False)
+    weight = torch.ones(2, requires_grad=True)
+    found = shares({"source": torch.tensor(3.0), "mine": weight.sum()}, detector)
+    assert {name: float(value) for name, value in found.items()} == {
+        "loss_share/source": pytest.approx(0.6),
+        "loss_share/mine": pytest.approx(0.4),
+    }
+
+
+def test_a_graph_that_can_be_gone_through_once_only_ends_the_looks(tmp_path: Path, monkeypatch) -> None:
+    """Not the run; it is said once."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("Trying to backward through the graph a second time\nand more")
+
+    make_set(tmp_path, "clear", seed=1)
+    make_set(tmp_path, "hazy", haze=0.5, seed=2)
+    source = stages.pretrain_source(tiny_config(), tmp_path / "source", data_root=tmp_path)
+    said: list[str] = []
+    watcher = Watcher()
+    watcher.say = said.append
+    monkeypatch.setattr("mrt.engine.learner.shares", fails)
+    config = tiny_config(**{"engine.shares_every": 1})
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=tmp_path, watcher=watcher)
+    told = [text for text in said if "engine.shares_every" in text]
+    assert len(told) == 2 and told[0].endswith(
+        "for that failed: Trying to backward through the graph a second time"
+    )
+    assert not any(key.startswith(LOOKS) for line in lines_of(run) for key in line)
+
+
+def test_one_part_alone_is_not_looked_at(tmp_path: Path) -> None:
+    make_set(tmp_path, "clear", seed=1)
+    source = stages.pretrain_source(
+        tiny_config(**{"engine.shares_every": 1, "engine.eval_every": 0}),
+        tmp_path / "source",
+        data_root=tmp_path,
+    )
+    assert not any(key.startswith(LOOKS) for line in lines_of(source) for key in line)

@@ -24,6 +24,7 @@ from mrt.errors import MrtError
 from mrt.losses import reconstruction_loss
 from mrt.models.mae import ChannelStatistics, MaskedAutoencoder, random_masks
 from mrt.models.position import valid_ratios
+from mrt.models.published import published_state
 from mrt.parts.rebuild import NORMALISED_ONLY
 
 RENAMED = {"query_embed_list.0.weight": "query_embed.weight", "output_proj.0.weight": "output_proj.weight"}
@@ -231,3 +232,27 @@ def test_a_normalised_map_does_not_depend_on_the_backbones_scale(variant):
     scaled(detector, features, masks)
     assert torch.equal(scaled.statistics.added, added)  # looking at it is not learning
     assert set(mae.state_dict()) - set(small_mae(detector, variant=variant).state_dict()) == NORMALISED_ONLY
+
+
+def test_statistics_of_nothing_change_nothing():
+    """A branch that never ran: the report looks at it all the same."""
+    statistics, maps = ChannelStatistics(2).eval(), torch.randn(1, 2, 4, 4)
+    torch.testing.assert_close(statistics(maps), maps)
+
+
+def test_the_first_step_has_its_own_images_only():
+    statistics, maps = ChannelStatistics(2).train(), 5 + 3 * torch.randn(2, 2, 6, 6)
+    statistics.add(maps)
+    first = statistics(maps)
+    torch.testing.assert_close(first.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(first.var((0, 2, 3), correction=0), torch.ones(2), atol=1e-4, rtol=0)
+    statistics.update()
+    torch.testing.assert_close(statistics(maps), first, atol=1e-5, rtol=1e-5)
+    statistics.add(100 * maps)  # counts from the next update on
+    torch.testing.assert_close(statistics(maps), first, atol=1e-5, rtol=1e-5)
+
+
+def test_a_normalised_autoencoder_has_no_place_in_the_published_layout():
+    detector = small_detector()
+    with pytest.raises(MrtError, match="no normalised autoencoder"):
+        published_state(detector, mae=small_mae(detector, normalise=True))

@@ -173,6 +173,10 @@ def test_a_missing_autoencoder_or_one_of_another_shape_is_none(tmp_path):
         assert not load_autoencoder(tmp_path, branch(**other))
     save_autoencoder(tmp_path, branch(variant="paper"))
     assert not load_autoencoder(tmp_path, branch())
+    for normalised in (True, False):  # on one side only
+        save_autoencoder(tmp_path, branch(normalise=normalised))
+        assert not load_autoencoder(tmp_path, branch(normalise=not normalised))
+        assert load_autoencoder(tmp_path, branch(normalise=normalised))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,7 @@ def test_a_missing_autoencoder_or_one_of_another_shape_is_none(tmp_path):
         (lambda state: state | {"surprise": torch.zeros(2)}, "surprise is not one of its tensors"),
         (lambda state: {k: v for k, v in state.items() if k != "output_proj.bias"}, "lacks output_proj.bias"),
         (lambda state: {k: v for k, v in state.items() if k != "query_embed.weight"}, "lacks query_embed"),
+        (lambda state: state | {"statistics.mean": torch.zeros(4)}, "lacks statistics.added"),
         (
             lambda state: {k: v for k, v in state.items() if k != "layers.0.norm1.bias"},
             "lacks layers.0.norm1",

@@ -236,12 +236,17 @@ def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
         by_split[split] = instances or insides
     if None in by_split and len(by_split) > 1:
         every = [inside for group in by_split.values() for inside in group]
+        told = {split: group for split, group in by_split.items() if split}
+        if "trainval" in told and "train" not in told:
+            told["train"] = told.pop("trainval")
+        words = [
+            f"{split}={told[split][0] if len(told.get(split, ())) == 1 else 'FILE'}"
+            for split in dict.fromkeys(["train", *told])
+        ]
         raise MrtError(
             f"--raw {files.source}: several annotation files for no split in particular: "
             f"{examples(every, 6)}",
-            "Say which is which: --annotations "
-            + shlex.join(f"{split}={group[0]}" for split, group in by_split.items() if split)
-            + " (paths within the set, or any others)",
+            f"Say which is which: --annotations {shlex.join(words)} (paths within the set, or any others)",
         )
     if "trainval" in by_split and "train" not in by_split:
         by_split["train"] = by_split.pop("trainval")

@@ -182,7 +182,7 @@ def test_files_beside_one_for_all_splits(tree, tmp_path):
     )
     with pytest.raises(MrtError, match=r"annotations\.json, test\.json, train\.json") as told:
         make(raw, tmp_path)
-    assert "--annotations test=test.json train=train.json (" in told.value.hint
+    assert "--annotations train=train.json test=test.json (" in told.value.hint
     card, _ = make(raw, tmp_path, annotations={"test": "test.json", "train": "train.json"})
     assert set(card.splits) >= {"train", "test"}
 
