@@ -73,9 +73,12 @@ def load_weights(path: Path, *, backbone_weights: str = "imagenet") -> tuple[Det
     state, identity = read_sealed(path)[1], header["backbone"]
     kind = check_sizes(header, {name: tuple(value.shape) for name, value in state.items()}, path)
     weights = "none" if not identity["pretrained"] else backbone_weights if header["slim"] else "checkpoint"
-    backbone = build_backbone(
-        identity["name"], weights=weights, freeze=identity["freeze"], levels=identity["levels"]
-    )
+    try:
+        backbone = build_backbone(
+            identity["name"], weights=weights, freeze=identity["freeze"], levels=identity["levels"]
+        )
+    except MrtError as error:
+        raise MrtError(f"{path}: its backbone cannot be made: {error.message}", error.hint) from None
     try:
         detector = kind(backbone, **header["detector"])
     except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:

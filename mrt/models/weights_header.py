@@ -105,6 +105,16 @@ def check_header(header: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(header.get("slim"), bool):
         raise wrong(path, "slim", header.get("slim"), "neither true nor false")
     _check_fields(header["backbone"], _BACKBONE, "backbone", path, needed=tuple(_BACKBONE))
+    backbone = header["backbone"]
+    if (
+        header["slim"] and backbone["pretrained"] and backbone["fingerprint"] is None
+    ):  # else asked for in vain
+        raise wrong(
+            path,
+            "backbone.fingerprint",
+            None,
+            "the file leaves its pretrained backbone out (slim), and must say which it is",
+        )
     if header["kind"] == DeformableDETR.kind:
         _check_fields(header["detector"], _DEFORMABLE, "detector", path, needed=("num_classes",))
         _check_divides(header["detector"], path)

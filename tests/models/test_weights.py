@@ -14,6 +14,7 @@ from mrt.models.detector import DeformableDETR
 from mrt.models.discriminators import Discriminators
 from mrt.models.mae import MaskedAutoencoder
 from mrt.models.published import PUBLISHED_CLASSES, load_published, published_state
+from mrt.models.sealed import pack, read_sealed
 from mrt.models.weights import (
     backbone_identity,
     load_trainable,
@@ -220,3 +221,30 @@ def test_own_files_that_do_not_fit_are_explained(tmp_path):
         load_trainable(other, state, identity)
     with pytest.raises(MrtError, match="another backbone: its pretrained was True"):
         load_trainable(small_detector(small_backbone()), state, identity)
+
+
+def test_a_slim_file_that_does_not_say_which_backbone_it_needs_is_refused(tmp_path, monkeypatch):
+    """Before anything is downloaded; found by mutation. One whose backbone is not to be had is named."""
+    asked = []
+
+    def no_network(name: str, weights: str) -> None:
+        asked.append((name, weights))
+        raise MrtError("no network", "download it elsewhere")
+
+    path, detector = (
+        tmp_path / "a.safetensors",
+        small_detector(build_backbone("resnet18", weights="checkpoint")),
+    )
+    detector.backbone.fingerprint = "0" * 64
+    save_weights(path, detector, slim=True)
+    monkeypatch.setattr("mrt.models.backbone.classifier_state", no_network)
+    with pytest.raises(MrtError, match=r"a\.safetensors: its backbone cannot be made: no network") as told:
+        load_weights(path)
+    assert asked == [(detector.backbone.name, "imagenet")] and told.value.hint == "download it elsewhere"
+    detector.backbone.fingerprint = None
+    save_weights(path, detector)
+    description, state = read_sealed(path)
+    (tmp_path / "b.safetensors").write_bytes(pack({**description, "slim": True}, state))
+    with pytest.raises(MrtError, match=r"b\.safetensors.*backbone\.fingerprint"):
+        load_weights(tmp_path / "b.safetensors")
+    assert len(asked) == 1

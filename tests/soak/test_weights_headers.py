@@ -45,6 +45,16 @@ def limited():
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A slim file needs a pretrained backbone; nothing is downloaded here."""
+
+    def refused(name: str, weights: str) -> None:
+        raise MrtError(f"weights {weights} of {name}: no network")
+
+    monkeypatch.setattr("mrt.models.backbone.classifier_state", refused)
+
+
 @pytest.mark.soak
 def test_a_hundred_thousand_mutated_descriptions(tmp_path):
     path = tmp_path / "x.safetensors"
