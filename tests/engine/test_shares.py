@@ -53,7 +53,7 @@ def test_shares_of_known_gradients() -> None:
         assert found[f"gradient_share/{name}"] == pytest.approx(length / sum(lengths.values()))
     assert found["backbone_share/mine"] == pytest.approx(2 / 3)
     assert found["backbone_share/source"] == 0
-    sizes = {name: abs(float(term)) for name, term in terms.items()}
+    sizes = {name: abs(float(term.detach())) for name, term in terms.items()}
     assert found["loss_share/constant"] == pytest.approx(5 / sum(sizes.values()))
     # detection: (1, 1 | 3, 3)
     assert found["gradient_cosine/mine"] == pytest.approx(-4 / (8**0.5 * 20**0.5))

@@ -142,7 +142,7 @@ def test_nobody_waits_for_shares(copies, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", gradients)
     learner = learner_on_gpu(config("demo's kind"), "teach+mae")
-    learner.config = config("demo's kind", **{"engine.shares_every": 1})
+    learner.shares_every = 1
     learner.strengths = 1.0, 1.0
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         batches = [
