@@ -234,11 +234,11 @@ def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
         # COCO's own archives have key points and more beside the instances
         instances = [inside for inside in insides if PurePosixPath(inside).name.startswith("instances")]
         by_split[split] = instances or insides
+    if "trainval" in by_split and "train" not in by_split:
+        by_split["train"] = by_split.pop("trainval")
     if None in by_split and len(by_split) > 1:
         every = [inside for group in by_split.values() for inside in group]
         told = {split: group for split, group in by_split.items() if split}
-        if "trainval" in told and "train" not in told:
-            told["train"] = told.pop("trainval")
         words = [
             f"{split}={told[split][0] if len(told.get(split, ())) == 1 else 'FILE'}"
             for split in dict.fromkeys(["train", *told])
@@ -248,8 +248,6 @@ def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
             f"{examples(every, 6)}",
             f"Say which is which: --annotations {shlex.join(words)} (paths within the set, or any others)",
         )
-    if "trainval" in by_split and "train" not in by_split:
-        by_split["train"] = by_split.pop("trainval")
     return {
         split: [(inside, files.files[inside]) for inside in insides] for split, insides in by_split.items()
     }
