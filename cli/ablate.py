@@ -65,6 +65,14 @@ def ablate(
     name: Annotated[
         str | None, typer.Option(help="Name of the table's files. Default: the study's, or the axes' names.")
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep each trial's result here, too (a small file), and take those that are there in place "
+            "of training: what outlives the runs, or comes from another machine.",
+        ),
+    ] = None,
     overrides: options.Set = None,
     smoke: Annotated[
         bool,
@@ -176,6 +184,7 @@ def ablate(
         split,
         shared_source,
         lambda config: roots.run_root / experiment.default_name("source", config) if not smoke else None,
+        results,
     )
     trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
     for trial in trials:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from mrt import plugins
-from mrt.ablate.curves import curves, images_per_step, training_seconds
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
-from mrt.ablate.nodes import STAGE_OF, Node, Planner, Trial, content_hash, read_beside
+from mrt.ablate.nodes import Node, Planner, Trial, content_hash, read_beside
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import (
@@ -48,7 +47,8 @@ from mrt.ablate.table import (
     to_csv,
     to_markdown,
 )
-from mrt.ablate.work import Measurement, Work, finish_run, read_measured
+from mrt.ablate.work import Measurement, Work, finish_run, read_measured, way_of
+from mrt.engine.facts import is_run
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.files import write_text
@@ -117,6 +117,7 @@ def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[W
                 *(start, node.place, needs),
                 plugins={name: plugins.load(name).digest for name in node.config.method.plugins},
                 reads=read_beside(node.config, node.kind, data_root) if node.place is None else {},
+                chain=node.way(root),
             )
             works[node.name] = work
         if title not in work.titles:
@@ -165,30 +166,38 @@ def run(
     if done:
         watcher.say(f"{done} of {len(trials)} trials are already done")
     logs = root / "logs"
-    failures = run_with(launcher, works, logs, watcher) if launcher else run_here(works, logs, watcher)
+    try:
+        failures = run_with(launcher, works, logs, watcher) if launcher else run_here(works, logs, watcher)
+    finally:  # also of what was stopped
+        for trial in trials:
+            _keep(trial, root)
     return [_result(trial, root, failures) for trial in trials]
+
+
+def _keep(trial: Trial, root: Path) -> None:
+    """Copy a trial's result to those that are kept."""
+    file, kept = trial.result_file(root), trial.kept_file()
+    if kept is not None and not kept.is_file() and file.is_file():
+        read_measured(file)  # nothing damaged is kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, file.read_text(encoding="utf-8"))
 
 
 def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:
     row, node, file = trial.row, trial.node, trial.result_file(root)
     names = ("name", "end", "paper", "note")
-    way = curves(Path(node.weights(root)), STAGE_OF[node.kind]) if node.kind in STAGE_OF else {}
-    cost = [
-        training_seconds(part.folder(root), images_per_step(part.config, part.kind))
-        for part in node.chain
-        if part.kind not in ("given", "source")
-    ]
+    found = read_measured(file) if file.is_file() else {}
+    way = way_of(node.kind, node.way(root))
+    if any(part.place is None and not is_run(part.folder(root)) for part in node.chain):
+        way |= found.get("way", {})
     result = {
         "row": {**{name: getattr(row, name) for name in names}, "settings": dict(row.settings)},
         "seed": trial.config.seed,
         "node": node.name,
         "run": _below(root, node.weights(root)),
-        "trained": {part.name: known for part in node.chain if (known := part.environments(root))},
-        "curves": way,
-        "minutes": None if not cost or None in cost else round(sum(cost) / 60, 2),
+        **way,
     }
-    if file.is_file():
-        found = read_measured(file)
+    if found:
         measured = {"measured": found.get("environment"), "metrics": flat_metrics(found["metrics"])}
         return {**result, "result": _below(root, str(file)), **measured}
     failure = failures.get(node.name) or Failure("it was not done")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt import plugins
+from mrt.ablate.curves import images_per_step
 from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
 from mrt.config import MACHINE_KEYS, Config
@@ -74,14 +75,13 @@ class Node:
         """What a run that starts from it is given as ``init``."""
         return self.place or str(self.folder(root))
 
-    def environments(self, root: Path) -> list[dict[str, Any] | None]:
-        """What it was trained with, as its run tells: at first, then where it was resumed with other things.
-
-        None stands for a run that does not tell; weights that are no run's folder have no entry.
-        """
-        folder = Path(self.weights(root))
-        facts = read_facts(folder) if is_run(folder) else None
-        return [] if facts is None else [facts.get("environment"), *facts.get("resumed", ())]
+    def way(self, root: Path) -> list[tuple[str, int]]:
+        """Folders of the chain's runs, with the images of a step; 0 for what adaptation starts from."""
+        before = ("given", "source")
+        return [
+            (node.weights(root), 0 if node.kind in before else images_per_step(node.config, node.kind))
+            for node in self.chain
+        ]
 
     def is_trained(self, root: Path) -> bool:
         if self.place:
@@ -99,6 +99,7 @@ class Trial:
     node: Node
     split: str
     data: Mapping[str, Any]  # the facts of the split
+    results: Path | None = None  # a folder of results that are kept, and taken where they are there
 
     @property
     def title(self) -> str:
@@ -124,9 +125,30 @@ class Trial:
         return {f"data.{key}": data.model_dump(mode="json")[key] for key in keys}
 
     def result_file(self, root: Path) -> Path:
-        """A node has a result for every split, data set and image size that it was measured on."""
+        """Where the trial's result is, or will be: beside its run, unless only a kept one is there.
+
+        A node has a result for every split, data set and image size that it was measured on.
+        """
+        file = self.node.folder(root) / self._result_name("result")
+        kept = self.kept_file()
+        return kept if kept is not None and kept.is_file() and not file.is_file() else file
+
+    def kept_file(self) -> Path | None:
+        """Its place among the results that are kept."""
+        return self.results / self._result_name(self.node.name) if self.results else None
+
+    def _result_name(self, start: str) -> str:
         digest = _digest({"view": self.view, "split": self.split, "data": self.data})
-        return self.node.folder(root) / f"result-{self.split}-{digest[:8]}.json"
+        return f"{start}-{self.split}-{digest[:8]}.json"
+
+
+def environments(folder: Path) -> list[dict[str, Any] | None]:
+    """What a run was trained with, as it tells: at first, then where it was resumed with other things.
+
+    None stands for a run that does not tell; weights that are no run's folder have no entry.
+    """
+    facts = read_facts(folder) if is_run(folder) else None
+    return [] if facts is None else [facts.get("environment"), *facts.get("resumed", ())]
 
 
 def content_hash(config: Config) -> str:
@@ -253,6 +275,7 @@ class Planner:
         shared_source: train stage 1 once, with the first seed, instead of once per seed.
         find_source: gives the folder where ``mrt pretrain-source`` would write a configuration's stage 1; a
             finished run there that is the same as a trial's stage 1 is taken for it.
+        results: see :class:`Trial`.
     """
 
     def __init__(
@@ -261,8 +284,9 @@ class Planner:
         split: str,
         shared_source: bool = False,
         find_source: Callable[[Config], Path | None] | None = None,
+        results: Path | None = None,
     ) -> None:
-        self.data_root, self.split = data_root, split
+        self.data_root, self.split, self.results = data_root, split, results
         self.shared_source, self.find_source = shared_source, find_source
         self._nodes: dict[str, Node] = {}
         self._given_digests: dict[str, str] = {}
@@ -281,7 +305,8 @@ class Planner:
             for seed in seeds:
                 config = row_config(row, preset, overrides, {**changes, "seed": seed})
                 data = describe_split(config.data.target, self.split, self.data_root)
-                found.append(Trial(row, config, self.chain(config, row.end, seeds[0]), self.split, data))
+                node = self.chain(config, row.end, seeds[0])
+                found.append(Trial(row, config, node, self.split, data, self.results))
         return found
 
     def chain(self, config: Config, end: str, first_seed: int) -> Node:

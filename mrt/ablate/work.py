@@ -11,15 +11,16 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mrt import plugins
+from mrt.ablate.curves import curves, training_seconds
 from mrt.ablate.device import device_kind, require_device
-from mrt.ablate.nodes import STAGE_OF, content_hash, read_beside, stage_settings
+from mrt.ablate.nodes import STAGE_OF, content_hash, environments, read_beside, stage_settings
 from mrt.config import Config, validate
 from mrt.data.card import read_json
 from mrt.engine.facts import SETTINGS, is_checkpoint, is_run, read_facts, stored_settings
@@ -55,6 +56,7 @@ class Work:
         reads: digests of what it reads beside the data sets, by setting.
         start: weights it starts from. place: weights that are there, for a node that needs no training.
         needs: names of the work that must be done before.
+        chain: see :func:`way_of`.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Work:
     measurements: list[Measurement] = field(default_factory=list)
     plugins: dict[str, str] = field(default_factory=dict)
     reads: dict[str, str] = field(default_factory=dict)
+    chain: list[tuple[str, int]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -127,8 +130,32 @@ def do_work(work: Work, watcher: Watcher) -> None:
                 "network": found.network,
                 "metrics": found.metrics.to_dict(),
                 "environment": provenance(torch.device(work.device)),
+                "way": way_of(work.kind, work.chain),
             }
             write_text(Path(wanted.file), json.dumps(with_checksum(result), indent=1) + "\n")
+
+
+def way_of(kind: str, chain: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """What a table tells of a trial beside its figures.
+
+    It stands in the trial's result, too, so that a table can be made of results alone: on another machine, or
+    when the runs are gone.
+
+    Args:
+        kind: of the last node. chain: folders of its stages' runs, or other weights, with the images of a
+            step; 0 for stages that adaptation starts from.
+
+    Returns:
+        ``curves`` by epoch; ``minutes`` that the stages of adaptation trained (None if that is not known);
+        ``trained``: the environments of each run, by its folder's name.
+    """
+    runs = [Path(folder) for folder, _ in chain]
+    cost = [training_seconds(Path(folder), images) for folder, images in chain if images]
+    return {
+        "curves": curves(runs[-1], STAGE_OF[kind]) if kind in STAGE_OF else {},
+        "minutes": None if not cost or None in cost else round(sum(cost) / 60, 2),
+        "trained": {run.name: known for run in runs if (known := environments(run))},
+    }
 
 
 def read_measured(file: Path) -> dict[str, Any]:

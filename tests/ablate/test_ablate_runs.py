@@ -7,6 +7,7 @@ compare weights, or put figures of their own into the results.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -286,6 +287,27 @@ def test_every_trial_has_its_own_figures_and_environments(world, copied, monkeyp
     assert "MIXED: trained at different commits: source-" in notes
     assert "MIXED: measured at different commits: measured0 (source); measured1 (source + MAE);" in notes
     assert "on different" not in notes and "trained and measured with mrt " in notes
+
+
+def test_kept_results_make_the_same_table_without_the_runs(world, copied, tmp_path):
+    root, trials = copied
+    kept = tmp_path / "kept"
+    trials = [dataclasses.replace(trial, results=kept) for trial in trials]
+    expected = run(world, root, trials)
+    assert len(list(kept.iterdir())) == len({trial.result_file(root) for trial in trials})
+    watcher = Count()
+    elsewhere = run(world, tmp_path / "elsewhere", trials, watcher)
+    assert not watcher.tasks and not (tmp_path / "elsewhere").exists(), "nothing was trained or measured"
+    changed = {"run", "result"}
+    for one, other in zip(expected, elsewhere, strict=True):
+        assert {k: v for k, v in one.items() if k not in changed} == {
+            k: v for k, v in other.items() if k not in changed
+        }
+    assert any(one["minutes"] for one in elsewhere) and any(one["curves"] for one in elsewhere)
+    file = trials[0].kept_file()
+    file.write_text(file.read_text().replace('"AP50": 0.0', '"AP50": 9.0', 1))
+    with pytest.raises(MrtError, match="is not what mrt wrote"):
+        run(world, tmp_path / "elsewhere", trials)
 
 
 def test_results_without_an_environment_still_count(world, copied):
