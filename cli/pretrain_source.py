@@ -53,7 +53,7 @@ def pretrain_source(
         Path | None,
         typer.Option(
             help=(
-                "Also write the weights without the frozen pretrained backbone to this file, "
+                "Also write the weights, without the frozen pretrained backbone and in float16, to this file, "
                 "small enough to ship."
             )
         ),

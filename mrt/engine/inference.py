@@ -73,7 +73,7 @@ class Validation:
 
 
 def write_slim(folder: Path, path: Path) -> None:
-    """Write a run's last average (else its student) without the frozen pretrained backbone; data,
+    """Write a run's last average (else its student) without the frozen pretrained backbone, in float16; data,
     environment and what the source told go on record.
     """
     detector, facts = load_detector(folder)
@@ -87,6 +87,7 @@ def write_slim(folder: Path, path: Path) -> None:
             "run": record,
         },
         slim=True,
+        half=True,
     )
 
 

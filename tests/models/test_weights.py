@@ -206,6 +206,25 @@ def test_slim_file_leaves_the_pretrained_part_out(tmp_path):
     assert path.stat().st_size < 1_000_000
 
 
+def test_a_half_file_has_every_weight_rounded_to_float16(tmp_path):
+    detector = small_detector(small_backbone())
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save_weights(whole, detector)
+    save_weights(half, detector, half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    loaded, expected = load_weights(half)[0].state_dict(), detector.state_dict()
+    assert loaded.keys() == expected.keys()
+    for key, value in expected.items():
+        assert loaded[key].dtype == value.dtype
+        assert torch.equal(loaded[key], value.half().to(value.dtype) if value.is_floating_point() else value)
+    with torch.no_grad():
+        next(detector.parameters()).view(-1)[0] = 7e4
+    before = half.read_bytes()
+    with pytest.raises(MrtError, match="beyond 65504"):
+        save_weights(half, detector, half=True)
+    assert half.read_bytes() == before, "nothing was half-written"
+
+
 def test_own_files_that_do_not_fit_are_explained(tmp_path):
     with pytest.raises(MrtError, match="no such weights file"):
         load_weights(tmp_path / "absent.safetensors")

@@ -80,7 +80,7 @@ def test_weights_to_ship_keep_it(world, source, tmp_path, monkeypatch):
     shutil.copytree(source, run)
     monkeypatch.setattr(
         "mrt.engine.inference.save_weights",
-        lambda path, _, metadata, slim: path.write_text(json.dumps(metadata)),
+        lambda path, _, metadata, **how: path.write_text(json.dumps(metadata)),
     )
     write_slim(run, tmp_path / "slim.json")
     assert json.loads((tmp_path / "slim.json").read_text())["source"] == source_record(str(source))
