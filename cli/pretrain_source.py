@@ -53,8 +53,8 @@ def pretrain_source(
         Path | None,
         typer.Option(
             help=(
-                "Also write the weights, without the frozen pretrained backbone and in float16, to this file, "
-                "small enough to ship."
+                "Also write the weights, in float16 and without the frozen pretrained backbone, "
+                "to this file, small enough to ship."
             )
         ),
     ] = None,
