@@ -30,12 +30,13 @@ from . import (
     prepare_data,
     pretrain_source,
     report,
+    select,
 )
 
 RUN_FAILED, BAD_INPUT = 1, 2
 ORDER = [
     *("demo", "prepare-data", "pretrain-source", "adapt", "predict"),
-    *("eval", "export", "report", "ablate", "label", "doctor"),
+    *("eval", "select", "export", "report", "ablate", "label", "doctor"),
 ]
 
 
@@ -118,6 +119,7 @@ pretrain_source.register(app)
 adapt.register(app)
 predict.register(app)
 evaluate.register(app)
+select.register(app)
 export.register(app)
 report.register(app)
 ablate.register(app)

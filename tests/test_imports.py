@@ -130,6 +130,14 @@ RULES = {
         "mrt.boxes",
         "mrt.errors",
     ],
+    "mrt.evaluate.unlabelled": [
+        *("torch", "numpy", "PIL", "scipy", "mrt.boxes", "mrt.data", "mrt.errors"),
+        *("mrt.evaluate.bootstrap", "mrt.models.interface"),
+    ],
+    "mrt.selection": [
+        *("torch", "numpy", "PIL", "mrt.config", "mrt.data", "mrt.engine", "mrt.errors"),
+        *("mrt.evaluate.unlabelled", "mrt.models.weights", "mrt.parts.source_record", "mrt.predict"),
+    ],
     "mrt.parts": [
         *(
             "torch",
@@ -245,6 +253,7 @@ RULES = {
             "mrt.remembered",
             "mrt.report",
             "mrt.seal",
+            "mrt.selection",
         ),
     ],
 }

@@ -1,0 +1,166 @@
+"""``mrt select``: which of the trained detectors to take, without the target's labels."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+from .arguments import ListCommand, help_of
+
+
+def select(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|WEIGHTS...",
+            help="A run whose teachers were kept (engine.keep_teachers), or several runs or weights files.",
+        ),
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH...",
+            help="Images of the target, or folders of them. Default: those that the first run adapted to.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Or a prepared set; only its images are opened, never its labels.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split of that set.")] = "train",
+    limit: Annotated[
+        int, typer.Option(min=2, help="Images to look at, spread evenly over all of them.")
+    ] = 200,
+    by: Annotated[
+        str, typer.Option(metavar="SIGNAL", help="What --apply goes by: last, or one of the signals.")
+    ] = "last",
+    apply: Annotated[
+        bool,
+        typer.Option(
+            "--apply",
+            help="Write the chosen weights to selected.safetensors in their run's folder: what --by picks if "
+            "that is better than the last detector beyond noise, else the last detector.",
+        ),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures to this file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise on weights and of the draws.")] = 0,
+    data_root: options.DataRoot = None,
+    run_root: options.RunRoot = None,
+    device: options.Device = None,
+) -> None:
+    """Rank trained detectors by what can be seen without labels, e.g. mrt select my-run.
+
+    Each signal has an interval over the images, and says which detector it picks and whether that differs
+    from the last one by more than noise. How far signals can be trusted: docs/results/selection.
+    """
+    from mrt import experiment
+    from mrt.errors import MrtError
+    from mrt.evaluate.unlabelled import SIGNALS
+
+    from .console import clock, say, show_table, watching
+    from .experiment import require_one_process
+
+    require_one_process("select")
+    judges = [name for name, signal in SIGNALS.items() if signal.judges]
+    if by != "last" and by not in judges:
+        raise MrtError(f"--by {by}: no such signal", f"choose last, {', '.join(judges)}")
+    if images and target:
+        raise MrtError("--images and --target: both say which images", "leave out one of them")
+    from mrt import selection
+    from mrt.api import choose_device
+
+    roots = experiment.find_roots(data_root, run_root)
+    candidates = selection.find_candidates([experiment.find_run(run, roots.run_root) for run in runs])
+    chosen = selection.images_for(
+        candidates[0], images=images, target=target, split=split, limit=limit, data_root=roots.data_root
+    )
+    started = time.monotonic()
+    with watching() as watcher:
+        measured = [
+            selection.measure(
+                candidate,
+                chosen,
+                data_root=roots.data_root,
+                limit=limit,
+                seed=seed,
+                device=choose_device(device or "auto"),
+                watcher=watcher,
+            )
+            for candidate in candidates
+        ]
+    ranking = selection.rank(measured, seed)
+    seconds = time.monotonic() - started
+    names = [name for name in SIGNALS if any(name in row["signals"] for row in ranking["candidates"])]
+    show_table(
+        f"{len(candidates)} detectors on {len(chosen)} images of {chosen.origin}, without labels",
+        ["", *names],
+        [[row["name"], *(_value(row, name, ranking) for name in names)] for row in ranking["candidates"]],
+        caption="* the best by this signal. Lower is better for "
+        + ", ".join(name for name in names if not SIGNALS[name].high)
+        + ".",
+    )
+    show_table(
+        f"Against {ranking['base']}",
+        ["signal", "picks", "difference", "95 % interval", ""],
+        [_pick(name, pick) for name, pick in ranking["picks"].items()],
+        caption="\n".join(f"{name}: {SIGNALS[name].words}" for name in names),
+        text_columns=2,
+    )
+    left_out = [name for name in SIGNALS if name not in names]
+    if left_out:
+        say(f"Left out, for want of what they look at: {', '.join(left_out)}.")
+    say(f"Took {clock(seconds)} for {len(candidates)} detectors, {seconds / len(candidates):.1f} s each.")
+    taken = selection.choose(ranking, by)
+    record = {
+        "by": by,
+        "chosen": taken,
+        "images": {"from": chosen.origin, "number": len(chosen), "names": chosen.names},
+        "seed": seed,
+        **ranking,
+    }
+    if json_file is not None:
+        from mrt.files import write_text
+
+        write_text(json_file, json.dumps(record, indent=1) + "\n")
+        say(f"Written to {json_file}")
+    if apply:
+        candidate = next(one for one in candidates if one.name == taken)
+        place = (candidate.run or candidate.file.parent) / "selected.safetensors"
+        short = {key: value for key, value in record.items() if key not in ("images", "candidates")}
+        short["images"] = {key: value for key, value in record["images"].items() if key != "names"}
+        say(f"{taken}, written to {selection.apply(candidate.file, place, short)}")
+    elif by != "last":
+        say(f"By {by}: {taken}" + ("" if taken != ranking["base"] else ": no difference beyond noise"))
+
+
+def _value(row: dict[str, Any], name: str, ranking: dict[str, Any]) -> str:
+    found = row["signals"].get(name)
+    if found is None or found["value"] is None:
+        return "-"
+    best = ranking["picks"].get(name, {}).get("candidate") == row["name"]
+    return f"{found['value']:.3f}" + (" *" if best else "")
+
+
+def _pick(name: str, pick: dict[str, Any]) -> list[str]:
+    if pick["is_base"]:
+        return [name, pick["candidate"], "", "", "the same"]
+    if pick["difference"] is None:
+        return [name, pick["candidate"], "-", "", "not known of the last"]
+    there = pick["low"] is not None
+    return [
+        name,
+        pick["candidate"],
+        f"{pick['difference']:+.3f}",
+        f"{pick['low']:+.3f} to {pick['high']:+.3f}" if there else "-",
+        "better" if pick["beyond_noise"] else "no difference beyond noise",
+    ]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("select", cls=ListCommand, help=help_of(select))(select)

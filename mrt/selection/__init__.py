@@ -1,0 +1,16 @@
+"""Choosing among trained detectors without the target's labels: ``mrt select``.
+
+    candidates  which detectors there are: a run's kept teachers and its last one, several runs
+    looking     the images, and the forward passes of each candidate
+    ranking     values, intervals, what each signal picks, and whether that is more than noise
+    apply       writing the chosen weights, with a record of how they were chosen
+
+No annotation file of the target is opened. Labelled source images are used where they are there.
+"""
+
+from mrt.selection.apply import apply
+from mrt.selection.candidates import Candidate, find_candidates
+from mrt.selection.looking import Images, images_for, measure
+from mrt.selection.ranking import choose, rank
+
+__all__ = ["Candidate", "Images", "apply", "choose", "find_candidates", "images_for", "measure", "rank"]

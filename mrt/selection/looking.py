@@ -1,0 +1,202 @@
+"""The images that candidates are looked at on, and the looks of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mrt.config import validate, without_plugins
+from mrt.data.card import DatasetCard
+from mrt.data.dataset import DetectionDataset
+from mrt.data.images import read_picture
+from mrt.data.registry import find_dataset
+from mrt.engine.load import load_detector
+from mrt.engine.report import Watcher
+from mrt.engine.snapshots import spread_evenly
+from mrt.errors import MrtError
+from mrt.evaluate.unlabelled import SIGNALS, Estimate, Looks, Truth, look, shaken
+from mrt.models.weights import is_ours, read_metadata
+from mrt.parts.source_record import BOXES, HEADER
+from mrt.predict.inputs import find
+from mrt.predict.network import Preprocessing
+from mrt.selection.candidates import Candidate
+
+LIMIT = 200  # images
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images without labels: names, and functions that read them. ``origin`` says where they are from."""
+
+    names: list[str]
+    read: list[Callable[[], Image.Image]]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.read)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's signals by name, what it looked at, and what that took."""
+
+    candidate: Candidate
+    looks: Looks
+    estimates: dict[str, Estimate]
+    seconds: float
+
+
+def find_images(inputs: Sequence[str | Path], origin: str, limit: int = LIMIT) -> Images:
+    """At most ``limit`` images of folders, files or archives, spread evenly over them by name.
+
+    Raises:
+        MrtError: there are none, or an input is no such thing.
+    """
+    sources, broken = find(inputs)
+    if broken:
+        raise broken[0]
+    (images, *others) = [source for source in sources if source.kind == "images"] or [None]
+    if images is None or others:
+        raise MrtError(
+            f"{origin}: no images", "name images or folders of them; a video's frames do not count"
+        )
+    frames = list(images.frames())
+    chosen = [frames[index] for index in spread_evenly(len(frames), limit)]
+    return Images([frame.name for frame in chosen], [frame.read for frame in chosen], origin)
+
+
+def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:
+    """Images of a prepared set's split, found in its folder: its annotation file stays shut.
+
+    Raises:
+        MrtError: the folder holds images of other splits, too, and only the annotations tell them apart.
+    """
+    root = card.images_root(split).resolve()
+    for other in card.splits:
+        place = card.images_root(other).resolve()
+        if other != split and (place == root or root in place.parents or place in root.parents):
+            raise MrtError(
+                f"{card.name}: its splits {split} and {other} have their images in one folder, {root}, and "
+                "only their annotations tell them apart, which are not opened here",
+                "name the images: --images FOLDER",
+            )
+    return find_images([root], f"{card.name} {split}", limit)
+
+
+def images_for(
+    candidate: Candidate,
+    *,
+    images: Sequence[str | Path] | None = None,
+    target: str | None = None,
+    split: str = "train",
+    limit: int = LIMIT,
+    data_root: Path,
+) -> Images:
+    """The images that were asked for, else those of the target that a candidate was made for.
+
+    Args:
+        images: files or folders. target: a prepared set, of which ``split``.
+
+    Raises:
+        MrtError: there are none.
+    """
+    if images:
+        return find_images(images, " ".join(map(str, images)), limit)
+    if target is None and candidate.file.is_file() and is_ours(candidate.file):
+        target = read_metadata(candidate.file).get("config", {}).get("data", {}).get("target")
+    if target is None:
+        raise MrtError(
+            f"{candidate.file}: does not say which target it is for",
+            "name images (--images FOLDER) or a prepared set (--target NAME)",
+        )
+    return target_images(find_dataset(target, data_root), split, limit)
+
+
+def measure(
+    candidate: Candidate,
+    images: Images,
+    *,
+    data_root: Path,
+    signals: Sequence[str] = tuple(SIGNALS),
+    limit: int = LIMIT,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    watcher: Watcher | None = None,
+) -> Measured:
+    """Look at the images with a candidate, and compute signals from that.
+
+    Args:
+        data_root: where its source's labelled images are; without them their signals are left out.
+        limit: of labelled source images.
+        seed: of the noise on the weights.
+
+    Raises:
+        MrtError: the candidate or an image cannot be read, or its output is not finite.
+    """
+    watcher, started = watcher or Watcher(), time.monotonic()
+    needs = {need for name in signals for need in SIGNALS[name].needs}
+    detector, facts = load_detector(candidate.file, device=device)
+    config = validate(without_plugins(facts.get("config") or {}), facts["file"])
+    size = Preprocessing(config.data.sides[-1], config.data.max_size).size
+    batch = config.engine.eval_batch_size
+    labelled = _source(config.data.source, facts, data_root, limit) if needs & {"source", "truth"} else None
+    passes = 1 + ("view" in needs) + ("shaken" in needs) + (candidate.partner is not None)
+    watcher.begin(candidate.name, passes * len(images) + (len(labelled[0]) if labelled else 0))
+
+    def see(network: Any, read: Sequence[Callable[[], Image.Image]], **how: Any) -> Any:
+        return look(network, read, size, batch=batch, done=watcher.advance, **how)
+
+    try:
+        found: dict[str, Any] = {"plain": see(detector, images.read)}
+        if "view" in needs:
+            found["view"] = see(detector, images.read, view=True)
+        if "shaken" in needs:
+            with shaken(detector, seed) as other:
+                found["shaken"] = see(other, images.read)
+        if "partner" in needs and candidate.partner is not None:
+            found["partner"] = see(load_detector(candidate.partner, device=device)[0], images.read)
+        if labelled:
+            found |= {"source": see(detector, labelled[0]), "truth": labelled[1]}
+    except MrtError as error:
+        raise MrtError(f"{candidate.file}: {error.message}", error.hint) from None
+    watcher.end()
+    expected = (facts.get(HEADER) or {}).get(BOXES)
+    if expected and sum(expected.values()) > 0:
+        found["boxes_per_image"] = np.array([expected.get(name, 0.0) for name in facts["classes"]])
+    looks = Looks(**found)
+    estimates = {name: SIGNALS[name].of(looks) for name in signals}
+    known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
+    return Measured(candidate, looks, known, time.monotonic() - started)
+
+
+def _source(
+    name: str, facts: dict[str, Any], data_root: Path, limit: int
+) -> tuple[list[Callable[[], Image.Image]], list[Truth]] | None:
+    """Labelled validation images of the source, or training images; None if it is not here."""
+    try:
+        card = find_dataset(name, data_root)
+        split = "val" if "val" in card.splits else "train"
+        data = DetectionDataset(card, split, classes=facts["classes"])
+    except MrtError:
+        return None
+    if not card.labelled or not sum(data.boxes_per_class().values()):
+        return None
+    records = [data.records[index] for index in spread_evenly(len(data), limit)]
+
+    def reader(path: Path, size: tuple[int, int]) -> Callable[[], Image.Image]:
+        return lambda: read_picture(path, size)
+
+    read, truth = [], []
+    for record in records:
+        height, width = record.size
+        read.append(reader(record.path, record.size))
+        shares = record.boxes.numpy() / np.array([width, height, width, height])
+        truth.append(Truth(shares.astype(np.float32), record.labels.numpy()))
+    return read, truth
