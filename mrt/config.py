@@ -335,7 +335,7 @@ class EngineConfig(Section):
 
     reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
         (*MACHINE_KEYS, "eval_every", "eval_batch_size"), ()
-    )
+    ) | dict.fromkeys(("on_collapse", "patience"), ("teach",))
     batch_size: PositiveInt = Field(8, description="images per domain and step over all processes together")
     accumulate: PositiveInt = Field(
         1, description="batches whose gradients are summed before a step; divides batch_size"
@@ -395,6 +395,20 @@ class EngineConfig(Section):
             "steps between looks at which part drives (its share of the loss and of the gradient); 0: never"
         ),
     )
+    on_collapse: Literal["warn", "stop", "restore"] = Field(
+        "warn",
+        description=(
+            "when pseudo labels vanish, explode or become one class, or teacher and student part: say so; "
+            "stop the run; or end the stage with the teacher of the last good epoch (needs keep_teachers)"
+        ),
+    )
+    patience: NonNegativeInt = Field(
+        0,
+        description=(
+            "epochs of teaching in a row without a rise of the agreement of teacher and student after which "
+            "teaching ends; 0: never"
+        ),
+    )
     snapshots: NonNegativeInt = Field(
         16, description="target images whose pseudo labels are recorded after each epoch of teaching"
     )
@@ -404,6 +418,18 @@ class EngineConfig(Section):
             "seconds that a process waits for the others, or for its data workers, before the run fails"
         ),
     )
+
+    def acting(self, kind: str, config: Config) -> dict[str, Any]:
+        """Settings that came later count where they are not as everything was before."""
+        return without_defaults(self, super().acting(kind, config), "on_collapse", "patience")
+
+    def problem(self, config: Config) -> str | None:
+        """What watching needs must be there."""
+        if self.on_collapse == "restore" and self.keep_teachers < 2:
+            return "engine.on_collapse=restore: no teacher is kept to go back to; set engine.keep_teachers=2"
+        if self.patience and not self.snapshots:
+            return "engine.patience: agreement is looked at on the snapshots' images; set engine.snapshots=16"
+        return None
 
     @field_validator("on_nonfinite")
     @classmethod

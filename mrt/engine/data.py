@@ -327,6 +327,22 @@ def boxes_per_image(plan: Plan, config: Config, cards: Mapping[str, DatasetCard]
     return sum(split.num_boxes for split in counted) / max(1, sum(split.num_images for split in counted))
 
 
+def boxes_by_class(
+    plan: Plan, config: Config, cards: Mapping[str, DatasetCard], classes: Sequence[str]
+) -> dict[str, float]:
+    """Labelled boxes of each of the detector's classes per labelled image, by the cards."""
+    counts, images = dict.fromkeys(classes, 0), 0
+    for domain in plan.labelled:
+        card = cards[domain]
+        split = card.split(splits_of(config)[domain])
+        images += split.num_images
+        renamed = class_map_for(config, card)
+        for name, number in split.boxes_per_class.items():
+            if (ours := renamed.get(name, name)) in counts:
+                counts[ours] += number
+    return {name: number / max(1, images) for name, number in counts.items()}
+
+
 def steps_per_epoch(plan: Plan, config: Config, cards: Mapping[str, DatasetCard]) -> int:
     """Optimiser steps: the configuration's, or one pass over what the plan says."""
     if plan.settings.steps_per_epoch:

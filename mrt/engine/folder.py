@@ -236,10 +236,18 @@ def unfinish_stages(folder: Path, stages: Collection[str]) -> None:
     """Forget that stages are done which are to be done again."""
     facts = read_facts(folder)
     left = [name for name in facts["finished"] if name not in stages]
+    early = {name: why for name, why in facts.pop("ended", {}).items() if name not in stages}
+    facts |= {"ended": early} if early else {}
     if left != facts["finished"] or "logs" in facts:
         facts.pop("logs", None)
         facts.pop("mended", None)
         write_facts(folder, {**facts, "finished": left})
+
+
+def note_end(folder: Path, stage: str, ended: dict[str, Any]) -> None:
+    """Remember that a stage ended before its last epoch, and why."""
+    facts = read_facts(folder)
+    write_facts(folder, {**facts, "ended": {**facts.get("ended", {}), stage: ended}})
 
 
 def note_checkpoints(folder: Path) -> None:

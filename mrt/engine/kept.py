@@ -13,7 +13,8 @@ from pathlib import Path
 from mrt.config import Config
 from mrt.engine.folder import weights_facts
 from mrt.engine.learner import Learner
-from mrt.models.weights import save_weights
+from mrt.errors import MrtError, RunFailed
+from mrt.models.weights import load_weights, save_weights
 
 FOLDER = "teachers"
 _NAME = re.compile(r"([a-z]+)-(\d{4,})\.safetensors")
@@ -50,3 +51,24 @@ def forget_later_teachers(folder: Path, stage: str, epochs: int, later: Collecti
     for (name, epoch), path in kept_teachers(folder).items():
         if name in later or (name == stage and epoch > epochs):
             path.unlink(missing_ok=True)
+
+
+def restore_teacher(folder: Path, learner: Learner, stage: str, epoch: int) -> None:
+    """Give the teacher the weights that it had after an epoch; after 0: those that the stage began with.
+
+    Raises:
+        RunFailed: they were not kept, or are not what was written.
+    """
+    kept = kept_teachers(folder)
+    place = kept.get((stage, epoch))
+    if place is None:
+        there = ", ".join(str(number) for name, number in kept if name == stage)
+        raise RunFailed(
+            f"{Path(folder) / FOLDER}: has no teacher of epoch {epoch} of {stage} to go back to (it has: "
+            f"{there or 'none'}). Train again with a larger engine.keep_teachers"
+        )
+    try:
+        state = load_weights(place, backbone_weights="checkpoint")[0].state_dict()
+    except MrtError as error:
+        raise RunFailed(str(error)) from None
+    learner.teacher.module.load_state_dict(state)

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,14 +26,15 @@ from mrt.data.loader import Batch
 from mrt.engine.checkpoint import require_plain_parts, state_of, synchronise_statistics
 from mrt.engine.data import share_bad
 from mrt.engine.facts import LAST, PREVIOUS, read_facts
-from mrt.engine.folder import note_checkpoints
-from mrt.engine.kept import keep_teacher
+from mrt.engine.folder import note_checkpoints, note_end
+from mrt.engine.kept import keep_teacher, restore_teacher
 from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
-from mrt.engine.report import LOG, RunLog, Watcher, logs_now
+from mrt.engine.report import LOG, RunLog, Watcher, logs_now, read_log
 from mrt.engine.shares import LOOKED_AT
 from mrt.engine.store import Checkpoints
+from mrt.engine.watch import sight_of
 from mrt.errors import Diverged, Interrupted, MrtError, RunFailed, Unstable
 from mrt.parts.base import Moment, Part
 
@@ -155,8 +156,8 @@ def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int, warmup_st
     return ramp
 
 
-def run_stage(stage: Stage, run: Run) -> None:
-    """Run a stage from ``stage.learner.step`` to its end.
+def run_stage(stage: Stage, run: Run) -> int:
+    """Run a stage from ``stage.learner.step`` to its end; returns how many epochs it had.
 
     Args:
         stage: of :func:`mrt.engine.prepare.prepare`, possibly part of the way.
@@ -178,14 +179,17 @@ def run_stage(stage: Stage, run: Run) -> None:
         require_plain_parts(learner)
         for part in learner.method:
             part.start()
+        if engine.on_collapse == "restore":
+            saver.keep_teacher(0)
     due = saver.restore()
     if learner.step and learner.step % steps_per_epoch == 0:  # it may have been killed before it was kept
         saver.keep_teacher(learner.step // steps_per_epoch)
+    ended = _replay(stage, run)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
         if due and learner.step < total:
             evaluate(stage, run, learner.step // steps_per_epoch)
-        while learner.step < total:
+        while learner.step < total and ended is None:
             epoch = learner.step // steps_per_epoch
             factor = learning_rate(settings, learner.step, steps_per_epoch, engine.warmup_steps)
             for group, rate in zip(learner.optimiser.param_groups, rates, strict=True):
@@ -213,6 +217,7 @@ def run_stage(stage: Stage, run: Run) -> None:
                 run.notice.asked = False
             if ends:
                 _end_epoch(stage, run, epoch + 1, numbers, saver)
+                ended = _ended(stage, run, epoch + 1)
                 speed.restart()
             elif stopping or saving:
                 saver.save()
@@ -222,7 +227,77 @@ def run_stage(stage: Stage, run: Run) -> None:
                 raise Interrupted(
                     f"stopped at step {learner.step} of {total} of stage {name}; the state is in {run.last}"
                 )
+    if ended is not None:
+        _end_early(stage, run, ended)
     run.watcher.end()
+    return learner.step // steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stage that ends before its last epoch: why, after which epoch, and which epoch's teacher counts."""
+
+    why: str
+    epoch: int
+    teacher: int
+
+
+def _replay(stage: Stage, run: Run) -> Ended | None:
+    """See again what the run's log has of this stage's epochs; whether it had ended there."""
+    done = stage.learner.step // stage.steps_per_epoch
+    if not done:
+        return None
+    if stage.learner.world.main:
+        lines = read_log(run.folder / LOG, lambda _: None)
+        stage.watch.replay((line for line in lines if line["stage"] == stage.plan.name), done)
+    return _ended(stage, run, done) if stage.learner.step % stage.steps_per_epoch == 0 else None
+
+
+def _watch(stage: Stage, run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What watching says of the epoch that is over, for the log."""
+    sight = sight_of(facts, stage.watch.restarted)
+    stage.watch.restarted = "retrained" in facts
+    if sight is None or not stage.learner.world.main:
+        return {}
+    alarms = stage.watch.see(sight)
+    for alarm in alarms:
+        run.watcher.say(f"Warning: epoch {sight.epoch}: {alarm.text}.")
+    return {"alarms": sorted(stage.watch.active)} if stage.watch.active else {}
+
+
+def _ended(stage: Stage, run: Run, done: int) -> Ended | None:
+    """Whether a stage ends now, by what watching has seen; the same in every process.
+
+    Raises:
+        RunFailed: it is to stop when it collapses.
+    """
+    engine, watch, ended = stage.learner.config.engine, stage.watch, None
+    if watch.active and engine.on_collapse == "stop":
+        ended = Ended(f"stopped by engine.on_collapse: {', '.join(sorted(watch.active))}", done, done)
+    elif watch.active and engine.on_collapse == "restore":
+        ended = Ended(f"collapse: {', '.join(sorted(watch.active))}", done, watch.good)
+    elif engine.patience and watch.stale() >= engine.patience and done < stage.learner.stage.epochs:
+        ended = Ended(f"no rise of agreement in {engine.patience} epochs", done, done)
+    ended = stage.learner.world.share(ended)
+    if ended is not None and engine.on_collapse == "stop" and ended.why.startswith("stopped"):
+        raise RunFailed(
+            f"{stage.plan.name}: {ended.why} after epoch {done} (the message above says what was seen). The "
+            f"state is in {run.last}; to go on all the same: --resume --set engine.on_collapse=warn "
+            "--allow-change"
+        )
+    return ended
+
+
+def _end_early(stage: Stage, run: Run, ended: Ended) -> None:
+    """Take the teacher that counts, and say that the stage ends before its last epoch."""
+    text = f"{stage.plan.name} ends after epoch {ended.epoch} of {stage.learner.stage.epochs}: {ended.why}"
+    if ended.teacher != ended.epoch:
+        restore_teacher(run.folder, stage.learner, stage.plan.name, ended.teacher)
+        where = f"after epoch {ended.teacher}" if ended.teacher else "before the first"
+        text += f"; the teacher is the one {where} again"
+    if stage.learner.world.main:
+        run.watcher.say(text)
+        note_end(run.folder, stage.plan.name, asdict(ended))
 
 
 def require_finite(stage: Stage, run: Run) -> None:
@@ -552,6 +627,7 @@ def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], 
     facts: dict[str, Any] = {"epoch": done}
     for part in learner.method:
         facts |= _told(part, part.after_epoch(done, numbers), facts)
+    facts |= _watch(stage, run, facts)
     share_bad(stage.streams, learner.world)
     bad = {file for stream in stage.streams.values() for file in stream.bad}
     if bad:

@@ -27,6 +27,7 @@ from mrt.engine.report import Watcher
 from mrt.engine.snapshots import LabelSnapshots
 from mrt.engine.start import run_of, source_of
 from mrt.engine.student import Student
+from mrt.engine.watch import Watch
 from mrt.errors import MrtError
 from mrt.models.classes import by_name, column_of
 from mrt.models.interface import Detector
@@ -85,6 +86,7 @@ class Stage:
     learner: Learner
     streams: dict[str, Stream]
     steps_per_epoch: int
+    watch: Watch = field(default_factory=Watch)
 
 
 def open_workshop(
@@ -210,10 +212,13 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     streams = data.build_streams(plan, config, shop.cards, shop.classes, sets, world)
     data.watch_bad(streams, shop.bad, watcher.say)
     site = Site(config, plan.settings, shop.classes, detector, world, watcher.say)
-    on_record = sum(shop.source.get(BOXES, {}).get(name, 0.0) for name in shop.classes)
+    on_record = {name: shop.source.get(BOXES, {}).get(name, 0.0) for name in shop.classes}
+    expected = data.boxes_by_class(plan, config, shop.cards, shop.classes) if plan.labelled else on_record
     site = replace(
         site,
-        source_boxes=data.boxes_per_image(plan, config, shop.cards) if plan.labelled else on_record,
+        source_boxes=data.boxes_per_image(plan, config, shop.cards)
+        if plan.labelled
+        else sum(on_record.values()),
         source=shop.source,
         target=TARGET in streams,
         kept=shop.kept,
@@ -248,7 +253,8 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     for part in plan.parts:
         part.site = replace(sites[part.name], snapshots=snapshots)
         part.begin(part.site)
-    return Stage(plan, learner, streams, data.steps_per_epoch(plan, config, shop.cards))
+    steps = data.steps_per_epoch(plan, config, shop.cards)
+    return Stage(plan, learner, streams, steps, Watch(expected))
 
 
 def _snapshots(plan: Plan, shop: Workshop, learner: Learner) -> LabelSnapshots | None:

@@ -272,7 +272,7 @@ def _carry_out(
                 if world.rank and (number > begin or own is None):
                     # Masks and dropout differ between processes.
                     checkpoint.seed_everything(config.seed + 1_000_003 * world.rank + max(0, plan.number - 1))
-                run_stage(stage, run)
+                epochs = run_stage(stage, run)
                 shop.before = {part.name: part for part in plan.parts}
                 if world.main:
                     checkpoints.require_there()
@@ -283,7 +283,7 @@ def _carry_out(
                         part.finish(folder)
                     if len(plans) == 1:
                         leave_behind(plan, shop)
-                evaluate(stage, run, plan.settings.epochs)
+                evaluate(stage, run, epochs)
                 if world.main:
                     log.sync()
                     checkpoints.require_there()

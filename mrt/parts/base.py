@@ -97,8 +97,10 @@ class Snapshots(Protocol):
         epoch: int,
         facts: Mapping[str, Any],
         find: Callable[[DetectorOutput], Sequence[dict[str, Tensor]]],
-    ) -> None:
-        """Append a line; ``find`` gets the teacher's output and gives labels per image."""
+    ) -> float | None:
+        """Append a line; ``find`` gets a detector's output and gives labels per image. Returns how far
+        teacher and student agree there.
+        """
 
 
 @dataclass(frozen=True)

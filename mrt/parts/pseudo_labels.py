@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from mrt.data.dataset import DetectionDataset
     from mrt.evaluate.coco import Metrics
 
-ALARM = (
-    1.5  # pseudo labels per image, as a multiple of the source's boxes per image, that hint at an explosion
-)
-
 
 class PseudoLabels(Part):
     """The teacher labels target images.
@@ -127,14 +123,9 @@ class PseudoLabels(Part):
         site = self.site
         values = self._move().tolist()
         count = self.count.read(site.world.sum)
-        self._snapshot(done)
-        if numbers.get("pseudo_labels", 0.0) > ALARM * site.source_boxes > 0:
-            site.say(
-                f"Warning: {numbers['pseudo_labels']:.1f} pseudo labels per image, the source has "
-                f"{site.source_boxes:.1f} boxes: "
-                "the teacher may be running away. Raise teacher.threshold_min."
-            )
+        agreement = self._snapshot(done)
         return {
+            **({} if agreement is None else {"agreement": agreement}),
             "thresholds": dict(zip(site.classes, [round(value, 6) for value in values], strict=True)),
             "labels_per_image": dict(zip(site.classes, [round(value, 4) for value in count], strict=False)),
         }
@@ -151,15 +142,15 @@ class PseudoLabels(Part):
         self.thresholds.values = before.index_copy(0, known, moved[known])
         return self.thresholds.values
 
-    def _snapshot(self, done: int) -> None:
+    def _snapshot(self, done: int) -> float | None:
         if self.site.snapshots is None:
-            return
+            return None
         nms_iou = self.site.config.teacher.nms_iou
 
         def find(output: DetectorOutput) -> list[dict[str, Tensor]]:
             return pseudo_labels(output.logits[-1], output.boxes[-1], self.thresholds.values, nms_iou)
 
-        self.site.snapshots.take(done, self.header(), find)
+        return self.site.snapshots.take(done, self.header(), find)
 
     def measured(self, network: str, metrics: Metrics, dataset: DetectionDataset) -> dict[str, Any]:
         """How good the teacher's labels would be on validation images."""

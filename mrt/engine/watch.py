@@ -1,0 +1,187 @@
+"""Watching teaching for a collapse: labels that vanish, explode or become one class, a teacher and a student
+that no longer agree. It is said while it happens, with what to change.
+
+Nothing here needs a label of the target: the pseudo labels of the epoch that is over (all images), and how
+far the student agrees with the teacher on the snapshots' images. A run's log has all of it, so that a run
+that goes on knows what was before.
+
+What counts as a collapse (:data:`FEW` and the others) was set by looking at runs that collapse on purpose and
+healthy ones: docs/results/selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FEW = 0.02  # labels per image, as a share of the source's boxes, that are as good as none
+SCARCE = 0.1  # that are too few unless they grow
+GROWS = 1.1  # times the epoch before
+FALLEN = 0.5  # share of the run's own largest number of labels
+MANY = 1.5  # labels per image, as a multiple of the source's boxes
+SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
+TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
+APART = 0.5  # share of the best agreement so far, in two epochs in a row
+ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen of one epoch.
+
+    Attributes:
+        epoch: how many are over.
+        labels: pseudo labels per image by class.
+        agreement: of teacher and student on the snapshots' images, from 0 to 1; None: not looked at.
+        thresholds: by class.
+        restarted: parts of the student were put back (selective retraining) when the epoch before ended.
+    """
+
+    epoch: int
+    labels: Mapping[str, float]
+    agreement: float | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    restarted: bool = False
+
+    @property
+    def total(self) -> float:
+        return sum(self.labels.values())
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A collapse that is seen: its kind, and in words what is seen and what to do."""
+
+    kind: str
+    text: str
+
+
+class Watch:
+    """Looks at a stage's epochs one after the other.
+
+    Args:
+        expected: labelled source boxes per image by class; empty where that is not known: then the run is
+            compared with itself alone.
+
+    Attributes:
+        sights: of the epochs so far. good: number of the last epoch without an alarm (0: the beginning).
+        active: kinds of what is wrong now.
+        restarted: parts of the student were put back when the last epoch ended.
+    """
+
+    def __init__(self, expected: Mapping[str, float] | None = None) -> None:
+        self.expected = dict(expected or {})
+        self.sights: list[Sight] = []
+        self.good = 0
+        self.active: set[str] = set()
+        self.restarted = False
+
+    def see(self, sight: Sight) -> list[Alarm]:
+        """What is wrong after an epoch and was not after the one before."""
+        self.sights.append(sight)
+        alarms = [
+            alarm for look in (self._few, self._many, self._one_class, self._apart) for alarm in look(sight)
+        ]
+        new = [alarm for alarm in alarms if alarm.kind not in self.active]
+        self.active = {alarm.kind for alarm in alarms}
+        if not alarms:
+            self.good = sight.epoch
+        return new
+
+    def stale(self) -> int:
+        """Epochs in a row, up to the last, without a rise of the best agreement so far."""
+        best, since = -1.0, 0
+        for one in self.sights:
+            if one.agreement is None:
+                continue
+            since = 0 if one.agreement > best else since + 1
+            best = max(best, one.agreement)
+        return since
+
+    def replay(self, lines: Iterable[Mapping[str, Any]], epochs: int) -> None:
+        """See again what a run's log has of the stage's first ``epochs`` epochs."""
+        for line in lines:
+            if line.get("kind") == "epoch" and line.get("epoch", 0) <= epochs:
+                if (sight := sight_of(line, self.restarted)) is not None:
+                    self.see(sight)
+                self.restarted = "retrained" in line
+
+    def _of_source(self) -> float:
+        return sum(self.expected.values())
+
+    def _few(self, now: Sight) -> Iterable[Alarm]:
+        source, before = self._of_source(), self.sights[:-1]
+        most = max((one.total for one in before), default=0.0)
+        grows = bool(before) and now.total >= GROWS * before[-1].total
+        none = source > 0 and now.total < FEW * source
+        scarce = source > 0 and now.total < SCARCE * source and bool(before) and not grows
+        fallen = now.total < FALLEN * most and not grows
+        if none or scarce or fallen:
+            than = f"{most:.2f} before" if fallen else f"{source:.1f} boxes on the source"
+            yield Alarm(
+                "vanishing",
+                f"pseudo labels vanish: {now.total:.2f} an image, {than}; thresholds {self._moved(now)}. "
+                "Lower them (teacher.threshold_start, teacher.threshold_min), begin with a source detector "
+                "that finds more in the target, or make the discriminators weaker (domain.*_weight)",
+            )
+
+    def _many(self, now: Sight) -> Iterable[Alarm]:
+        source, first = self._of_source(), self.sights[0].total
+        surge = now.total > SURGE * first > 0 and now.total > SURGE_MANY * source
+        if (source > 0 and now.total > MANY * source) or surge:
+            than = f"{first:.1f} at first" if surge else f"{source:.1f} boxes on the source"
+            yield Alarm(
+                "exploding",
+                f"pseudo labels explode: {now.total:.1f} an image, {than}; thresholds {self._moved(now)}. "
+                "Raise teacher.threshold_min, or let the teacher follow more slowly (teacher.ema nearer 1)",
+            )
+
+    def _one_class(self, now: Sight) -> Iterable[Alarm]:
+        if now.total < ENOUGH or len(now.labels) < 2:
+            return
+        name = max(now.labels, key=lambda key: now.labels[key])
+        share = now.labels[name] / now.total
+        first = self.sights[0]
+        before = first.labels.get(name, 0.0) / first.total if first.total >= ENOUGH else 0.0
+        source = self.expected.get(name, 0.0) / self._of_source() if self._of_source() else before
+        if share > TAKEN and share - source > RISE and (len(self.sights) == 1 or share - before > RISE / 2):
+            yield Alarm(
+                "one class",
+                f"one class takes over: {name} has {share:.0%} of the pseudo labels, {source:.0%} on the "
+                f"source; thresholds {self._moved(now)}. Use thresholds of its own for each class "
+                "(teacher.dynamic=true), or raise teacher.threshold_max",
+            )
+
+    def _apart(self, now: Sight) -> Iterable[Alarm]:
+        known = [one for one in self.sights if one.agreement is not None and not one.restarted]
+        if len(known) < 3 or known[-1] is not now:
+            return
+        best = max(one.agreement for one in known[:-2])
+        if all(one.agreement < APART * best for one in known[-2:]):
+            yield Alarm(
+                "apart",
+                f"teacher and student part: they agree on {now.agreement:.0%} of what they find, on "
+                f"{best:.0%} before. Lower teach.lr, or make the discriminators weaker (domain.*_weight)",
+            )
+
+    def _moved(self, now: Sight) -> str:
+        """How the thresholds moved, in words."""
+        if not now.thresholds:
+            return "are not known"
+        first = next((one.thresholds for one in self.sights if one.thresholds), now.thresholds)
+        if len({round(value, 2) for value in (*first.values(), *now.thresholds.values())}) == 1:
+            return f"stay at {next(iter(now.thresholds.values())):.2f}"
+        words = []
+        for name, value in now.thresholds.items():
+            start, end = (f"{number:.2f}" for number in (first.get(name, value), value))
+            words.append(f"{name} {start}" + (f" -> {end}" if end != start else ""))
+        return ", ".join(words)
+
+
+def sight_of(facts: Mapping[str, Any], restarted: bool) -> Sight | None:
+    """What the log's line of an epoch tells; None where the stage labels nothing."""
+    labels = facts.get("labels_per_image")
+    if not labels:
+        return None
+    return Sight(facts["epoch"], labels, facts.get("agreement"), facts.get("thresholds") or {}, restarted)

@@ -1,0 +1,246 @@
+"""Watching for a collapse: what counts as one, by sequences of epochs, and what a run does about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import make_set, tiny_config
+
+from mrt.engine import stages, watch
+from mrt.engine.facts import read_facts
+from mrt.engine.kept import kept_teachers
+from mrt.engine.load import load_detector
+from mrt.engine.report import Watcher, read_log
+from mrt.engine.watch import Sight, Watch
+from mrt.errors import MrtError, RunFailed
+
+SOURCE = {"car": 6.0, "person": 4.0}
+
+
+def seen(
+    *totals: float, car: float | list[float] = 0.6, expected=SOURCE, agreement=None, restarted=()
+) -> list:
+    """The kinds of alarms after each epoch with so many labels an image, of which a share are cars."""
+    shares = car if isinstance(car, list) else [car] * len(totals)
+    agreements = agreement or [None] * len(totals)
+    watcher, found = Watch(expected), []
+    for epoch, (total, share, agrees) in enumerate(zip(totals, shares, agreements, strict=True), 1):
+        labels = {"car": total * share, "person": total * (1 - share)}
+        sight = Sight(epoch, labels, agrees, {"car": 0.4, "person": 0.3}, epoch in restarted)
+        found.append([alarm.kind for alarm in watcher.see(sight)])
+    return found
+
+
+def test_healthy_runs_raise_no_alarm():
+    assert seen(2, 3, 4, 5, 5.5, 5.6) == [[]] * 6
+    assert seen(0.5, 0.9, 1.4, 2.0) == [[]] * 4, "few at first, but growing"
+    assert seen(6, 5, 4.2, 4.0) == [[]] * 4, "thresholds that settle"
+    assert seen(5, 5, 5, car=[0.6, 0.75, 0.8]) == [[]] * 3
+    assert seen(2, 3, 4, expected={}) == [[]] * 3, "a source that nobody has counted"
+
+
+def test_labels_that_vanish():
+    assert seen(0.05, 0.05)[0] == ["vanishing"], "0.05 an image against 10 boxes"
+    assert seen(5, 4, 2.4) == [[], [], ["vanishing"]], "less than half of what there was"
+    assert seen(0.8, 0.8) == [[], ["vanishing"]], "few, and not growing"
+    assert seen(5, 4, 2.4, 1.0, 0.2)[2:] == [["vanishing"], [], []], "said once"
+    assert seen(3, 1, expected={}) == [[], ["vanishing"]]
+
+
+def test_labels_that_explode():
+    assert seen(5, 16) == [[], ["exploding"]]
+    assert seen(3, 9.5, 10.5) == [[], [], ["exploding"]], "three times the first epoch's, above the source's"
+    assert seen(1, 4, 6) == [[]] * 3, "many times more, but no more than the source has"
+
+
+def test_a_class_that_takes_over():
+    assert seen(5, 5, car=[0.6, 0.97]) == [[], ["one class"]]
+    assert seen(5, car=0.97) == [["one class"]]
+    only = Watch({"car": 9.6, "person": 0.4})
+    assert not only.see(Sight(1, {"car": 5.0, "person": 0.1})), "as on the source"
+    assert seen(0.04, 0.041, 0.045, car=1.0, expected={}) == [[]] * 3, "too few to say"
+
+
+def test_teacher_and_student_that_part():
+    falls = [0.8, 0.85, 0.3, 0.2]
+    assert seen(5, 5, 5, 5, agreement=falls) == [[], [], [], ["apart"]], "two epochs in a row"
+    assert seen(5, 5, 5, 5, agreement=[0.8, 0.85, 0.3, 0.8]) == [[]] * 4
+    back = [0.8, 0.85, 0.3, 0.2, 0.7]
+    assert seen(5, 5, 5, 5, 5, agreement=back, restarted=(3, 4)) == [[]] * 5, (
+        "after retraining it is no wonder"
+    )
+
+
+def test_words_tell_what_thresholds_did_and_what_to_change():
+    watcher = Watch(SOURCE)
+    watcher.see(Sight(1, {"car": 5.0, "person": 3.0}, thresholds={"car": 0.4, "person": 0.4}))
+    (alarm,) = watcher.see(Sight(2, {"car": 0.4, "person": 0.3}, thresholds={"car": 0.5, "person": 0.4}))
+    assert "0.70 an image, 8.00 before" in alarm.text and "car 0.40 -> 0.50, person 0.40" in alarm.text
+    assert "teacher.threshold_min" in alarm.text
+
+
+def test_staleness_counts_epochs_without_a_rise():
+    watcher, found = Watch(), []
+    for epoch, agreement in enumerate([0.5, 0.6, 0.6, 0.55, 0.7], 1):
+        watcher.see(Sight(epoch, {"car": 1.0}, agreement))
+        found.append(watcher.stale())
+    assert found == [0, 0, 1, 2, 0]
+
+
+def test_what_is_seen_again_in_a_log_is_what_was_seen():
+    lines = [
+        {"kind": "epoch", "epoch": 1, "labels_per_image": {"car": 5.0}, "agreement": 0.8},
+        {"kind": "eval", "epoch": 1},
+        {"kind": "epoch", "epoch": 2, "labels_per_image": {"car": 5.0}, "retrained": 7},
+        {"kind": "epoch", "epoch": 3, "labels_per_image": {"car": 1.0}},
+    ]
+    one, two = Watch({"car": 6.0}), Watch({"car": 6.0})
+    one.replay(lines, 2)
+    two.replay(lines, 3)
+    assert (len(one.sights), one.good, one.active, one.restarted) == (2, 2, set(), True)
+    assert two.active == {"vanishing"} and two.good == 2 and two.sights[-1].restarted
+
+
+# --- runs ---
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_set(root, "clear", seed=1)
+    make_set(root, "hazy", haze=0.5, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "source"
+    return stages.pretrain_source(tiny_config(), folder, data_root=data)
+
+
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def settings(**changes):
+    return tiny_config(**{"teach.epochs": 4, "engine.eval_every": 0} | changes)
+
+
+@pytest.fixture
+def collapse_in(monkeypatch):
+    """Makes labels "vanish" from an epoch on."""
+
+    def at(epoch: int) -> None:
+        def few(self: Watch, now: Sight):
+            return [watch.Alarm("vanishing", "labels vanish")] if now.epoch >= epoch else []
+
+        monkeypatch.setattr(Watch, "_few", few)
+        for name in ("_many", "_one_class", "_apart"):
+            monkeypatch.setattr(Watch, name, lambda self, now: [])
+
+    return at
+
+
+def epochs_of(run: Path) -> list[dict]:
+    lines = read_log(run / "metrics.jsonl")
+    return [line for line in lines if line["kind"] == "epoch" and line["stage"] == "teach"]
+
+
+def test_a_run_is_warned_and_goes_on(data, source, tmp_path, collapse_in):
+    collapse_in(3)
+    listener = Listener()
+    run = stages.adapt(settings(), tmp_path / "run", init=str(source), data_root=data, watcher=listener)
+    assert [line for line in listener.said if "labels vanish" in line] == [
+        "Warning: epoch 3: labels vanish."
+    ], "once"
+    assert [line.get("alarms") for line in epochs_of(run)] == [None, None, ["vanishing"], ["vanishing"]]
+    assert all(0 <= line["agreement"] <= 1 for line in epochs_of(run))
+    assert "ended" not in read_facts(run)
+
+
+def test_a_run_stops_and_can_go_on_all_the_same(data, source, tmp_path, collapse_in):
+    collapse_in(2)
+    config = settings(**{"engine.on_collapse": "stop"})
+    with pytest.raises(RunFailed, match=r"vanishing after epoch 2.*on_collapse=warn"):
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    with pytest.raises(RunFailed, match="vanishing after epoch 2"):
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, resume=True)
+    changes = {"config": settings(init=str(source)), "settings": {"engine.on_collapse": ["stop", "warn"]}}
+    again = stages.adapt(
+        config, tmp_path / "run", init=str(source), data_root=data, resume=True, changes=changes
+    )
+    plain = stages.adapt(settings(), tmp_path / "plain", init=str(source), data_root=data)
+    assert same(again, plain)
+
+
+def same(one: Path, two: Path) -> bool:
+    first, second = (load_detector(path)[0].state_dict() for path in (one, two))
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_run_goes_back_to_its_last_good_teacher(data, source, tmp_path, collapse_in, epoch):
+    collapse_in(epoch)
+    listener = Listener()
+    config = settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 2, "engine.eval_every": 1})
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, watcher=listener)
+    ended = read_facts(run)["ended"]["teach"]
+    assert (ended["epoch"], ended["teacher"], ended["why"]) == (epoch, epoch - 1, "collapse: vanishing")
+    assert same(run, kept_teachers(run)["teach", epoch - 1])
+    assert not same(run, kept_teachers(run)["teach", epoch])
+    assert len(epochs_of(run)) == epoch and any("ends after epoch" in line for line in listener.said)
+    evals = [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "eval"]
+    assert evals[-1]["epoch"] == epoch and evals[-1]["stage"] == "teach"
+    assert "finished" in "\n".join(
+        listener.said
+        if stages.adapt(config, run, init=str(source), data_root=data, resume=True, watcher=listener)
+        else []
+    )
+
+
+def test_patience(data, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Watch, "stale", lambda self: len(self.sights))
+    config = settings(**{"engine.patience": 2})
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    assert read_facts(run)["ended"]["teach"] == {
+        "why": "no rise of agreement in 2 epochs",
+        "epoch": 2,
+        "teacher": 2,
+    }
+    assert len(epochs_of(run)) == 2
+
+
+def test_what_watching_needs_is_asked_for():
+    with pytest.raises(MrtError, match="keep_teachers=2"):
+        settings(**{"engine.on_collapse": "restore"})
+    with pytest.raises(MrtError, match="snapshots"):
+        settings(**{"engine.patience": 2, "engine.snapshots": 0})
+
+
+def test_watching_reads_no_label_of_the_target(data, source, tmp_path):
+    """Its boxes may be anything."""
+    runs = []
+    for number, shift in enumerate((0, 7)):
+        root = tmp_path / str(number)
+        root.mkdir()
+        for name in ("clear", "hazy"):
+            make_set(root, name, haze=0.5 * (name == "hazy"), seed=1 + (name == "hazy"))
+        file = root / "hazy" / "train.json"
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            annotation["bbox"][0] += shift
+        file.write_text(json.dumps(content))
+        card = json.loads((root / "hazy" / "dataset.json").read_text())
+        card["splits"]["train"]["sha256"] = ""
+        (root / "hazy" / "dataset.json").write_text(json.dumps(card))
+        runs.append(stages.adapt(settings(), tmp_path / f"run{number}", init=str(source), data_root=root))
+    keep = ("labels_per_image", "agreement", "thresholds", "alarms")
+    first, second = ([{key: line.get(key) for key in keep} for line in epochs_of(run)] for run in runs)
+    assert first == second
