@@ -21,6 +21,7 @@ from mrt.follow import follow_the_launcher
 from . import (
     ablate,
     adapt,
+    assess,
     demo,
     doctor,
     evaluate,
@@ -36,7 +37,7 @@ from . import (
 RUN_FAILED, BAD_INPUT = 1, 2
 ORDER = [
     *("demo", "prepare-data", "pretrain-source", "adapt", "predict"),
-    *("eval", "select", "export", "report", "ablate", "label", "doctor"),
+    *("eval", "select", "assess", "export", "report", "ablate", "label", "doctor"),
 ]
 
 
@@ -120,6 +121,7 @@ adapt.register(app)
 predict.register(app)
 evaluate.register(app)
 select.register(app)
+assess.register(app)
 export.register(app)
 report.register(app)
 ablate.register(app)

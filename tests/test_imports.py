@@ -138,6 +138,10 @@ RULES = {
         *("torch", "numpy", "PIL", "mrt.config", "mrt.data", "mrt.engine", "mrt.errors"),
         *("mrt.evaluate.unlabelled", "mrt.models.weights", "mrt.parts.source_record", "mrt.predict"),
     ],
+    "mrt.selection.page": [
+        *("numpy", "mrt.api", "mrt.engine", "mrt.evaluate", "mrt.files", "mrt.parts.source_record"),
+        *("mrt.predict", "mrt.report.page", "mrt.selection"),
+    ],
     "mrt.parts": [
         *(
             "torch",

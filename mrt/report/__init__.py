@@ -19,13 +19,13 @@ from mrt.files import write_text
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "jinja2": "jinja2"}
 
 
-def require_libraries() -> None:
-    """MrtError if a package of the extra is not installed."""
+def require_libraries(command: str = "mrt report") -> None:
+    """MrtError if a package of the extra is not installed. ``command``: who needs them."""
     missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         are = "is" if len(missing) == 1 else "are"
         raise MrtError(
-            f"mrt report needs {', '.join(missing)}, which {are} not installed",
+            f"{command} needs {', '.join(missing)}, which {are} not installed",
             "install what reports need: pip install 'mrt-detection[report]'",
         )
 

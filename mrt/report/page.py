@@ -129,12 +129,17 @@ class Headline:
 
 
 def write_page(
-    folder: Path, title: str, lead: str, headlines: Sequence[Headline], sections: Sequence[Section]
+    folder: Path,
+    title: str,
+    lead: str,
+    headlines: Sequence[Headline],
+    sections: Sequence[Section],
+    name: str = "report",
 ) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.md`` into the folder; returns both paths."""
+    """Write ``NAME.html`` and ``NAME.md`` into the folder; returns both paths."""
     sections = [section for section in sections if section.blocks]
     content = {"title": title, "lead": lead, "headlines": headlines, "sections": sections, "folder": folder}
-    paths = folder / "report.html", folder / "report.md"
+    paths = folder / f"{name}.html", folder / f"{name}.md"
     write_text(paths[0], _environment(True).get_template("report.html.j2").render(content))
     write_text(paths[1], _environment(False).get_template("report.md.j2").render(content))
     return paths

@@ -1,9 +1,12 @@
-"""Choosing among trained detectors without the target's labels: ``mrt select``.
+"""Choosing among trained detectors, and trusting one, without the target's labels: ``mrt select`` and
+``mrt assess``.
 
     candidates  which detectors there are: a run's kept teachers and its last one, several runs
     looking     the images, and the forward passes of each candidate
     ranking     values, intervals, what each signal picks, and whether that is more than noise
     apply       writing the chosen weights, with a record of how they were chosen
+    assess      a detector against the one it started from, and the images whose labels would tell most
+    page        the page about that
 
 No annotation file of the target is opened. Labelled source images are used where they are there.
 """

@@ -24,7 +24,7 @@ from mrt.errors import MrtError
 from mrt.evaluate.unlabelled import SIGNALS, Estimate, Looks, Truth, look, shaken
 from mrt.models.weights import is_ours, read_metadata
 from mrt.parts.source_record import BOXES, HEADER
-from mrt.predict.inputs import find
+from mrt.predict.inputs import Frame, find
 from mrt.predict.network import Preprocessing
 from mrt.selection.candidates import Candidate
 
@@ -33,14 +33,21 @@ LIMIT = 200  # images
 
 @dataclass(frozen=True)
 class Images:
-    """Images without labels: names, and functions that read them. ``origin`` says where they are from."""
+    """Images without labels, and where they are from."""
 
-    names: list[str]
-    read: list[Callable[[], Image.Image]]
+    frames: list[Frame]
     origin: str
 
+    @property
+    def names(self) -> list[str]:
+        return [frame.name for frame in self.frames]
+
+    @property
+    def read(self) -> list[Callable[[], Image.Image]]:
+        return [frame.read for frame in self.frames]
+
     def __len__(self) -> int:
-        return len(self.read)
+        return len(self.frames)
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,7 @@ def find_images(inputs: Sequence[str | Path], origin: str, limit: int = LIMIT) -
             f"{origin}: no images", "name images or folders of them; a video's frames do not count"
         )
     frames = list(images.frames())
-    chosen = [frames[index] for index in spread_evenly(len(frames), limit)]
-    return Images([frame.name for frame in chosen], [frame.read for frame in chosen], origin)
+    return Images([frames[index] for index in spread_evenly(len(frames), limit)], origin)
 
 
 def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:

@@ -99,3 +99,38 @@ def test_images_of_ones_own_and_no_source(chosen, tmp_path):
 )
 def test_bad_input_is_one_message(chosen, words, message):
     assert message in refused("select", *words, *roots(chosen))
+
+
+def test_assess_says_which_of_two_to_trust(chosen, tmp_path):
+    pytest.importorskip("jinja2")
+    out = tmp_path / "page"
+    result = mrt(
+        *("assess", "run", "--limit", "6", "--pictures", "2", "--suggest", "3", "--out", out), *roots(chosen)
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "assess.json").read_text())
+    assert record["verdict"][0] in result.output and len(record["to_label"]) == 3
+    assert record["before"].endswith("source/teacher.safetensors") and record["images"]["number"] == 6
+    assert set(record["signals"]) == set(SIGNALS)
+    page = (out / "assess.html").read_text()
+    assert "Which of the two?" in page and "AP50 is not estimated" in page and "no label was read" in page
+    labels = json.loads((out / "to-label" / "coco" / "annotations" / "instances_default.json").read_text())
+    assert {image["file_name"] for image in labels["images"]} == set(record["to_label"])
+    if record["disagree_most"]:
+        assert (out / "figures" / "disagree.png").is_file()
+    again = mrt("assess", "run", "--limit", "4", *roots(chosen))
+    assert again.exit_code == 0 and (chosen / "runs" / "run" / "assess" / "assess.html").is_file()
+    assert mrt("doctor", chosen / "runs" / "run").exit_code == 0, "pages and chosen weights do no harm"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["source"], "does not say which detector it started from"),
+        (["run", "--against", "absent"], "absent"),
+        (["run", "--format", "tiff"], "--format tiff: unknown"),
+        (["run", "--images", "a", "--target", "hazy"], "both say which images"),
+    ],
+)
+def test_bad_input_of_assess_is_one_message(chosen, words, message):
+    assert message in refused("assess", *words, *roots(chosen))
