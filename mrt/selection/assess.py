@@ -85,9 +85,11 @@ def telling(after: Measured, before: Measured | None = None) -> np.ndarray:
 
 
 def suggest(after: Measured, before: Measured | None, count: int) -> list[int]:
-    """The images whose labelling would tell most, most telling first, without near-duplicates: among three
-    times as many of the most telling ones (at most half of all images), each next is the one most unlike those chosen, by the mean of its
-    decoder queries (after Sener and Savarese, *Active learning for CNNs: a core-set approach*, ICLR 2018).
+    """The images whose labelling would tell most, most telling first, without near-duplicates.
+
+    Among three times as many of the most telling ones (at most half of all images), each next is the one most
+    unlike those chosen, by the mean of its decoder queries. After Sener and Savarese, *Active learning for
+    convolutional neural networks: a core-set approach*, ICLR 2018.
     """
     values = telling(after, before)
     size = max(count, min(SPREAD * count, len(values) // 2))
