@@ -23,7 +23,9 @@ def assess(
     target: Annotated[
         str | None, typer.Option(help="Or a prepared set; only its images are opened, never its labels.")
     ] = None,
-    split: Annotated[str, typer.Option(help="The split of that set.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Its split. Default: the one that the run adapted to.")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -95,6 +97,7 @@ def assess(
                 seed=seed,
                 device=choose_device(device or "auto"),
                 watcher=watcher,
+                keep_looks=True,
             )
             for candidate in pair
         )

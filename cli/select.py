@@ -18,7 +18,8 @@ def select(
         list[str],
         typer.Argument(
             metavar="RUN|WEIGHTS...",
-            help="A run whose teachers were kept (engine.keep_teachers), or several runs or weights files.",
+            help="A run whose teachers were kept (engine.keep_teachers), or several runs or weights files. "
+            "They stand before the options.",
         ),
     ],
     images: Annotated[
@@ -31,7 +32,9 @@ def select(
     target: Annotated[
         str | None, typer.Option(help="Or a prepared set; only its images are opened, never its labels.")
     ] = None,
-    split: Annotated[str, typer.Option(help="The split of that set.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Its split. Default: the one that the run adapted to.")
+    ] = None,
     limit: Annotated[
         int, typer.Option(min=2, help="Images to look at, spread evenly over all of them.")
     ] = 200,
@@ -46,6 +49,12 @@ def select(
             "that is better than the last detector beyond noise, else the last detector.",
         ),
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --apply: write them here instead. Needed for weights without a run."
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures to this file.")
     ] = None,
@@ -56,8 +65,8 @@ def select(
 ) -> None:
     """Rank trained detectors by what can be seen without labels, e.g. mrt select my-run.
 
-    Each signal has an interval over the images, and says which detector it picks and whether that differs
-    from the last one by more than noise. How far signals can be trusted: docs/results/selection.
+    Each signal says which detector it picks, and whether that differs from the last one (of several runs: of
+    the last that is named) by more than noise. How far signals can be trusted: docs/trust.md.
     """
     from mrt import experiment
     from mrt.errors import MrtError
@@ -70,13 +79,18 @@ def select(
     judges = [name for name, signal in SIGNALS.items() if signal.judges]
     if by != "last" and by not in judges:
         raise MrtError(f"--by {by}: no such signal", f"choose last, {', '.join(judges)}")
+    if out is not None and not apply:
+        raise MrtError("--out: there is nothing to write", "add --apply")
     if images and target:
         raise MrtError("--images and --target: both say which images", "leave out one of them")
     from mrt import selection
     from mrt.api import choose_device
+    from mrt.engine.facts import SELECTED
 
     roots = experiment.find_roots(data_root, run_root)
     candidates = selection.find_candidates([experiment.find_run(run, roots.run_root) for run in runs])
+    if apply and out is None and any(candidate.run is None for candidate in candidates):
+        raise MrtError("--apply: weights that belong to no run may be chosen", "say where to: --out FILE")
     chosen = selection.images_for(
         candidates[0], images=images, target=target, split=split, limit=limit, data_root=roots.data_root
     )
@@ -103,15 +117,18 @@ def select(
         [[row["name"], *(_value(row, name, ranking) for name in names)] for row in ranking["candidates"]],
         caption="* the best by this signal. Lower is better for "
         + ", ".join(name for name in names if not SIGNALS[name].high)
-        + ".",
+        + ".\n"
+        + "\n".join(f"{name}: {SIGNALS[name].words}" for name in names),
     )
     show_table(
         f"Against {ranking['base']}",
-        ["signal", "picks", "difference", "95 % interval", ""],
-        [_pick(name, pick) for name, pick in ranking["picks"].items()],
-        caption="\n".join(f"{name}: {SIGNALS[name].words}" for name in names),
+        ["signal", "picks", "difference", "interval", "verdict"],
+        [_pick(name, pick, ranking) for name, pick in ranking["picks"].items()],
+        caption=f"Intervals of {100 * ranking['level']:.2f} %: 95 % for the best of {len(candidates)}.",
         text_columns=2,
     )
+    if ranking["number_of_images"] < selection.ENOUGH:
+        say(f"Fewer than {selection.ENOUGH} images: too few to tell a difference from noise.")
     left_out = [name for name in SIGNALS if name not in names]
     if left_out:
         say(f"Left out, for want of what they look at: {', '.join(left_out)}.")
@@ -131,27 +148,31 @@ def select(
         say(f"Written to {json_file}")
     if apply:
         candidate = next(one for one in candidates if one.name == taken)
-        place = (candidate.run or candidate.file.parent) / "selected.safetensors"
+        place = out or candidate.run / SELECTED
         short = {key: value for key, value in record.items() if key not in ("images", "candidates")}
         short["images"] = {key: value for key, value in record["images"].items() if key != "names"}
-        say(f"{taken}, written to {selection.apply(candidate.file, place, short)}")
+        selection.apply(candidate.file, place, short)
+        say(f"{taken}, written to {place}; use it by that name: mrt predict {place} PHOTOS")
     elif by != "last":
         say(f"By {by}: {taken}" + ("" if taken != ranking["base"] else ": no difference beyond noise"))
 
 
 def _value(row: dict[str, Any], name: str, ranking: dict[str, Any]) -> str:
     found = row["signals"].get(name)
-    if found is None or found["value"] is None:
+    if found is None or (found["value"] is None and not found["infinite"]):
         return "-"
+    if found["infinite"]:
+        return "inf"
     best = ranking["picks"].get(name, {}).get("candidate") == row["name"]
     return f"{found['value']:.3f}" + (" *" if best else "")
 
 
-def _pick(name: str, pick: dict[str, Any]) -> list[str]:
+def _pick(name: str, pick: dict[str, Any], ranking: dict[str, Any]) -> list[str]:
     if pick["is_base"]:
         return [name, pick["candidate"], "", "", "the same"]
     if pick["difference"] is None:
-        return [name, pick["candidate"], "-", "", "not known of the last"]
+        says = f"{ranking['base']} finds nothing" if pick["beyond_noise"] else "not known of the other"
+        return [name, pick["candidate"], "-", "", says]
     there = pick["low"] is not None
     return [
         name,

@@ -399,7 +399,7 @@ class EngineConfig(Section):
         "warn",
         description=(
             "when pseudo labels vanish, explode or become one class, or teacher and student part: say so; "
-            "stop the run; or end the stage with the teacher of the last good epoch (needs keep_teachers)"
+            "stop the run; or end the stage with the teacher of the last good epoch (needs keep_teachers=3)"
         ),
     )
     patience: NonNegativeInt = Field(
@@ -420,13 +420,26 @@ class EngineConfig(Section):
     )
 
     def acting(self, kind: str, config: Config) -> dict[str, Any]:
-        """Settings that came later count where they are not as everything was before."""
-        return without_defaults(self, super().acting(kind, config), "on_collapse", "patience")
+        """Settings that came later count where they are not as everything was before; so do the images that
+        decide when a stage ends.
+        """
+        values = without_defaults(self, super().acting(kind, config), "on_collapse", "patience")
+        watched = kind == "teach" and (self.patience or self.on_collapse != "warn")
+        return values | ({"snapshots": self.snapshots} if watched else {})
 
     def problem(self, config: Config) -> str | None:
         """What watching needs must be there."""
-        if self.on_collapse == "restore" and self.keep_teachers < 2:
-            return "engine.on_collapse=restore: no teacher is kept to go back to; set engine.keep_teachers=2"
+        if self.on_collapse == "restore" and self.keep_teachers < 3:
+            return (
+                "engine.on_collapse=restore: too few teachers are kept to go back to one; set "
+                "engine.keep_teachers=3"
+            )
+        asked = "patience" if self.patience else f"on_collapse={self.on_collapse}"
+        if (self.patience or self.on_collapse != "warn") and not config.teacher.pseudo_labels:
+            return (
+                f"engine.{asked}: watches the teacher's pseudo labels, and there are none "
+                "(teacher.pseudo_labels=false)"
+            )
         if self.patience and not self.snapshots:
             return "engine.patience: agreement is looked at on the snapshots' images; set engine.snapshots=16"
         return None

@@ -136,7 +136,8 @@ RULES = {
     ],
     "mrt.selection": [
         *("torch", "numpy", "PIL", "mrt.config", "mrt.data", "mrt.engine", "mrt.errors"),
-        *("mrt.evaluate.unlabelled", "mrt.models.weights", "mrt.parts.source_record", "mrt.predict"),
+        *("mrt.evaluate.bootstrap", "mrt.evaluate.unlabelled", "mrt.models.weights"),
+        *("mrt.parts.source_record", "mrt.predict"),
     ],
     "mrt.selection.page": [
         *("numpy", "mrt.api", "mrt.engine", "mrt.evaluate", "mrt.files", "mrt.parts.source_record"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,19 +169,22 @@ def run(
     logs = root / "logs"
     try:
         failures = run_with(launcher, works, logs, watcher) if launcher else run_here(works, logs, watcher)
-    finally:  # also of what was stopped
-        for trial in trials:
-            _keep(trial, root)
+    except BaseException:  # stopped: what is done is kept all the same
+        with suppress(MrtError, OSError):
+            _keep(trials, root)
+        raise
+    _keep(trials, root)
     return [_result(trial, root, failures) for trial in trials]
 
 
-def _keep(trial: Trial, root: Path) -> None:
-    """Copy a trial's result to those that are kept."""
-    file, kept = trial.result_file(root), trial.kept_file()
-    if kept is not None and not kept.is_file() and file.is_file():
-        read_measured(file)  # nothing damaged is kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text(kept, file.read_text(encoding="utf-8"))
+def _keep(trials: Sequence[Trial], root: Path) -> None:
+    """Copy the trials' results to those that are kept."""
+    for trial in trials:
+        file, kept = trial.result_file(root), trial.kept_file()
+        if kept is not None and not kept.is_file() and file.is_file():
+            read_measured(file)  # nothing damaged is kept
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, file.read_text(encoding="utf-8"))
 
 
 def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:

@@ -110,9 +110,12 @@ def require_absent(folder: Path) -> None:
     )
 
 
+SELECTED = "selected.safetensors"  # what mrt select writes into a run's folder
+
+
 def is_left(name: str) -> bool:
     """Whether a file of a run is what a finished stage leaves for others to read."""
-    return name.endswith((".safetensors", "-random.pt"))
+    return name.endswith((".safetensors", "-random.pt")) and name != SELECTED
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

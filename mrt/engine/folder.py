@@ -236,9 +236,10 @@ def unfinish_stages(folder: Path, stages: Collection[str]) -> None:
     """Forget that stages are done which are to be done again."""
     facts = read_facts(folder)
     left = [name for name in facts["finished"] if name not in stages]
-    early = {name: why for name, why in facts.pop("ended", {}).items() if name not in stages}
+    before = facts.pop("ended", {})
+    early = {name: why for name, why in before.items() if name not in stages}
     facts |= {"ended": early} if early else {}
-    if left != facts["finished"] or "logs" in facts:
+    if left != facts["finished"] or early != before or "logs" in facts:
         facts.pop("logs", None)
         facts.pop("mended", None)
         write_facts(folder, {**facts, "finished": left})

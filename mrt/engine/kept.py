@@ -53,22 +53,32 @@ def forget_later_teachers(folder: Path, stage: str, epochs: int, later: Collecti
             path.unlink(missing_ok=True)
 
 
-def restore_teacher(folder: Path, learner: Learner, stage: str, epoch: int) -> None:
-    """Give the teacher the weights that it had after an epoch; after 0: those that the stage began with.
+def restore_teacher(folder: Path, learner: Learner, stage: str, epoch: int) -> int:
+    """Give the teacher the weights that it had after an epoch, or after the nearest kept one before; 0: those
+    that the stage began with. Parts take back what they had on record then, such as thresholds.
+
+    Returns:
+        The epoch whose teacher it is.
 
     Raises:
-        RunFailed: they were not kept, or are not what was written.
+        RunFailed: none was kept, or it is not what was written; in every process alike.
     """
-    kept = kept_teachers(folder)
-    place = kept.get((stage, epoch))
-    if place is None:
-        there = ", ".join(str(number) for name, number in kept if name == stage)
+    kept = {number: path for (name, number), path in kept_teachers(folder).items() if name == stage}
+    found: tuple[int, dict, dict] | str = f"{Path(folder) / FOLDER}: has no teacher of up to epoch {epoch}"
+    if learner.world.main and (there := [number for number in kept if number <= epoch]):
+        try:
+            detector, facts = load_weights(kept[max(there)], backbone_weights="checkpoint")
+            found = max(there), detector.state_dict(), facts
+        except MrtError as error:
+            found = error.message
+    found = learner.world.share(found)
+    if isinstance(found, str):
         raise RunFailed(
-            f"{Path(folder) / FOLDER}: has no teacher of epoch {epoch} of {stage} to go back to (it has: "
-            f"{there or 'none'}). Train again with a larger engine.keep_teachers"
+            f"{found}, to go back to. Go on with --resume --set engine.on_collapse=warn --allow-change, or "
+            "train again with a larger engine.keep_teachers"
         )
-    try:
-        state = load_weights(place, backbone_weights="checkpoint")[0].state_dict()
-    except MrtError as error:
-        raise RunFailed(str(error)) from None
+    number, state, facts = found
     learner.teacher.module.load_state_dict(state)
+    for part in learner.method:
+        part.recall(facts)
+    return number

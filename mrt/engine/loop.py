@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -187,7 +187,7 @@ def run_stage(stage: Stage, run: Run) -> int:
     ended = _replay(stage, run)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
-        if due and learner.step < total:
+        if due and learner.step < total and ended is None:
             evaluate(stage, run, learner.step // steps_per_epoch)
         while learner.step < total and ended is None:
             epoch = learner.step // steps_per_epoch
@@ -216,8 +216,7 @@ def run_stage(stage: Stage, run: Run) -> int:
             if stopping or saving:
                 run.notice.asked = False
             if ends:
-                _end_epoch(stage, run, epoch + 1, numbers, saver)
-                ended = _ended(stage, run, epoch + 1)
+                ended = _end_epoch(stage, run, epoch + 1, numbers, saver)
                 speed.restart()
             elif stopping or saving:
                 saver.save()
@@ -281,9 +280,9 @@ def _ended(stage: Stage, run: Run, done: int) -> Ended | None:
     ended = stage.learner.world.share(ended)
     if ended is not None and engine.on_collapse == "stop" and ended.why.startswith("stopped"):
         raise RunFailed(
-            f"{stage.plan.name}: {ended.why} after epoch {done} (the message above says what was seen). The "
-            f"state is in {run.last}; to go on all the same: --resume --set engine.on_collapse=warn "
-            "--allow-change"
+            f"{stage.plan.name}: {ended.why} after epoch {done}. The state is in {run.last}; to go on all "
+            "the same: --resume --set engine.on_collapse=warn --allow-change. Which epoch's teacher to take: "
+            "mrt select, if engine.keep_teachers kept them"
         )
     return ended
 
@@ -292,7 +291,8 @@ def _end_early(stage: Stage, run: Run, ended: Ended) -> None:
     """Take the teacher that counts, and say that the stage ends before its last epoch."""
     text = f"{stage.plan.name} ends after epoch {ended.epoch} of {stage.learner.stage.epochs}: {ended.why}"
     if ended.teacher != ended.epoch:
-        restore_teacher(run.folder, stage.learner, stage.plan.name, ended.teacher)
+        number = restore_teacher(run.folder, stage.learner, stage.plan.name, ended.teacher)
+        ended = replace(ended, teacher=number)
         where = f"after epoch {ended.teacher}" if ended.teacher else "before the first"
         text += f"; the teacher is the one {where} again"
     if stage.learner.world.main:
@@ -621,8 +621,12 @@ def _standing(learner: Learner, done: int) -> dict[str, Any]:
     return facts
 
 
-def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], saver: Saver) -> None:
-    """What parts do, log, checkpoint and evaluation; ``done`` epochs are over."""
+def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], saver: Saver) -> Ended | None:
+    """What parts do, log, checkpoint and evaluation; ``done`` epochs are over.
+
+    Returns:
+        Whether the stage ends here.
+    """
     learner, name, engine = stage.learner, stage.plan.name, stage.learner.config.engine
     facts: dict[str, Any] = {"epoch": done}
     for part in learner.method:
@@ -637,9 +641,11 @@ def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], 
     synchronise_statistics(learner)
     due = bool(engine.eval_every and done % engine.eval_every == 0) and run.evaluate is not None
     saver.save(done, due)
+    ended = _ended(stage, run, done)
     # The last epoch's comes when the weights are written; a run that goes on for more epochs needs it here.
-    if due and done < learner.stage.epochs and not learner.world.any(run.stopping):
+    if due and done < learner.stage.epochs and ended is None and not learner.world.any(run.stopping):
         evaluate(stage, run, done)
+    return ended
 
 
 def evaluate(stage: Stage, run: Run, done: int) -> None:

@@ -85,7 +85,7 @@ class Watch:
         ]
         new = [alarm for alarm in alarms if alarm.kind not in self.active]
         self.active = {alarm.kind for alarm in alarms}
-        if not alarms:
+        if not alarms and not self._falling_apart(sight):
             self.good = sight.epoch
         return new
 
@@ -114,7 +114,7 @@ class Watch:
         source, before = self._of_source(), self.sights[:-1]
         most = max((one.total for one in before), default=0.0)
         grows = bool(before) and now.total >= GROWS * before[-1].total
-        none = source > 0 and now.total < FEW * source
+        none = now.total <= FEW * source
         scarce = source > 0 and now.total < SCARCE * source and bool(before) and not grows
         fallen = now.total < FALLEN * most and not grows
         if none or scarce or fallen:
@@ -158,12 +158,17 @@ class Watch:
         if len(known) < 3 or known[-1] is not now:
             return
         best = max(one.agreement for one in known[:-2])
-        if all(one.agreement < APART * best for one in known[-2:]):
+        if all(one.agreement < APART * best for one in known[-2:]):  # one epoch may be chance
             yield Alarm(
                 "apart",
                 f"teacher and student part: they agree on {now.agreement:.0%} of what they find, on "
                 f"{best:.0%} before. Lower teach.lr, or make the discriminators weaker (domain.*_weight)",
             )
+
+    def _falling_apart(self, now: Sight) -> bool:
+        """Whether an epoch may be the first of a parting: not one to go back to."""
+        known = [one.agreement for one in self.sights if one.agreement is not None and not one.restarted]
+        return now.agreement is not None and bool(known) and now.agreement < APART * max(known)
 
     def _moved(self, now: Sight) -> str:
         """How the thresholds moved, in words."""

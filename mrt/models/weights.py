@@ -72,7 +72,7 @@ def _halved(name: str, value: Tensor) -> Tensor:
     short = value.half()
     if not torch.equal(short.isfinite(), value.isfinite()):
         raise MrtError(
-            f"{name}: has values beyond 65504, which float16 cannot hold", "Save with half = false."
+            f"{name}: has values beyond 65504, which float16 cannot hold", "Save it in full (half = false)."
         )
     return short
 

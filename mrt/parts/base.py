@@ -313,6 +313,9 @@ class Part:
         """
         return {}
 
+    def recall(self, header: Mapping[str, Any]) -> None:
+        """Take back what :meth:`header` told of a teacher that the run goes back to."""
+
     def header(self) -> dict[str, Any]:
         """What the weights file of a detector trained with it ought to say."""
         return {}

@@ -172,6 +172,15 @@ class PseudoLabels(Part):
             "thresholds": dict(zip(self.site.classes, [round(value, 6) for value in values], strict=True))
         }
 
+    def recall(self, header: Mapping[str, Any]) -> None:
+        """The thresholds that a teacher had."""
+        told = header.get("thresholds", {})
+        values = [
+            told.get(name, value)
+            for name, value in zip(self.site.classes, self.thresholds.values.tolist(), strict=True)
+        ]
+        self.thresholds.values = self.thresholds.values.new_tensor(values)
+
     def state_dict(self) -> dict[str, Any]:
         """Thresholds, and what was counted in the epoch so far by all processes together."""
         state = self.thresholds.state_dict()

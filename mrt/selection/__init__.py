@@ -14,6 +14,16 @@ No annotation file of the target is opened. Labelled source images are used wher
 from mrt.selection.apply import apply
 from mrt.selection.candidates import Candidate, find_candidates
 from mrt.selection.looking import Images, images_for, measure
-from mrt.selection.ranking import choose, rank
+from mrt.selection.ranking import ENOUGH, choose, rank
 
-__all__ = ["Candidate", "Images", "apply", "choose", "find_candidates", "images_for", "measure", "rank"]
+__all__ = [
+    "ENOUGH",
+    "Candidate",
+    "Images",
+    "apply",
+    "choose",
+    "find_candidates",
+    "images_for",
+    "measure",
+    "rank",
+]

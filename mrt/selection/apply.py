@@ -8,11 +8,10 @@ from typing import Any
 from mrt.engine.load import load_detector
 from mrt.models.weights import save_weights
 
-NAME = "selected.safetensors"
-
 
 def apply(file: Path, place: Path, record: dict[str, Any]) -> Path:
-    """Write a candidate's weights to ``place`` with how they were chosen (``selected`` in the header).
+    """Write a candidate's weights to ``place``, in place of what is there, with how they were chosen
+    (``selected`` in the header).
 
     Raises:
         MrtError: the weights cannot be read, or the file cannot be written.

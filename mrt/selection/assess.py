@@ -19,6 +19,7 @@ from mrt.evaluate.unlabelled.looks import FLOOR, SHOWN
 from mrt.evaluate.unlabelled.pairs import overlap_of_matched
 from mrt.selection.candidates import Candidate
 from mrt.selection.looking import Measured
+from mrt.selection.ranking import ENOUGH
 
 BEFORE, AFTER = "before", "after"
 SPREAD = 3  # images to label are chosen among so many times as many of the most telling ones
@@ -49,10 +50,8 @@ def candidates(run: str | Path, against: str | Path | None) -> tuple[Candidate, 
             f"{against}: detects {', '.join(classes[0])}; {run} detects {', '.join(classes[1])}",
             "compare it with a detector of the same classes: --against",
         )
-    student = after.parent / "student.safetensors"
-    partner = student if after.name == "teacher.safetensors" and student.is_file() else None
     folder = Path(run) if Path(run).is_dir() else None
-    return Candidate(BEFORE, before, last=False), Candidate(AFTER, after, folder, partner=partner)
+    return Candidate(BEFORE, before, last=False), Candidate(AFTER, after, folder)
 
 
 def disagreement(before: Look, after: Look, least: float = SHOWN) -> np.ndarray:
@@ -110,7 +109,8 @@ def suggest(after: Measured, before: Measured | None, count: int) -> list[int]:
 
 
 def compare(before: Measured, after: Measured, classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """What the signals say, as plain values.
+    """What the signals say, as plain values. With less than :data:`mrt.selection.ranking.ENOUGH` images no
+    difference counts.
 
     Returns:
         ``signals``: by name the values of both, the ``difference`` with its interval, and which is ``better``
@@ -126,7 +126,8 @@ def compare(before: Measured, after: Measured, classes: Sequence[str], seed: int
             with np.errstate(invalid="ignore"):
                 low, high = interval(two.draws(seed=seed) - one.draws(seed=seed))
             row |= {"difference": _plain(two.value - one.value), "low": _plain(low), "high": _plain(high)}
-            if signal.judges and low is not None and (low > 0 or high < 0):
+            enough = len(two.rows) >= ENOUGH
+            if enough and signal.judges and low is not None and (low > 0 or high < 0):
                 row["better"] = AFTER if (low > 0) == signal.high else BEFORE
         rows[name] = row
     counts = {
@@ -148,12 +149,17 @@ def _plain(value: float | None) -> float | None:
 
 def verdict(comparison: dict[str, Any], expected: dict[str, float]) -> list[str]:
     """What to make of it, in sentences. The first is the answer."""
-    judged = [row.get("better") for name, row in comparison["signals"].items() if SIGNALS[name].judges]
+    known = [
+        row
+        for name, row in comparison["signals"].items()
+        if SIGNALS[name].judges and row.get("low") is not None
+    ]
+    judged = [row.get("better") for row in known]
     for_it, against = judged.count(AFTER), judged.count(BEFORE)
     counts = {side: sum(found.values()) for side, found in comparison["objects_per_image"].items()}
     source = sum(expected.values())
     lines = []
-    if counts[AFTER] < 0.1 * max(counts[BEFORE], source, 1e-9):
+    if counts[AFTER] < 0.1 * max(source or counts[BEFORE], 1e-9):
         lines.append(f"Do not use it: it finds {counts[AFTER]:.2f} objects an image.")
     elif for_it > against:
         lines.append("What can be seen without labels speaks for the adapted detector.")

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mrt.config import validate, without_plugins
+from mrt.config import Config, validate, without_plugins
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset
 from mrt.data.images import read_picture
 from mrt.data.registry import find_dataset
-from mrt.engine.load import load_detector
+from mrt.engine.labels import class_map_for
+from mrt.engine.load import load_detector, source_record
 from mrt.engine.report import Watcher
 from mrt.engine.snapshots import spread_evenly
 from mrt.errors import MrtError
 from mrt.evaluate.unlabelled import SIGNALS, Estimate, Looks, Truth, look, shaken
 from mrt.models.weights import is_ours, read_metadata
-from mrt.parts.source_record import BOXES, HEADER
+from mrt.parts.source_record import BOXES
 from mrt.predict.inputs import Frame, find
 from mrt.predict.network import Preprocessing
 from mrt.selection.candidates import Candidate
@@ -52,10 +53,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate's signals by name, what it looked at, and what that took."""
+    """A candidate's signals by name, what that took, and what it looked at, if that was kept."""
 
     candidate: Candidate
-    looks: Looks
+    looks: Looks | None
     estimates: dict[str, Estimate]
     seconds: float
 
@@ -101,28 +102,37 @@ def images_for(
     *,
     images: Sequence[str | Path] | None = None,
     target: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     limit: int = LIMIT,
     data_root: Path,
 ) -> Images:
     """The images that were asked for, else those of the target that a candidate was made for.
 
     Args:
-        images: files or folders. target: a prepared set, of which ``split``.
+        images: files or folders. target: a prepared set. split: of it; None: the one that the candidate
+            adapted to.
 
     Raises:
         MrtError: there are none.
     """
     if images:
         return find_images(images, " ".join(map(str, images)), limit)
-    if target is None and candidate.file.is_file() and is_ours(candidate.file):
-        target = read_metadata(candidate.file).get("config", {}).get("data", {}).get("target")
+    settings = _settings(candidate.file)
+    target = target or settings.get("target")
     if target is None:
         raise MrtError(
             f"{candidate.file}: does not say which target it is for",
             "name images (--images FOLDER) or a prepared set (--target NAME)",
         )
-    return target_images(find_dataset(target, data_root), split, limit)
+    card = find_dataset(target, data_root)
+    return target_images(card, split or settings.get("target_split", "train"), limit)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The section [data] that a weights file of mrt was trained with."""
+    if not (file.is_file() and is_ours(file)):
+        return {}
+    return dict(read_metadata(file).get("config", {}).get("data", {}))
 
 
 def measure(
@@ -135,6 +145,7 @@ def measure(
     seed: int = 0,
     device: str | torch.device = "cpu",
     watcher: Watcher | None = None,
+    keep_looks: bool = False,
 ) -> Measured:
     """Look at the images with a candidate, and compute signals from that.
 
@@ -142,6 +153,7 @@ def measure(
         data_root: where its source's labelled images are; without them their signals are left out.
         limit: of labelled source images.
         seed: of the noise on the weights.
+        keep_looks: keep what was seen, some 300 MB for 200 images of 300 queries.
 
     Raises:
         MrtError: the candidate or an image cannot be read, or its output is not finite.
@@ -152,7 +164,10 @@ def measure(
     config = validate(without_plugins(facts.get("config") or {}), facts["file"])
     size = Preprocessing(config.data.sides[-1], config.data.max_size).size
     batch = config.engine.eval_batch_size
-    labelled = _source(config.data.source, facts, data_root, limit) if needs & {"source", "truth"} else None
+    own = _settings(candidate.file)
+    labelled = None
+    if needs & {"source", "truth"} and "source" in own:
+        labelled = _source(config, facts["classes"], data_root, limit)
     passes = 1 + ("view" in needs) + ("shaken" in needs) + (candidate.partner is not None)
     watcher.begin(candidate.name, passes * len(images) + (len(labelled[0]) if labelled else 0))
 
@@ -173,23 +188,28 @@ def measure(
     except MrtError as error:
         raise MrtError(f"{candidate.file}: {error.message}", error.hint) from None
     watcher.end()
-    expected = (facts.get(HEADER) or {}).get(BOXES)
-    if expected and sum(expected.values()) > 0:
-        found["boxes_per_image"] = np.array([expected.get(name, 0.0) for name in facts["classes"]])
+    expected = source_record(str(candidate.file)).get(BOXES, {})
+    counts = np.array([expected.get(name, 0.0) for name in facts["classes"]])
+    if counts.sum() > 0:
+        found["boxes_per_image"] = counts
     looks = Looks(**found)
     estimates = {name: SIGNALS[name].of(looks) for name in signals}
     known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
-    return Measured(candidate, looks, known, time.monotonic() - started)
+    return Measured(candidate, looks if keep_looks else None, known, time.monotonic() - started)
 
 
 def _source(
-    name: str, facts: dict[str, Any], data_root: Path, limit: int
+    config: Config, classes: list[str], data_root: Path, limit: int
 ) -> tuple[list[Callable[[], Image.Image]], list[Truth]] | None:
-    """Labelled validation images of the source, or training images; None if it is not here."""
+    """Labelled validation images of the source or, where it has none or they are the target's, those it was
+    trained on; None if it is not here.
+    """
+    settings = config.data
     try:
-        card = find_dataset(name, data_root)
-        split = "val" if "val" in card.splits else "train"
-        data = DetectionDataset(card, split, classes=facts["classes"])
+        card = find_dataset(settings.source, data_root)
+        val = "val" in card.splits and settings.source != settings.target
+        split = "val" if val else settings.source_split
+        data = DetectionDataset(card, split, classes=classes, class_map=class_map_for(config, card))
     except MrtError:
         return None
     if not card.labelled or not sum(data.boxes_per_class().values()):

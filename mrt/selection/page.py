@@ -14,7 +14,7 @@ from mrt.engine.load import describe, source_record
 from mrt.evaluate.draw import draw_detections, side_by_side
 from mrt.evaluate.unlabelled import SIGNALS
 from mrt.evaluate.unlabelled.looks import SHOWN
-from mrt.files import write_text
+from mrt.files import whole_folder, write_text
 from mrt.parts.source_record import BOXES
 from mrt.predict import job
 from mrt.predict.detector import Options
@@ -53,6 +53,23 @@ def write_assessment(
     Returns:
         The page.
     """
+    with whole_folder(out) as work:
+        return out / _write(work, out, before, after, images, pictures, suggested, label_format, seed, device)
+
+
+def _write(
+    work: Path,
+    out: Path,
+    before: Measured,
+    after: Measured,
+    images: Images,
+    pictures: int,
+    suggested: int,
+    label_format: str,
+    seed: int,
+    device: str,
+) -> str:
+    """All of it into the folder ``work``, which will be called ``out``; the page's name."""
     classes = describe(after.candidate.file).classes
     comparison = compare(before, after, classes, seed)
     expected = source_record(str(after.candidate.file)).get(BOXES) or {}
@@ -85,16 +102,16 @@ def write_assessment(
     )
     sections = [
         Section("answer", "Which of the two?", [*map(Note, lines), Note(ESTIMATE)]),
-        _pictures(before, after, images, most, classes, out),
+        _pictures(before, after, images, most, classes, work),
         _counts(counted, expected, classes),
         _signals(comparison["signals"], images),
-        _to_label(after, images, chosen, classes, label_format, device, out),
+        _to_label(after, images, chosen, classes, label_format, device, work, out),
         _facts(before, after, images),
     ]
     name = (after.candidate.run or after.candidate.file).name
-    page, _ = write_page(out, f"Can {name} be trusted?", lines[0], [headline], sections, name="assess")
-    write_text(out / "assess.json", json.dumps(record, indent=1) + "\n")
-    return page
+    page, _ = write_page(work, f"Can {name} be trusted?", lines[0], [headline], sections, name="assess")
+    write_text(work / "assess.json", json.dumps(record, indent=1) + "\n")
+    return page.name
 
 
 def _pictures(
@@ -153,22 +170,23 @@ def _to_label(
     classes: list[str],
     label_format: str,
     device: str,
+    work: Path,
     out: Path,
 ) -> Section:
     section = Section("label", "Images whose labels would tell most")
     if not chosen:
         return section
-    folder = out / "to-label"
+    place = out / "to-label" / label_format
     frames = [images.frames[image] for image in chosen]
     source = Source(images.origin, "images", lambda: iter(frames), len(frames))
-    writers = job.make_writers([label_format], folder, classes)
+    writers = job.make_writers([label_format], work / "to-label", classes)
     job.run(load(after.candidate.file, device=device), [source], Options(), writers)
     section.blocks += [
         Note(
             f"{len(chosen)} images with the boxes of the detector after adaptation are in "
-            f"{folder / label_format}. Correct them in an annotation tool, then make a data set of them:"
+            f"{place}. Correct them in an annotation tool, then make a data set of them:"
         ),
-        Code(f"mrt prepare-data custom --raw {folder / label_format} --name corrected"),
+        Code(f"mrt prepare-data custom --raw {place} --name corrected"),
     ]
     return section
 

@@ -111,7 +111,7 @@ def test_assess_says_which_of_two_to_trust(chosen, tmp_path):
     record = json.loads((out / "assess.json").read_text())
     assert record["verdict"][0] in result.output and len(record["to_label"]) == 3
     assert record["before"].endswith("source/teacher.safetensors") and record["images"]["number"] == 6
-    assert set(record["signals"]) == set(SIGNALS)
+    assert set(record["signals"]) == set(SIGNALS) - {"partner"}
     page = (out / "assess.html").read_text()
     assert "Which of the two?" in page and "AP50 is not estimated" in page and "no label was read" in page
     labels = json.loads((out / "to-label" / "coco" / "annotations" / "instances_default.json").read_text())

@@ -16,6 +16,7 @@ from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
 from mrt.engine.watch import Sight, Watch
 from mrt.errors import MrtError, RunFailed
+from mrt.models.weights import read_metadata
 
 SOURCE = {"car": 6.0, "person": 4.0}
 
@@ -48,6 +49,7 @@ def test_labels_that_vanish():
     assert seen(0.8, 0.8) == [[], ["vanishing"]], "few, and not growing"
     assert seen(5, 4, 2.4, 1.0, 0.2)[2:] == [["vanishing"], [], []], "said once"
     assert seen(3, 1, expected={}) == [[], ["vanishing"]]
+    assert seen(0, 0, expected={})[0] == ["vanishing"], "nothing is nothing, whatever the source has"
 
 
 def test_labels_that_explode():
@@ -68,6 +70,10 @@ def test_teacher_and_student_that_part():
     falls = [0.8, 0.85, 0.3, 0.2]
     assert seen(5, 5, 5, 5, agreement=falls) == [[], [], [], ["apart"]], "two epochs in a row"
     assert seen(5, 5, 5, 5, agreement=[0.8, 0.85, 0.3, 0.8]) == [[]] * 4
+    watcher = Watch(SOURCE)
+    for epoch, agreement in enumerate(falls, 1):
+        watcher.see(Sight(epoch, {"car": 3.0, "person": 2.0}, agreement))
+    assert watcher.good == 2, "the third had parted already"
     back = [0.8, 0.85, 0.3, 0.2, 0.7]
     assert seen(5, 5, 5, 5, 5, agreement=back, restarted=(3, 4)) == [[]] * 5, (
         "after retraining it is no wonder"
@@ -189,15 +195,20 @@ def same(one: Path, two: Path) -> bool:
 def test_a_run_goes_back_to_its_last_good_teacher(data, source, tmp_path, collapse_in, epoch):
     collapse_in(epoch)
     listener = Listener()
-    config = settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 2, "engine.eval_every": 1})
+    config = settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 3, "engine.eval_every": 1})
     run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, watcher=listener)
     ended = read_facts(run)["ended"]["teach"]
     assert (ended["epoch"], ended["teacher"], ended["why"]) == (epoch, epoch - 1, "collapse: vanishing")
     assert same(run, kept_teachers(run)["teach", epoch - 1])
+    headers = [
+        read_metadata(path) for path in (run / "teacher.safetensors", kept_teachers(run)["teach", epoch - 1])
+    ]
+    assert headers[0]["thresholds"] == headers[1]["thresholds"], "those of that teacher, not of the collapse"
     assert not same(run, kept_teachers(run)["teach", epoch])
     assert len(epochs_of(run)) == epoch and any("ends after epoch" in line for line in listener.said)
     evals = [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "eval"]
-    assert evals[-1]["epoch"] == epoch and evals[-1]["stage"] == "teach"
+    teach = [(line["epoch"], line["network"]) for line in evals if line["stage"] == "teach"]
+    assert teach[-1][0] == epoch and len(set(teach)) == len(teach), "each epoch is measured once"
     assert "finished" in "\n".join(
         listener.said
         if stages.adapt(config, run, init=str(source), data_root=data, resume=True, watcher=listener)
@@ -218,7 +229,9 @@ def test_patience(data, source, tmp_path, monkeypatch):
 
 
 def test_what_watching_needs_is_asked_for():
-    with pytest.raises(MrtError, match="keep_teachers=2"):
+    with pytest.raises(MrtError, match="watches the teacher's pseudo labels"):
+        settings(**{"engine.patience": 2, "teacher.pseudo_labels": False, "distill.enabled": True})
+    with pytest.raises(MrtError, match="keep_teachers=3"):
         settings(**{"engine.on_collapse": "restore"})
     with pytest.raises(MrtError, match="snapshots"):
         settings(**{"engine.patience": 2, "engine.snapshots": 0})

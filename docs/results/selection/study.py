@@ -27,7 +27,7 @@ from mrt.engine import stages
 from mrt.engine.facts import is_run, read_facts
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.report import LOG, Watcher, read_log
-from mrt.errors import RunFailed
+from mrt.errors import MrtError, RunFailed
 from mrt.evaluate.unlabelled import SIGNALS
 from mrt.files import write_text
 from mrt.selection import choose, find_candidates, images_for, measure, rank
@@ -114,7 +114,7 @@ def look(work: Path, gap: str, kind: str, seed: int) -> dict:
     """By epoch the teacher's AP50 and the signals, and what the watch said."""
     try:
         folder = train(work, gap, kind, seed)
-    except RunFailed as error:
+    except (RunFailed, MrtError) as error:
         return {"gap": gap, "kind": kind, "seed": seed, "failed": str(error).splitlines()[0]}
     root, log = work / "data" / gap, read_log(folder / LOG)
     candidates = find_candidates([folder])
@@ -127,8 +127,8 @@ def look(work: Path, gap: str, kind: str, seed: int) -> dict:
     start = evaluate_detector(COMMON["init"], data=images.origin.split()[0], data_root=root)
     rows = [
         {
-            "epoch": row["epoch"] or last,
-            "AP50": judged[row["epoch"] or last]["AP50"],
+            "epoch": last if row["epoch"] is None else row["epoch"],
+            "AP50": judged[last if row["epoch"] is None else row["epoch"]]["AP50"],
             "signals": {name: found["value"] for name, found in row["signals"].items()},
         }
         for row in ranking["candidates"]
@@ -161,13 +161,15 @@ def _watched(line: dict) -> dict:
 
 
 def correlations(found: Sequence[dict], name: str) -> tuple[float, float]:
-    """Spearman's and Kendall's correlation of a signal with AP50 over detectors; positive: it is right."""
-    sign = 1 if SIGNALS[name].high else -1
+    """Spearman's and Kendall's correlation of a signal with AP50 over detectors; positive: it is right. What
+    has no value, because the detector finds nothing, counts as the worst.
+    """
+    sign, rows = 1 if SIGNALS[name].high else -1, [row for run in found for row in run["epochs"]]
+    if all(row["signals"].get(name) is None for row in rows):
+        return math.nan, math.nan
     pairs = [
-        (sign * row["signals"][name], row["AP50"])
-        for run in found
-        for row in run["epochs"]
-        if row["signals"].get(name) is not None
+        (-math.inf if (value := row["signals"].get(name)) is None else sign * value, row["AP50"])
+        for row in rows
     ]
     if len(pairs) < 3 or len({one for one, _ in pairs}) < 2:
         return math.nan, math.nan

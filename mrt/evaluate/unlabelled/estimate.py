@@ -12,6 +12,8 @@ import numpy as np
 
 from mrt.evaluate.bootstrap import LEVEL, SAMPLES, draw
 
+LARGEST = 4_000_000  # numbers at a time
+
 Reduce = Callable[[np.ndarray], np.ndarray]
 
 
@@ -34,8 +36,9 @@ class Estimate:
 
     def draws(self, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
         """(samples,) values for images drawn with replacement; the same draws for the same seed and N."""
-        images = len(self.rows)
-        return self.reduce(draw(images, samples, seed) @ self.rows / images)
+        counts, images = draw(samples=samples, images=len(self.rows), seed=seed), len(self.rows)
+        parts = np.array_split(counts, -(-samples * self.rows.shape[1] // LARGEST))
+        return np.concatenate([self.reduce(part @ self.rows / images) for part in parts])
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:

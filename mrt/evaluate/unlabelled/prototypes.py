@@ -25,7 +25,10 @@ def prototypes(looks: Looks, least: float = FLOOR) -> Estimate:
     def reduce(sums: np.ndarray) -> np.ndarray:
         target = _means(sums, classes, size)  # (..., C, d), NaN where there is no object
         there = ~np.isnan(target[..., 0]) & ~np.isnan(source[..., 0])
-        apart = np.linalg.norm(target[..., :, None, :] - target[..., None, :, :], axis=-1)
+        known = np.nan_to_num(target)
+        squares = (known**2).sum(-1)
+        products = known @ np.swapaxes(known, -1, -2)
+        apart = np.sqrt((squares[..., :, None] + squares[..., None, :] - 2 * products).clip(0))
         pairs = there[..., :, None] & there[..., None, :] & ~np.eye(classes, dtype=bool)
         moved = np.linalg.norm(target - source, axis=-1)
         with np.errstate(divide="ignore", invalid="ignore"):
