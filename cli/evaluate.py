@@ -465,7 +465,7 @@ def draw(file: Path, columns: Mapping[str, Result], images: int) -> None:
 
     The images are spread evenly over those that have objects.
     """
-    from mrt.evaluate.draw import comparison
+    from mrt.evaluate.judged import comparison
 
     from .console import RANK
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mrt.data.dataset import DetectionDataset
-from mrt.data.images import read_image
 from mrt.evaluate.coco import ImageDetections
 
 # Okabe and Ito's palette for all kinds of colour vision, without black. With more classes it starts again;
@@ -53,9 +51,7 @@ def draw_detections(
     boxes = np.asarray(found["boxes"], dtype=float).reshape(-1, 4)
     labels = np.asarray(found["labels"], dtype=int)
     scores = np.asarray(found["scores"], dtype=float) if found.get("scores") is not None else None
-    scale = scale or max(-(-MIN_WIDTH // image.width), 1)
-    size = image.width * scale, image.height * scale
-    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    canvas, scale = enlarge(image, scale)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=text_size or max(canvas.width // 55, 11))
     line = max(canvas.width // 320, 1)
@@ -71,15 +67,22 @@ def draw_detections(
     for i in order:
         text = classes[labels[i]] if scores is None else f"{classes[labels[i]]} {100 * scores[i]:.0f}"
         colour = COLOURS[labels[i] % len(COLOURS)]
-        _write_label(draw, text, boxes[i] * scale, colour, font, canvas.size, taken)
+        write_label(draw, text, boxes[i] * scale, colour, font, canvas.size, taken)
     return canvas
+
+
+def enlarge(image: Image.Image, scale: int | None) -> tuple[Image.Image, int]:
+    """A copy in RGB, so many times as large, and that factor; None: at least 640 pixels wide."""
+    scale = scale or max(-(-MIN_WIDTH // image.width), 1)
+    size = image.width * scale, image.height * scale
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC), scale
 
 
 def _area(box: np.ndarray) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def _write_label(
+def write_label(
     draw: Any, text: str, box: np.ndarray, colour: tuple, font: Any, size: tuple[int, int], taken: list
 ) -> None:
     """Put the label above its box, below it, or inside at the top or bottom: where it hides others least."""
@@ -139,40 +142,3 @@ def side_by_side(
             sheet.paste(cell, (gap + column * (width + gap), y))
         y += height + gap
     return sheet
-
-
-def comparison(
-    dataset: DetectionDataset,
-    image_ids: Sequence[int],
-    columns: Mapping[str, Sequence[ImageDetections]],
-    *,
-    threshold: float = 0.3,
-    width: int | None = None,
-) -> Image.Image:
-    """The same images once per column of detections; the ground truth, if there is any, is the last column.
-
-    Args:
-        image_ids: one row each.
-        columns: title -> detections, such as ``Metrics.detections`` of the detector before and after
-            adaptation.
-        threshold: detections scored lower are left out.
-        width: of a column in pixels.
-    """
-    records = {record.image_id: record for record in dataset.records}
-    by_image = {
-        title: {found.image_id: found for found in detections} for title, detections in columns.items()
-    }
-    rows = []
-    for image_id in image_ids:
-        record = records[image_id]
-        picture = Image.fromarray(read_image(record.path, record.size).permute(1, 2, 0).numpy())
-        row = [
-            draw_detections(picture, found[image_id], dataset.classes, threshold=threshold)
-            for found in by_image.values()
-        ]
-        if dataset.labelled:
-            truth = {"boxes": record.boxes.numpy(), "labels": record.labels.numpy()}
-            row.append(draw_detections(picture, truth, dataset.classes))
-        rows.append(row)
-    titles = [*columns, "ground truth"] if dataset.labelled else list(columns)
-    return side_by_side(rows, titles, width=width)
