@@ -19,7 +19,7 @@ BUILD_NEEDS = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject
     print(*(p["build-system"]["requires"] + ["ninja"] + [d for d in p["project"]["dependencies"] if d.startswith("torch")]), sep="\n")'
 SOURCES := pyproject.toml setup.py mrt/__init__.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo demo-from-scratch demo-results demo-source test soak lint build bench wheel clean
+.PHONY: help demo demo-from-scratch demo-results demo-source synth-source test soak lint build bench wheel clean
 
 help:
 	@echo "make demo                a detector goes from clear weather into fog, in minutes, on the CPU"
@@ -27,6 +27,7 @@ help:
 	@echo "make demo-from-scratch   the demo, source detector included"
 	@echo "make demo-results        the README's figures: three seeds and their oracles"
 	@echo "make demo-source         the source detector that ships with mrt, again"
+	@echo "make synth-source        that of the presets synth2foggy, synth2night and synth2rain, again: an hour"
 	@echo "make wheel               dist/: a wheel for the CPU that needs no compiler, and the sources as .tar.gz"
 	@echo "make soak                kills, failing disks, flipped bits and mutated files by the thousand, the wheel in an empty environment: hours"
 	@echo "make lint | build | bench | clean"
@@ -44,6 +45,11 @@ demo-results: $(VENV)/.installed
 demo-source: $(VENV)/.installed
 	test -f data/synthetic-clear/dataset.json || $(BIN)/mrt prepare-data synthetic
 	$(BIN)/mrt pretrain-source --preset demo --name demo-source --ship mrt/weights/demo-source.safetensors
+
+# Remakes the source detector of the presets synth2foggy, synth2night and synth2rain, in an hour on two cores.
+synth-source: $(VENV)/.installed
+	test -f data/synth-clear/dataset.json || $(BIN)/mrt prepare-data synthetic --benchmark
+	$(BIN)/mrt pretrain-source --preset synth2foggy --name synth-source --ship mrt/weights/synth-source.safetensors
 
 # Two halves beside each other, a core each; what the first prints follows what the second does.
 FIRST := tests/engine tests/parts tests/ablate tests/models tests/losses tests/adapt
