@@ -1,16 +1,21 @@
-"""Builds the kernels in csrc/ into mrt/_C.abi3.so: for CUDA if torch and nvcc agree, else for the CPU.
+"""Builds the kernels in csrc/ into mrt/_C.abi3.so: for the CPU, and for CUDA if torch and nvcc agree.
 
-Metadata is in pyproject.toml. If the build fails, it prints the reason, and mrt uses its PyTorch path; the
-installation never fails because of it. MRT_BUILD=auto|cpu|cuda|none selects what is built.
+Metadata is in pyproject.toml. If one of the two parts fails, the other is built without it; what is left out,
+and why, is printed at the end, and mrt uses its PyTorch path there. The installation never fails because of
+it. MRT_BUILD=auto|cpu|cuda|none selects what is built; cuda means both too, and CUDA rather than the CPU.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -59,6 +64,54 @@ def cuda_disagreement(home: str | None, torch_cuda: str | None) -> str | None:
     return None
 
 
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """The lines that compilers print meanwhile, complete afterwards; they are printed all the same."""
+    lines: list[str] = []
+
+    def listen(pipe: int, screen: int) -> None:
+        with os.fdopen(pipe, "rb") as printed:
+            for line in printed:
+                os.write(screen, line)
+                lines.append(line.decode(errors="replace").strip())
+
+    listeners = []
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for number in (1, 2):
+        screen = os.dup(number)
+        pipe, end = os.pipe()
+        os.dup2(end, number)
+        os.close(end)
+        listeners.append((number, screen, threading.Thread(target=listen, args=(pipe, screen), daemon=True)))
+        listeners[-1][2].start()
+    try:
+        yield lines
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number, screen, thread in listeners:
+            os.dup2(screen, number)  # closes the pipe's end, unless a process that was started still holds it
+            thread.join(timeout=10)
+            if not thread.is_alive():
+                os.close(screen)
+
+
+def cause(error: Exception, lines: list[str]) -> str:
+    """The first error that a compiler printed, in one line; if there is none, the exception's text."""
+    errors = re.compile(r"\b(error( #\S+)?|fatal)\s*:", re.IGNORECASE)
+    first = next(filter(errors.search, lines), "")
+    return (first.replace(f"{ROOT}/", "") or " ".join(str(error).split()))[:400]
+
+
+def cuda_code(flags: list[str]) -> str:
+    """Which code these flags make nvcc put into the binary, as "sm_80,compute_90"; "" if that is unknown."""
+    others = os.environ.get("NVCC_PREPEND_FLAGS", "") + os.environ.get("NVCC_APPEND_FLAGS", "")
+    if "arch" in others or "code" in others:
+        return ""
+    return ",".join(code for flag in flags for code in re.findall(r",code=(\w+)", flag))
+
+
 def extensions() -> tuple[list, type[build_ext]]:
     """The extension to build (none, C++ or C++ and CUDA) and the command that builds it."""
     wanted = os.environ.get("MRT_BUILD", "auto")
@@ -73,6 +126,7 @@ def extensions() -> tuple[list, type[build_ext]]:
         del os.environ["CXX"]
     try:
         import torch
+        from torch.utils import cpp_extension
         from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
     except ImportError as error:
         hint = "install torch first, then use --no-build-isolation"
@@ -81,21 +135,24 @@ def extensions() -> tuple[list, type[build_ext]]:
     if not torch.cuda.is_available():  # with a GPU, torch builds for that one
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 
-    def extension(with_cuda: bool):
-        folders = ("csrc", "csrc/cpu", "csrc/cuda") if with_cuda else ("csrc", "csrc/cpu")
+    def extension(parts: tuple[str, ...]):
+        with_cuda = "CUDA" in parts
+        folders = ("csrc", *(f"csrc/{part.lower()}" for part in parts))
         files = [path for folder in folders for path in ROOT.glob(f"{folder}/*")]
         paths = [path for path in files if path.suffix in (".cpp", ".cu")]
-        macros = [("TORCH_TARGET_VERSION", ABI)]
-        macros += [("MRT_WITH_CUDA", None), ("USE_CUDA", None)] if with_cuda else []
+        macros = [("TORCH_TARGET_VERSION", ABI), *((f"MRT_WITH_{part}", None) for part in parts)]
+        flags = [*CXX_FLAGS, *without_folders(include_paths())]
+        if with_cuda:
+            macros.append(("USE_CUDA", None))
+            # nvcc would split a macro with commas in two: this one is for the C++ compiler only.
+            code = cuda_code(getattr(cpp_extension, "_get_cuda_arch_flags", list)())
+            flags += [f"-DMRT_CUDA_CODE={code}"] if code else []
         return (CUDAExtension if with_cuda else CppExtension)(
             "mrt._C",
             sorted(str(path.relative_to(ROOT)) for path in paths),
             depends=[str(path) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl", ".cuh")],
             define_macros=macros,
-            extra_compile_args={
-                "cxx": [*CXX_FLAGS, *without_folders(include_paths())],
-                "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"],
-            },
+            extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]},
             py_limited_api=True,
             optional=True,
         )
@@ -108,22 +165,44 @@ def extensions() -> tuple[list, type[build_ext]]:
                     f"there is no C++ compiler {compiler} (install g++, or set CXX); the PyTorch path it is: "
                     "correct, but slower"
                 )
-            attempts = {"cpu": [False], "cuda": [True], "auto": [True, False]}[wanted]  # with CUDA?
-            reason = cuda_disagreement(home, torch.version.cuda) if wanted == "auto" else None
-            if reason is not None:
-                say(f"without CUDA kernels: {reason}")
-                attempts = [False]
-            for with_cuda in attempts:
-                device = "CPU and CUDA" if with_cuda else "CPU"
-                try:
-                    vars(self.extensions[0]).update(vars(extension(with_cuda)))
-                    super().build_extensions()
-                    return say(f"kernels for {device} are built")
-                except Exception as error:  # any failure of any compiler: the package works without kernels
-                    say(f"kernels for {device} could not be built: {error}")
-            say("the PyTorch path it is: correct, but slower")
+            both, cpu, cuda = ("CPU", "CUDA"), ("CPU",), ("CUDA",)
+            attempts = {"cpu": [cpu], "cuda": [both, cuda], "auto": [both, cpu, cuda]}[wanted]
+            asked, failures = attempts[0], {}
+            disagreement = cuda_disagreement(home, torch.version.cuda) if wanted == "auto" else None
+            if disagreement is not None:
+                attempts, failures[cuda] = [cpu], disagreement
+            plain, built = self.compiler, ()
+            for parts in attempts:
+                self.compiler = copy.copy(plain)  # torch changes it
+                failures[parts] = self.attempt(parts)
+                if failures[parts] is None:
+                    built = parts
+                    break
+            # What failed alone has its own reason; what was not tried alone is to blame for both's failure.
+            left_out = {p: failures.get((p,), failures.get(both)) for p in asked if p not in built}
+            if not built:
+                for part, reason in left_out.items():
+                    say(f"kernels for {part} could not be built: {reason}")
+                return say("the PyTorch path it is: correct, but slower")
+            others = [f"; not for {part}, on the slower PyTorch path: {left_out[part]}" for part in left_out]
+            say(f"kernels for {' and '.join(built)} are built{''.join(others)}")
 
-    return [extension(False)], BuildOrExplain.with_options(use_ninja=True)
+        def attempt(self, parts: tuple[str, ...]) -> str | None:
+            """Build these parts into one binary; returns why that failed, or None."""
+            (module,) = self.extensions
+            with overheard() as lines:
+                try:
+                    vars(module).update(vars(extension(parts)))
+                    module.optional = False  # setuptools would hide an optional one's failure
+                    super().build_extensions()
+                    return None
+                except Exception as error:  # any failure of any compiler: the package works without kernels
+                    failure = error
+                finally:
+                    module.optional = True
+            return cause(failure, lines)
+
+    return [extension(("CPU",))], BuildOrExplain.with_options(use_ninja=True)
 
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "mrt/__init__.py").read_text())[1]

@@ -20,8 +20,17 @@ STABLE_TORCH_LIBRARY(mrt, library) {
   library.impl("ms_deform_attn_fused", TORCH_BOX(&mrt::device::ms_deform_attn_fused));                  \
   library.impl("ms_deform_attn_fused_backward", TORCH_BOX(&mrt::device::ms_deform_attn_fused_backward));
 
+#ifdef MRT_WITH_CPU
 STABLE_TORCH_LIBRARY_IMPL(mrt, CPU, library) { MRT_BIND(cpu) }
+#endif
 
 #ifdef MRT_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(mrt, CUDA, library) { MRT_BIND(cuda) }
+#endif
+
+// The GPUs this binary has code for, as setup.py passed them to nvcc: sm_80,compute_90. mrt/ops/native.py asks before it chooses CUDA.
+#ifdef MRT_CUDA_CODE
+#define MRT_TEXT(...) #__VA_ARGS__
+#define MRT_TEXT_OF(...) MRT_TEXT(__VA_ARGS__)
+extern "C" __attribute__((visibility("default"))) const char* mrt_cuda_code() { return MRT_TEXT_OF(MRT_CUDA_CODE); }
 #endif

@@ -10,10 +10,17 @@
 #include "kernels.h"
 
 #ifdef MRT_X86_LEVELS
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("arch=x86-64-v4"))), apply_to = function)
+#else
 #pragma GCC target("arch=x86-64-v4")
+#endif
 #define MRT_INSTRUCTION_SET avx512
 #define MRT_VECTOR_BYTES 64
 #include "vectors.inl"
 #include "points.inl"
 #include "slices.inl"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 #endif

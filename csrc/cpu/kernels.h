@@ -59,7 +59,7 @@ struct Kernels {
 // float64 is for checking gradients: one instruction set is enough, and a third of the build is saved.
 extern const Kernels<double> doubles;
 extern const Kernels<float> baseline;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__)  // Clang too
 #define MRT_X86_LEVELS
 extern const Kernels<float> avx2;
 extern const Kernels<float> avx512;

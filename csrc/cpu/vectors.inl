@@ -158,21 +158,45 @@ MRT_INLINE void store_row(void* array, Storage storage, int64_t at, int64_t widt
   }
 }
 
+// The elements I of a and b, counted on from a to b. GCC has Clang's name for it from release 12 on.
+template <int... I, typename V>
+MRT_INLINE V pick(V a, V b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  using Indices = decltype(a < b);  // integers of the same length, as many
+  return __builtin_shuffle(a, b, Indices{I...});
+#endif
+}
+
+// One half of a vector: the lower (0) or the upper (1).
+template <typename Half, int kWhich, int... I, typename V>
+MRT_INLINE Half half_of(V v, std::integer_sequence<int, I...>) {
+  static_assert(sizeof(V) == 2 * sizeof(Half));
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(v, v, kWhich * static_cast<int>(sizeof...(I)) + I...);
+#else
+  Half half;
+  std::memcpy(&half, reinterpret_cast<const char*>(&v) + kWhich * sizeof(half), sizeof(half));
+  return half;
+#endif
+}
+
 template <int N, typename V, int... I>
 MRT_INLINE V rotate(V v, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(v, v, (I + N) % static_cast<int>(sizeof...(I))...);
+  return pick<(I + N) % static_cast<int>(sizeof...(I))...>(v, v);
 }
 
 // Every second element of a and b, from element N (0 or 1) on.
 template <int N, typename V, int... I>
 MRT_INLINE V every_second(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, 2 * I + N...);
+  return pick<2 * I + N...>(a, b);
 }
 
 // a0 b0 a1 b1 ..., starting with element N of each.
 template <int N, typename V, int... I>
 MRT_INLINE V interleave(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, I / 2 + N + I % 2 * static_cast<int>(sizeof...(I))...);
+  return pick<I / 2 + N + I % 2 * static_cast<int>(sizeof...(I))...>(a, b);
 }
 
 // All lanes combined, in every lane.
@@ -196,23 +220,24 @@ MRT_INLINE Vector<T> largest_of(Vector<T> v) {
 
 // The sums of a float vector's lanes that are 4 apart.
 typedef float Four __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32)));
 template <typename V>
 MRT_INLINE Four sum_to_four(V v) {
-  if constexpr (sizeof(V) == 64) {
-    return sum_to_four(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  } else if constexpr (sizeof(V) == 32) {
-    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
-  } else {
+  if constexpr (sizeof(V) == sizeof(Four)) {
     return v;
+  } else {
+    using Half = std::conditional_t<sizeof(V) == 2 * sizeof(Four), Four, Eight>;
+    using Order = std::make_integer_sequence<int, sizeof(Half) / sizeof(float)>;
+    return sum_to_four(half_of<Half, 0>(v, Order{}) + half_of<Half, 1>(v, Order{}));
   }
 }
 
 // The sums of four vectors' lanes, together cheaper than one by one.
 MRT_INLINE void sum_lanes(const Vector<float> (&s)[4], float* sums) {
   const Four a = sum_to_four(s[0]), b = sum_to_four(s[1]), c = sum_to_four(s[2]), d = sum_to_four(s[3]);
-  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  store(sums, __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+  const Four ab = pick<0, 4, 1, 5>(a, b) + pick<2, 6, 3, 7>(a, b);
+  const Four cd = pick<0, 4, 1, 5>(c, d) + pick<2, 6, 3, 7>(c, d);
+  store(sums, pick<0, 1, 4, 5>(ab, cd) + pick<2, 3, 6, 7>(ab, cd));
 }
 
 MRT_INLINE void sum_lanes(const Vector<double> (&s)[4], double* sums) {

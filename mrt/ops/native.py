@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,22 +20,35 @@ Shapes = Sequence[int]  # H0, W0, H1, W1, ...
 SETTING = "MRT_OPS_BACKEND"
 
 
-def _load() -> str | None:
-    """Load ``mrt/_C*.so``; returns why that failed, or None."""
+def _load() -> tuple[str | None, tuple[str, ...]]:
+    """Load ``mrt/_C*.so``; returns why that failed, or None, and what :func:`code_of` says of it."""
     libraries = sorted(Path(__file__).resolve().parent.parent.glob("_C*.so"))
     if not libraries:
-        return "the extension mrt/_C was not built"
+        return "the extension mrt/_C was not built", ()
     try:
         torch.ops.load_library(libraries[-1])
     except OSError as error:
         # PyTorch's error names only the file; its cause, from the system's loader, gives the reason.
-        return f"{libraries[-1].name} could not be loaded ({error.__cause__ or error})"
-    return None
+        return f"{libraries[-1].name} could not be loaded ({error.__cause__ or error})", ()
+    return None, code_of(libraries[-1])
 
 
-load_error = _load()
+def code_of(library: Path) -> tuple[str, ...]:
+    """The GPUs that a binary has code for, as its build recorded them; empty if it did not.
+
+    "sm_80" stands for machine code, "compute_90" for code that the driver translates.
+    """
+    recorded = getattr(ctypes.CDLL(str(library)), "mrt_cuda_code", None)
+    if recorded is None:
+        return ()
+    recorded.restype = ctypes.c_char_p
+    return tuple(recorded().decode().split(","))
+
+
+load_error, cuda_code = _load()
 requested = os.environ.get(SETTING, "auto").strip().lower() or "auto"
 _chosen: dict[str, str] = {}  # device type -> backend
+_verdicts: dict[int, str | None] = {}  # of _no_code_for, by GPU
 _announced = False
 
 
@@ -57,13 +72,63 @@ def _has_kernel(device_type: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("mrt::ms_deform_attn", key)
 
 
-def fallback_reason(device_type: str) -> str | None:
-    """Why tensors on ``device_type`` ("cpu", "cuda", ...) take the PyTorch path; None if they do not."""
+def runs_on(code: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU of this compute capability can run code for, say, "sm_80", "sm_90a" or "compute_90".
+
+    Machine code runs on GPUs of the same generation that are not older, code for translation on all that are
+    not older. A suffix (a: this GPU only; f: its family) restricts both.
+    """
+    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", code)
+    if found is None:
+        return True  # unknown here: CUDA will say
+    kind, major, minor, suffix = found[1], int(found[2]), int(found[3]), found[4]
+    if suffix == "a":
+        return capability == (major, minor)
+    if kind == "compute" and not suffix:
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor
+
+
+def _gpu(index: int) -> tuple[str, int, int] | None:
+    """A GPU's name and compute capability; None where there is none, and only a fake tensor claims so."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name(index), *torch.cuda.get_device_capability(index)
+
+
+def _no_code_for(index: int) -> str | None:
+    """Why the CUDA kernels cannot run on this GPU; None if they can, or if that is unknown."""
+    if index not in _verdicts:
+        gpu = _gpu(index) if cuda_code else None
+        if gpu is None:
+            return None
+        name, major, minor = gpu
+        reason = (
+            f"the extension was built for {', '.join(cuda_code)}, but {name} is sm_{major}{minor} "
+            f"(where it is built, set TORCH_CUDA_ARCH_LIST={major}.{minor})"
+        )
+        _verdicts[index] = None if any(runs_on(code, (major, minor)) for code in cuda_code) else reason
+    return _verdicts[index]
+
+
+# What torch.compiler.assume_constant_result sets (which would import torch._dynamo, too, and take a second):
+# torch.compile calls the function instead of compiling it.
+_no_code_for._dynamo_marked_constant = True
+
+
+def fallback_reason(device: str) -> str | None:
+    """Why tensors on ``device`` ("cpu", "cuda", "cuda:1", ...) take the PyTorch path; None if they do not.
+
+    "cuda" is the current GPU.
+    """
     if requested == "python":
         return f"{SETTING}=python"
-    if _has_kernel(device_type):
+    device_type, _, index = device.partition(":")
+    if not _has_kernel(device_type):
+        return load_error or f"the extension was built without kernels for {device_type}"
+    if device_type != "cuda" or not (index or torch.cuda.is_available()):
         return None
-    return load_error or f"the extension was built without kernels for {device_type}"
+    return _no_code_for(int(index) if index else torch.cuda.current_device())
 
 
 def choose(device_type: str, setting: str) -> str:
@@ -82,22 +147,32 @@ def choose(device_type: str, setting: str) -> str:
     if _has_kernel(device_type):
         return "cuda" if device_type == "cuda" else "cpu"
     if setting == device_type:
-        what = f"{SETTING}={setting}, but {fallback_reason(device_type)}"
-        raise MrtError(what, f"{build_hint()}\nOr unset {SETTING}.")
+        raise _missing(setting, fallback_reason(device_type))
     return "python"
+
+
+def _missing(setting: str, reason: str | None) -> MrtError:
+    return MrtError(f"{SETTING}={setting}, but {reason}", f"{build_hint()}\nOr unset {SETTING}.")
 
 
 def backend(tensor: Tensor) -> str:
     """The implementation for this tensor: ``"cuda"`` or ``"cpu"`` for kernels, ``"python"`` for PyTorch's.
 
     A fallback to ``"python"`` that was not requested is reported once, on stderr, with the reason.
+
+    Raises:
+        MrtError: ``MRT_OPS_BACKEND`` is unknown, or requires kernels that are missing or not for this GPU.
     """
     device_type = tensor.device.type
     chosen = _chosen.get(device_type)
     if chosen is None:
         chosen = _chosen[device_type] = choose(device_type, requested)
+    if chosen == "cuda" and _no_code_for(tensor.device.index) is not None:
+        if requested == "cuda":
+            raise _missing(requested, _no_code_for(tensor.device.index))
+        chosen = "python"
     if chosen == "python" and not _announced and not torch.compiler.is_compiling():
-        _announce(device_type)
+        _announce(str(tensor.device))
     return chosen
 
 
@@ -116,12 +191,12 @@ def without_kernels() -> Iterator[None]:
         _chosen.update(kept)
 
 
-def _announce(device_type: str) -> None:
+def _announce(device: str) -> None:
     global _announced
     _announced = True
     if requested != "python":
-        hint = f". {build_hint()}" if device_type in ("cpu", "cuda") else ""
-        reason = f"{fallback_reason(device_type)}{hint}"
+        hint = f". {build_hint()}" if device.partition(":")[0] in ("cpu", "cuda") else ""
+        reason = f"{fallback_reason(device)}{hint}"
         print(f"mrt: deformable attention runs on the slower PyTorch path: {reason}", file=sys.stderr)
 
 
