@@ -52,7 +52,7 @@ synth-source: $(VENV)/.installed
 	$(BIN)/mrt pretrain-source --preset synth2foggy --name synth-source --ship mrt/weights/synth-source.safetensors
 
 # Two halves beside each other, a core each; what the first prints follows what the second does.
-FIRST := tests/engine tests/parts tests/ablate tests/models tests/losses tests/adapt
+FIRST := tests/engine tests/parts tests/ablate tests/models
 SECOND = tests $(addprefix --ignore=,$(FIRST))
 
 test: $(VENV)/.installed
