@@ -398,8 +398,8 @@ class EngineConfig(Section):
     on_collapse: Literal["warn", "stop", "restore"] = Field(
         "warn",
         description=(
-            "when pseudo labels vanish, explode or become one class, or teacher and student part: say so; "
-            "stop the run; or end the stage with the teacher of the last good epoch (needs keep_teachers=3)"
+            "when pseudo labels vanish, explode or become one class: say so; stop "
+            "the run; or end the stage with the teacher of the last good epoch (needs keep_teachers=3)"
         ),
     )
     patience: NonNegativeInt = Field(

@@ -254,8 +254,7 @@ def _replay(stage: Stage, run: Run) -> Ended | None:
 
 def _watch(stage: Stage, run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What watching says of the epoch that is over, for the log."""
-    sight = sight_of(facts, stage.watch.restarted)
-    stage.watch.restarted = "retrained" in facts
+    sight = sight_of(facts)
     if sight is None or not stage.learner.world.main:
         return {}
     alarms = stage.watch.see(sight)

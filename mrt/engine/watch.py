@@ -1,11 +1,12 @@
-"""Watching teaching for a collapse: labels that vanish, explode or become one class, a teacher and a student
-that no longer agree. It is said while it happens, with what to change.
+"""Watching teaching for a collapse: labels that vanish, explode or become one class. It is said while it
+happens, with what to change.
 
-Nothing here needs a label of the target: the pseudo labels of the epoch that is over (all images), and how
-far the student agrees with the teacher on the snapshots' images. A run's log has all of it, so that a run
-that goes on knows what was before.
+Nothing here needs a label of the target, only the pseudo labels of all images of the epoch that is over. A
+run's log has them, so that a run that goes on knows what was before. How far the student agrees with the
+teacher on the snapshots' images is logged, too, but is no sign of a collapse: in healthy runs it falls to a
+tenth while AP50 rises (docs/log.md, 2026-11-30).
 
-What counts as a collapse (:data:`FEW` and the others) was set by looking at runs that collapse on purpose and
+What counts as a collapse (:data:`FEW` and the others) is to be checked on runs that collapse on purpose and
 healthy ones: docs/results/selection.
 """
 
@@ -22,7 +23,6 @@ FALLEN = 0.5  # share of the run's own largest number of labels
 MANY = 1.5  # labels per image, as a multiple of the source's boxes
 SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
 TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
-APART = 0.5  # share of the best agreement so far, in two epochs in a row
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
 
 
@@ -35,14 +35,12 @@ class Sight:
         labels: pseudo labels per image by class.
         agreement: of teacher and student on the snapshots' images, from 0 to 1; None: not looked at.
         thresholds: by class.
-        restarted: parts of the student were put back (selective retraining) when the epoch before ended.
     """
 
     epoch: int
     labels: Mapping[str, float]
     agreement: float | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    restarted: bool = False
 
     @property
     def total(self) -> float:
@@ -67,7 +65,6 @@ class Watch:
     Attributes:
         sights: of the epochs so far. good: number of the last epoch without an alarm (0: the beginning).
         active: kinds of what is wrong now.
-        restarted: parts of the student were put back when the last epoch ended.
     """
 
     def __init__(self, expected: Mapping[str, float] | None = None) -> None:
@@ -75,17 +72,14 @@ class Watch:
         self.sights: list[Sight] = []
         self.good = 0
         self.active: set[str] = set()
-        self.restarted = False
 
     def see(self, sight: Sight) -> list[Alarm]:
         """What is wrong after an epoch and was not after the one before."""
         self.sights.append(sight)
-        alarms = [
-            alarm for look in (self._few, self._many, self._one_class, self._apart) for alarm in look(sight)
-        ]
+        alarms = [alarm for look in (self._few, self._many, self._one_class) for alarm in look(sight)]
         new = [alarm for alarm in alarms if alarm.kind not in self.active]
         self.active = {alarm.kind for alarm in alarms}
-        if not alarms and not self._falling_apart(sight):
+        if not alarms:
             self.good = sight.epoch
         return new
 
@@ -102,10 +96,9 @@ class Watch:
     def replay(self, lines: Iterable[Mapping[str, Any]], epochs: int) -> None:
         """See again what a run's log has of the stage's first ``epochs`` epochs."""
         for line in lines:
-            if line.get("kind") == "epoch" and line.get("epoch", 0) <= epochs:
-                if (sight := sight_of(line, self.restarted)) is not None:
-                    self.see(sight)
-                self.restarted = "retrained" in line
+            over = line.get("kind") == "epoch" and line.get("epoch", 0) <= epochs
+            if over and (sight := sight_of(line)) is not None:
+                self.see(sight)
 
     def _of_source(self) -> float:
         return sum(self.expected.values())
@@ -153,23 +146,6 @@ class Watch:
                 "(teacher.dynamic=true), or raise teacher.threshold_max",
             )
 
-    def _apart(self, now: Sight) -> Iterable[Alarm]:
-        known = [one for one in self.sights if one.agreement is not None and not one.restarted]
-        if len(known) < 3 or known[-1] is not now:
-            return
-        best = max(one.agreement for one in known[:-2])
-        if all(one.agreement < APART * best for one in known[-2:]):  # one epoch may be chance
-            yield Alarm(
-                "apart",
-                f"teacher and student part: they agree on {now.agreement:.0%} of what they find, on "
-                f"{best:.0%} before. Lower teach.lr, or make the discriminators weaker (domain.*_weight)",
-            )
-
-    def _falling_apart(self, now: Sight) -> bool:
-        """Whether an epoch may be the first of a parting: not one to go back to."""
-        known = [one.agreement for one in self.sights if one.agreement is not None and not one.restarted]
-        return now.agreement is not None and bool(known) and now.agreement < APART * max(known)
-
     def _moved(self, now: Sight) -> str:
         """How the thresholds moved, in words."""
         if not now.thresholds:
@@ -184,9 +160,9 @@ class Watch:
         return ", ".join(words)
 
 
-def sight_of(facts: Mapping[str, Any], restarted: bool) -> Sight | None:
+def sight_of(facts: Mapping[str, Any]) -> Sight | None:
     """What the log's line of an epoch tells; None where the stage labels nothing."""
     labels = facts.get("labels_per_image")
     if not labels:
         return None
-    return Sight(facts["epoch"], labels, facts.get("agreement"), facts.get("thresholds") or {}, restarted)
+    return Sight(facts["epoch"], labels, facts.get("agreement"), facts.get("thresholds") or {})

@@ -21,16 +21,14 @@ from mrt.models.weights import read_metadata
 SOURCE = {"car": 6.0, "person": 4.0}
 
 
-def seen(
-    *totals: float, car: float | list[float] = 0.6, expected=SOURCE, agreement=None, restarted=()
-) -> list:
+def seen(*totals: float, car: float | list[float] = 0.6, expected=SOURCE, agreement=None) -> list:
     """The kinds of alarms after each epoch with so many labels an image, of which a share are cars."""
     shares = car if isinstance(car, list) else [car] * len(totals)
     agreements = agreement or [None] * len(totals)
     watcher, found = Watch(expected), []
     for epoch, (total, share, agrees) in enumerate(zip(totals, shares, agreements, strict=True), 1):
         labels = {"car": total * share, "person": total * (1 - share)}
-        sight = Sight(epoch, labels, agrees, {"car": 0.4, "person": 0.3}, epoch in restarted)
+        sight = Sight(epoch, labels, agrees, {"car": 0.4, "person": 0.3})
         found.append([alarm.kind for alarm in watcher.see(sight)])
     return found
 
@@ -66,18 +64,10 @@ def test_a_class_that_takes_over():
     assert seen(0.04, 0.041, 0.045, car=1.0, expected={}) == [[]] * 3, "too few to say"
 
 
-def test_teacher_and_student_that_part():
-    falls = [0.8, 0.85, 0.3, 0.2]
-    assert seen(5, 5, 5, 5, agreement=falls) == [[], [], [], ["apart"]], "two epochs in a row"
-    assert seen(5, 5, 5, 5, agreement=[0.8, 0.85, 0.3, 0.8]) == [[]] * 4
-    watcher = Watch(SOURCE)
-    for epoch, agreement in enumerate(falls, 1):
-        watcher.see(Sight(epoch, {"car": 3.0, "person": 2.0}, agreement))
-    assert watcher.good == 2, "the third had parted already"
-    back = [0.8, 0.85, 0.3, 0.2, 0.7]
-    assert seen(5, 5, 5, 5, 5, agreement=back, restarted=(3, 4)) == [[]] * 5, (
-        "after retraining it is no wonder"
-    )
+def test_teacher_and_student_may_part():
+    """As in a healthy run of dense fog, whose AP50 rose in every epoch."""
+    agreement = [0.22, 0.19, 0.10, 0.05, 0.13, 0.24, 0.03, 0.03]
+    assert seen(1.5, 1.35, 1.5, 1.4, 1.6, 1.8, 1.8, 2.1, agreement=agreement) == [[]] * 8
 
 
 def test_words_tell_what_thresholds_did_and_what_to_change():
@@ -106,8 +96,8 @@ def test_what_is_seen_again_in_a_log_is_what_was_seen():
     one, two = Watch({"car": 6.0}), Watch({"car": 6.0})
     one.replay(lines, 2)
     two.replay(lines, 3)
-    assert (len(one.sights), one.good, one.active, one.restarted) == (2, 2, set(), True)
-    assert two.active == {"vanishing"} and two.good == 2 and two.sights[-1].restarted
+    assert (len(one.sights), one.good, one.active) == (2, 2, set())
+    assert two.active == {"vanishing"} and two.good == 2
 
 
 # --- runs ---
@@ -148,7 +138,7 @@ def collapse_in(monkeypatch):
             return [watch.Alarm("vanishing", "labels vanish")] if now.epoch >= epoch else []
 
         monkeypatch.setattr(Watch, "_few", few)
-        for name in ("_many", "_one_class", "_apart"):
+        for name in ("_many", "_one_class"):
             monkeypatch.setattr(Watch, name, lambda self, now: [])
 
     return at
