@@ -13,28 +13,16 @@ from .arguments import ListCommand, help_of
 
 def assess(
     run: Annotated[str, typer.Argument(metavar="RUN|WEIGHTS", help="The adapted detector.")],
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH...",
-            help="Images of the target, or folders of them. Default: those that the run adapted to.",
-        ),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Or a prepared set; only its images are opened, never its labels.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Its split. Default: the one that the run adapted to.")
-    ] = None,
+    images: options.Photos = None,
+    target: options.PhotosOf = None,
+    split: options.PhotosSplit = None,
     against: Annotated[
         str | None,
         typer.Option(
             metavar="RUN|WEIGHTS", help="What it is compared with. Default: what the run started from."
         ),
     ] = None,
-    limit: Annotated[
-        int, typer.Option(min=2, help="Images to look at, spread evenly over all of them.")
-    ] = 200,
+    limit: options.Looked = 200,
     pictures: Annotated[int, typer.Option(min=0, help="Images to show, where the two disagree most.")] = 8,
     suggest: Annotated[
         int,
@@ -51,7 +39,7 @@ def assess(
     out: Annotated[
         Path | None, typer.Option(help="New folder of the page. Default: assess, assess-2, ... in the run's.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise on weights and of the draws.")] = 0,
+    seed: options.NoiseSeed = 0,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,

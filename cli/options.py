@@ -113,3 +113,19 @@ RunRoot = Annotated[
 def when_nonfinite(words: list[str] | None) -> dict[str, str]:
     """The setting that ``--on-nonfinite`` stands for."""
     return {"engine.on_nonfinite": " ".join(words)} if words else {}
+
+
+# Of commands that look at images without labels.
+Photos = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH...",
+        help="Images of the target, or folders of them. Default: those that the (first) run adapted to.",
+    ),
+]
+PhotosOf = Annotated[
+    str | None, typer.Option(help="Or a prepared set; only its images are opened, never its labels.")
+]
+PhotosSplit = Annotated[str | None, typer.Option(help="Its split. Default: the one that the run adapted to.")]
+Looked = Annotated[int, typer.Option(min=2, help="Images to look at, spread evenly over all of them.")]
+NoiseSeed = Annotated[int, typer.Option(min=0, help="Seed of the noise on weights and of the draws.")]

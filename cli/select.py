@@ -22,22 +22,10 @@ def select(
             "They stand before the options.",
         ),
     ],
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH...",
-            help="Images of the target, or folders of them. Default: those that the first run adapted to.",
-        ),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Or a prepared set; only its images are opened, never its labels.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Its split. Default: the one that the run adapted to.")
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(min=2, help="Images to look at, spread evenly over all of them.")
-    ] = 200,
+    images: options.Photos = None,
+    target: options.PhotosOf = None,
+    split: options.PhotosSplit = None,
+    limit: options.Looked = 200,
     by: Annotated[
         str, typer.Option(metavar="SIGNAL", help="What --apply goes by: last, or one of the signals.")
     ] = "last",
@@ -58,7 +46,7 @@ def select(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures to this file.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise on weights and of the draws.")] = 0,
+    seed: options.NoiseSeed = 0,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,

@@ -26,6 +26,7 @@ from mrt.evaluate.draw import (
     side_by_side,
     write_label,
 )
+from mrt.evaluate.unlabelled.pairs import box_iou
 
 HIT, FALSE, DUPLICATE, IGNORED = "hit", "false", "duplicate", "ignored"
 OVERLAP = 0.5  # with an object of its class, from which a detection is a hit
@@ -75,7 +76,7 @@ def judge(found: ImageDetections, record: ImageRecord, threshold: float) -> Judg
     labels = np.asarray(found.labels, dtype=int)[order]
     boxes = np.asarray(found.boxes, dtype=float).reshape(-1, 4)[order]
     objects, theirs = record.boxes.numpy().astype(float), record.labels.numpy()
-    overlap = _iou(boxes, objects) * (labels[:, None] == theirs[None])
+    overlap = box_iou(boxes, objects) * (labels[:, None] == theirs[None])
     spared = _covered(boxes, record.ignore_boxes.numpy().astype(float))
     spared *= labels[:, None] == record.ignore_labels.numpy()[None]
     taken = np.zeros(len(objects), dtype=bool)
@@ -90,7 +91,7 @@ def judge(found: ImageDetections, record: ImageRecord, threshold: float) -> Judg
         else:
             twice = overlap[place].size and overlap[place].max() >= OVERLAP
             kinds.append(DUPLICATE if twice else FALSE)
-    cover = np.triu(_iou(boxes, boxes), 1).max(0) if len(boxes) else np.zeros(0)
+    cover = np.triu(box_iou(boxes, boxes), 1).max(0) if len(boxes) else np.zeros(0)
     hidden = np.array([kind == DUPLICATE for kind in kinds], dtype=bool) & (cover > SAME)
     return Judgement(scores[order], labels, boxes, kinds, hidden, np.flatnonzero(~taken))
 
@@ -206,23 +207,12 @@ def _area(box: np.ndarray) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def _common(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    corner = np.maximum(first[:, None, :2], second[None, :, :2])
-    return (np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clip(0).prod(2)
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
-
-
-def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    common = _common(first, second)
-    return common / np.maximum(_areas(first)[:, None] + _areas(second)[None] - common, 1e-9)
-
-
 def _covered(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(n, m) share of each first box that a second one covers, as COCO counts for ignored objects."""
-    return _common(first, second) / np.maximum(_areas(first)[:, None], 1e-9)
+    corner = np.maximum(first[:, None, :2], second[None, :, :2])
+    common = (np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clip(0).prod(2)
+    areas = (first[:, 2:] - first[:, :2]).clip(0).prod(1)
+    return common / np.maximum(areas[:, None], 1e-9)
 
 
 def comparison(
