@@ -73,6 +73,14 @@ def ablate(
             "of training: what outlives the runs, or comes from another machine.",
         ),
     ] = None,
+    select_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIGNAL",
+            help="Also measure the teacher that this signal takes among those of all epochs, without the "
+            "target's labels, as mrt select --by does (docs/trust.md).",
+        ),
+    ] = None,
     overrides: options.Set = None,
     smoke: Annotated[
         bool,
@@ -137,6 +145,8 @@ def ablate(
             "mrt ablate: nothing to vary",
             "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components",
         )
+    if select_by is not None:
+        trials_of.require_signal(select_by)
     roots = experiment.find_roots(data_root, run_root)
     init = experiment.find_run(init, roots.run_root) if init else None
     given = {
@@ -150,6 +160,8 @@ def ablate(
         **(trials_of.SMOKE if smoke else {}),
         **{key: value for key, value in given.items() if value is not None},
     }
+    if select_by is not None:
+        changes["engine.keep_teachers"] = trials_of.KEEP
     seeds = list(dict.fromkeys(seeds or [0]))
 
     root, data = roots.run_root / "ablate", roots.data_root
@@ -185,6 +197,7 @@ def ablate(
         shared_source,
         lambda config: roots.run_root / experiment.default_name("source", config) if not smoke else None,
         results,
+        select_by,
     )
     trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
     for trial in trials:
@@ -194,6 +207,8 @@ def ablate(
         return
     for trial in trials:
         _require(trial, data)
+        if len(trial.signals) > 1 and not trial.is_done(root) and trial.node.is_trained(root):
+            trials_of.require_teachers(trial.node.folder(root))
     worker = _launcher(jobs, gpus, launcher, parse_pairs("--slurm", slurm), root / "logs", trials)
 
     with watching() as watcher, repeatable("ablate"):
@@ -239,7 +254,7 @@ def _list(trials: Sequence[Trial], root: Path, data_root: Path, preset: str) -> 
 
     rows = []
     for trial in trials:
-        state = "done" if trial.result_file(root).is_file() else "to run"
+        state = "done" if trial.is_done(root) else "to run"
         rows.append([trial.row.name, str(trial.config.seed), trial.node.name, state])
     show_table(
         f"{len(trials)} trials of preset {preset}", ["row", "seed", "stage", "state"], rows, text_columns=4

@@ -137,7 +137,7 @@ RULES = {
     "mrt.selection": [
         *("torch", "numpy", "PIL", "mrt.config", "mrt.data", "mrt.engine", "mrt.errors"),
         *("mrt.evaluate.bootstrap", "mrt.evaluate.unlabelled", "mrt.models.weights"),
-        *("mrt.parts.source_record", "mrt.predict"),
+        *("mrt.parts.source_record", "mrt.predict", "mrt.files", "mrt.seal"),
     ],
     "mrt.selection.page": [
         *("numpy", "mrt.api", "mrt.engine", "mrt.evaluate", "mrt.files", "mrt.parts.source_record"),
@@ -194,6 +194,9 @@ RULES = {
         ),
         *("mrt.follow", "mrt.lock", "mrt.models.hub", "mrt.plain", "mrt.plugins", "mrt.seal", "mrt.section"),
         *("scipy", "submitit", "torch"),
+    ],
+    "mrt.ablate.selected": [
+        *("mrt.api", "mrt.engine", "mrt.errors", "mrt.evaluate.unlabelled", "mrt.selection"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt.report": [

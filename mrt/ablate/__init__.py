@@ -3,6 +3,7 @@
     studies   the rows: the paper's tables, grids of any settings, baselines
     nodes     the stages that trials are made of and share, known by the content of what can change them
     work      training and measuring one node
+    selected  the teacher that a signal takes, without labels, beside the last one
     device    the kind of device they are for
     launch    doing that here, in local processes, on several GPUs, on a cluster
     table     the numbers, and tables of them;  plot  a picture of them;  smoke  tiny data to try this with
@@ -22,6 +23,7 @@ from mrt import plugins
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
 from mrt.ablate.nodes import Node, Planner, Trial, content_hash, read_beside
+from mrt.ablate.selected import KEEP, require_signal, require_teachers
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import (
@@ -59,6 +61,7 @@ FILES = 5  # that a report is written to: JSON, CSV, markdown, PNG, SVG
 __all__ = [
     "BASELINES",
     "FILES",
+    "KEEP",
     "METHODS",
     "METRICS",
     "SMOKE",
@@ -84,6 +87,8 @@ __all__ = [
     "make_report",
     "missing_work",
     "notes",
+    "require_signal",
+    "require_teachers",
     "run",
     "shrink",
     "spread",
@@ -129,15 +134,14 @@ def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[W
         for node in trial.node.chain:
             if node.place is None:
                 require_device(node.folder(root), node.config.engine.device)
-        file = trial.result_file(root)
-        if not file.is_file():
+        for by in trial.signals:
+            file = trial.result_file(root, by)
+            if file.is_file():
+                continue
             work = want(trial.node, trial.title)
             if all(item.file != str(file) for item in work.measurements):
-                work.measurements.append(
-                    Measurement(
-                        str(file), trial.split, trial.view, {"split": trial.split, "data": dict(trial.data)}
-                    )
-                )
+                record = {"split": trial.split, "data": dict(trial.data)}
+                work.measurements.append(Measurement(str(file), trial.split, trial.view, record, by))
     return list(works.values())
 
 
@@ -152,7 +156,8 @@ def run(
     """Do what is missing and return a result for each trial.
 
     A result has ``row``, ``seed``, ``node``, ``trained`` (each stage's environments, by node), and either
-    ``metrics`` with ``measured`` (the measurement's environment) or ``failed`` with ``log``.
+    ``metrics`` with ``measured`` (the measurement's environment) or ``failed`` with ``log``. With
+    ``select_by``: ``selected``, the epoch and the ``metrics`` of the teacher that the signal takes.
 
     Args:
         root: folder of all ablations.
@@ -163,7 +168,7 @@ def run(
     """
     watcher = watcher or Watcher()
     works = missing_work(trials, root, data_root)
-    done = sum(trial.result_file(root).is_file() for trial in trials)
+    done = sum(trial.is_done(root) for trial in trials)
     if done:
         watcher.say(f"{done} of {len(trials)} trials are already done")
     logs = root / "logs"
@@ -180,11 +185,12 @@ def run(
 def _keep(trials: Sequence[Trial], root: Path) -> None:
     """Copy the trials' results to those that are kept."""
     for trial in trials:
-        file, kept = trial.result_file(root), trial.kept_file()
-        if kept is not None and not kept.is_file() and file.is_file():
-            read_measured(file)  # nothing damaged is kept
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_text(kept, file.read_text(encoding="utf-8"))
+        for by in trial.signals:
+            file, kept = trial.result_file(root, by), trial.kept_file(by)
+            if kept is not None and not kept.is_file() and file.is_file():
+                read_measured(file)  # nothing damaged is kept
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_text(kept, file.read_text(encoding="utf-8"))
 
 
 def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[str, Any]:
@@ -201,7 +207,11 @@ def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[s
         "run": _below(root, node.weights(root)),
         **way,
     }
-    if found:
+    missing = [by for by in trial.signals if not trial.result_file(root, by).is_file()]
+    if not missing:
+        for by in filter(None, trial.signals):
+            other = read_measured(trial.result_file(root, by))
+            result["selected"] = {**other["selected"], "metrics": flat_metrics(other["metrics"])}
         measured = {"measured": found.get("environment"), "metrics": flat_metrics(found["metrics"])}
         return {**result, "result": _below(root, str(file)), **measured}
     failure = failures.get(node.name) or Failure("it was not done")

@@ -100,6 +100,7 @@ class Trial:
     split: str
     data: Mapping[str, Any]  # the facts of the split
     results: Path | None = None  # a folder of results that are kept, and taken where they are there
+    select_by: str | None = None  # a signal: its choice among the kept teachers is measured, too
 
     @property
     def title(self) -> str:
@@ -124,22 +125,32 @@ class Trial:
         keys = ("target", "class_map", "sides", "max_size")
         return {f"data.{key}": data.model_dump(mode="json")[key] for key in keys}
 
-    def result_file(self, root: Path) -> Path:
+    @property
+    def signals(self) -> list[str | None]:
+        """By what its detectors are chosen that are measured: None, the last one; and ``select_by``."""
+        return [None, self.select_by] if self.select_by and self.node.kind == "teach" else [None]
+
+    def is_done(self, root: Path) -> bool:
+        """Whether all of its results are there."""
+        return all(self.result_file(root, by).is_file() for by in self.signals)
+
+    def result_file(self, root: Path, by: str | None = None) -> Path:
         """Where the trial's result is, or will be: beside its run, unless only a kept one is there.
 
-        A node has a result for every split, data set and image size that it was measured on.
+        A node has a result for every split, data set and image size that it was measured on; ``by``: that of
+        the teacher that a signal takes.
         """
-        file = self.node.folder(root) / self._result_name("result")
-        kept = self.kept_file()
+        file = self.node.folder(root) / self._result_name("selected" if by else "result", by)
+        kept = self.kept_file(by)
         return kept if kept is not None and kept.is_file() and not file.is_file() else file
 
-    def kept_file(self) -> Path | None:
+    def kept_file(self, by: str | None = None) -> Path | None:
         """Its place among the results that are kept."""
-        return self.results / self._result_name(self.node.name) if self.results else None
+        return self.results / self._result_name(self.node.name, by) if self.results else None
 
-    def _result_name(self, start: str) -> str:
+    def _result_name(self, start: str, by: str | None) -> str:
         digest = _digest({"view": self.view, "split": self.split, "data": self.data})
-        return f"{start}-{self.split}-{digest[:8]}.json"
+        return f"{start}-{self.split}-{digest[:8]}{f'-by-{by}' if by else ''}.json"
 
 
 def environments(folder: Path) -> list[dict[str, Any] | None]:
@@ -275,7 +286,7 @@ class Planner:
         shared_source: train stage 1 once, with the first seed, instead of once per seed.
         find_source: gives the folder where ``mrt pretrain-source`` would write a configuration's stage 1; a
             finished run there that is the same as a trial's stage 1 is taken for it.
-        results: see :class:`Trial`.
+        results, select_by: see :class:`Trial`.
     """
 
     def __init__(
@@ -285,8 +296,10 @@ class Planner:
         shared_source: bool = False,
         find_source: Callable[[Config], Path | None] | None = None,
         results: Path | None = None,
+        select_by: str | None = None,
     ) -> None:
         self.data_root, self.split, self.results = data_root, split, results
+        self.select_by = select_by
         self.shared_source, self.find_source = shared_source, find_source
         self._nodes: dict[str, Node] = {}
         self._given_digests: dict[str, str] = {}
@@ -306,7 +319,7 @@ class Planner:
                 config = row_config(row, preset, overrides, {**changes, "seed": seed})
                 data = describe_split(config.data.target, self.split, self.data_root)
                 node = self.chain(config, row.end, seeds[0])
-                found.append(Trial(row, config, node, self.split, data, self.results))
+                found.append(Trial(row, config, node, self.split, data, self.results, self.select_by))
         return found
 
     def chain(self, config: Config, end: str, first_seed: int) -> Node:

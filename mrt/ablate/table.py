@@ -118,8 +118,25 @@ def summarise(results: Sequence[Mapping[str, Any]], base: str) -> list[dict[str,
         if row["base"]:
             row["delta"] = {}
         row["minutes"] = estimate([trial.get("minutes") for trial in own])["mean"]
+        row["selected"] = _selected(own)
     _close(list(rows.values()))
     return list(rows.values())
+
+
+def _selected(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Of the teachers that a signal takes: the signal, AP50, and its difference to the last teacher's."""
+    there = [trial for trial in trials if trial.get("selected")]
+    if not there:
+        return None
+    scores = [trial["selected"]["metrics"]["AP50"] for trial in there]
+    gains = [_minus(score, trial["metrics"]["AP50"]) for score, trial in zip(scores, there, strict=True)]
+    return {
+        "by": there[0]["selected"]["by"],
+        "images": there[0]["selected"]["images"],
+        "epochs": {str(trial["seed"]): trial["selected"]["epoch"] for trial in there},
+        "AP50": estimate(scores),
+        "delta": estimate(gains),
+    }
 
 
 def _close(rows: Sequence[dict[str, Any]]) -> None:
@@ -166,7 +183,9 @@ def columns(report: Mapping[str, Any]) -> list[str]:
     closed = [CLOSED] if _has_closed(report) else []
     minutes = ["train min"] if _has_minutes(report) else []
     delta = f"Δ AP50 to {report['base']}"
-    return [report["subject"], "AP50", "n", delta, *closed, "AP", "AP75", *minutes, *paper]
+    by = _selected_by(report)
+    selected = [f"AP50 by {by} (Δ to last)"] if by else []
+    return [report["subject"], "AP50", "n", delta, *closed, *selected, "AP", "AP75", *minutes, *paper]
 
 
 def lines(report: Mapping[str, Any]) -> list[list[str]]:
@@ -180,13 +199,23 @@ def lines(report: Mapping[str, Any]) -> list[list[str]]:
         closed = [_share(row.get("closed"))] if _has_closed(report) else []
         cost = row.get("minutes")
         minutes = ["-" if cost is None else f"{cost:.1f}"] if _has_minutes(report) else []
+        selected = [_choice(row.get("selected"))] if _selected_by(report) else []
         about = [row["name"], cells[0], count + failed, _difference(row)]
-        found.append([*about, *closed, *cells[1:], *minutes, *paper])
+        found.append([*about, *closed, *selected, *cells[1:], *minutes, *paper])
     return found
 
 
 def _has_closed(report: Mapping[str, Any]) -> bool:
     return any((row.get("closed") or {}).get("mean") is not None for row in report["rows"])
+
+
+def _selected_by(report: Mapping[str, Any]) -> str | None:
+    """The signal that teachers were chosen by."""
+    return next((row["selected"]["by"] for row in report["rows"] if row.get("selected")), None)
+
+
+def _choice(value: Mapping[str, Any] | None) -> str:
+    return "-" if value is None else f"{_figure(value['AP50'])} ({_signed(value['delta'])})"
 
 
 def _has_minutes(report: Mapping[str, Any]) -> bool:
@@ -213,9 +242,13 @@ def _figure(value: Mapping[str, Any] | None) -> str:
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    value = row["delta"].get("AP50")
-    if row["base"] or value is None or value["mean"] is None:
-        return "base" if row["base"] else "-"
+    return "base" if row["base"] else _signed(row["delta"].get("AP50"))
+
+
+def _signed(value: Mapping[str, Any] | None) -> str:
+    """A difference with its interval."""
+    if value is None or value["mean"] is None:
+        return "-"
     interval = "" if value["low"] is None else f" [{value['low']:+.1f}, {value['high']:+.1f}]"
     return f"{value['mean']:+.1f}{interval}"
 
@@ -234,6 +267,13 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{CLOSED}: (AP50 - fair source-only) / (oracle with target labels - fair source-only), seed by "
             "seed"
+        )
+    if by := _selected_by(report):
+        of = next(row["selected"]["images"] for row in report["rows"] if row.get("selected"))
+        found.append(
+            f"AP50 by {by}: of the teacher that mrt select --by {by} takes among those of all epochs, by "
+            f"{of['number']} images of {of['from']} without their labels; in brackets its difference to the "
+            "last teacher, seed by seed"
         )
     if _has_minutes(report):
         found.append(
@@ -316,7 +356,9 @@ def to_csv(report: Mapping[str, Any]) -> str:
     heads = [f"{prefix}{name} {kind}" for name in metrics for prefix in ("", "delta ") for kind in kinds]
     heads += [f"{verb}: {key}" for verb in ("trained", "measured") for key in ENVIRONMENT]
     closed = [f"{CLOSED} {kind}" for kind in kinds]
-    writer.writerow(["row", *settings, "seeds", "failed", "paper AP50", "train min", *closed, *heads])
+    selected = [f"selected {name} {kind}" for name in ("AP50", "delta") for kind in kinds]
+    about = ["paper AP50", "train min", *closed, "selected by", *selected]
+    writer.writerow(["row", *settings, "seeds", "failed", *about, *heads])
     for row in rows:
         parts = [row[part].get(name, {}) for name in metrics for part in ("metrics", "delta")]
         numbers = [part.get(kind) for part in parts for kind in kinds]
@@ -325,6 +367,9 @@ def to_csv(report: Mapping[str, Any]) -> str:
         told = [_told(row, verb, key) for verb in ("trained", "measured") for key in ENVIRONMENT]
         about = [*given, seeds, len(row["failures"]), *map(_cell, (row["paper"], row.get("minutes")))]
         about += [_cell((row.get("closed") or {}).get(kind)) for kind in kinds]
+        choice = row.get("selected") or {"by": None, "AP50": {}, "delta": {}}
+        about += [_cell(choice["by"])]
+        about += [_cell(choice[name].get(kind)) for name in ("AP50", "delta") for kind in kinds]
         writer.writerow([row["name"], *about, *map(_cell, numbers), *told])
     return text.getvalue()
 

@@ -37,12 +37,20 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """A result that is wanted: its file, the split, the measurement's settings, and what goes on record."""
+    """A result that is wanted.
+
+    Attributes:
+        file: where it is written. split: of the target. view: the measurement's settings.
+        record: what goes on record with it.
+        by: of the teacher that this signal takes, chosen on ``limit`` images; None: of the node's detector.
+    """
 
     file: str
     split: str
     view: Mapping[str, Any]
     record: Mapping[str, Any]
+    by: str | None = None
+    limit: int = 200
 
 
 @dataclass
@@ -115,8 +123,16 @@ def do_work(work: Work, watcher: Watcher) -> None:
         for wanted in work.measurements:
             if Path(wanted.file).is_file():
                 continue
+            more: dict[str, Any] = {}
+            weights = work.place or folder
+            if wanted.by is not None:
+                from mrt.ablate.selected import select
+
+                here, data_root = work.config["engine"]["device"], Path(work.data_root)
+                more = {"selected": select(folder, wanted.by, wanted.limit, here, data_root, watcher)}
+                weights = more["selected"].pop("file")
             found = inference.evaluate_detector(
-                work.place or folder,
+                weights,
                 data=wanted.view["data.target"],
                 split=wanted.split,
                 device=work.config["engine"]["device"],
@@ -129,6 +145,7 @@ def do_work(work: Work, watcher: Watcher) -> None:
                 "node": work.name,
                 "network": found.network,
                 "metrics": found.metrics.to_dict(),
+                **more,
                 "environment": provenance(torch.device(work.device)),
                 "way": way_of(work.kind, work.chain),
             }
