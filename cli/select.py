@@ -129,6 +129,8 @@ def select(
         "seed": seed,
         **ranking,
     }
+    if len(runs) == 1 and candidates[0].run is not None:
+        selection.keep_record(candidates[0].run, record)
     if json_file is not None:
         from mrt.files import write_text
 

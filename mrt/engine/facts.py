@@ -111,6 +111,7 @@ def require_absent(folder: Path) -> None:
 
 
 SELECTED = "selected.safetensors"  # what mrt select writes into a run's folder
+SELECTION = "selection.json"  # and what it found
 
 
 def is_left(name: str) -> bool:

@@ -24,6 +24,13 @@ MANY = 1.5  # labels per image, as a multiple of the source's boxes
 SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
 TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
+ADVICE = {  # what to do, by the kind of alarm
+    "vanishing": "Lower the thresholds (teacher.threshold_start, teacher.threshold_min), begin with a source "
+    "detector that finds more in the target, or make the discriminators weaker (domain.*_weight).",
+    "exploding": "Raise teacher.threshold_min, or let the teacher follow more slowly (teacher.ema nearer 1).",
+    "one class": "Use thresholds of its own for each class (teacher.dynamic=true), or raise "
+    "teacher.threshold_max.",
+}
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,7 @@ class Watch:
             yield Alarm(
                 "vanishing",
                 f"pseudo labels vanish: {now.total:.2f} an image, {than}; thresholds {self._moved(now)}. "
-                "Lower them (teacher.threshold_start, teacher.threshold_min), begin with a source detector "
-                "that finds more in the target, or make the discriminators weaker (domain.*_weight)",
+                f"{ADVICE['vanishing']}",
             )
 
     def _many(self, now: Sight) -> Iterable[Alarm]:
@@ -127,7 +133,7 @@ class Watch:
             yield Alarm(
                 "exploding",
                 f"pseudo labels explode: {now.total:.1f} an image, {than}; thresholds {self._moved(now)}. "
-                "Raise teacher.threshold_min, or let the teacher follow more slowly (teacher.ema nearer 1)",
+                f"{ADVICE['exploding']}",
             )
 
     def _one_class(self, now: Sight) -> Iterable[Alarm]:
@@ -142,8 +148,7 @@ class Watch:
             yield Alarm(
                 "one class",
                 f"one class takes over: {name} has {share:.0%} of the pseudo labels, {source:.0%} on the "
-                f"source; thresholds {self._moved(now)}. Use thresholds of its own for each class "
-                "(teacher.dynamic=true), or raise teacher.threshold_max",
+                f"source; thresholds {self._moved(now)}. {ADVICE['one class']}",
             )
 
     def _moved(self, now: Sight) -> str:

@@ -16,6 +16,7 @@ from mrt.report import figures, looking
 from mrt.report.collect import RunData, changed_settings, find_card, flatten, preset_of, start_of
 from mrt.report.page import Block, Code, Facts, Headline, Note, Section, Table
 from mrt.report.study import START, Study
+from mrt.report.trust import without_labels
 from mrt.report.words import LOOKING, lacking, number, span_words, told, with_interval
 
 METRICS = ("AP50", "AP", "AP75")
@@ -353,7 +354,7 @@ def command_line(run: RunData) -> str:
 
 
 ALL = (
-    *(results, curves, looking.pseudo_labels, looking.pictures),
+    *(results, curves, looking.pseudo_labels, without_labels, looking.pictures),
     *(looking.reconstructions, looking.features, looking.errors),
     *(settings, data, environment),
 )

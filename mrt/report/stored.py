@@ -1,7 +1,7 @@
 """Small files of a run's folder that hold numbers, checked field by field before anything is made of them.
 
-``eval-*.json`` of ``mrt eval``, ``result-*.json`` of ``mrt ablate``, ``metrics.jsonl`` and
-``pseudo_labels.jsonl``. Needs neither torch nor matplotlib.
+``eval-*.json`` of ``mrt eval``, ``result-*.json`` of ``mrt ablate``, ``selection.json`` of ``mrt select``,
+``metrics.jsonl`` and ``pseudo_labels.jsonl``. Needs neither torch nor matplotlib.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from typing_extensions import TypedDict
 
 from mrt.data.card import read_json
+from mrt.engine.facts import SELECTION
 from mrt.engine.report import read_log
 from mrt.errors import MrtError
 from mrt.plain import one_line
@@ -91,6 +92,37 @@ class _Result(TypedDict):
     metrics: _Metrics
 
 
+class _Signal(TypedDict):
+    __pydantic_config__ = _Strict
+    value: Number | None
+    infinite: bool
+
+
+class _Candidate(TypedDict):
+    __pydantic_config__ = _Strict
+    name: str
+    epoch: Count | None
+    signals: dict[str, _Signal]
+
+
+class _Pick(TypedDict):
+    __pydantic_config__ = _Strict
+    candidate: str
+    beyond_noise: bool
+
+
+_Images = TypedDict("_Images", {"from": str, "number": Count})
+
+
+class _Selection(TypedDict):
+    __pydantic_config__ = _Strict
+    base: str
+    images: _Images
+    candidates: Annotated[list[_Candidate], Field(min_length=2)]
+    picks: dict[str, _Pick]
+    started: NotRequired[str | None]
+
+
 class _Line(TypedDict):
     """What every line of a log has."""
 
@@ -107,6 +139,8 @@ class _EpochLine(_Line):
     epoch: Annotated[Count, Field(ge=1)]
     thresholds: NotRequired[dict[str, Number] | None]
     labels_per_image: NotRequired[dict[str, Number] | None]
+    agreement: NotRequired[Number | None]
+    alarms: NotRequired[list[str]]
 
 
 class _Quality(TypedDict):
@@ -151,6 +185,7 @@ class _Snapshot(TypedDict):
 CHANGED = "is not what mrt wrote: its checksum does not fit"
 _EVALUATIONS = TypeAdapter(Annotated[list[_Evaluation], Field(min_length=1)])
 _RESULT = TypeAdapter(_Result)
+_SELECTION = TypeAdapter(_Selection)
 _TRAIN = TypeAdapter(dict[str, Number | str | None])
 _LINES = {"train": TypeAdapter(_Line), "epoch": TypeAdapter(_EpochLine), "eval": TypeAdapter(_EvalLine)}
 _SNAPSHOT = TypeAdapter(_Snapshot)
@@ -184,6 +219,18 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         found += [{**item, "file": path.name} for item in read_evaluations(path)]
     for path in sorted(folder.glob(RESULTS)):
         found.append({**read_result(path), "file": path.name})
+    return found
+
+
+def read_selection(folder: Path) -> dict[str, Any] | None:
+    """What ``mrt select`` found of a run; None if it was not asked. MrtError if the file is damaged."""
+    path = folder / SELECTION
+    if not path.is_file():
+        return None
+    found, again = read_json(path), f"delete it, or look again: mrt select {folder}"
+    if not take_checksum(found):
+        raise MrtError(f"{path}: {CHANGED}", again)
+    _check(_SELECTION, found, path, "", again)
     return found
 
 

@@ -16,12 +16,13 @@ from tiny_world import CLASSES
 from mrt.errors import MrtError
 from mrt.report import collect, looking, page, write_report
 from mrt.report.page import Grid, Plot
-from mrt.report.stored import read_evaluations, read_metrics, read_result, read_snapshots
+from mrt.report.stored import read_evaluations, read_metrics, read_result, read_selection, read_snapshots
 from mrt.report.study import Study
 
 EVALUATION, RESULT = "eval-hazy-val-teacher.json", "result-val-01234567.json"
+CHOICE = "selection.json"
 LOGS = ("metrics.jsonl", "pseudo_labels.jsonl")
-FILES = (EVALUATION, RESULT, *LOGS, "run.json", "config.json")
+FILES = (EVALUATION, RESULT, CHOICE, *LOGS, "run.json", "config.json")
 ODD = (
     *(
         None,
@@ -63,6 +64,12 @@ def folder(runs, tmp_path_factory) -> Path:
     record = {**found, "data": "hazy", "sha256": "ab", "last": True, "intervals": bounds, "domain": "haze"}
     (folder / EVALUATION).write_text(json.dumps([record]))
     (folder / RESULT).write_text(json.dumps({**found, "data": {"name": "hazy", "sha256": "ab"}, "node": "a"}))
+    signals = {"boxes": {"value": 0.5, "infinite": False}, "count-drift": {"value": None, "infinite": True}}
+    pick = {"candidate": "one", "beyond_noise": True}
+    choice = {"base": "last teacher", "images": {"from": "hazy train", "number": 8}, "picks": {"boxes": pick}}
+    names = [{"name": name, "epoch": None, "signals": signals} for name in ("one", "last teacher")]
+    choice |= {"candidates": names, "started": facts["started"]}
+    (folder / CHOICE).write_text(json.dumps(choice))
     return folder
 
 
@@ -164,6 +171,7 @@ def test_many_damaged_files(folder, world, fast, seed):
 READERS = {
     EVALUATION: read_evaluations,
     RESULT: read_result,
+    CHOICE: lambda path: read_selection(path.parent),
     "metrics.jsonl": read_metrics,
     "pseudo_labels.jsonl": lambda path: read_snapshots(path, CLASSES),
 }
@@ -196,6 +204,12 @@ def test_readers_give_plain_numbers_or_one_message(folder, tmp_path, name):
         (EVALUATION, lambda v: v.clear(), r"its content = \[\]: list should have at least 1 item"),
         (RESULT, lambda v: v["data"].update(name=3), r"data.name = 3: input should be a valid string"),
         (RESULT, lambda v: v["metrics"].update(AP=float("nan")), r"metrics.AP = nan"),
+        (
+            CHOICE,
+            lambda v: v["picks"]["boxes"].update(candidate=1),
+            r"picks.boxes.candidate = 1: input should",
+        ),
+        (CHOICE, lambda v: v["candidates"].pop(), r"candidates = .*: list should have at least 2 items"),
     ],
 )
 def test_a_message_names_the_field_and_the_value(folder, tmp_path, name, edit, message):

@@ -17,7 +17,7 @@ from mrt.errors import MrtError
 from mrt.report import write_report
 
 SECTIONS = (
-    *("results", "curves", "pseudo-labels", "detections", "reconstruction", "features", "errors"),
+    *("results", "curves", "pseudo-labels", "trust", "detections", "reconstruction", "features", "errors"),
     *("settings", "data", "environment"),
 )
 BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
