@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,18 +23,18 @@ from torch import Tensor
 
 from mrt.config import Config, StageConfig
 from mrt.data.loader import Batch
+from mrt.engine import early
 from mrt.engine.checkpoint import require_plain_parts, state_of, synchronise_statistics
 from mrt.engine.data import share_bad
 from mrt.engine.facts import LAST, PREVIOUS, read_facts
-from mrt.engine.folder import note_checkpoints, note_end
-from mrt.engine.kept import keep_teacher, restore_teacher
+from mrt.engine.folder import note_checkpoints
+from mrt.engine.kept import keep_teacher
 from mrt.engine.learner import Learner, training_step
 from mrt.engine.prepare import Stage
 from mrt.engine.profiling import StepProfiler
-from mrt.engine.report import LOG, RunLog, Watcher, logs_now, read_log
+from mrt.engine.report import LOG, RunLog, Watcher, logs_now
 from mrt.engine.shares import LOOKED_AT
 from mrt.engine.store import Checkpoints
-from mrt.engine.watch import sight_of
 from mrt.errors import Diverged, Interrupted, MrtError, RunFailed, Unstable
 from mrt.parts.base import Moment, Part
 
@@ -184,7 +184,7 @@ def run_stage(stage: Stage, run: Run) -> int:
     due = saver.restore()
     if learner.step and learner.step % steps_per_epoch == 0:  # it may have been killed before it was kept
         saver.keep_teacher(learner.step // steps_per_epoch)
-    ended = _replay(stage, run)
+    ended = early.replay(stage, run)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
         if due and learner.step < total and ended is None:
@@ -227,76 +227,9 @@ def run_stage(stage: Stage, run: Run) -> int:
                     f"stopped at step {learner.step} of {total} of stage {name}; the state is in {run.last}"
                 )
     if ended is not None:
-        _end_early(stage, run, ended)
+        early.end(stage, run, ended)
     run.watcher.end()
     return learner.step // steps_per_epoch
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A stage that ends before its last epoch: why, after which epoch, and which epoch's teacher counts."""
-
-    why: str
-    epoch: int
-    teacher: int
-
-
-def _replay(stage: Stage, run: Run) -> Ended | None:
-    """See again what the run's log has of this stage's epochs; whether it had ended there."""
-    done = stage.learner.step // stage.steps_per_epoch
-    if not done:
-        return None
-    if stage.learner.world.main:
-        lines = read_log(run.folder / LOG, lambda _: None)
-        stage.watch.replay((line for line in lines if line["stage"] == stage.plan.name), done)
-    return _ended(stage, run, done) if stage.learner.step % stage.steps_per_epoch == 0 else None
-
-
-def _watch(stage: Stage, run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What watching says of the epoch that is over, for the log."""
-    sight = sight_of(facts)
-    if sight is None or not stage.learner.world.main:
-        return {}
-    alarms = stage.watch.see(sight)
-    for alarm in alarms:
-        run.watcher.say(f"Warning: epoch {sight.epoch}: {alarm.text}.")
-    return {"alarms": sorted(stage.watch.active)} if stage.watch.active else {}
-
-
-def _ended(stage: Stage, run: Run, done: int) -> Ended | None:
-    """Whether a stage ends now, by what watching has seen; the same in every process.
-
-    Raises:
-        RunFailed: it is to stop when it collapses.
-    """
-    engine, watch, ended = stage.learner.config.engine, stage.watch, None
-    if watch.active and engine.on_collapse == "stop":
-        ended = Ended(f"stopped by engine.on_collapse: {', '.join(sorted(watch.active))}", done, done)
-    elif watch.active and engine.on_collapse == "restore":
-        ended = Ended(f"collapse: {', '.join(sorted(watch.active))}", done, watch.good)
-    elif engine.patience and watch.stale() >= engine.patience and done < stage.learner.stage.epochs:
-        ended = Ended(f"no rise of agreement in {engine.patience} epochs", done, done)
-    ended = stage.learner.world.share(ended)
-    if ended is not None and engine.on_collapse == "stop" and ended.why.startswith("stopped"):
-        raise RunFailed(
-            f"{stage.plan.name}: {ended.why} after epoch {done}. The state is in {run.last}; to go on all "
-            "the same: --resume --set engine.on_collapse=warn --allow-change. Which epoch's teacher to take: "
-            "mrt select, if engine.keep_teachers kept them"
-        )
-    return ended
-
-
-def _end_early(stage: Stage, run: Run, ended: Ended) -> None:
-    """Take the teacher that counts, and say that the stage ends before its last epoch."""
-    text = f"{stage.plan.name} ends after epoch {ended.epoch} of {stage.learner.stage.epochs}: {ended.why}"
-    if ended.teacher != ended.epoch:
-        number = restore_teacher(run.folder, stage.learner, stage.plan.name, ended.teacher)
-        ended = replace(ended, teacher=number)
-        where = f"after epoch {ended.teacher}" if ended.teacher else "before the first"
-        text += f"; the teacher is the one {where} again"
-    if stage.learner.world.main:
-        run.watcher.say(text)
-        note_end(run.folder, stage.plan.name, asdict(ended))
 
 
 def require_finite(stage: Stage, run: Run) -> None:
@@ -620,7 +553,9 @@ def _standing(learner: Learner, done: int) -> dict[str, Any]:
     return facts
 
 
-def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], saver: Saver) -> Ended | None:
+def _end_epoch(
+    stage: Stage, run: Run, done: int, numbers: Mapping[str, float], saver: Saver
+) -> early.Ended | None:
     """What parts do, log, checkpoint and evaluation; ``done`` epochs are over.
 
     Returns:
@@ -630,7 +565,7 @@ def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], 
     facts: dict[str, Any] = {"epoch": done}
     for part in learner.method:
         facts |= _told(part, part.after_epoch(done, numbers), facts)
-    facts |= _watch(stage, run, facts)
+    facts |= early.watch(stage, run, facts)
     share_bad(stage.streams, learner.world)
     bad = {file for stream in stage.streams.values() for file in stream.bad}
     if bad:
@@ -640,7 +575,7 @@ def _end_epoch(stage: Stage, run: Run, done: int, numbers: Mapping[str, float], 
     synchronise_statistics(learner)
     due = bool(engine.eval_every and done % engine.eval_every == 0) and run.evaluate is not None
     saver.save(done, due)
-    ended = _ended(stage, run, done)
+    ended = early.ended(stage, run, done)
     # The last epoch's comes when the weights are written; a run that goes on for more epochs needs it here.
     if due and done < learner.stage.epochs and ended is None and not learner.world.any(run.stopping):
         evaluate(stage, run, done)

@@ -24,6 +24,7 @@ MANY = 1.5  # labels per image, as a multiple of the source's boxes
 SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
 TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
+NAMED = 8  # classes in a message: those whose thresholds moved most
 ADVICE = {  # what to do, by the kind of alarm
     "vanishing": "Lower the thresholds (teacher.threshold_start, teacher.threshold_min), begin with a source "
     "detector that finds more in the target, or make the discriminators weaker (domain.*_weight).",
@@ -158,11 +159,14 @@ class Watch:
         first = next((one.thresholds for one in self.sights if one.thresholds), now.thresholds)
         if len({round(value, 2) for value in (*first.values(), *now.thresholds.values())}) == 1:
             return f"stay at {next(iter(now.thresholds.values())):.2f}"
+        moved = {name: (first.get(name, value), value) for name, value in now.thresholds.items()}
+        most = sorted(moved, key=lambda name: -abs(moved[name][1] - moved[name][0]))[:NAMED]
         words = []
-        for name, value in now.thresholds.items():
-            start, end = (f"{number:.2f}" for number in (first.get(name, value), value))
+        for name in (name for name in moved if name in most):
+            start, end = (f"{number:.2f}" for number in moved[name])
             words.append(f"{name} {start}" + (f" -> {end}" if end != start else ""))
-        return ", ".join(words)
+        more = len(moved) - len(words)
+        return ", ".join(words) + (f" and {more} more" if more else "")
 
 
 def sight_of(facts: Mapping[str, Any]) -> Sight | None:

@@ -16,7 +16,10 @@ from mrt.data.registry import find_dataset
 from mrt.engine import build, checkpoint
 from mrt.engine import data as sets
 from mrt.engine.distributed import World
+from mrt.engine.facts import read_facts
 from mrt.engine.inference import measure
+from mrt.engine.kept import kept_teachers
+from mrt.engine.load import load_detector
 
 ROOT = Path(__file__).parents[2]
 # Of a loss: what another order of sums gives after eight steps; discriminators that start otherwise change it
@@ -45,6 +48,12 @@ folder, data, start, stop = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], i
 changes = {"model.dropout": 0.0, "model.weights": "checkpoint", "model.freeze": "stem"}
 changes |= {"mae.mask_ratio": 0.0, "mae.normalise": True, "engine.threads": 1}
 watcher = StopAt(stop)
+if start.endswith("+collapse"):  # labels "vanish" from the second epoch of three on
+    from mrt.engine.watch import Alarm, Watch
+
+    Watch._few = lambda self, now: [Alarm("vanishing", "labels vanish.")] if now.epoch > 1 else []
+    start = start.removesuffix("+collapse")
+    changes |= {"engine.on_collapse": "restore", "engine.keep_teachers": 3, "teach.epochs": 3}
 try:
     if start == "source":
         stages.pretrain_source(tiny_config(**changes), folder, data_root=data)
@@ -125,6 +134,22 @@ def test_two_processes_give_what_one_gives(data, source, adapted, tmp_path):
     assert len(one) == 4 and one == pytest.approx(two, rel=NOISE)
     one, two = totals(lines(adapted)), totals(launch(tmp_path / "adapted", data, str(source), 2))
     assert len(two) == 8 and one == pytest.approx(two, rel=NOISE)
+
+
+def test_two_processes_go_back_to_the_same_teacher(data, source, tmp_path):
+    """Only the first process watches and reads the teacher that was kept; both end, with the same weights."""
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        launch(run, data, f"{source}+collapse", processes)
+        facts = read_facts(run)
+        assert facts["ended"]["teach"] == {"why": "collapse: vanishing", "epoch": 2, "teacher": 1}
+        assert "teach" in facts["finished"]
+        last, kept = (load_detector(path)[0].state_dict() for path in (run, kept_teachers(run)["teach", 1]))
+        assert all(torch.equal(value, kept[name]) for name, value in last.items())
+        found.append(last)
+    one, two = found
+    assert all(torch.allclose(value, two[name], rtol=1e-3, atol=1e-5) for name, value in one.items())
 
 
 def test_a_run_of_two_goes_on_with_one_and_again_with_two(data, source, adapted, tmp_path):

@@ -78,6 +78,16 @@ def test_words_tell_what_thresholds_did_and_what_to_change():
     assert "teacher.threshold_min" in alarm.text
 
 
+def test_of_many_classes_those_that_moved_most_are_named():
+    names = [f"class {number}" for number in range(80)]
+    seen = Watch(dict.fromkeys(names, 0.1))
+    seen.see(Sight(1, dict.fromkeys(names, 0.1), thresholds=dict.fromkeys(names, 0.3)))
+    moved = {name: 0.3 + 0.001 * number for number, name in enumerate(names)}
+    (alarm,) = seen.see(Sight(2, dict.fromkeys(names, 0.0), thresholds=moved))
+    assert "class 79 0.30 -> 0.38 and 72 more" in alarm.text and "class 71" not in alarm.text
+    assert len(alarm.text) < 600
+
+
 def test_staleness_counts_epochs_without_a_rise():
     watcher, found = Watch(), []
     for epoch, agreement in enumerate([0.5, 0.6, 0.6, 0.55, 0.7], 1):
@@ -135,7 +145,7 @@ def collapse_in(monkeypatch):
 
     def at(epoch: int) -> None:
         def few(self: Watch, now: Sight):
-            return [watch.Alarm("vanishing", "labels vanish")] if now.epoch >= epoch else []
+            return [watch.Alarm("vanishing", "labels vanish.")] if now.epoch >= epoch else []
 
         monkeypatch.setattr(Watch, "_few", few)
         for name in ("_many", "_one_class"):
@@ -204,6 +214,50 @@ def test_a_run_goes_back_to_its_last_good_teacher(data, source, tmp_path, collap
         if stages.adapt(config, run, init=str(source), data_root=data, resume=True, watcher=listener)
         else []
     )
+
+
+def test_in_bf16_agreement_is_that_of_the_same_labels(data, source, tmp_path):
+    run = stages.adapt(settings(**{"engine.amp": "bf16"}), tmp_path / "run", init=str(source), data_root=data)
+    values = [line["agreement"] for line in epochs_of(run)]
+    assert len(values) == 4 and all(0 <= value <= 1 for value in values)
+    scores = [
+        score
+        for line in read_log(run / "pseudo_labels.jsonl")
+        for image in line["images"]
+        for score in image["scores"]
+    ]
+    assert all(0 < score <= 1 for score in scores)
+
+
+@pytest.mark.parametrize("where", ["restore_teacher", "note_end", "asdict"])
+def test_a_run_that_is_killed_while_its_stage_ends_early_ends_the_same(
+    data, source, tmp_path, collapse_in, monkeypatch, where
+):
+    """Before the teacher went back, before that is on record, and before the last weights are written."""
+    from mrt.engine import early
+
+    collapse_in(3)
+    changes = {"engine.on_collapse": "restore", "engine.keep_teachers": 3, "model.dropout": 0.1}
+    config = settings(**changes)
+    whole = stages.adapt(config, tmp_path / "whole", init=str(source), data_root=data)
+    original = getattr(early, where)
+
+    def killed(*arguments):
+        if where != "restore_teacher":
+            original(*arguments)
+        raise KeyError("killed")
+
+    monkeypatch.setattr(early, where, killed)
+    with pytest.raises(KeyError, match="killed"):
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    monkeypatch.setattr(early, where, original)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, resume=True)
+    assert read_facts(run)["ended"] == read_facts(whole)["ended"] and same(run, whole)
+    assert epochs_without_time(run) == epochs_without_time(whole)
+
+
+def epochs_without_time(run: Path) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "time"} for line in epochs_of(run)]
 
 
 def test_patience(data, source, tmp_path, monkeypatch):
