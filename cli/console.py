@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,8 @@ from mrt.plain import visible
 from .launch import STARTED
 
 RANK = int(os.environ.get("RANK", "0"))
+BORDER = 3  # letters beside a column's own: a blank on either side, a line
+LEAST_TEXT = 20  # letters that a column of text keeps when it is folded
 PLAIN_WIDTH = 200  # of tables in a pipe or a file, where there is no terminal to ask
 
 
@@ -64,21 +67,46 @@ def show_table(
     caption: str | None = None,
     text_columns: int = 1,
 ) -> None:
-    """A table on standard output; all but the first ``text_columns`` columns are numbers, flush right."""
+    """A table on standard output; all but the first ``text_columns`` columns are numbers, flush right.
+
+    Numbers are never broken: where they do not fit beside each other, the table goes on below, each part
+    with the columns of text.
+    """
     if RANK != 0:
         return
     console = _console("stdout")
-    table = Table(header_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(
-            visible(column), justify="left" if index < text_columns else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*map(visible, row))
+    shown = [list(map(visible, row)) for row in (columns, *rows)]
     console.print(visible(title), style="bold", soft_wrap=True)
-    console.print(table)
+    for part in parts_that_fit(shown, text_columns, console.width):
+        table = Table(header_style="bold")
+        for index in part:
+            text = index < text_columns
+            whole = not text and (len(part) > text_columns + 1 or not text_columns)
+            table.add_column(
+                shown[0][index], justify="left" if text else "right", overflow="fold", no_wrap=whole
+            )
+        for row in shown[1:]:
+            table.add_row(*(row[index] for index in part))
+        console.print(table)
     if caption:
         console.print(visible(caption), soft_wrap=True)
+
+
+def parts_that_fit(rows: Sequence[Sequence[str]], text_columns: int, width: int) -> list[list[int]]:
+    """The columns of a table in parts, none wider than ``width`` letters if that can be: the first
+    ``text_columns``, which may be folded, and some of the others, which may not.
+    """
+    widest = [max(cell_len(row[index]) for row in rows) + BORDER for index in range(len(rows[0]))]
+    texts = list(range(text_columns))
+    start = 1 + sum(min(widest[index], LEAST_TEXT + BORDER) for index in texts)
+    parts, taken = [list(texts)], start
+    for index in range(text_columns, len(widest)):
+        if taken + widest[index] > width and len(parts[-1]) > len(texts):
+            parts.append(list(texts))
+            taken = start
+        parts[-1].append(index)
+        taken += widest[index]
+    return parts
 
 
 def figure(value: float | None, std: float | None = None) -> str:

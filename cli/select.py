@@ -169,7 +169,7 @@ def _pick(name: str, pick: dict[str, Any], ranking: dict[str, Any]) -> list[str]
         pick["candidate"],
         f"{pick['difference']:+.3f}",
         f"{pick['low']:+.3f} to {pick['high']:+.3f}" if there else "-",
-        "better" if pick["beyond_noise"] else "no difference beyond noise",
+        "better" if pick["beyond_noise"] else "within noise",
     ]
 
 

@@ -32,6 +32,29 @@ def test_messages_and_tables_show_control_characters_as_escapes(capsys):
     assert capsys.readouterr().out == "two\nlines\n"
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 130, 200])
+def test_a_wide_table_goes_on_below_and_breaks_no_number(capsys, monkeypatch, width):
+    monkeypatch.setattr(console, "PLAIN_WIDTH", width)
+    names = [f"signal-{number}" for number in range(12)]
+    rows = [[title, *(f"{number}.125 *" for number in range(12))] for title in ("a rather long name", "b")]
+    console.show_table("Title", ["", *names], rows, caption="below")
+    out = capsys.readouterr().out
+    assert all(out.count(f"{name} ") == 1 for name in names), "each heading once, in one piece"
+    assert all(out.count(f" {number}.125 *") == 2 for number in range(12))
+    tables = out.count("┏")
+    assert all(len(line) <= width for line in out.splitlines()) and (tables == 1) == (width >= 200)
+    cells = "".join(line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│"))
+    assert cells.replace(" ", "").count("aratherlongname") == tables, "each part has the names of the rows"
+    assert out.startswith("Title\n") and out.endswith("below\n")
+
+
+def test_a_number_wider_than_the_terminal_is_folded_all_the_same(capsys, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_WIDTH", 30)
+    console.show_table("T", ["", "value"], [["row", "x" * 50]])
+    out = capsys.readouterr().out
+    assert out.count("x") == 50 and all(len(line) <= 30 for line in out.splitlines())
+
+
 def test_names_that_cannot_be_encoded_are_shown(capsys):
     console.say("a\udcff.png")
     assert capsys.readouterr().out == "a\\udcff.png\n"
