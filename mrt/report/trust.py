@@ -61,8 +61,8 @@ def _while_it_trained(run: RunData) -> list[Block]:
     blocks: list[Block] = [Table(caption, columns, rows, strong=strong)]
     for kind in dict.fromkeys(kind for line in lines for kind in line.get("alarms") or ()):
         epochs = [line["epoch"] for line in lines if kind in (line.get("alarms") or ())]
-        times = f"{len(epochs)} epochs" if len(epochs) > 1 else "epoch"
-        text = f"{run.title}: {kind} after {times}, first after epoch {epochs[0]}. {ADVICE.get(kind, '')}"
+        when = f"{len(epochs)} epochs, first in " if len(epochs) > 1 else ""
+        text = f"{run.title}: alarm {kind} in {when}epoch {epochs[0]}. {ADVICE.get(kind, '')}"
         blocks.append(Note(text.strip(), warning=True))
     ended = run.facts.get("ended", {}).get("teach")
     if ended:

@@ -87,7 +87,7 @@ def test_alarms_are_told_with_what_to_do_and_how_it_ended(run, world, tmp_path):
     facts = json.loads((run / "run.json").read_text()) | {"ended": {"teach": ended}}
     (run / "run.json").write_text(json.dumps(facts))
     text = section(run, world, tmp_path / "out")
-    assert "vanishing after 2 epochs, first after epoch 2. Lower the thresholds" in text
+    assert "alarm vanishing in 2 epochs, first in epoch 2. Lower the thresholds" in text
     assert "ended early, after epoch 3, with the teacher of epoch 1: collapse: vanishing" in text
     assert "| 1 | 0.00 | - |" in text
 
