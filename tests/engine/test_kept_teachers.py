@@ -66,7 +66,9 @@ def test_a_teacher_of_each_epoch(data: Path, tmp_path: Path) -> None:
     header = load_detector(found["teach", 2])[1]
     assert (header["stage"], header["epoch"], header["network"]) == ("teach", 2, "teacher")
     assert set(header["thresholds"]) == {"red", "green"}
-    plain = stages.adapt(settings(), tmp_path / "plain", init=str(source), data_root=data)
+    plain = stages.adapt(
+        settings(**{"engine.keep_teachers": 0}), tmp_path / "plain", init=str(source), data_root=data
+    )
     assert not kept_teachers(plain) and same(plain / "teacher.safetensors", run / "teacher.safetensors")
 
 
