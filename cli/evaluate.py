@@ -51,9 +51,17 @@ def evaluate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Data set to evaluate on. Default: the target that the first run was made for."),
+        typer.Option(
+            help=(
+                "Data set to evaluate on. Default: the target that the first run was made for; "
+                "of a source detector whose target is not here, its source."
+            )
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Its split. Default: val, else test, else the first that has boxes."),
+    ] = None,
     which: Annotated[
         str,
         typer.Option(
@@ -115,9 +123,8 @@ def evaluate(
     The headline is the last teacher. Several runs are compared with the first, on the same draws of the same
     images.
     """
-    from mrt.engine.inference import read_validation
     from mrt.errors import MrtError
-    from mrt.experiment import find_roots, find_run
+    from mrt.experiment import find_roots
 
     from .console import RANK, say, watching
 
@@ -132,7 +139,13 @@ def evaluate(
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise MrtError(f"--picture {picture}: expected a .png or .jpg file")
     roots, renamed = find_roots(data_root, run_root), parse_pairs("--map-class", map_class)
-    validations = [read_validation(find_run(name, roots.run_root)) for name in runs] if best else []
+    validations = []
+    if best:
+        from mrt.engine.inference import read_validation
+        from mrt.experiment import find_run
+
+        validations = [read_validation(find_run(name, roots.run_root)) for name in runs]
+    require_asked(runs, which, data, split, roots)
     options_of_all = {
         "split": split,
         "device": device or "auto",
@@ -145,7 +158,8 @@ def evaluate(
         results: list[Result] = []
         for name, network in asked:
             results.append(run_one(name, roots, data=data, which=network, watcher=watcher, **options_of_all))
-            data = data or results[0].card.name
+            first = results[0]
+            data, options_of_all["split"] = data or first.card.name, first.split
     if RANK != 0:  # only the first process has the detections and reports
         return
     names = [name for name, _ in asked]
@@ -165,6 +179,27 @@ def evaluate(
         say(f"Drawn in {picture}")
 
 
+def require_asked(runs: Sequence[str], which: str, data: str | None, split: str | None, roots: Any) -> None:
+    """MrtError for a detector or a set that is not there, before anything heavy is imported."""
+    from mrt.data.registry import find_dataset
+    from mrt.engine.facts import is_run, read_facts, stored_settings
+    from mrt.engine.labels import require_labelled, set_to_measure
+    from mrt.experiment import require_detector
+
+    network = "auto" if which == "both" else which
+    places = [Path(require_detector(name, roots.run_root, network)) for name in runs]
+    if data is not None:
+        card = find_dataset(data, roots.data_root)
+    elif is_run(places[0]):
+        command = read_facts(places[0])["command"]
+        card = set_to_measure(stored_settings(places[0]), command, roots.data_root)
+    else:  # what the weights file says, once it is read
+        return
+    require_labelled(card, runs[0], roots.data_root)
+    if split is not None:
+        card.split(split)
+
+
 def headings(names: Sequence[str], results: Sequence[Result]) -> list[str]:
     """A heading for each result: the run's name, short if that is unique, and which of its weights."""
     short = {name: short_name(name) for name in names}
@@ -174,8 +209,11 @@ def headings(names: Sequence[str], results: Sequence[Result]) -> list[str]:
 
 
 def weights_of(result: Result) -> str:
-    """ "last teacher", or "student *" of a checkpoint that may be the last or may have been selected."""
-    return f"last {result.network}" if result.last else f"{result.network} *"
+    """ "last teacher", "last average" of a detector that nobody was taught by, or "student *" of a checkpoint
+    that may be the last or may have been selected.
+    """
+    network = "average" if result.averaged else result.network
+    return f"last {network}" if result.last else f"{network} *"
 
 
 def short_name(name: str) -> str:
@@ -189,7 +227,7 @@ def run_one(
     roots: Any,
     *,
     data: str | None,
-    split: str,
+    split: str | None,
     which: str,
     device: str,
     watcher: Any,

@@ -41,6 +41,8 @@ def carry_out(
     if dry_run:
         plan.require_labels(prepared=False)
         check_weights(plan)
+        if plan.assumed:
+            typer.echo(f"Not said, so taken: {plan.assumed}.", err=True)
         for text in plan.config.warnings(*plan.stages):
             typer.echo(text, err=True)
         say(plan.config.to_json().rstrip())
@@ -61,36 +63,47 @@ def carry_out(
 def what_next(plan: Experiment, data_root: Path | None) -> str:
     """A message with a command to use the finished run.
 
-    It evaluates the run on the target, else on the source, if one of them has boxes to measure with.
+    It evaluates the run on the target, else on the source, if one of them has boxes to measure with that were
+    not learned from; else it shows what the run finds in the target's images, or the source's.
 
     Args:
         data_root: as the option was given.
     """
     from mrt.data.registry import find_dataset
     from mrt.engine.facts import read_facts
-    from mrt.engine.labels import class_map_for, has_boxes
+    from mrt.engine.labels import SOURCE, class_map_for, split_to_measure
 
     classes = read_facts(plan.folder)["classes"]
     data, more = plan.config.data, [] if data_root is None else ["--data-root", str(data_root)]
-    for name in (data.target, data.source):
+    learned = {data.target: data.target_split if plan.oracle else None}
+    learned |= {data.source: data.source_split} if SOURCE in (plan.oracle or SOURCE) else {}
+    look = None
+    for name in dict.fromkeys([data.target, *([] if plan.source_free else [data.source])]):
         try:
             card = find_dataset(name, plan.roots.data_root)
         except MrtError:
             continue
-        if has_boxes(card, "val", classes, class_map_for(plan.config, card)):
+        seen = [learned[name]] if learned.get(name) else []
+        usual = data.validation_split
+        if split_to_measure(card, classes, class_map_for(plan.config, card), usual, seen):
             where = ["--data", name] if name != data.target else []
             words = ["mrt", "eval", str(plan.folder), *where, *more]
             return f"Evaluate it: {shlex.join(words)}"
-    return f"See what it finds in photos of yours: {shlex.join(['mrt', 'predict', str(plan.folder)])} PHOTOS"
+        look = look or card
+    words = ["mrt", "predict", str(plan.folder), *([str(look.folder)] if look else [])]
+    return f"See what it finds: {shlex.join(words)}{'' if look else ' PHOTOS'}"
 
 
 def check_weights(plan: Experiment) -> None:
     """MrtError if the weights named for a new run do not fit it. Weights on the hub are not downloaded."""
+    from mrt.experiment import require_detector
     from mrt.models.hub import hub_name
 
     where = plan.named_weights()
     if where is None or (hub_name(where) is not None and not Path(where).exists()):
         return
+    require_detector(where, plan.roots.run_root)
+
     from mrt.engine.load import describe, require_fit
 
     require_fit(plan.config.model, describe(where), where)

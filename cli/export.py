@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +90,7 @@ def export(
     The table that is printed compares it with the detector itself on real images, and is kept in export.json.
     """
     from mrt.errors import MrtError
+    from mrt.experiment import find_roots, require_detector
 
     from .console import say, show_error, show_table
     from .experiment import require_one_process
@@ -102,6 +104,7 @@ def export(
     if which not in ("auto", "teacher", "student"):
         raise MrtError(f"--which {which}: expected teacher, student or auto")
     side = _size(size)
+    require_detector(detector, find_roots(data_root, run_root).run_root, which)
 
     from mrt.export.parity import COLUMNS, Tolerance, table_row
     from mrt.export.write import export_formats
@@ -155,7 +158,7 @@ def _next(kind: str, folder: Path) -> str:
     """A command that uses the export."""
     if kind == "onnx":
         return f". Without mrt and torch: python {folder / 'detect.py'} photo.jpg"
-    return f". Use it: mrt predict {folder} photos/"
+    return f". Use it: mrt predict {shlex.quote(str(folder))} photos/"
 
 
 def register(app: typer.Typer) -> None:

@@ -57,7 +57,7 @@ def label(
 ) -> None:
     """Label a target set from outside, by a function or a detector, e.g. mrt label foggy --detector coco."""
     from mrt.errors import MrtError
-    from mrt.experiment import find_roots
+    from mrt.experiment import find_roots, require_detector
 
     from .console import say, watching
     from .experiment import repeatable, require_one_process
@@ -78,11 +78,15 @@ def label(
         raise MrtError(f"--threshold {threshold:g}: a score lies between 0 and 1", "for example 0.05")
     roots = find_roots(data_root, run_root)
 
-    from mrt import labelling
     from mrt.data.registry import find_dataset
 
     card = find_dataset(target, roots.data_root)
     card.split(split)
+    if detector is not None:
+        require_detector(detector, roots.run_root)
+
+    from mrt import labelling
+
     names = labelling.choose_classes(card, _words(classes))
     out = out or Path(f"{card.name}-labels.json")
     labelling.require_new(out)

@@ -53,8 +53,8 @@ def predict(
         typer.Argument(
             metavar="RUN|WEIGHTS INPUT...",
             help="The detector: a run, a weights file, an exported or Hugging Face folder, a shipped name, "
-            "or coco (downloaded). Then images, folders, globs, zip archives, videos, a camera's number, "
-            "or - for standard input.",
+            "or coco (downloaded). Then images, folders, prepared sets, globs, zip archives, videos, "
+            "a camera's number, or - for standard input.",
         ),
     ],
     weights: Annotated[
@@ -140,8 +140,8 @@ def predict(
 ) -> None:
     """Detect objects in images, videos or from a camera, e.g. mrt predict runs/my-run photos/."""
     from mrt.errors import Interrupted, MrtError, RunFailed
+    from mrt.experiment import find_roots, require_detector
     from mrt.predict import inputs as asked
-    from mrt.predict.outputs import drop_empty, free_folder
 
     from .console import say, watching
     from .experiment import require_one_process
@@ -165,14 +165,18 @@ def predict(
             f"name images, folders or videos: mrt predict {shlex.quote(detector)} photos/",
         )
     wanted = _thresholds(threshold)
-    sources, broken = asked.find(inputs, every)
-    folder = free_folder(out, Path("predictions"))
+    roots = find_roots(None, run_root)
+    sources, broken = asked.find([_place(word, roots.data_root) for word in inputs], every)
+    detector = require_detector(detector, roots.run_root, which)
 
     import torch
 
     from mrt import api
     from mrt.predict.detector import Options
     from mrt.predict.job import make_writers, run
+    from mrt.predict.outputs import drop_empty, free_folder
+
+    folder = free_folder(out, Path("predictions"))
 
     found = api.load(detector, which=which, device=device or "auto", amp=amp or "off", run_root=run_root)
     if batch_size is None:
@@ -182,6 +186,8 @@ def predict(
     writers = make_writers(kinds, folder, found.classes, crop)
     say(f"{_name(found)}; {len(found.classes)} classes. Thresholds: {_told(found, choice, wanted)}.")
     for source in sources:
+        for text in source.notes:
+            say(text)
         if source.passed_over:
             say(
                 f"Neither images nor videos, passed over: {len(source.passed_over)} files, "
@@ -250,6 +256,13 @@ class _Progress:
         if self.open:
             self.watcher.end()
             self.open = False
+
+
+def _place(word: str, data_root: Path) -> str:
+    """An input, or the folder of the prepared set that it names."""
+    named = data_root / word
+    there = os.path.exists(word) or word == "-" or word.isdecimal()
+    return str(named) if not there and (named / "dataset.json").is_file() else word
 
 
 def _summarise(tally: Tally, choice: Any) -> None:

@@ -55,15 +55,18 @@ def report(
     figures/.
     """
     from mrt import experiment
-    from mrt.report import require_libraries, write_report
 
-    from .console import say, watching
     from .experiment import require_one_process
 
     require_one_process("report")
-    require_libraries()
     roots = experiment.find_roots(data_root, run_root)
     titles, folders = zip(*(find_titled(name, roots.run_root) for name in runs), strict=True)
+
+    from mrt.report import require_libraries, write_report
+
+    from .console import say, watching
+
+    require_libraries()
     names = "-vs-".join(folder.resolve().name for folder in folders)
     if len(names.encode()) > LONGEST_NAME:
         names = f"{len(folders)}-runs-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
@@ -87,19 +90,20 @@ def report(
 
 def find_titled(word: str, run_root: Path) -> tuple[str | None, Path]:
     """A run's title, if it was given one (TITLE=RUN), and its folder."""
-    folder = find_folder(word, run_root)
+    from mrt.experiment import find_run
+
     title, equals, name = word.partition("=")
-    if equals and not folder.exists():
+    if equals and not Path(find_run(word, run_root)).exists():
         return title.strip() or None, find_folder(name, run_root)
-    return None, folder
+    return None, find_folder(word, run_root)
 
 
 def find_folder(name: str, run_root: Path) -> Path:
     """A run's folder: a path, a name under the run root, or the name of an ablation's node."""
-    from mrt.experiment import find_run
+    from mrt.experiment import require_run
 
     node = run_root / "ablate" / "nodes" / name
-    return node if not Path(name).exists() and node.is_dir() else Path(find_run(name, run_root))
+    return node if not Path(name).exists() and node.is_dir() else require_run(name, run_root)
 
 
 def register(app: typer.Typer) -> None:

@@ -49,7 +49,7 @@ def load(
         MrtError: there is no such detector or device, or a file cannot be read.
     """
     roots = experiment.find_roots(None, Path(run_root) if run_root else None)
-    where = experiment.find_run(str(where), roots.run_root)
+    where = experiment.require_detector(str(where), roots.run_root, which)
     if (Path(where) / EXPORT_CARD).is_file() and export_card(Path(where))["format"] in PROGRAMS:
         from mrt.export.runtime import load_program
 
@@ -194,7 +194,7 @@ def evaluate(
     where: str | Path,
     data: str | None = None,
     *,
-    split: str = "val",
+    split: str | None = None,
     which: str = "auto",
     class_map: Mapping[str, str] | None = None,
     batch_size: int | None = None,
@@ -208,6 +208,7 @@ def evaluate(
     Args:
         where: as in :func:`load`.
         data: name of the data set; None: the target of the run.
+        split: of the data set; None: the validation split, else test, else the first that has boxes.
         class_map: the detector's names for classes that have another name in the data set.
 
     Returns:
@@ -219,7 +220,7 @@ def evaluate(
     """
     roots = experiment.find_roots(_path(data_root), _path(run_root))
     return evaluate_detector(
-        experiment.find_run(str(where), roots.run_root),
+        experiment.require_detector(str(where), roots.run_root, which),
         data=data,
         split=split,
         which=which,

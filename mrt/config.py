@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,6 +36,8 @@ from mrt.parts.settings import DistillConfig, DomainConfig, MaeConfig, RetrainCo
 from mrt.section import ADAPTING, Fraction, OpenFraction, Section, without_defaults
 
 PRESETS = Path(__file__).parent / "presets"
+SMALLEST = 32  # pixels of an image's side: half of a cell of the coarsest of four maps
+Side = Annotated[int, Field(ge=SMALLEST)]
 PLUGINS = "method.plugins"
 DETECTOR = "deformable_detr"
 SCHEMA = 2  # of stored settings; those without a number are 1
@@ -123,14 +125,12 @@ class DataConfig(Section):
     source_split: str = "train"
     target_split: str = "train"
     validation_split: str = "val"
-    source_sides: tuple[PositiveInt, ...] = Field(
+    source_sides: tuple[Side, ...] = Field(
         (480, 512, 544, 576, 608, 640, 672), description="short sides of stage 1, px"
     )
     source_crop: bool = Field(True, description="random crop in stage 1")
-    sides: tuple[PositiveInt, ...] = Field(
-        (800,), description="short sides of stages 2 and 3 and of evaluation, px"
-    )
-    max_size: PositiveInt = Field(1333, description="longest side of an image, px")
+    sides: tuple[Side, ...] = Field((800,), description="short sides of stages 2 and 3 and of evaluation, px")
+    max_size: Side = Field(1333, description="longest side of an image, px")
     cache: Literal["none", "ram"] = Field("none", description="keep decoded images in memory (small sets)")
     max_bad: NonNegativeInt = Field(
         10,
@@ -634,21 +634,31 @@ def load_config(
         given, key=lambda item: item[0] != PLUGINS
     ):  # plug-ins first: they bring settings of their own
         _assign(values, key, value)
-    return validate(values, name)
+    return validate(values, name, {key for key, _ in given})
 
 
-def validate(values: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Check plain values and return a frozen :class:`Config`; MrtError with one line per wrong field."""
+def validate(values: Mapping[str, Any], where: str = "configuration", given: Collection[str] = ()) -> Config:
+    """Check plain values and return a frozen :class:`Config`; MrtError with one line per wrong field.
+
+    Args:
+        where: the file that the values come from, for the message.
+        given: dotted keys whose values come from elsewhere, such as an option: the file is not blamed for
+            them.
+    """
     values = upgrade(values, where)
     kind = config_class(_plugins_of(values))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item, kind) for item in error.errors()]
+        found = error.errors()
+        lines = [_explain(item, kind) for item in found]
+        places = {".".join(map(str, item["loc"][:2])) for item in found}
+        where = "" if places <= set(given) else where
     except _UNEXPECTED as error:  # of a section's own check, which expects another value
         lines = _unexpected(values, kind) or [str(error)]
     raise MrtError(
-        f"{where}: " + "\n".join(lines), "see every setting with: mrt pretrain-source --dry-run"
+        (f"{where}: " if where else "") + "\n".join(lines),
+        "see every setting with: mrt pretrain-source --dry-run",
     ) from None
 
 
@@ -882,6 +892,8 @@ def _explain(item: Mapping[str, Any], kind: type[Config]) -> str:
         guess = nearest(key, [*_fields(kind), *kind.model_fields])
         return f"unknown setting {key!r}" + (f": did you mean {guess!r}?" if guess else "")
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "tuple_type":
+        message = f"should be a list, such as [{_shown(item['input'])}]"
     message = message[:1].lower() + message[1:]
     given = item["input"]
     return (

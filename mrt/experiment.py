@@ -6,9 +6,11 @@ functions of :mod:`mrt.api` both use this module, so that both do the same. It d
 
 from __future__ import annotations
 
+import difflib
 import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,13 @@ PRESET_OF_SOURCE = {"cityscapes": "city2foggy", "sim10k": "sim2city", "synth-cle
 SYNTHETIC = "synthetic-"
 OWN = "own"  # the preset for data sets that have no preset of their own
 STAGES = ("mae", "teach")
+FREE = "source-free"  # the method that needs no source images
+OTHER_WEIGHTS = (
+    "Or begin with other weights: --set model.weights=FILE (a detector's, or a backbone's), or "
+    "--init RUN_OR_WEIGHTS."
+)
+SHIPPED = "demo-source"  # the detector that comes with mrt, for an example
+MOST_NAMED = 8  # runs of a message
 LONGEST_NAME = 200  # bytes of a folder's name, to which others are added while it is written
 TAKEN = {"ablate": "ablate", "reports": "report", "eval": "eval"}  # folders of the run root that are no runs
 
@@ -37,6 +46,13 @@ def find_roots(data_root: Path | None, run_root: Path | None) -> Settings:
         data_root = remembered.data_root()
     given = {"data_root": data_root, "run_root": run_root}
     return Settings(**{name: path for name, path in given.items() if path is not None})
+
+
+def root_words(roots: Settings) -> list[str]:
+    """The options with which another command finds the same roots; none where it finds them by itself."""
+    usual = find_roots(None, None)
+    words = [] if roots.data_root == usual.data_root else ["--data-root", str(roots.data_root)]
+    return words + ([] if roots.run_root == usual.run_root else ["--run-root", str(roots.run_root)])
 
 
 def choose_preset(source: str | None, target: str | None) -> str:
@@ -253,6 +269,41 @@ def find_run(name: str, run_root: Path) -> str:
     return str(below) if not Path(name).exists() and below.exists() else name
 
 
+def run_names(run_root: Path) -> list[str]:
+    """The runs of a run root by name, those in folders of it too."""
+    folders = sorted(Path(run_root).glob("*")) + sorted(Path(run_root).glob("*/*"))
+    return [str(folder.relative_to(run_root)) for folder in folders if (folder / "run.json").is_file()]
+
+
+def require_detector(name: str, run_root: Path, which: str = "auto") -> str:
+    """What to load for a detector's name: :func:`find_run`, and whether it is there.
+
+    A model of the Hugging Face hub is downloaded. Nothing heavy is imported.
+
+    Raises:
+        MrtError: there is no such detector; runs and names that could have been meant are listed.
+    """
+    from mrt.engine.whereabouts import require_there
+
+    return require_there(find_run(name, run_root), which, run_names(run_root))
+
+
+def require_run(name: str, run_root: Path) -> Path:
+    """The folder of a run: :func:`find_run`, and whether it is one.
+
+    Raises:
+        MrtError: it is not; runs that could have been meant are listed.
+    """
+    folder, runs = Path(find_run(name, run_root)), run_names(run_root)
+    if not (folder / "run.json").is_file():
+        near = difflib.get_close_matches(name, runs, n=1)
+        hints = [f"did you mean {near[0]}?"] if near else []
+        there = f"runs in {run_root}: {', '.join(runs[:MOST_NAMED])}" if runs else f"{run_root} has no runs"
+        more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
+        raise MrtError(f"{name}: not a run folder (no run.json)", " ".join([*hints, there + more]))
+    return folder
+
+
 def require_new(folder: Path) -> None:
     """Raise MrtError if ``folder`` already holds a run, or something else.
 
@@ -264,11 +315,18 @@ def require_new(folder: Path) -> None:
 
 
 def require_data(names: Sequence[str], data_root: Path) -> None:
-    """Raise MrtError for the first data set that is not prepared; it says how to prepare it."""
+    """Raise MrtError if data sets are not prepared; it says how to prepare each."""
     from mrt.data.registry import find_dataset
 
-    for name in names:
-        find_dataset(name, data_root)
+    errors = []
+    for name in dict.fromkeys(names):
+        try:
+            find_dataset(name, data_root)
+        except MrtError as error:
+            errors.append(error)
+    if errors:
+        hints = [error.hint for error in errors if error.hint]
+        raise MrtError("\n".join(error.message for error in errors), "\n".join(hints) or None)
 
 
 def require_labels(
@@ -302,7 +360,7 @@ def require_labels(
     labels.require_labels(config, cards, domains)
 
 
-def starting_weights(kind: str, config: Config, root: Path) -> str:
+def starting_weights(kind: str, config: Config, root: Path, more: Sequence[str] = ()) -> str:
     """The weights from which `mrt adapt` starts.
 
     Teaching alone starts from the run of `--stage mae` if there is one; everything else as in
@@ -312,15 +370,16 @@ def starting_weights(kind: str, config: Config, root: Path) -> str:
         kind: of the run, as in its name: "adapt", "mae", "teach", or "teach-METHOD".
         config: of the run.
         root: the folder of all runs.
+        more: options of the roots, for the command of a message.
     """
     stage, _, method = kind.partition("-")
     refined = root / default_name("mae" + (f"-{method}" if method else ""), config)
     if stage == "teach" and (refined / "student.safetensors").is_file():
         return str(refined)
-    return source_weights(config, root)
+    return source_weights(config, root, more)
 
 
-def source_weights(config: Config, root: Path) -> str:
+def source_weights(config: Config, root: Path, more: Sequence[str] = ()) -> str:
     """The source weights from which adaptation starts.
 
     They are the configuration's ``init``, else the run that ``mrt pretrain-source`` writes by default.
@@ -336,11 +395,11 @@ def source_weights(config: Config, root: Path) -> str:
             "and none was named",
             "name it with --init RUN_OR_WEIGHTS",
         )
-    seed = f" --seed {config.seed}" if config.seed else ""
+    words = ["mrt", "pretrain-source", "--preset", config.preset, "--source", config.data.source]
+    words += [*(["--seed", str(config.seed)] if config.seed else []), *more]
     raise MrtError(
         f"adaptation starts from a source detector, and there is none in {folder}",
-        f"train it: mrt pretrain-source --preset {config.preset} --source {config.data.source}{seed}\n"
-        "or name one with --init RUN_OR_WEIGHTS",
+        f"name one with --init RUN_OR_WEIGHTS, or train it: {shlex.join(words)}",
     )
 
 
@@ -393,6 +452,8 @@ class Experiment:
             MrtError: the run exists already, a data set does not exist or has no labels, or there are no
                 weights to start from.
         """
+        from mrt.models.hub import hub_name
+
         data = self.config.data
         if not self.resume:
             require_new(self.folder)
@@ -403,10 +464,19 @@ class Experiment:
         if self.resume:
             return None
         if self.init or (self.command == "pretrain-source" and not self.match_compute):
-            return self.init
-        if self.command == "adapt":
-            return starting_weights(self.kind, self.config, self.roots.run_root)
-        return source_weights(self.config, self.roots.run_root)
+            start = self.init
+        elif self.command == "adapt":
+            start = starting_weights(self.kind, self.config, self.roots.run_root, root_words(self.roots))
+        else:
+            start = source_weights(self.config, self.roots.run_root, root_words(self.roots))
+        if start is not None:
+            require_detector(start, self.roots.run_root)
+        elif hub_name(self.config.model.weights) is not None and not Path(self.config.model.weights).exists():
+            try:
+                require_detector(self.config.model.weights, self.roots.run_root)
+            except MrtError as error:
+                raise MrtError(error.message, f"{error.hint}\n{OTHER_WEIGHTS}") from None
+        return start
 
     def require_labels(self, *, prepared: bool = True) -> None:
         """Raise MrtError for a data set without labels, or for what is read beside it and is not there.
@@ -504,8 +574,16 @@ def plan_adaptation(
     }
     given["data.class_map"] = dict(class_map or {}) or None
     given |= METHODS.get(method, {}) | dict(settings or {})
+    taken = Taken()
+    if not resume and preset is None and target is not None:
+        named = {key for key in given if given[key] is not None} | _named_by(overrides)
+        if not {"data.source", "method.source_free"} & named and choose_preset(None, target) == OWN:
+            taken = _take_source(target, init, method, roots)
+            method = taken.method or method
+            given |= {**METHODS.get(method, {}), **taken.settings, **dict(settings or {})}
     free = given.get("method.source_free") or _says(overrides, "method.source_free", "true")
-    network = _network_of(init) if free and init and preset is None and not resume else {}
+    own = choose_preset(given["data.source"], target) == OWN
+    network = _network_of(init, roots) if init and preset is None and not resume and (free or own) else {}
     given["method.source_free"] = free or None
     given = {**network, **given}
     part = method.replace("+", "teacher-") if method else ""  # of the run's name
@@ -533,9 +611,7 @@ def plan_adaptation(
     words = "adapt" + (f" --method {method}" if method else "")
     words += "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
     asked = {"target": target} if config.method.source_free else {"source": source, "target": target}
-    assumed = _assumed(config, preset, resume, asked)
-    if network:
-        assumed += f", the network and image sizes of {init}"
+    assumed = _assumed(config, preset, resume, asked, taken.words, init if network else None)
     return Experiment(
         *("adapt", words, config, folder, roots, kind, init, resume, resume_from, changed),
         stages=chosen,
@@ -543,14 +619,101 @@ def plan_adaptation(
     )
 
 
-def _network_of(init: str) -> dict[str, Any]:
-    """The settings of weights' network and of the images that it takes; none of a model on the hub, which
-    would have to be downloaded.
+@dataclass(frozen=True)
+class Taken:
+    """What was taken because it was not said: settings by dotted key, a method, and words by what they are
+    about.
     """
-    from mrt.engine.load import settings_of
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    method: str | None = None
+
+
+def _take_source(target: str, init: str | None, method: str | None, roots: Settings) -> Taken:
+    """Where a set of one's own is adapted from if nobody said it: the set that the starting weights learned
+    from, else no images at all; without such weights the one labelled set that there is.
+
+    Raises:
+        MrtError: no such target, or nothing to choose; it says what would do.
+    """
+    from mrt.data.registry import find_dataset, prepared_sets
+
+    card = find_dataset(target, roots.data_root)
+    labelled = [other.name for other in prepared_sets(roots.data_root) if other.labelled]
+    labelled = [name for name in labelled if name != card.name]
+    command = ["mrt", "adapt", "--target", target, *(["--method", method] if method else [])]
+    more = root_words(roots)
+    if init is not None:
+        source = _trained_on(init, roots)
+        if source in labelled:
+            return Taken({"data.source": source}, {"source": f"source {source}, which {init} learned from"})
+        if method is None:
+            return Taken({}, {"source": f"method {FREE}, for no source set was named"}, FREE)
+        hint = f"without source images: {shlex.join([*command[:4], '--init', init, '--method', FREE, *more])}"
+        raise MrtError(
+            f"--method {method}: learns from labelled source images too, and none were named",
+            f"name them with --source ({_listed(labelled)}); {hint}",
+        )
+    trained = [name for name in labelled if (roots.run_root / f"{OWN}-source-{name}").is_dir()]
+    choices = ((trained, "of which there is a source detector"), (labelled, "the only labelled set here"))
+    for names, why in choices:
+        if len(names) == 1:
+            return Taken({"data.source": names[0]}, {"source": f"source {names[0]}, {why}"})
+    if trained:
+        hint = f"there are source detectors of {_listed(trained)}; for example: "
+        hint += shlex.join([*command, "--source", trained[0], *more])
+    elif labelled:
+        hint = f"there are {_listed(labelled)}; a source detector is trained first, for example: "
+        hint += shlex.join(["mrt", "pretrain-source", "--source", labelled[0], *more])
+    else:
+        hint = "no labelled set is prepared; from weights alone, such as those of rendered streets: "
+        hint += shlex.join([*command[:4], "--init", SHIPPED, *more])
+    raise MrtError(
+        f"--target {target}: no labelled set was named to adapt from, and this target has no preset",
+        f"name it with --source; {hint}",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no labelled set is prepared"
+
+
+def _named_by(overrides: Sequence[str] | None) -> set[str]:
+    """The settings that ``--set`` names."""
+    return {text.partition("=")[0].strip() for text in overrides or ()}
+
+
+def _is_here(init: str, roots: Settings) -> bool:
+    """Whether weights can be looked at: no for a model on the hub, which would have to be downloaded.
+
+    Raises:
+        MrtError: there are no such weights.
+    """
     from mrt.models.hub import hub_name
 
-    return {} if hub_name(init) is not None and not Path(init).exists() else settings_of(init)
+    if hub_name(init) is not None and not Path(init).exists():
+        return False
+    require_detector(init, roots.run_root)
+    return True
+
+
+def _trained_on(init: str, roots: Settings) -> str | None:
+    """The set that weights learned from, if they say so."""
+    if not _is_here(init, roots):
+        return None
+    from mrt.engine.load import trained_on
+
+    return trained_on(init)
+
+
+def _network_of(init: str, roots: Settings) -> dict[str, Any]:
+    """The settings of weights' network and of the images that it takes; none of what is not here."""
+    if not _is_here(init, roots):
+        return {}
+    from mrt.engine.load import settings_of
+
+    return settings_of(init)
 
 
 def _says(overrides: Sequence[str] | None, key: str, value: str) -> bool:
@@ -609,6 +772,9 @@ def plan_pretraining(
     trained = ("mae_stage", "teach") if match_compute else ("pretrain",)
     given |= {f"{stage}.augment": augment for stage in trained}
     given |= {"pretrain.ema": ema or None} | dict(settings or {})
+    own = preset is None and choose_preset(source, target) == OWN
+    network = _network_of(init, roots) if init and own and not resume else {}
+    given = {**network, **given}
     baselines = ["fair"] if match_compute else []
     if oracle:
         baselines.append(f"oracle-{oracle.replace('+', '-')}")
@@ -624,7 +790,7 @@ def plan_pretraining(
     words = "pretrain-source" + (" --match-compute" if match_compute else "")
     words += f" --oracle {oracle}" if oracle else ""
     asked = {"source": source, **({"target": target} if match_compute or oracle else {})}
-    assumed = _assumed(config, preset, resume, asked)
+    assumed = _assumed(config, preset, resume, asked, network=init if network else None)
     return Experiment(
         "pretrain-source",
         words,
@@ -642,13 +808,30 @@ def plan_pretraining(
     )
 
 
-def _assumed(config: Config, preset: str | None, resume: bool, asked: Mapping[str, str | None]) -> str:
-    """The defaults of a new run, e.g. "preset own (settings for your own data), source cityscapes"."""
+def _assumed(
+    config: Config,
+    preset: str | None,
+    resume: bool,
+    asked: Mapping[str, str | None],
+    taken: Mapping[str, str] | None = None,
+    network: str | None = None,
+) -> str:
+    """The defaults of a new run, e.g. "preset own (settings for your own data), source cityscapes".
+
+    Args:
+        asked: "source" and "target" as they were given. taken: words for what was taken in their place.
+        network: the weights whose network and image sizes are taken.
+    """
     if resume:
         return ""
+    taken = dict(taken or {})
     words = []
     if not preset:
         note = " (settings for your own data)" if config.preset == OWN else ""
         words.append(f"preset {config.preset}{note}")
-    words += [f"{domain} {getattr(config.data, domain)}" for domain, name in asked.items() if name is None]
+    for domain, name in asked.items():
+        if name is None and domain not in taken:
+            words.append(f"{domain} {getattr(config.data, domain)}")
+    words += taken.values()
+    words += [f"the network and image sizes of {network}"] if network else []
     return ", ".join(words)

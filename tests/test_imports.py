@@ -279,6 +279,8 @@ TORCH_FREE = [
     "mrt.data.convert",
     "mrt.engine.labels",
     "mrt.engine.report",
+    "mrt.engine.whereabouts",
+    "mrt.predict.inputs",
     "mrt.ablate",
 ]
 

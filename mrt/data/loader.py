@@ -236,6 +236,11 @@ class BatchLoader(DataLoader):
             **options,
         )
 
+    def check_worker_number_rationality(self) -> None:
+        """Without PyTorch's warning about more workers than cores: ``engine.workers`` is a setting, and its
+        default is for larger machines.
+        """
+
     def __iter__(self) -> Iterator[Batch]:
         with _machine_failures(self):
             answers = super().__iter__()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
+import shlex
 from pathlib import Path
 
 from mrt.data.card import CARD_NAME, DatasetCard, read_card
@@ -28,7 +30,9 @@ PREPARE_COMMANDS = {
     },
 }
 
-BENCHMARK_SETS = tuple(f"synth-{world}" for world in ("clear", "foggy", "night", "rain"))
+WORLDS = ("clear", "foggy", "night", "rain")  # of mrt prepare-data synthetic
+BENCHMARK_SETS = tuple(f"synth-{world}" for world in WORLDS)
+DEMO_SETS = tuple(f"synthetic-{world}" for world in WORLDS)
 IMAGES = "images.json"  # beside a list of results: the images and categories that its ids mean
 LABELS_HINT = "mrt label makes such a file; other formats become a prepared set with mrt prepare-data custom"
 
@@ -45,24 +49,35 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
             return read_card(candidate)
     name = str(name_or_path)
     there = [folder.name for folder in _prepared(data_root)]
+    hints, root = [], ["--data-root", str(data_root)]
+    close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS, *BENCHMARK_SETS, *DEMO_SETS], n=1)
+    if close and close[0] != name:
+        hints.append(f"Did you mean '{close[0]}'?")
     if name in PREPARE_COMMANDS:
-        hint = f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} --data-root {data_root}"
-    elif name.startswith("synthetic") or name in BENCHMARK_SETS:
-        benchmark = "" if name.startswith("synthetic") else "--benchmark "
-        world = name.removeprefix("synthetic" if not benchmark else "synth").strip("-_")
-        hint = (
-            f"Make it with: mrt prepare-data synthetic {benchmark}{f'--domain {world} ' if world else ''}"
-            f"--data-root {data_root}"
-        )
-    else:
+        words = shlex.join(root)
+        hints.append(f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} {words}")
+    elif name in (*BENCHMARK_SETS, *DEMO_SETS):
+        family, _, world = name.partition("-")
+        words = [*(["--benchmark"] if family == "synth" else []), "--domain", world, *root]
+        hints.append(f"Make it with: {shlex.join(['mrt', 'prepare-data', 'synthetic', *words])}")
+    elif name.startswith("synthetic") and not close:
+        hints.append(f"Make such sets with: {shlex.join(['mrt', 'prepare-data', 'synthetic', *root])}")
+    elif not name.startswith("synthetic"):
         raw, called = (asked, asked.resolve().name) if os.path.isdir(asked) else ("FOLDER", name[:200])
-        hint = (
-            f"A set of your own: mrt prepare-data custom --raw {raw} --name {called} --data-root {data_root}"
-        )
-    close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS], n=1)
-    if close and name not in PREPARE_COMMANDS:
-        hint = f"Did you mean '{close[0]}'? {hint}"
-    raise MrtError(f"No data set '{name[:200]}' in {data_root} (there: {', '.join(there) or 'none'})", hint)
+        words = ["mrt", "prepare-data", "custom", "--raw", str(raw), "--name", called, *root]
+        hints.append(f"A set of your own: {shlex.join(words)}")
+    raise MrtError(
+        f"No data set '{name[:200]}' in {data_root} (there: {', '.join(there) or 'none'})", "\n".join(hints)
+    )
+
+
+def prepared_sets(data_root: Path | str) -> list[DatasetCard]:
+    """The cards of all prepared sets of a data root that can be read, by name."""
+    cards = []
+    for folder in _prepared(Path(data_root)):
+        with contextlib.suppress(MrtError):
+            cards.append(read_card(folder))
+    return cards
 
 
 def labels_file(where: str, split: str, data_root: Path | str) -> Path:

@@ -19,8 +19,16 @@ from mrt.domains import SOURCE, TARGET
 from mrt.engine import data as sets
 from mrt.engine import distributed
 from mrt.engine.compiling import uncompiled
+from mrt.engine.facts import is_run
 from mrt.engine.folder import read_facts
-from mrt.engine.labels import MEASURE, class_map_for, require_boxes_read
+from mrt.engine.labels import (
+    MEASURE,
+    class_map_for,
+    require_boxes_read,
+    require_labelled,
+    set_to_measure,
+    split_to_measure,
+)
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
 from mrt.errors import MrtError
@@ -43,6 +51,7 @@ class Result:
             the detections.
         facts: what the weights file says of itself (classes, configuration).
         last: whether these are known to be the run's last weights, and not some that were picked.
+        averaged: whether they are the average of a detector that nobody was taught by: of training on labels.
     """
 
     where: str
@@ -54,6 +63,7 @@ class Result:
     detections: list[ImageDetections]
     facts: dict[str, Any]
     last: bool
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ def evaluate_detector(
     where: str | Path,
     *,
     data: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     which: str = "auto",
     device: str = "auto",
     batch_size: int | None = None,
@@ -200,7 +210,8 @@ def evaluate_detector(
     Args:
         where, which: see :func:`mrt.engine.load.find_weights`.
         data: the data set's name; none takes the target of the run's configuration.
-        split: one of the set's splits.
+        split: one of the set's splits; none takes the validation split, else test, else the first that has
+            boxes, and the watcher is told.
         overrides: settings to change for the evaluation, by dotted key, e.g. ``{"data.sides": [600]}``.
 
     Raises:
@@ -210,9 +221,16 @@ def evaluate_detector(
     world = distributed.join(device)
     detector, facts = load_detector(where, which=which, device=world.device)
     config = _config(facts, overrides or {})
-    card = find_dataset(data or config.data.target, data_root)
-    if not card.labelled:
-        raise MrtError(f"data set {card.name!r} has no labels to evaluate on", "name another one with --data")
+    trained_by = _trained_by(facts)
+    card = find_dataset(data, data_root) if data else set_to_measure(config, trained_by, data_root)
+    require_labelled(card, str(where), data_root)
+    if split is None:
+        classes, usual = list(facts["classes"]), config.data.validation_split
+        found = split_to_measure(card, classes, class_map_for(config, card), usual)
+        split = found or next(name for name in dict.fromkeys([usual, *card.splits]) if name in card.splits)
+        said = f"split {split} of {card.name}" if data else f"data set {card.name}, split {split}"
+        if watcher:
+            watcher.say(f"Not said, so taken: {said}.")
     dataset = sets.evaluation_set(config, card, split, list(facts["classes"]))
     require_boxes_read(dataset, class_map_for(config, card), MEASURE)
     for line in dataset.left_out() if watcher else ():
@@ -229,9 +247,17 @@ def evaluate_detector(
     last = (
         Path(facts["file"]).suffix == ".safetensors"
     )  # mrt writes no others; other people's checkpoints may be their best
+    averaged = facts["network"] == "teacher" and trained_by == "pretrain-source"
     return Result(
-        str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts, last
+        str(where), facts["network"], card, split, dataset, metrics, metrics.detections, facts, last, averaged
     )
+
+
+def _trained_by(facts: Mapping[str, Any]) -> str | None:
+    """The command of mrt that weights come from, by the run's folder that they lie in or by what they say."""
+    folder = Path(facts["file"]).parent
+    told = read_facts(folder) if is_run(folder) else facts.get("run")
+    return told.get("command") if isinstance(told, Mapping) else None
 
 
 def read_validation(folder: str | Path) -> Validation:

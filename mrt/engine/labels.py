@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mrt.config import Config
 from mrt.data.card import DatasetCard, SplitCard, describe_split
+from mrt.data.registry import find_dataset, prepared_sets
 from mrt.domains import SOURCE, TARGET
 from mrt.errors import MrtError
 
@@ -135,6 +136,59 @@ def has_boxes(card: DatasetCard, split: str, classes: Iterable[str], class_map: 
     except MrtError:
         return False
     return True
+
+
+def split_to_measure(
+    card: DatasetCard,
+    classes: Iterable[str],
+    class_map: Mapping[str, str],
+    preferred: str = "val",
+    seen: Iterable[str] = (),
+) -> str | None:
+    """The split that something can be measured on: ``preferred``, else val, test, or the first other one.
+
+    Args:
+        seen: splits that do not count, for they were learned from with their labels.
+    """
+    order = dict.fromkeys([preferred, "val", "test", *card.splits])
+    classes, left_out = list(classes), set(seen)
+    return next(
+        (name for name in order if name not in left_out and has_boxes(card, name, classes, class_map)), None
+    )
+
+
+def set_to_measure(config: Config, command: str | None, data_root: Path) -> DatasetCard:
+    """The set that a detector is measured on if nobody said which: the target that its run was made for; of a
+    source detector whose target is not here, its source.
+
+    Args:
+        command: of mrt that trained it.
+
+    Raises:
+        MrtError: it is not prepared.
+    """
+    try:
+        return find_dataset(config.data.target, data_root)
+    except MrtError:
+        if command != "pretrain-source":
+            raise
+        return find_dataset(config.data.source, data_root)
+
+
+def require_labelled(card: DatasetCard, where: str, data_root: Path) -> None:
+    """MrtError for a set without labels to measure with; it says which have some, and what goes without.
+
+    Args:
+        where: the detector that was to be measured, as the user named it.
+    """
+    if card.labelled:
+        return
+    labelled = [other.name for other in prepared_sets(data_root) if other.labelled]
+    look = shlex.join(["mrt", "predict", where, str(card.folder)])
+    others = f"name a labelled one with --data: {_some(labelled)}\n" if labelled else ""
+    raise MrtError(
+        f"data set {card.name!r} has no labels to evaluate on", f"{others}see what it finds there: {look}"
+    )
 
 
 def missing_classes(dataset: DetectionDataset, use: Use) -> list[str]:

@@ -13,20 +13,18 @@ from typing import Any
 import torch
 
 from mrt.config import ModelConfig, load_config
-from mrt.data.card import file_sha256
 from mrt.engine import build
-from mrt.engine.facts import is_run, read_facts
+from mrt.engine.facts import is_run
 from mrt.engine.report import read_log
+from mrt.engine.whereabouts import EXPORT_CARD, NETWORKS, SHIPPED, WEIGHTS, not_there, of_run
 from mrt.errors import MrtError
-from mrt.models.hub import ALIASES, PREFIX, fetch, hub_name
+from mrt.models.hub import fetch, hub_name
 from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface
 from mrt.models.interface import Detector
 from mrt.models.published import describe_published, is_published, load_published
 from mrt.models.weights import is_ours, load_weights, read_header
 from mrt.parts.source_record import BOXES, CONFIDENCES, HEADER
 
-SHIPPED = Path(__file__).parent.parent / "weights"
-EXPORT_CARD = "export.json"  # in a folder that mrt export has written
 PROGRAMS = ("onnx", "torch-export")  # its formats that hold a program, not weights
 LARGEST = 1e6  # of the confidences and boxes per image that weights have on record
 REPORT_LINES = 12  # of what did not fit, as much as one reads
@@ -58,12 +56,7 @@ def find_weights(where: str | Path, which: str = "auto") -> Path:
         return shipped
     if hub_name(str(where)) is not None:
         return fetch(str(where))
-    names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
-    raise MrtError(
-        f"{where}: no run folder, weights file or shipped weights of that name",
-        f"shipped with mrt: {names or 'none'}; downloaded when named: {', '.join(ALIASES)}, "
-        f"{PREFIX}OWNER/NAME",
-    )
+    raise not_there(where)
 
 
 def _in_folder(folder: Path, which: str) -> Path:
@@ -71,38 +64,12 @@ def _in_folder(folder: Path, which: str) -> Path:
         return folder
     if (folder / EXPORT_CARD).is_file():
         return _exported(folder)
-    wanted = ["teacher", "student"] if which == "auto" else [which]
-    left = read_facts(folder).get("left", {}) if is_run(folder) else {}
-    for name in wanted:
-        file = folder / f"{name}.safetensors"
-        if name in (f.removesuffix(".safetensors") for f in left) and file.is_file():
-            if file_sha256(file) != left[file.name]:
-                raise MrtError(
-                    f"{file}: is not the file that this run wrote",
-                    f"put it back; mrt doctor {folder} says what else is wrong",
-                )
-            break
-    gone = f"{wanted[0]}.safetensors"
-    if gone in left and not (folder / gone).is_file():
-        raise MrtError(
-            f"{folder / gone}: missing: the run had written it",
-            f"put it back; mrt doctor {folder} says how else. The student is taken with --which student"
-            if which == "auto"
-            else f"put it back; mrt doctor {folder} says how else",
-        )
-    for name in wanted:
+    if is_run(folder):
+        return of_run(folder, which)
+    for name in NETWORKS if which == "auto" else (which,):
         if (folder / f"{name}.safetensors").is_file():
             return folder / f"{name}.safetensors"
-    if (folder / "run.json").is_file():
-        raise MrtError(
-            f"{folder}: has no {' or '.join(wanted)} weights yet",
-            "let the run finish a stage: continue it with --resume",
-        )
-    files = [
-        file.name
-        for file in sorted(folder.iterdir())
-        if file.suffix in (".safetensors", ".pth", ".pt", ".bin")
-    ]
+    files = [file.name for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]
     raise MrtError(
         f"{folder}: neither a run folder (it has no run.json) nor a Hugging Face Deformable DETR (its "
         "config.json would say so)",
@@ -252,6 +219,17 @@ def settings_of(where: str | Path) -> dict[str, Any]:
         data = read_header(path)["metadata"].get("config", {}).get("data", {})
         changes |= {f"data.{key}": data[key] for key in ("sides", "max_size") if key in data}
     return changes
+
+
+def trained_on(where: str | Path) -> str | None:
+    """The name of the labelled set that weights of mrt learned from, by the settings in them; None where they
+    do not say.
+    """
+    path = find_weights(where)
+    config = read_header(path)["metadata"].get("config", {}) if path.is_file() and is_ours(path) else {}
+    data = config.get("data") if isinstance(config, dict) else None
+    name = data.get("source") if isinstance(data, dict) else None
+    return name if isinstance(name, str) and name else None
 
 
 def _settings_that_fit(model: ModelConfig, about: Description) -> dict[str, Any]:

@@ -99,19 +99,26 @@ class SetCriterion:
         if not pieces:
             return Judging(self, ())
         predictions = [(piece.output.logits, piece.output.boxes) for piece in pieces]
-        groups = [_begin(self.queries, "", predictions, pieces)]
+        groups = [
+            _begin(self.queries, "", predictions[some], pieces[some])
+            for some in _alike([logits.shape[2] for logits, _ in predictions])
+        ]
         if pieces[0].output.proposal_logits is not None:
             objects = [Piece(piece.output, class_agnostic(piece.targets), piece.shares) for piece in pieces]
             proposals = [
                 (item.output.proposal_logits[None, ..., :1], item.output.proposal_boxes[None])
                 for item in objects
             ]
-            together = [slice(None)]
-            if len({logits.shape[2] for logits, _ in proposals}) > 1:  # the pieces' images differ in size
-                together = [slice(i, i + 1) for i in range(len(objects))]
-            for some in together:
+            for some in _alike([logits.shape[2] for logits, _ in proposals]):
                 groups.append(_begin(self.proposals, "proposal_", proposals[some], objects[some]))
         return Judging(self, tuple(groups))
+
+
+def _alike(counts: Sequence[int]) -> list[slice]:
+    """All pieces together where they have the same number of queries or proposals, else each by itself: the
+    number of proposals depends on the images' size, and small ones have fewer than there are queries.
+    """
+    return [slice(None)] if len(set(counts)) == 1 else [slice(i, i + 1) for i in range(len(counts))]
 
 
 def _begin(

@@ -1,4 +1,6 @@
-"""Inputs of a prediction: images, folders, globs, zip archives, videos, cameras, and standard input."""
+"""Inputs of a prediction: images, folders, prepared sets, globs, zip archives, videos, cameras, and standard
+input. They are found without torch, which is imported once the first picture is read.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mrt.data.archives import open_zip
+from mrt.data.card import CARD_NAME, read_card, read_json
 from mrt.data.headers import IMAGE_SUFFIXES
-from mrt.data.images import decode_picture, read_picture
 from mrt.errors import MrtError
 from mrt.predict import video
 
@@ -24,6 +26,7 @@ VIDEO_SUFFIXES = (
     *(".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv"),
 )
 STDIN = "-"
+LOOKED_AT = ("val", "test")  # splits of a prepared set, in this order; else its first
 MARK = ".mrt-predictions"  # in a folder that predictions were written to
 
 
@@ -58,6 +61,7 @@ class Source:
         total: number of frames, or None if unknown.
         rate: frames per second of ``frames``, of a video or camera.
         passed_over: only of the first source: files among all inputs that are neither images nor videos.
+        notes: only of the first source: which split was taken of prepared sets.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Source:
     total: int | None = None
     rate: float | None = None
     passed_over: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], list[MrtError]]:
@@ -74,7 +79,8 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     Args:
         inputs: paths of images, folders (searched recursively; hidden files and folders of predictions are
             left out), globs, zip archives, videos; a number is a camera; "-" is one image on standard input.
-            A file without a known suffix is treated as an image.
+            Of the folder of a prepared set, the images of its split val, else test, else the first. A file
+            without a known suffix is treated as an image.
         every: of videos and cameras, only every so many-th frame.
 
     Raises:
@@ -84,13 +90,14 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     videos: list[Path] = []
     others: list[Source] = []
     passed_over: list[str] = []
+    notes: list[str] = []
     for text in map(str, inputs):
         if text == STDIN:
             _add(images, Frame("stdin", _read_stdin))
         elif text.isdecimal() and not Path(text).exists():
             others.append(_camera(int(text), every))
         else:
-            for root, path in _files(text):
+            for root, path in _files(text, notes):
                 suffix = path.suffix.lower()
                 if suffix in VIDEO_SUFFIXES and path.is_file():
                     videos.append(path)
@@ -108,7 +115,7 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     if images:
         sources.insert(0, Source(_title(images), "images", lambda: iter(images.values()), len(images)))
     if sources:
-        sources[0] = replace(sources[0], passed_over=passed_over)
+        sources[0] = replace(sources[0], passed_over=passed_over, notes=notes)
     if not sources and not broken:
         found = f"; found {len(passed_over)} other files, such as {passed_over[0]}" if passed_over else ""
         raise MrtError(
@@ -129,10 +136,14 @@ def _add(images: dict[str, Frame], frame: Frame) -> None:
     images[name] = Frame(name, frame.read, frame.path)
 
 
-def _files(text: str) -> Iterator[tuple[Path | None, Path]]:
-    """(root that names are relative to, file) of each file of an input; no root for a file named directly."""
+def _files(text: str, notes: list[str]) -> Iterator[tuple[Path | None, Path]]:
+    """(root that names are relative to, file) of each file of an input; no root for a file named directly.
+    What is worth telling is added to ``notes``.
+    """
     path = Path(text).expanduser()
-    if path.is_dir():
+    if (path / CARD_NAME).is_file():
+        yield from _of_set(path, notes)
+    elif path.is_dir():
         yield from ((path, file) for file in _walk(path))
     elif path.is_file() and path.suffix.lower() == ".zip":
         members = (info.filename for info in open_zip(path).infolist() if not info.is_dir())
@@ -149,6 +160,24 @@ def _files(text: str) -> Iterator[tuple[Path | None, Path]]:
         near = _near(path)
         hint = f"did you mean {near}?" if near else "check the path"
         raise MrtError(f"{text}: no such file or folder", hint)
+
+
+def _of_set(folder: Path, notes: list[str]) -> Iterator[tuple[Path, Path]]:
+    """The images of a prepared set's split."""
+    card = read_card(folder)
+    split = next((name for name in (*LOOKED_AT, *card.splits) if name in card.splits), None)
+    if split is None:
+        raise MrtError(f"{folder}: has no split to look at", "name a folder of images")
+    root, content = card.images_root(split), read_json(card.annotations_path(split))
+    entries = content.get("images") if isinstance(content, dict) else None
+    names = [entry.get("file_name") for entry in entries or () if isinstance(entry, dict)]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise MrtError(
+            f"{card.annotations_path(split)}: lists no images by file_name",
+            "name the folder of its images instead",
+        )
+    notes.append(f"{card.name}: its split {split}, {len(names)} images")
+    yield from ((root, root / name) for name in names)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -182,13 +211,20 @@ def _title(images: dict[str, Frame]) -> str:
 
 
 def _reader(path: Path) -> Callable[[], Image.Image]:
-    return lambda: read_picture(path)
+    def read() -> Image.Image:
+        from mrt.data.images import read_picture
+
+        return read_picture(path)
+
+    return read
 
 
 def _read_stdin() -> Image.Image:
     content = sys.stdin.buffer.read()
     if not content:
         raise MrtError("standard input: no image in it", "for example: mrt predict RUN - < photo.jpg")
+    from mrt.data.images import decode_picture
+
     return decode_picture(io.BytesIO(content), "standard input")
 
 

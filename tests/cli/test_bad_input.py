@@ -34,7 +34,10 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --target cityscapes", ["sim10k", "mrt prepare-data sim10k"]),
         ("adapt --target bdd100k", ["cityscapes", "mrt prepare-data cityscapes"]),
         ("adapt --target synthetic-foggy", ["synthetic-clear", "mrt prepare-data synthetic"]),
-        ("adapt --target mars", ["mars", "--source", "choose a preset"]),
+        ("adapt --target mars", ["No data set 'mars'", "prepare-data custom --raw FOLDER --name mars"]),
+        ("adapt --target fogy", ["No data set 'fogy'", "Did you mean 'foggy'?"]),
+        ("adapt --target synthetic-fogy", ["Did you mean 'synthetic-foggy'?"]),
+        ("adapt --target foggy --init demo-sorce --dry-run", ["demo-sorce", "did you mean demo-source?"]),
         ("pretrain-source --source mars", ["No data set 'mars'", "prepare-data custom"]),
         ("pretrain-source", ["cityscapes", "mrt prepare-data cityscapes"]),
         ("adapt --target synth-night", ["synth-clear", "synthetic --benchmark --domain clear --data-root"]),
@@ -61,7 +64,9 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --target foggy --set mae.mask_ration=0.5", ["mae.mask_ration", "mae.mask_ratio"]),
         ("adapt --target foggy --set mae.mask_ratio=2", ["mae.mask_ratio", "2", "less than 1"]),
         ("adapt --target foggy --set mae.mask_ratio", ["section.key=value"]),
-        ("adapt --target foggy --amp fp8", ["engine.amp", "fp8"]),
+        ("adapt --target foggy --amp fp8", ["mrt: engine.amp = 'fp8'", "bf16"]),
+        ("adapt --target foggy --set data.sides=[1]", ["mrt: data.sides.0 = 1", "equal to 32"]),
+        ("adapt --target foggy --set data.sides=96", ["data.sides = 96", "a list, such as [96]"]),
         ("adapt --target foggy --device tpu", ["engine.device", "tpu"]),
         ("adapt --target foggy --stage tech", ["--stage tech", "mae and teach"]),
         ("pretrain-source --oracle both", ["--oracle both", "source+target"]),
@@ -273,9 +278,11 @@ def test_a_run_that_cannot_be_measured_is_not_to_be_evaluated(nothing):
     call_it_val("one")
     command = "pretrain-source --preset demo --source one --target zero"
     words = [command, "--set", *TINY, "data.source_split=val"]
-    assert "Evaluate it: mrt eval runs/demo-source-one --data one" in mrt(*words).stdout
+    # The only split with boxes is the one that it has learned from.
+    assert "See what it finds: mrt predict runs/demo-source-one data/zero" in mrt(*words).stdout
     call_it_val("zero")
-    assert "--data one" in mrt(*words, "seed=1", "--name", "second").stdout
+    words[0] = words[0].replace("--target zero", "--target lm")
+    assert "mrt predict runs/second data/lm" in mrt(*words, "seed=1", "--name", "second").stdout
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

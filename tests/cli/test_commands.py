@@ -51,7 +51,7 @@ def test_adapt_starts_from_the_source_run_and_eval_compares(worlds, runs, somewh
     words = [runs / "demo-adapt", "--split", "test", "--picture", "out/p.png", "--images", 2]
     result = mrt("eval demo-fair", *words, *roots)
     assert result.exit_code == 0, result.output
-    for word in ("Classes", "demo-fair (last teacher) on the same images", "What mistakes cost"):
+    for word in ("Classes", "demo-fair (last average) on the same images", "What mistakes cost"):
         assert word in result.output
     for word in ("1000 draws", "sha256", "beta"):
         assert word in result.output

@@ -34,6 +34,7 @@ def results(tmp_path):
             SimpleNamespace(
                 network=network,
                 last=last,
+                averaged=False,
                 card=card,
                 split="val",
                 dataset=dataset,

@@ -69,7 +69,7 @@ def test_source_free_needs_weights_and_a_target(runs, camera):
     assert "starts from a detector that was trained with them" in words and "--init RUN_OR_WEIGHTS" in words
     assert not Path("runs/other").exists()
     aldi = refused(f"adapt --target camera --method aldi --init {runs / 'demo-source'}", *roots)
-    assert "no labelled set was named to adapt from" in aldi
+    assert "--method aldi: learns from labelled source images too, and none were named" in aldi
     both = refused(
         f"adapt --target camera --method source-free --source x --init {runs / 'demo-source'}", *roots
     )
@@ -120,3 +120,33 @@ def test_a_dry_run_warns_of_what_cannot_act():
     assert json.loads(told.stdout)["preset"] == "demo"
     assert "Warning" not in mrt("adapt --target synthetic-foggy --set model.freeze=stem --dry-run").stderr
     assert "Warning" not in mrt("pretrain-source --preset demo --dry-run").stderr
+
+
+def test_the_source_is_taken_from_what_is_there_and_said(runs, worlds, camera, somewhere):
+    """--source can be left out where there is one answer; with several, the message has a command."""
+    init = ["--init", runs / "demo-source", "--dry-run"]
+
+    def taken(root: Path, *words: object) -> tuple[str, bool, str]:
+        result = mrt("adapt --target camera", *words, "--data-root", root, "--run-root", "runs")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        return found["data"]["source"], found["method"]["source_free"], " ".join(result.stderr.split())
+
+    source, free, said = taken(camera, *init)  # nothing but the target is here
+    assert free and "method source-free, for no source set was named" in said
+    both = somewhere / "both"
+    shutil.copytree(camera, both)
+    shutil.copytree(worlds / "synthetic-foggy", both / "synthetic-foggy")
+    source, free, said = taken(both, "--dry-run")
+    assert (source, free) == ("synthetic-foggy", False) and "the only labelled set here" in said
+    shutil.copytree(worlds / "synthetic-clear", both / "synthetic-clear")
+    source, free, said = taken(both, *init)
+    assert (source, free) == ("synthetic-clear", False)
+    assert f"source synthetic-clear, which {runs / 'demo-source'} learned from" in said
+    roots = ["--data-root", both, "--run-root", "runs"]
+    message = refused("adapt --target camera", *roots)
+    assert "a source detector is trained first" in message
+    assert f"mrt pretrain-source --source synthetic-clear --data-root {both}" in message
+    (somewhere / "runs" / "own-source-synthetic-foggy").mkdir(parents=True)
+    source, free, said = taken(both, "--dry-run")
+    assert source == "synthetic-foggy" and "of which there is a source detector" in said

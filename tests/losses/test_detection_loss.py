@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from mrt.losses import DetectionLoss, HungarianMatcher, class_agnostic, count_boxes
+from mrt.losses.criterion import Piece, SetCriterion
+from mrt.losses.detection import Share
 
 
 def random_batch(counts, layers=2, queries=12, classes=3):
@@ -124,3 +128,20 @@ def test_ignore_labels_may_be_missing_from_some_images() -> None:
     with_regions, _ = DetectionLoss(HungarianMatcher(), 3)(logits, boxes, targets)
     without, _ = DetectionLoss(HungarianMatcher(), 3)(logits, boxes, plain)
     assert with_regions["class"] < without["class"] and with_regions["giou"] == without["giou"]
+
+
+def test_pieces_with_different_numbers_of_queries_are_judged_as_each_by_itself() -> None:
+    """A detector that proposes its queries has fewer of them where images are small."""
+    settings = SimpleNamespace(class_weight=2, box_weight=5, giou_weight=2, focal_alpha=0.25, focal_gamma=2)
+    pieces = []
+    for domain, queries in (("source", 12), ("target", 7)):
+        logits, boxes, targets = random_batch([2, 1], queries=queries)
+        output = SimpleNamespace(logits=logits, boxes=boxes, proposal_logits=None)
+        pieces.append(Piece(output, targets, {domain: Share(2)}))
+    criterion = SetCriterion(settings, num_classes=3)
+    losses, judged = criterion.start(pieces).finish()
+    assert {name: len(found.logits[0]) for name, found in judged.items()} == {"source": 12, "target": 7}
+    alone = [loss for piece in pieces for loss in criterion.start([piece]).finish()[0]]
+    assert [(one.domain, one.name) for one in losses] == [(one.domain, one.name) for one in alone]
+    for one, other in zip(losses, alone, strict=True):
+        torch.testing.assert_close(one.value, other.value)

@@ -1,0 +1,128 @@
+"""Where a named detector is, answered before anything heavy is imported: this module needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from mrt.data.card import file_sha256
+from mrt.engine.facts import is_run, read_facts
+from mrt.errors import MrtError
+from mrt.models.hub import ALIASES, PREFIX, fetch, hub_name
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+EXPORT_CARD = "export.json"  # in a folder that mrt export has written
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")  # what files of weights are called
+NETWORKS = ("teacher", "student")
+NAMED = 8  # runs of a message
+WITHOUT = (
+    "Without a connection there are those that come with mrt, which know eight kinds of street users: {}."
+)
+
+
+def shipped_names() -> list[str]:
+    """The detectors that come with mrt."""
+    return sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
+
+
+def not_there(where: str | Path, runs: Iterable[str] = ()) -> MrtError:
+    """The error for a name that is no detector's, with the names that there are.
+
+    Args:
+        runs: names of runs that could have been meant.
+    """
+    runs, shipped = list(runs), shipped_names()
+    near = difflib.get_close_matches(str(where), [*runs, *shipped, *ALIASES], n=1)
+    names = [f"did you mean {near[0]}?"] if near else []
+    if runs:
+        more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+        names.append(f"runs: {', '.join(runs[:NAMED])}{more};")
+    names.append(f"shipped with mrt: {', '.join(shipped) or 'none'};")
+    names.append(f"downloaded when named: {', '.join(ALIASES)}, {PREFIX}OWNER/NAME")
+    return MrtError(
+        f"{where}: no run folder, weights file or shipped weights of that name",
+        " ".join(names),
+    )
+
+
+def of_run(folder: Path, which: str = "auto", *, whole: bool = True) -> Path:
+    """The weights file of a run's folder: the teacher's first.
+
+    Args:
+        which: "auto", "teacher" or "student".
+        whole: whether the file has to be, byte for byte, what the run wrote.
+
+    Raises:
+        MrtError: the run has no such weights, or not as it wrote them.
+    """
+    wanted = NETWORKS if which == "auto" else (which,)
+    left = read_facts(folder).get("left", {})
+    for name in wanted:
+        file = folder / f"{name}.safetensors"
+        if file.name in left and file.is_file():
+            if whole and file_sha256(file) != left[file.name]:
+                raise MrtError(
+                    f"{file}: is not the file that this run wrote",
+                    f"put it back; mrt doctor {folder} says what else is wrong",
+                )
+            break
+    gone = f"{wanted[0]}.safetensors"
+    if gone in left and not (folder / gone).is_file():
+        raise MrtError(
+            f"{folder / gone}: missing: the run had written it",
+            f"put it back; mrt doctor {folder} says how else"
+            + (". The student is taken with --which student" if which == "auto" else ""),
+        )
+    for name in wanted:
+        if (folder / f"{name}.safetensors").is_file():
+            return folder / f"{name}.safetensors"
+    raise MrtError(
+        f"{folder}: has no {' or '.join(wanted)} weights yet",
+        f"let the run finish a stage: {resuming(folder)}",
+    )
+
+
+def resuming(folder: Path) -> str:
+    """The command that goes on with a run."""
+    facts, place = read_facts(folder), folder.resolve()
+    stages = facts.get("stages") or []
+    words = ["mrt", facts["command"], *(["--stage", *stages] if len(stages) == 1 else [])]
+    words += ["--match-compute"] if facts.get("match_compute") else []
+    words += ["--oracle", facts["oracle"]] if facts.get("oracle") else []
+    return shlex.join([*words, "--resume", "--name", place.name, "--run-root", _short(place.parent)])
+
+
+def _short(path: Path) -> str:
+    """A path as it is shortest to type: from the working folder, where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def require_there(where: str, which: str = "auto", runs: Iterable[str] = ()) -> str:
+    """What to load for a named detector: ``where`` itself, or the folder that a model of the Hugging Face hub
+    was downloaded to. Content is looked at by whoever loads it.
+
+    Args:
+        which: network of a run: "auto", "teacher" or "student".
+        runs: names of runs that could have been meant.
+
+    Raises:
+        MrtError: nothing of that kind there, or it cannot be downloaded.
+    """
+    path = Path(where)
+    if path.is_dir():
+        if is_run(path) and not (path / EXPORT_CARD).is_file():
+            of_run(path, which, whole=False)
+        return where
+    if path.is_file() or (SHIPPED / f"{where}.safetensors").is_file():
+        return where
+    if hub_name(where) is not None:
+        try:
+            return str(fetch(where))
+        except MrtError as error:
+            raise MrtError(
+                error.message, f"{error.hint}\n{WITHOUT.format(', '.join(shipped_names()))}"
+            ) from None
+    raise not_there(where, runs)
