@@ -209,6 +209,13 @@ def load_runs(folders: Sequence[Path], titles: Sequence[str | None] | None = Non
     return runs
 
 
+def network_of(run: RunData, network: str) -> str:
+    """What a network of a run is called: "teacher" only where somebody was taught by it; of training on
+    labels it is an average.
+    """
+    return "average" if network == "teacher" and run.facts["command"] == "pretrain-source" else network
+
+
 def start_of(run: RunData) -> str | None:
     """The weights that the run started from: a shipped name, a run's name under the run root, or a path."""
     init = run.facts.get("init")
@@ -217,12 +224,18 @@ def start_of(run: RunData) -> str | None:
     return str(Path(init).relative_to(root)) if init and Path(init).is_relative_to(root) else init
 
 
-def choose_split(runs: Sequence[RunData], data: str, asked: str | None) -> str:
-    """The split to evaluate on: ``asked``, else test if every run has results on it, else validation."""
+def choose_split(
+    runs: Sequence[RunData], data: str, asked: str | None, card: DatasetCard | None = None
+) -> str:
+    """The split to evaluate on: ``asked``, else test if every run has results on it, else validation, or of a
+    set without that the first of val, test, and what there is.
+    """
     if asked:
         return asked
     tested = all(run.result(data, "test", None) for run in runs)
-    return "test" if tested else runs[0].config.data.validation_split
+    usual = "test" if tested else runs[0].config.data.validation_split
+    there = card.splits if card is not None else {}
+    return next((name for name in (usual, "val", "test", *there) if name in there), usual)
 
 
 def find_card(run: RunData, domain: str, data_root: Path) -> DatasetCard | None:

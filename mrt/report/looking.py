@@ -15,7 +15,7 @@ from mrt.evaluate.coco import ImageDetections
 from mrt.evaluate.errors import KINDS, split_errors
 from mrt.evaluate.labels import label_quality
 from mrt.report import figures, networks
-from mrt.report.collect import RunData, find_card
+from mrt.report.collect import RunData, find_card, network_of
 from mrt.report.figures import QualityCurve
 from mrt.report.page import Block, Cell, Section, Table
 from mrt.report.study import Study, by_image, chosen_images, picture_of
@@ -49,9 +49,10 @@ def pseudo_labels(study: Study) -> Section:
         if figure is not None:
             fused = ", before they are fused with labels from outside" if run.config.teacher.fuses else ""
             caption = (
-                f"{run.title}: the teacher's pseudo labels per target image{fused}, mean over each epoch. "
-                f"{LOOKING} Labels on crowds and ignored objects do not count as wrong."
+                f"{run.title}: the teacher's pseudo labels per target image{fused}, mean over each epoch."
             )
+            if quality:
+                caption += f" {LOOKING} Labels on crowds and ignored objects do not count as wrong."
             alt = span_words(run, "Number and quality of pseudo labels")
             section.blocks.append(study.plot(f"{prefix}pseudo-labels", figure, alt, caption))
         if not any(line["images"] for line in run.snapshots[:1]):
@@ -161,8 +162,9 @@ def _over_time(study: Study, run: RunData, target: DetectionDataset, prefix: str
     alt = f"Pseudo labels of {len(ids)} target images over the epochs of teaching"
     caption = (
         f"{run.title}: the teacher's pseudo labels of the same target training images, with the thresholds "
-        f"of the time; {len(ids)} of the {len(recorded)} recorded images (pseudo_labels.jsonl). {LOOKING}"
+        f"of the time; {len(ids)} of the {len(recorded)} recorded images (pseudo_labels.jsonl)."
     )
+    caption += f" {LOOKING}" if target.labelled else ""
     return study.grid(f"{prefix}pseudo-labels-over-time", alt, caption, titles, rows)
 
 
@@ -176,7 +178,7 @@ def pictures(study: Study) -> Section:
     for run in study.runs:
         if run.title in study.last:
             judged = study.last[run.title]
-            columns[run.title if study.several else f"after: last {judged.network}"] = judged
+            columns[run.title if study.several else f"after: last {network_of(run, judged.network)}"] = judged
     found = {title: by_image(judged) for title, judged in columns.items()}
     ids = chosen_images(study.dataset, study.images)
     rows, wide = [], len(found) + study.dataset.labelled

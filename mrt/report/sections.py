@@ -13,7 +13,7 @@ from mrt.engine.folder import provenance
 from mrt.evaluate.bootstrap import LEVEL, SAMPLES, differences, estimates, intervals
 from mrt.evaluate.matching import match
 from mrt.report import figures, looking
-from mrt.report.collect import RunData, changed_settings, find_card, flatten, preset_of, start_of
+from mrt.report.collect import RunData, changed_settings, find_card, flatten, network_of, preset_of, start_of
 from mrt.report.page import Block, Code, Facts, Headline, Note, Section, Table
 from mrt.report.study import START, Study
 from mrt.report.trust import without_labels
@@ -50,9 +50,10 @@ def headlines(study: Study) -> list[Headline]:
         if change is not None:
             texts.append((f"change in AP50 against {study.record['against']}", number(change, sign=True)))
         source = f"from {result['file']}" if result["file"] else "measured for this report"
-        about = f"Last {result['network']} on {result['data']}, split {result['split']}, per cent; {source}."
+        last = f"Last {network_of(run, result['network'])}"
+        about = f"{last} on {result['data']}, split {result['split']}, per cent; {source}."
         about += " THE RUN IS NOT FINISHED." if run.unfinished else ""
-        found.append(Headline(run.title if study.several else f"Last {result['network']}", texts, about))
+        found.append(Headline(run.title if study.several else last, texts, about))
     return found
 
 
@@ -65,7 +66,7 @@ def results(study: Study) -> Section:
         entries.append((START, f"start: {Path(study.record['start']['init']).name}", study.record["start"]))
     for run in study.runs:
         result = study.record["runs"][run.title]["result"]
-        title = f"{run.title} (last {result['network']})" if result else run.title
+        title = f"{run.title} (last {network_of(run, result['network'])})" if result else run.title
         entries.append((run.title, title, result))
     for key, title, result in entries:
         if key != START:
@@ -165,7 +166,8 @@ def _overlaid(study: Study) -> list[Block]:
     if figure is None:
         return []
     names = ", ".join(run.title for run in study.runs)
-    caption = f"The runs' curves together. Epochs count all stages. {LOOKING}"
+    measured = any(run.domain == "target" and run.of("eval") for run in study.runs)
+    caption = f"The runs' curves together. Epochs count all stages.{f' {LOOKING}' * measured}"
     alt = f"Losses, pseudo labels, thresholds and AP50 over the epochs: {names}"
     return [study.plot("curves", figure, alt, caption)]
 
@@ -181,7 +183,8 @@ def _curves_of(study: Study, run: RunData) -> list[Block]:
         blocks.append(study.plot("losses", figure, span_words(run, "Losses"), caption))
     figure = figures.average_precision(run)
     if figure is not None:
-        caption = f"AP50 on {run.config.data.validation_split} images while training. {LOOKING}"
+        caption = f"AP50 on {run.domain} {run.config.data.validation_split} images while training."
+        caption += f" {LOOKING}" if run.domain == "target" else ""
         blocks.append(study.plot("ap50", figure, span_words(run, "AP50 of teacher and student"), caption))
     elif blocks:
         off = " (engine.eval_every = 0)" if not run.config.engine.eval_every else ""

@@ -147,10 +147,13 @@ def open_study(
     target = find_card(subject, "target", data_root)
     domain = "target" if subject.domain == "target" or (target is not None and target.labelled) else "source"
     name = getattr(subject.config.data, domain)
-    split = choose_split(runs, Path(name).name, split)
+    card = find_card(subject, domain, data_root)
+    asked, split = split, choose_split(runs, Path(name).name, split, card)
     watcher = watcher or Watcher()
+    if asked is None and card is not None:
+        watcher.say(f"Not said, so taken: data set {card.name}, split {split}.")
     study = Study(list(runs), out, data_root, subject, domain, split, images, quick=quick, watcher=watcher)
-    study.card = find_card(subject, domain, data_root)
+    study.card = card
     if study.card is None:
         study.missing["data"] = f"the data set {name} is not in {data_root}"
     else:
