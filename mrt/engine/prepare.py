@@ -29,7 +29,7 @@ from mrt.engine.start import run_of, source_of
 from mrt.engine.student import Student
 from mrt.engine.watch import Watch
 from mrt.errors import MrtError
-from mrt.models.classes import by_name, column_of
+from mrt.models.classes import by_name, told_by_name
 from mrt.models.interface import Detector
 from mrt.parts.base import Part, Site
 from mrt.parts.source_record import BOXES
@@ -160,13 +160,8 @@ def _trained_weights(
     require_fit(config.model, about, where)
     theirs, ours = trained.state_dict(), detector.state_dict()
     if list(about.classes) != list(classes):
-        theirs = by_name(theirs, about.classes, ours, classes)
-        new = [name for name in classes if column_of(name, about.classes) is None]
-        known = len(classes) - len(new)
-        watcher.say(
-            f"{where}: {known} of {len(classes)} classes are known to it by name"
-            + (f"; new, to be learned from the beginning: {', '.join(new)}" if new else "")
-        )
+        theirs = by_name(theirs, about.classes, ours, classes, detector.class_heads)
+        watcher.say(f"{where}: {told_by_name(about.classes, classes)}")
     different = [key for key in ours if key not in theirs or theirs[key].shape != ours[key].shape]
     different += [key for key in theirs if key not in ours]
     if different:

@@ -133,6 +133,8 @@ class Detector(nn.Module):
         kind: its name in the setting ``model.detector`` and in the header of weights files.
         decodes_with_targets: whether :meth:`decode` needs targets in training. Then the step waits for the
             teacher's labels before it, time that the student's passes would have hidden.
+        class_heads: what the names of its weights with a row for each class begin with. Where weights of
+            other classes are taken, these rows go by the classes' names.
         arguments: of the constructor, except the backbone; a weights file stores them to build the detector
             again.
         backbone, num_classes, hidden_dim (d), num_levels (L): parts of the method read the sizes of their own
@@ -141,6 +143,7 @@ class Detector(nn.Module):
 
     kind: ClassVar[str] = ""
     decodes_with_targets: ClassVar[bool] = False
+    class_heads: ClassVar[tuple[str, ...]] = ("class_embed.",)
     arguments: dict[str, Any]
     backbone: Backbone
     num_classes: int

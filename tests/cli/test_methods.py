@@ -6,10 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command_line import TINY, mrt, refused
+from tiny_set import write_set
 
 from mrt.ablate.studies import METHOD_WORDS, METHODS
+from mrt.engine.load import load_detector
 
 SHORT = [text for text in TINY if not text.startswith("model.")]
 
@@ -150,3 +154,28 @@ def test_the_source_is_taken_from_what_is_there_and_said(runs, worlds, camera, s
     (somewhere / "runs" / "own-source-synthetic-foggy").mkdir(parents=True)
     source, free, said = taken(both, "--dry-run")
     assert source == "synthetic-foggy" and "of which there is a source detector" in said
+
+
+def test_weights_of_other_classes_need_no_settings(runs, somewhere):
+    """The network is that of --init; every weight but the classes' rows is kept, and that is said."""
+    images = {number: np.full((64, 96, 3), 90, np.uint8) for number in (1, 2)}
+    boxes = [{"image_id": number, "category_id": 1, "bbox": [10, 10, 20, 20]} for number in images]
+    write_set(somewhere / "data" / "pets", images, boxes, ["Car", "cat"])
+    short = [text for text in SHORT if not text.startswith("data.s")]
+    words = ["pretrain-source --source pets --init", runs / "demo-source", "--set", *short]
+    result = mrt(*words, "pretrain.lr=1e-12", "pretrain.ema=false")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "1 of 2 classes are known to it by name; new, to be learned from the beginning: cat" in said
+    assert f"the network and image sizes of {runs / 'demo-source'}" in said
+    before, _ = load_detector(runs / "demo-source")
+    after, facts = load_detector("runs/own-source-pets")
+    assert facts["classes"] == ["Car", "cat"]
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    heads = [name for name in new if name.startswith("class_embed.")]
+    car = 2  # of the synthetic sets' classes
+    for name in heads:
+        torch.testing.assert_close(new[name][0], old[name][car], rtol=0, atol=1e-5)
+        assert not torch.allclose(new[name][1], old[name][0], atol=1e-5) or "bias" in name
+    for name in new.keys() - {*heads}:
+        torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-5, msg=name)

@@ -20,7 +20,7 @@ from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.models import hub
 from mrt.models.backbone import build_backbone
-from mrt.models.classes import by_name, column_of
+from mrt.models.classes import by_name, column_of, told_by_name
 from mrt.models.detector import DeformableDETR
 from mrt.models.huggingface import write_huggingface
 from mrt.models.published import PUBLISHED_CLASSES, published_state
@@ -238,10 +238,32 @@ def test_a_run_starts_from_a_detector_of_other_classes(tmp_path, source):
             mine.weight[1], old.weight[0], atol=1e-3
         )
         assert torch.allclose(mine.weight[0], old.weight[1], atol=1e-5)
-    assert any(
-        "1 of 2 classes are known to it by name; new, to be learned from the beginning: blue" in line
-        for line in listener.lines
+    (line,) = [line for line in listener.lines if "known to it by name" in line]
+    said = (
+        "1 of 2 classes are known to it by name; new, to be learned from the beginning: blue; not wanted here"
     )
+    assert said in line and "red" in line and line.endswith("All other weights are kept")
+    kept, now = dict(theirs.named_parameters()), dict(ours.named_parameters())
+    assert kept.keys() == now.keys()
+    for name, value in now.items():
+        if not name.startswith("class_embed."):
+            torch.testing.assert_close(value, kept[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_detector_says_which_of_its_weights_are_of_classes():
+    theirs = {"head.weight": torch.tensor([[1.0], [2.0]]), "class_embed.weight": torch.tensor([[3.0], [4.0]])}
+    ours = {name: torch.zeros_like(value) for name, value in theirs.items()}
+    state = by_name(theirs, ["a", "b"], ours, ["b", "c"], heads=("head.",))
+    assert state["head.weight"].tolist() == [[2.0], [0.0]]
+    assert state["class_embed.weight"].tolist() == [[3.0], [4.0]]  # any other weight is kept
+
+
+def test_a_long_list_of_new_classes_is_cut():
+    told = told_by_name(["a"], ["A", *(f"b{number}" for number in range(80))])
+    assert told.startswith(
+        "1 of 81 classes are known to it by name; new, to be learned from the beginning: b0"
+    )
+    assert "b11 and 68 more" in told and "not wanted" not in told
 
 
 def test_another_network_is_refused_with_the_settings_that_fit(source, tmp_path, world):
