@@ -405,8 +405,8 @@ class EngineConfig(Section):
     patience: NonNegativeInt = Field(
         0,
         description=(
-            "epochs of teaching in a row without a rise of the agreement of teacher and student after which "
-            "teaching ends; 0: never"
+            "epochs of teaching in a row without a rise of the teacher's prototypes (docs/trust.md) after "
+            "which teaching ends with the best epoch's teacher (needs keep_teachers of one more); 0: never"
         ),
     )
     snapshots: NonNegativeInt = Field(
@@ -441,7 +441,18 @@ class EngineConfig(Section):
                 "(teacher.pseudo_labels=false)"
             )
         if self.patience and not self.snapshots:
-            return "engine.patience: agreement is looked at on the snapshots' images; set engine.snapshots=16"
+            return (
+                "engine.patience: prototypes are looked at on the snapshots' images; set engine.snapshots=16"
+            )
+        if self.patience and config.method.source_free:
+            return (
+                "engine.patience: prototypes need source images, and method.source_free has none; set it to 0"
+            )
+        if self.patience and self.keep_teachers <= self.patience:
+            return (
+                f"engine.patience={self.patience}: too few teachers are kept to go back to the best; set "
+                f"engine.keep_teachers={self.patience + 1}"
+            )
         return None
 
     @field_validator("on_nonfinite")

@@ -60,7 +60,7 @@ def ended(stage: Stage, run: Run, done: int) -> Ended | None:
     elif seen.active and engine.on_collapse == "restore":
         found = Ended(f"collapse: {', '.join(sorted(seen.active))}", done, seen.good)
     elif engine.patience and seen.stale() >= engine.patience and done < stage.learner.stage.epochs:
-        found = Ended(f"no rise of agreement in {engine.patience} epochs", done, done)
+        found = Ended(f"no rise of prototypes in {engine.patience} epochs", done, seen.best or done)
     found = stage.learner.world.share(found)
     if found is not None and engine.on_collapse == "stop" and found.why.startswith("stopped"):
         raise RunFailed(

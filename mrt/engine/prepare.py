@@ -14,7 +14,8 @@ from torch import Tensor
 from mrt.adapt.teacher import Teacher
 from mrt.config import Config
 from mrt.data.card import DatasetCard
-from mrt.domains import TARGET
+from mrt.data.dataset import DetectionDataset
+from mrt.domains import SOURCE, TARGET
 from mrt.engine import build, checkpoint, data, labels, store
 from mrt.engine.checks import checked_networks
 from mrt.engine.compiling import Compiler
@@ -200,6 +201,11 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         first: whether it is the run's first stage, which goes on from where the run started.
     """
     config, world, detector, watcher = shop.config, shop.world, shop.detector, shop.watcher
+    if plan.kind == "teach" and config.engine.patience and len(shop.classes) < 2:
+        raise MrtError(
+            "engine.patience: prototypes compare classes, and this detector has one",
+            "set it to 0; with engine.keep_teachers mrt select chooses afterwards",
+        )
     shop.tell(config.warnings(plan.kind))
     sets = data.labelled_sets(plan, config, shop.cards, shop.classes)
     for domain, dataset in zip(plan.labelled, sets, strict=True):
@@ -244,7 +250,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     learner = Learner(
         config, plan.settings, plan.parts, world, student, optimiser, teacher, compiler=compiler
     )
-    snapshots = _snapshots(plan, shop, learner) if TARGET in streams else None
+    snapshots = _snapshots(plan, shop, learner, SOURCE in streams) if TARGET in streams else None
     for part in plan.parts:
         part.site = replace(sites[part.name], snapshots=snapshots)
         part.begin(part.site)
@@ -252,20 +258,22 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     return Stage(plan, learner, streams, steps, Watch(expected))
 
 
-def _snapshots(plan: Plan, shop: Workshop, learner: Learner) -> LabelSnapshots | None:
+def _snapshots(plan: Plan, shop: Workshop, learner: Learner, source: bool) -> LabelSnapshots | None:
     """What records pseudo labels of a few target training images; none in processes but the first, or where
-    none are wanted.
+    none are wanted. ``source``: look at as many images of the source.
     """
     config = shop.config
     if not shop.world.main or not config.engine.snapshots or learner.teacher is None:
         return None
-    split = config.data.target_split
-    dataset = data.training_set(
-        config, shop.cards[TARGET], split, shop.classes, "eval", varied=False, labelled=False
-    )
+
+    def images(domain: str, split: str) -> DetectionDataset:
+        card = shop.cards[domain]
+        return data.training_set(config, card, split, shop.classes, "eval", varied=False, labelled=False)
+
     return LabelSnapshots(
         shop.folder,
-        dataset,
+        images(TARGET, config.data.target_split),
+        images(SOURCE, config.data.source_split) if source else None,
         shop.classes,
         plan.name,
         learner,

@@ -1,10 +1,10 @@
 """Watching teaching for a collapse: labels that vanish, explode or become one class. It is said while it
 happens, with what to change.
 
-Nothing here needs a label of the target, only the pseudo labels of all images of the epoch that is over. A
-run's log has them, so that a run that goes on knows what was before. How far the student agrees with the
-teacher on the snapshots' images is logged, too, but is no sign of a collapse: in healthy runs it falls to a
-tenth while AP50 rises (docs/log.md, 2026-11-30).
+Nothing here needs a label of the target, only the pseudo labels of all images of the epoch that is over, and
+what is seen in the snapshots' images. A run's log has both, so that a run that goes on knows what was before.
+How far the student agrees with the teacher is logged, too, but is no sign of a collapse: in healthy runs it
+falls to a tenth while AP50 rises (docs/log.md, 2026-11-30).
 
 What counts as a collapse (:data:`FEW` and the others) is to be checked on runs that collapse on purpose and
 healthy ones: docs/results/selection.
@@ -41,13 +41,14 @@ class Sight:
     Attributes:
         epoch: how many are over.
         labels: pseudo labels per image by class.
-        agreement: of teacher and student on the snapshots' images, from 0 to 1; None: not looked at.
+        prototypes: of the teacher on the snapshots' images (:mod:`mrt.evaluate.unlabelled.prototypes`); None:
+            not looked at, or it finds less than two classes.
         thresholds: by class.
     """
 
     epoch: int
     labels: Mapping[str, float]
-    agreement: float | None = None
+    prototypes: float | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -91,15 +92,15 @@ class Watch:
             self.good = sight.epoch
         return new
 
+    @property
+    def best(self) -> int:
+        """The epoch with the largest ``prototypes`` so far, the first of equals; 0: none has a value."""
+        known = [one for one in self.sights if one.prototypes is not None]
+        return max(known, key=lambda one: (one.prototypes, -one.epoch)).epoch if known else 0
+
     def stale(self) -> int:
-        """Epochs in a row, up to the last, without a rise of the best agreement so far."""
-        best, since = -1.0, 0
-        for one in self.sights:
-            if one.agreement is None:
-                continue
-            since = 0 if one.agreement > best else since + 1
-            best = max(best, one.agreement)
-        return since
+        """Epochs since :attr:`best`; 0 where none has a value."""
+        return self.sights[-1].epoch - self.best if self.best else 0
 
     def replay(self, lines: Iterable[Mapping[str, Any]], epochs: int) -> None:
         """See again what a run's log has of the stage's first ``epochs`` epochs."""
@@ -174,4 +175,4 @@ def sight_of(facts: Mapping[str, Any]) -> Sight | None:
     labels = facts.get("labels_per_image")
     if not labels:
         return None
-    return Sight(facts["epoch"], labels, facts.get("agreement"), facts.get("thresholds") or {})
+    return Sight(facts["epoch"], labels, facts.get("prototypes"), facts.get("thresholds") or {})

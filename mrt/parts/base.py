@@ -97,9 +97,9 @@ class Snapshots(Protocol):
         epoch: int,
         facts: Mapping[str, Any],
         find: Callable[[DetectorOutput], Sequence[dict[str, Tensor]]],
-    ) -> float | None:
-        """Append a line; ``find`` gets a detector's output and gives labels per image. Returns how far
-        teacher and student agree there.
+    ) -> Mapping[str, float]:
+        """Append a line; ``find`` gets a detector's output and gives labels per image. Returns what is seen
+        of the teacher without labels, by name.
         """
 
 

@@ -123,9 +123,8 @@ class PseudoLabels(Part):
         site = self.site
         values = self._move().tolist()
         count = self.count.read(site.world.sum)
-        agreement = self._snapshot(done)
         return {
-            **({} if agreement is None else {"agreement": agreement}),
+            **self._snapshot(done),
             "thresholds": dict(zip(site.classes, [round(value, 6) for value in values], strict=True)),
             "labels_per_image": dict(zip(site.classes, [round(value, 4) for value in count], strict=False)),
         }
@@ -142,9 +141,9 @@ class PseudoLabels(Part):
         self.thresholds.values = before.index_copy(0, known, moved[known])
         return self.thresholds.values
 
-    def _snapshot(self, done: int) -> float | None:
+    def _snapshot(self, done: int) -> Mapping[str, float]:
         if self.site.snapshots is None:
-            return None
+            return {}
         nms_iou = self.site.config.teacher.nms_iou
 
         def find(output: DetectorOutput) -> list[dict[str, Tensor]]:

@@ -140,6 +140,7 @@ class _EpochLine(_Line):
     thresholds: NotRequired[dict[str, Number] | None]
     labels_per_image: NotRequired[dict[str, Number] | None]
     agreement: NotRequired[Number | None]
+    prototypes: NotRequired[Number | None]
     alarms: NotRequired[list[str]]
 
 

@@ -15,6 +15,7 @@ from mrt.report.stored import read_selection
 from mrt.report.study import Study
 from mrt.report.words import lacking
 
+SEEN = ("prototypes", "agreement")  # of the teacher, without labels, after each epoch
 ROWS = 12  # epochs of a table, spread evenly; those with an alarm besides
 
 
@@ -41,7 +42,7 @@ def _while_it_trained(run: RunData) -> list[Block]:
         labels = line["labels_per_image"]
         total = sum(labels.values())
         most = max(labels, key=lambda name: labels[name])
-        agreement, alarms = line.get("agreement"), line.get("alarms") or []
+        alarms = line.get("alarms") or []
         if alarms:
             strong.append(len(rows))
         rows.append(
@@ -49,15 +50,16 @@ def _while_it_trained(run: RunData) -> list[Block]:
                 str(line["epoch"]),
                 f"{total:.2f}",
                 f"{most} {labels[most] / total:.0%}" if total else "-",
-                "-" if agreement is None else f"{agreement:.2f}",
+                *("-" if line.get(name) is None else f"{line[name]:.2f}" for name in SEEN),
                 ", ".join(alarms) or "-",
             ]
         )
     caption = (
-        f"{run.title}: pseudo labels per target image, the class with most of them, agreement of teacher and "
-        "student on the snapshots' images (0 to 1; it may fall in a healthy run), and the watch's alarms"
+        f"{run.title}: pseudo labels per target image, the class with most of them, and the watch's alarms. "
+        "On the snapshots' images: prototypes, how far classes are apart compared with the domains (to fall "
+        "is bad), and agreement of teacher and student (0 to 1; it may fall in a healthy run)"
     )
-    columns = ["epoch", "labels", "most", "agreement", "alarms"]
+    columns = ["epoch", "labels", "most", *SEEN, "alarms"]
     blocks: list[Block] = [Table(caption, columns, rows, strong=strong)]
     for kind in dict.fromkeys(kind for line in lines for kind in line.get("alarms") or ()):
         epochs = [line["epoch"] for line in lines if kind in (line.get("alarms") or ())]

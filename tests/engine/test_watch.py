@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_world import make_set, tiny_config
 
+from mrt.data.dataset import DetectionDataset
+from mrt.data.registry import find_dataset
 from mrt.engine import stages, watch
 from mrt.engine.facts import read_facts
 from mrt.engine.kept import kept_teachers
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher, read_log
+from mrt.engine.snapshots import spread_evenly
 from mrt.engine.watch import Sight, Watch
 from mrt.errors import MrtError, RunFailed
+from mrt.evaluate.unlabelled import Looks, look
 from mrt.models.weights import read_metadata
+from mrt.predict.network import Preprocessing
 
 SOURCE = {"car": 6.0, "person": 4.0}
+SOURCE_FREE = {"domain.enabled": False, "mae.use": "none", "retrain.every": 0, "engine.keep_teachers": 3}
 
 
-def seen(*totals: float, car: float | list[float] = 0.6, expected=SOURCE, agreement=None) -> list:
+def seen(*totals: float, car: float | list[float] = 0.6, expected=SOURCE) -> list:
     """The kinds of alarms after each epoch with so many labels an image, of which a share are cars."""
     shares = car if isinstance(car, list) else [car] * len(totals)
-    agreements = agreement or [None] * len(totals)
     watcher, found = Watch(expected), []
-    for epoch, (total, share, agrees) in enumerate(zip(totals, shares, agreements, strict=True), 1):
+    for epoch, (total, share) in enumerate(zip(totals, shares, strict=True), 1):
         labels = {"car": total * share, "person": total * (1 - share)}
-        sight = Sight(epoch, labels, agrees, {"car": 0.4, "person": 0.3})
+        sight = Sight(epoch, labels, thresholds={"car": 0.4, "person": 0.3})
         found.append([alarm.kind for alarm in watcher.see(sight)])
     return found
 
@@ -64,12 +72,6 @@ def test_a_class_that_takes_over():
     assert seen(0.04, 0.041, 0.045, car=1.0, expected={}) == [[]] * 3, "too few to say"
 
 
-def test_teacher_and_student_may_part():
-    """As in a healthy run of dense fog, whose AP50 rose in every epoch."""
-    agreement = [0.22, 0.19, 0.10, 0.05, 0.13, 0.24, 0.03, 0.03]
-    assert seen(1.5, 1.35, 1.5, 1.4, 1.6, 1.8, 1.8, 2.1, agreement=agreement) == [[]] * 8
-
-
 def test_words_tell_what_thresholds_did_and_what_to_change():
     watcher = Watch(SOURCE)
     watcher.see(Sight(1, {"car": 5.0, "person": 3.0}, thresholds={"car": 0.4, "person": 0.4}))
@@ -88,17 +90,25 @@ def test_of_many_classes_those_that_moved_most_are_named():
     assert len(alarm.text) < 600
 
 
-def test_staleness_counts_epochs_without_a_rise():
+@pytest.mark.parametrize(
+    ("prototypes", "stale", "best"),
+    [
+        ([2.5, 2.6, 2.6, 2.5, 2.7], [0, 0, 1, 2, 0], 5),
+        ([None, 2.6, None, 2.5], [0, 0, 1, 2], 2),
+        ([None, None, None], [0, 0, 0], 0),
+    ],
+)
+def test_staleness_counts_epochs_without_a_rise(prototypes, stale, best):
     watcher, found = Watch(), []
-    for epoch, agreement in enumerate([0.5, 0.6, 0.6, 0.55, 0.7], 1):
-        watcher.see(Sight(epoch, {"car": 1.0}, agreement))
+    for epoch, value in enumerate(prototypes, 1):
+        watcher.see(Sight(epoch, {"car": 1.0}, value))
         found.append(watcher.stale())
-    assert found == [0, 0, 1, 2, 0]
+    assert (found, watcher.best) == (stale, best)
 
 
 def test_what_is_seen_again_in_a_log_is_what_was_seen():
     lines = [
-        {"kind": "epoch", "epoch": 1, "labels_per_image": {"car": 5.0}, "agreement": 0.8},
+        {"kind": "epoch", "epoch": 1, "labels_per_image": {"car": 5.0}, "prototypes": 2.5},
         {"kind": "eval", "epoch": 1},
         {"kind": "epoch", "epoch": 2, "labels_per_image": {"car": 5.0}, "retrained": 7},
         {"kind": "epoch", "epoch": 3, "labels_per_image": {"car": 1.0}},
@@ -106,7 +116,7 @@ def test_what_is_seen_again_in_a_log_is_what_was_seen():
     one, two = Watch({"car": 6.0}), Watch({"car": 6.0})
     one.replay(lines, 2)
     two.replay(lines, 3)
-    assert (len(one.sights), one.good, one.active) == (2, 2, set())
+    assert (len(one.sights), one.good, one.active, one.best) == (2, 2, set(), 1)
     assert two.active == {"vanishing"} and two.good == 2
 
 
@@ -260,25 +270,62 @@ def epochs_without_time(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "time"} for line in epochs_of(run)]
 
 
-def test_patience(data, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(Watch, "stale", lambda self: len(self.sights))
-    config = settings(**{"engine.patience": 2})
+def test_patience_ends_with_the_teacher_of_the_best_epoch(data, source, tmp_path, monkeypatch):
+    from mrt.engine import snapshots
+
+    values = iter([3.0, 3.1, 3.4, 3.3, 3.2])  # before the first epoch, and after each
+    monkeypatch.setattr(snapshots.LabelSnapshots, "_prototypes", lambda self, target: next(values))
+    config = settings(**{"engine.patience": 2, "engine.keep_teachers": 3, "teach.epochs": 9})
     run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
     assert read_facts(run)["ended"]["teach"] == {
-        "why": "no rise of agreement in 2 epochs",
-        "epoch": 2,
+        "why": "no rise of prototypes in 2 epochs",
+        "epoch": 4,
         "teacher": 2,
     }
-    assert len(epochs_of(run)) == 2
+    assert [line["prototypes"] for line in epochs_of(run)] == [3.1, 3.4, 3.3, 3.2]
+    assert same(run, kept_teachers(run)["teach", 2])
+
+
+def test_prototypes_are_those_of_the_snapshots_images(data, source, tmp_path, monkeypatch):
+    """They are computed from what mrt select sees of the same images; a run without looks is the same run."""
+    seen = []
+
+    def computed(looks: Looks):
+        seen.append(looks)
+        return SimpleNamespace(value=1.25)
+
+    monkeypatch.setattr("mrt.engine.snapshots.prototypes", computed)
+    changes = {"teach.epochs": 1, "engine.snapshots": 4, "model.dropout": 0.1}
+    config = settings(**changes)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    plain = settings(**changes | {"engine.snapshots": 0})
+    plain = stages.adapt(plain, tmp_path / "plain", init=str(source), data_root=data)
+    assert same(run, plain) and "prototypes" not in epochs_of(plain)[0]
+    detector, facts = load_detector(run)
+    looks = []
+    for name in ("hazy", "clear"):
+        card = find_dataset(name, data)
+        records = DetectionDataset(card, "train", classes=facts["classes"]).records
+        paths = [records[place].path for place in spread_evenly(len(records), 4)]
+        read = [lambda path=path: Image.open(path).convert("RGB") for path in paths]
+        looks.append(look(detector, read, Preprocessing(config.data.sides[-1], config.data.max_size).size))
+    assert [line["prototypes"] for line in epochs_of(run)] == [1.25] and len(seen) == 2
+    for mine, theirs in zip((seen[-1].plain, seen[-1].source), looks, strict=True):
+        for name in ("scores", "boxes", "queries"):
+            assert np.allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4), name
 
 
 def test_what_watching_needs_is_asked_for():
     with pytest.raises(MrtError, match="watches the teacher's pseudo labels"):
         settings(**{"engine.patience": 2, "teacher.pseudo_labels": False, "distill.enabled": True})
     with pytest.raises(MrtError, match="keep_teachers=3"):
-        settings(**{"engine.on_collapse": "restore"})
+        settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 2})
     with pytest.raises(MrtError, match="snapshots"):
         settings(**{"engine.patience": 2, "engine.snapshots": 0})
+    with pytest.raises(MrtError, match="keep_teachers=3"):
+        settings(**{"engine.patience": 2, "engine.keep_teachers": 2})
+    with pytest.raises(MrtError, match="source images"):
+        settings(**{"engine.patience": 2, "method.source_free": True} | SOURCE_FREE)
 
 
 def test_watching_reads_no_label_of_the_target(data, source, tmp_path):
@@ -298,6 +345,6 @@ def test_watching_reads_no_label_of_the_target(data, source, tmp_path):
         card["splits"]["train"]["sha256"] = ""
         (root / "hazy" / "dataset.json").write_text(json.dumps(card))
         runs.append(stages.adapt(settings(), tmp_path / f"run{number}", init=str(source), data_root=root))
-    keep = ("labels_per_image", "agreement", "thresholds", "alarms")
+    keep = ("labels_per_image", "agreement", "prototypes", "thresholds", "alarms")
     first, second = ([{key: line.get(key) for key in keep} for line in epochs_of(run)] for run in runs)
     assert first == second

@@ -80,6 +80,7 @@ def test_alarms_are_told_with_what_to_do_and_how_it_ended(run, world, tmp_path):
     for line in lines:
         if line["kind"] == "epoch" and line["stage"] == "teach":
             line["labels_per_image"] = dict.fromkeys(line["labels_per_image"], 0.0)
+            line["prototypes"] = 2.5
             if line["epoch"] > 1:
                 line["alarms"] = ["vanishing"]
     write_lines(run, lines)
@@ -89,7 +90,7 @@ def test_alarms_are_told_with_what_to_do_and_how_it_ended(run, world, tmp_path):
     text = section(run, world, tmp_path / "out")
     assert "alarm vanishing in 2 epochs, first in epoch 2. Lower the thresholds" in text
     assert "ended early, after epoch 3, with the teacher of epoch 1: collapse: vanishing" in text
-    assert "| 1 | 0.00 | - |" in text
+    assert "| 1 | 0.00 | - | 2.50 |" in text
 
 
 @pytest.mark.parametrize("better", [True, False])
