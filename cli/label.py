@@ -67,7 +67,7 @@ def label(
         what = "by what?" if function is None else "--with and --detector exclude each other"
         raise MrtError(
             f"mrt label {target}: {what}",
-            f"one of: mrt label {shlex.quote(target)} --with my_labeller.py:label, or --detector coco",
+            "name a function with --with FILE.py:FUNCTION, or a detector with --detector coco",
         )
     if function is not None and device is not None:
         raise MrtError(

@@ -162,7 +162,7 @@ def predict(
     if not inputs:
         raise MrtError(
             f"mrt predict {detector}: predict on what?",
-            f"name images, folders or videos: mrt predict {shlex.quote(detector)} photos/",
+            f"name images, folders, prepared sets or videos: mrt predict {shlex.quote(detector)} PHOTOS",
         )
     wanted = _thresholds(threshold)
     roots = find_roots(None, run_root)

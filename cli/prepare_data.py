@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -587,6 +588,30 @@ def _convert(
         _tell(card, warnings, watcher)
         watcher.say(f"{name}: in {card.folder}")
         _look_at([card.folder], how.check, how.preview, watcher)
+        for line in what_next(card, data_root):
+            watcher.say(line)
+
+
+def what_next(card: DatasetCard, data_root: Path | None) -> list[str]:
+    """What a set of one's own is for, with a command each; nothing for benchmarks, which have presets.
+
+    Args:
+        data_root: as the option was given.
+    """
+    from mrt.data.registry import PREPARE_COMMANDS
+    from mrt.experiment import SHIPPED
+
+    if card.name in PREPARE_COMMANDS:
+        return []
+    more = [] if data_root is None else ["--data-root", str(data_root)]
+    if card.labelled:
+        words = ["mrt", "pretrain-source", "--source", card.name, *more]
+        return [f"Train a source detector on it (from COCO's weights): {shlex.join(words)}"]
+    words = ["mrt", "adapt", "--target", card.name, "--init", SHIPPED, *more]
+    return [
+        f"Adapt a detector to it, such as {SHIPPED}, which comes with mrt and knows 8 kinds of road users:",
+        shlex.join(words),
+    ]
 
 
 def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how: _How, root: Path) -> None:

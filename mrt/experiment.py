@@ -275,6 +275,27 @@ def run_names(run_root: Path) -> list[str]:
     return [str(folder.relative_to(run_root)) for folder in folders if (folder / "run.json").is_file()]
 
 
+def detectors(run_root: Path | None) -> str:
+    """The detectors that can be named, in words."""
+    from mrt.engine.whereabouts import shipped_names
+
+    runs = run_names(find_roots(None, run_root).run_root)
+    more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
+    here = f"runs are {', '.join(runs[:MOST_NAMED])}{more}; " if runs else ""
+    return f"{here}{', '.join(shipped_names())} come with mrt; coco is downloaded"
+
+
+def _targets(roots: Settings) -> str:
+    """What can be adapted to, in words."""
+    from mrt.data.registry import prepared_sets
+
+    names = [card.name for card in prepared_sets(roots.data_root)]
+    if names:
+        return f"name a prepared set with --target ({', '.join(names)}), or a --preset"
+    words = ["mrt", "prepare-data", "custom", "--raw", "FOLDER", "--name", "camera", *root_words(roots)]
+    return f"name a data set with --target, or a --preset; your own images become one: {shlex.join(words)}"
+
+
 def require_detector(name: str, run_root: Path, which: str = "auto") -> str:
     """What to load for a detector's name: :func:`find_run`, and whether it is there.
 
@@ -554,9 +575,7 @@ def plan_adaptation(
     if method is not None and method not in METHODS:
         raise MrtError(f"--method {method}: unknown method", f"choose {', '.join(METHODS)}")
     if target is None and preset is None and not (resume and name):
-        raise MrtError(
-            "mrt adapt: adapt to what?", "name the data set, e.g. mrt adapt --target foggy, or a --preset"
-        )
+        raise MrtError("mrt adapt: adapt to what?", _targets(find_roots(data_root, run_root)))
     for item in stage or ():
         if item not in STAGES:
             raise MrtError(

@@ -7,6 +7,7 @@ file that cannot be read or written is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -34,6 +35,17 @@ def data_root() -> Path | None:
     return Path(path) if isinstance(path, str) and Path(path).is_dir() else None
 
 
+def forget_gone() -> Path | None:
+    """The remembered data root if it has vanished; it is forgotten."""
+    content = _read()
+    path = content.get("data_root")
+    if not isinstance(path, str) or Path(path).is_dir():
+        return None
+    del content["data_root"]
+    _write(content)
+    return Path(path)
+
+
 def raw(name: str) -> list[Path]:
     """The remembered raw files of a data set that still exist."""
     paths = _read().get("raw", {})
@@ -45,9 +57,6 @@ def raw(name: str) -> list[Path]:
 
 def remember(root: Path | None = None, raw_files: dict[str, Sequence[Path]] | None = None) -> None:
     """Remember a data root and the raw files of data sets, in addition to what is remembered already."""
-    from mrt.errors import MrtError
-    from mrt.files import write_text
-
     content = _read()
     if root is not None:
         content["data_root"] = str(Path(root).absolute())
@@ -55,7 +64,12 @@ def remember(root: Path | None = None, raw_files: dict[str, Sequence[Path]] | No
     content["raw"] = dict(kept) if isinstance(kept, dict) else {}
     for name, paths in (raw_files or {}).items():
         content["raw"][name] = [str(Path(path).expanduser().absolute()) for path in paths]
-    try:
+    _write(content)
+
+
+def _write(content: dict[str, Any]) -> None:
+    from mrt.errors import MrtError
+    from mrt.files import write_text
+
+    with contextlib.suppress(MrtError, RuntimeError):  # RuntimeError: no home folder
         write_text(settings_file(), json.dumps(content, indent=1) + "\n")
-    except (MrtError, RuntimeError):
-        return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping
@@ -170,9 +171,10 @@ def set_to_measure(config: Config, command: str | None, data_root: Path) -> Data
     try:
         return find_dataset(config.data.target, data_root)
     except MrtError:
-        if command != "pretrain-source":
-            raise
-        return find_dataset(config.data.source, data_root)
+        if command == "pretrain-source":
+            with contextlib.suppress(MrtError):
+                return find_dataset(config.data.source, data_root)
+        raise
 
 
 def require_labelled(card: DatasetCard, where: str, data_root: Path) -> None:

@@ -18,7 +18,7 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")  # what files of weights are c
 NETWORKS = ("teacher", "student")
 NAMED = 8  # runs of a message
 WITHOUT = (
-    "Without a connection there are those that come with mrt, which know eight kinds of street users: {}."
+    "Without a connection there are those that come with mrt, which know eight kinds of road users: {}."
 )
 
 

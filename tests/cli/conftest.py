@@ -9,8 +9,9 @@ from command_line import TINY, mrt
 
 
 @pytest.fixture(autouse=True)
-def _somewhere(somewhere):
-    """Each test has an empty working folder."""
+def _somewhere(somewhere, monkeypatch):
+    """Each test has an empty working folder, and nothing that earlier commands kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(somewhere / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --seed -1 --target foggy", ["--seed"]),
         ("adapt foggy", ["unexpected", "foggy"]),
         # data
-        ("adapt", ["adapt to what?", "--target foggy"]),
+        ("adapt", ["adapt to what?", "prepare-data custom --raw FOLDER --name camera"]),
         ("adapt --target foggy", ["cityscapes", "mrt prepare-data cityscapes"]),
         ("adapt --target cityscapes", ["sim10k", "mrt prepare-data sim10k"]),
         ("adapt --target bdd100k", ["cityscapes", "mrt prepare-data cityscapes"]),
@@ -83,7 +83,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ),
         ("adapt --target foggy --name ../out", ["--name ../out"]),
         ("eval nothing", ["nothing", "no run folder"]),
-        ("eval", ["mrt eval", "name a run or weights"]),
+        ("eval", ["mrt eval", "name a run or weights: demo-source"]),
         ("eval x --which best", ["--which best"]),
         ("eval demo-source --device banana", ["banana", "auto, cpu or cuda"]),
         ("eval x --picture p.pdf", ["p.pdf", ".png"]),

@@ -73,3 +73,47 @@ def test_doctor_tells_the_machine_as_json(monkeypatch):
     monkeypatch.setattr(selfcheck, "selfcheck", lambda device: [])
     rows = json.loads(mrt("doctor --json").stdout)
     assert {"state", "what", "found", "todo"} == set(rows[0]) and any(row["what"] == "torch" for row in rows)
+
+
+def test_doctor_shows_what_this_user_needs(runs, somewhere):
+    """Benchmarks that nobody asked for are not missing; the set that a run was made with is."""
+    first = mrt("doctor")
+    assert first.exit_code == 0 and "cityscapes" not in first.output and "missing" not in first.output
+    assert "mrt prepare-data custom --raw FOLDER --name camera" in first.output
+    shutil.copytree(runs / "demo-source", somewhere / "runs" / "mine")
+    rows = {row["what"]: row for row in json.loads(mrt("doctor --json").stdout)}
+    assert (
+        rows["data synthetic-clear"]["state"] == "missing"
+        and "run mine" in rows["data synthetic-clear"]["found"]
+    )
+    assert rows["data synthetic-clear"]["todo"].startswith(
+        "Make it with: mrt prepare-data synthetic --domain clear"
+    )
+
+
+def test_doctor_looks_at_the_machine_once(monkeypatch):
+    looks = []
+    monkeypatch.setattr(native, "requested", "auto")
+    monkeypatch.setattr(native, "_has_kernel", lambda device_type: True)
+    monkeypatch.setattr(selfcheck, "selfcheck", lambda device: looks.append(device) or [row(1e-6)])
+    first, second = mrt("doctor"), mrt("doctor")
+    assert len(looks) == 1 and "looking at torch" in first.output and "looking" not in second.output
+    assert "agree with PyTorch" in second.output and "mrt doctor --fresh looks again" in second.output
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "looking at torch" in mrt("doctor").output and len(looks) == 2
+    assert mrt("doctor --fresh").exit_code == 0 and len(looks) == 3
+    monkeypatch.setattr(selfcheck, "selfcheck", lambda device: [row(1.0)])
+    assert mrt("doctor --fresh").exit_code == 1
+    assert mrt("doctor").exit_code == 1  # the good look of before is not believed any more
+
+
+def test_a_remembered_data_root_is_marked_and_dropped_when_it_vanished(somewhere):
+    from mrt import remembered
+
+    (somewhere / "elsewhere").mkdir()
+    remembered.remember(somewhere / "elsewhere")
+    assert f"{somewhere / 'elsewhere'} (remembered: prepare-data put a set there)" in mrt("doctor").output
+    (somewhere / "elsewhere").rmdir()
+    gone = mrt("doctor").output
+    assert f"{somewhere / 'elsewhere'}, remembered, has vanished: it is forgotten" in gone
+    assert "elsewhere" not in mrt("doctor").output

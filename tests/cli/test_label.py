@@ -152,7 +152,7 @@ def test_boxes_of_another_kind_are_guessed_at(worlds):
     ("words", "expected"),
     [
         ("", ["Missing argument 'SET'"]),
-        ("synthetic-foggy", ["by what?", "--with my_labeller.py:label, or --detector coco"]),
+        ("synthetic-foggy", ["by what?", "--with FILE.py:FUNCTION, or a detector with --detector coco"]),
         ("synthetic-foggy --with mine.py:label --detector coco", ["exclude each other"]),
         ("synthetic-fogy --with mine.py:label", ["No data set 'synthetic-fogy'", "'synthetic-foggy'"]),
         ("synthetic-foggy --with mine.py:label --split dev", ["no split 'dev'", "train, val, test"]),

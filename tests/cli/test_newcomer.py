@@ -1,0 +1,157 @@
+"""A newcomer with photos of their own, who reads nothing but what mrt prints.
+
+Every command that a message suggests is run as it is printed, and has to work.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import mrt, refused
+from PIL import Image
+
+# Commands in messages stand at the end of a line, after a colon or an arrow, or on a line of their own.
+COMMANDS = "adapt|assess|demo|doctor|eval|export|label|predict|prepare-data|pretrain-source|report|select"
+SUGGESTED = re.compile(rf"(?:: |-> |^)(mrt (?:{COMMANDS})(?: .*)?)$")
+# What a message leaves open, as these tests fill it in.
+OPEN = {"PHOTOS": ["photos"], "FOLDER": ["photos"]}
+SMALL = ["--train", "4", "--val", "2", "--test", "2", "--size", "96x64", "--workers", "1"]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch, tmp_path_factory):
+    """The presets with an epoch of a step each; no setting has to be given for that."""
+    from mrt import config
+
+    folder = tmp_path_factory.mktemp("presets")
+    for file in config.PRESETS.glob("*.toml"):
+        text = re.sub(r"(?m)^(steps_per_epoch|epochs|decay_epoch|eval_every) = .*\n", "", file.read_text())
+        text = re.sub(r"(?m)^(workers|keep_teachers) = .*\n", "", text)
+        for section in ("pretrain", "mae_stage", "teach"):
+            text = text.replace(f"[{section}]\n", f"[{section}]\nepochs = 1\nsteps_per_epoch = 1\n")
+        text = text.replace("[mae]\n", "[mae]\ndecay_epoch = 1\n")
+        text = text.replace("[engine]\n", "[engine]\nworkers = 0\nthreads = 1\n")
+        (folder / file.name).write_text(re.sub(r"(?m)^batch_size = .*$", "batch_size = 2", text))
+    monkeypatch.setattr(config, "PRESETS", folder)
+
+
+@pytest.fixture
+def photos(somewhere) -> Path:
+    """A folder with five photos, two of them below another one."""
+    folder = somewhere / "photos"
+    random = np.random.default_rng(0)
+    for name in ("street.jpg", "square.png", "IMG_0001.JPG", "trip/bridge.jpg", "trip/hill.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((90, 120, 3), random.integers(60, 200, 3), np.uint8)
+        x, y = random.integers(0, 60, 2)
+        pixels[y : y + 30, x : x + 50] = random.integers(0, 255, 3)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def suggestions(text: str) -> list[list[str]]:
+    """The commands that a message suggests, as words without the first."""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("mrt: mrt ")]  # its title
+    return [shlex.split(found[1].rstrip("."))[1:] for line in lines if (found := SUGGESTED.search(line))]
+
+
+def test_suggested_commands_are_found():
+    text = "Done. See what it finds: mrt predict 'runs/a b' PHOTOS\n  -> mrt doctor\nmrt: no such set"
+    assert suggestions(text) == [["predict", "runs/a b", "PHOTOS"], ["doctor"]]
+    assert suggestions("put it back; mrt doctor RUN says more\nwith mrt label, too") == []
+
+
+def test_boxes_on_own_photos_in_three_commands_and_four_flags(photos, somewhere):
+    """Only the first command has to be known; each of the others is what the one before it suggests."""
+    words = ["prepare-data", "custom", "--raw", "photos", "--name", "camera"]
+    typed = []
+    while words[0] != "predict":
+        typed.append(words)
+        result = mrt(*words)
+        assert result.exit_code == 0, result.output
+        (words,) = suggestions(result.output)
+    typed.append(words)
+    result = mrt(*words)
+    assert result.exit_code == 0, result.output
+    flags = [word for command in typed for word in command if word.startswith("-")]
+    assert len(typed) == 3 and len(flags) == 4, typed
+    drawn, given = (
+        {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.*g")}
+        | {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.JPG")}
+        for folder in (Path("predictions"), photos)
+    )
+    assert drawn == given and len(given) == 5
+    assert "camera: its split train, 5 images" in result.stdout
+    assert not suggestions(result.output)
+
+
+def test_every_suggested_command_works(photos, somewhere):
+    """A walk with mistakes: what each message suggests is run, and what that suggests, to the end."""
+    walk = [
+        ("adapt", 2),
+        ("predict demo-source", 2),
+        ("predict photos/street.jpg", 2),
+        ("adapt --target camera", 2),
+        ("adapt --target camera --method mrt --init demo-source", 2),
+        ("adapt --target camera --source else", 2),
+        ("adapt --target camera --init demo-source --name mine", 0),
+        ("eval mine", 2),
+        ("eval demo-source --data camera", 2),
+        ("eval demo-source", 2),
+        ("report mine --quick", 0),
+        ("adapt --target synthetic-night", 2),
+        ("adapt --target synthetic-foggy", 0),
+        ("eval demo-adapt --bootstrap 0 --no-errors", 0),
+        ("doctor", 0),
+    ]
+    done: list[list[str]] = []
+    for command, code in walk:
+        result = mrt(command)
+        assert result.exit_code == code, f"{command}\n{result.output}"
+        left = suggestions(result.output)
+        while left:
+            words = _as_typed(left.pop(0))
+            if words in done:
+                continue
+            done.append(words)
+            # Another command of the walk may have asked for the same run before.
+            another = ["--name", f"run-{len(done)}"] if words[0] == "adapt" else []
+            result = mrt(*words, *another)
+            assert result.exit_code == 0, (
+                f"mrt {command}\nsuggested\nmrt {shlex.join(words)}\n{result.output}"
+            )
+            left += suggestions(result.output)
+    named = {words[0] for words in done}
+    assert named >= {"prepare-data", "predict", "adapt", "eval"}, done
+
+
+def _as_typed(words: list[str]) -> list[str]:
+    """A suggested command with what it leaves open, in sizes of a test, and without the internet."""
+    typed = [word for given in words for word in OPEN.get(given, [given])]
+    if typed[:2] == ["prepare-data", "synthetic"]:
+        typed += SMALL
+    if "coco" in typed:  # which would be downloaded
+        typed = ["demo-source" if word == "coco" else word for word in typed]
+    if typed[0] == "pretrain-source" and "--init" not in typed:
+        typed += ["--dry-run"]
+    return typed
+
+
+def test_an_unlabelled_report_claims_no_labels(photos, somewhere):
+    """Of an adapted detector whose target has no labels; the split that there is is taken and said."""
+    mrt("prepare-data custom --raw photos --name camera")
+    assert mrt("adapt --target camera --init demo-source --name mine").exit_code == 0
+    result = mrt("report mine --quick")
+    assert result.exit_code == 0, result.output
+    assert "Not said, so taken: data set camera, split train." in result.stdout
+    page = (somewhere / "runs" / "mine" / "report.md").read_text()
+    assert "†" not in page and "Uses target labels" not in page
+    message = refused("eval mine")
+    assert "has no labels to evaluate on" in message and "mrt predict mine data/camera" in message
+    shutil.rmtree(somewhere / "data")
+    assert "No data set 'camera'" in refused("eval mine")
