@@ -33,6 +33,7 @@ from . import (
     report,
     select,
 )
+from .panels import arrange
 
 RUN_FAILED, BAD_INPUT = 1, 2
 ORDER = [
@@ -47,6 +48,13 @@ class Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which a newcomer meets them."""
         return sorted(self.commands, key=ORDER.index)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is asked for, with its options in groups."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None and not isinstance(command, TyperGroup):
+            arrange(command, name, ctx)
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:

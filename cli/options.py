@@ -17,9 +17,18 @@ Preset = Annotated[
     ),
 ]
 Source = Annotated[
-    str | None, typer.Option(help="Labelled data set: a name under the data root, or a folder.")
+    str | None,
+    typer.Option(
+        help=(
+            "Labelled data set: a name under the data root, or a folder. Default: the preset's; for a set of "
+            "your own, what the weights learned from, or the only one that there is."
+        )
+    ),
 ]
-Target = Annotated[str | None, typer.Option(help="Data set to adapt to; its labels are never trained on.")]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Data set to adapt to; its labels are never trained on. Default: the preset's."),
+]
 MapClass = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,15 +41,21 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE...", help="Any setting, e.g. --set mae.mask_ratio=0.5 teach.epochs=10."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random in the run.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Seed of everything random in the run. Default: the preset's (0).")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto, a GPU if there is one.")]
 Gpus = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Train on so many GPUs of this machine, one process each. The total batch stays the same."
+        min=1,
+        help=(
+            "Train on so many GPUs of this machine, one process each; the total batch stays the same. "
+            "Default: 1."
+        ),
     ),
 ]
-Amp = Annotated[str | None, typer.Option(help="Precision: off (float32), tf32, bf16 or fp16.")]
+Amp = Annotated[str | None, typer.Option(help="Precision: off (float32), tf32, bf16 or fp16. Default: off.")]
 Profile = Annotated[
     int,
     typer.Option(
@@ -60,7 +75,10 @@ Name = Annotated[
 Init = Annotated[
     str | None,
     typer.Option(
-        help="Weights to start from: a run folder, a weights file, or a shipped name (demo-source)."
+        help=(
+            "Weights to start from: a run, a weights file, a shipped name (demo-source), coco. Default: the "
+            "run of mrt pretrain-source, or the preset's."
+        )
     ),
 ]
 ResumeFrom = Annotated[

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from . import options
 from .arguments import ListCommand, help_of, parse_pairs
+from .panels import arrange
 from .prepare_synthetic import synthetic
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class DataSets(TyperGroup):
             command = super().get_command(ctx, "prepared")
             ctx.meta.setdefault("mrt.prepared", name)
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is asked for, with its options in groups."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, arrange(command, "prepare-data", ctx) if command is not None else None, rest
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which they are likely to be wanted."""

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import mrt, refused
@@ -181,3 +183,25 @@ def test_the_demo_shows_the_recorded_oracle_as_such(capsys):
     assert "other images" in capsys.readouterr().out
     demo.show(figures, None)
     assert "record" not in capsys.readouterr().out
+
+
+def test_every_option_has_its_place_in_the_help():
+    """In one of the groups, which a command shows in one order; a new option has to be put into one."""
+    from mrt_cli.panels import PANELS, panel_of
+
+    for command, names in json.loads(Path(__file__).with_name("options.json").read_text()).items():
+        words = command.split()[1:]
+        options = [name.split(" ")[0].rstrip(".").split("/")[0] for name in names if name.startswith("--")]
+        if not words or not options:  # mrt itself, and the group of prepare-data
+            continue
+        placed = {option: panel_of(words[0], option) for option in options}
+        assert set(placed.values()) <= set(PANELS)
+        shown = mrt(" ".join([*words, "--help"])).output
+        titles = [title for title in re.findall(r"(?m)^╭─ (\w+) ─", shown) if title != "Arguments"]
+        assert titles == [panel for panel in PANELS if panel in {*placed.values(), "Machine"}], command
+
+
+def test_the_help_of_adapt_says_what_is_taken_if_nothing_is_said():
+    shown = " ".join(mrt("adapt --help").output.replace("│", " ").split())
+    for words in ("Default: $MRT_DATA_ROOT", "Default: auto, a GPU if there is one", "Default: made from"):
+        assert words in shown
