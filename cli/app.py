@@ -6,48 +6,116 @@ Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
 from mrt import failures
 from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.follow import follow_the_launcher
 
-from . import (
-    ablate,
-    adapt,
-    assess,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    label,
-    predict,
-    prepare_data,
-    pretrain_source,
-    report,
-    select,
-)
 from .panels import arrange
 
 RUN_FAILED, BAD_INPUT = 1, 2
-ORDER = [
-    *("demo", "prepare-data", "pretrain-source", "adapt", "predict"),
-    *("eval", "select", "assess", "export", "report", "ablate", "label", "doctor"),
-]
+
+
+class Entry(NamedTuple):
+    """A command: the module of this package that registers it, and its line in the help of ``mrt``."""
+
+    module: str
+    line: str
+
+
+# In the order in which a newcomer meets them. A module is imported when its command is asked for.
+COMMANDS = {
+    "demo": Entry(
+        "demo",
+        "Take a detector from clear weather into fog, in minutes: data, source-only, adaptation, evaluation.",
+    ),
+    "prepare-data": Entry(
+        "prepare_data", "Make a data set: from official downloads, your own files, or rendered here."
+    ),
+    "pretrain-source": Entry(
+        "pretrain_source", "Train the detector on the labelled source domain (stage 1)."
+    ),
+    "adapt": Entry("adapt", "Adapt a source detector to an unlabelled target domain, e.g. --target foggy."),
+    "predict": Entry(
+        "predict", "Detect objects in images, videos or from a camera, e.g. mrt predict runs/my-run photos/."
+    ),
+    "eval": Entry(
+        "evaluate",
+        "Evaluate detectors: COCO figures with confidence intervals, each class, what kinds of mistakes "
+        "cost, and paired differences.",
+    ),
+    "select": Entry(
+        "select", "Rank trained detectors by what can be seen without labels, e.g. mrt select my-run."
+    ),
+    "assess": Entry(
+        "assess",
+        "Say on one page whether an adapted detector can be trusted, without labels, e.g. mrt assess my-run.",
+    ),
+    "export": Entry(
+        "export",
+        "Write a detector for use elsewhere, after checking that it detects the same, e.g. mrt export my-run "
+        "--format onnx.",
+    ),
+    "report": Entry(
+        "report",
+        "Write a report of one run, or a comparison of several: report.html, report.md, report.json and "
+        "figures/.",
+    ),
+    "ablate": Entry(
+        "ablate", "Train and evaluate a grid of settings, or a table of the paper, and print it as one table."
+    ),
+    "label": Entry(
+        "label",
+        "Label a target set from outside, by a function or a detector, e.g. mrt label foggy --detector coco.",
+    ),
+    "doctor": Entry("doctor", "Say what is here or what is wrong with a run, and what to do about it."),
+}
+
+
+def load(name: str) -> Any:
+    """The command of that name, one of :data:`COMMANDS`, built."""
+    part = typer.Typer()
+    importlib.import_module(f".{COMMANDS[name].module}", __package__).register(part)
+    return get_group(part).commands[name]
 
 
 class Root(TyperGroup):
     """The group of all commands, where errors become one message and an exit code."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(COMMANDS)  # built when they are asked for
+        self.listing = False  # whether the help of all commands is being written, which needs none of them
+
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which a newcomer meets them."""
-        return sorted(self.commands, key=ORDER.index)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The command, built when it is first asked for."""
+        if name not in COMMANDS:
+            return None
+        if self.listing:
+            return TyperCommand(name, help=COMMANDS[name].line)
+        if self.commands[name] is None:
+            self.commands[name] = load(name)
+        return self.commands[name]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.listing = False
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is asked for, with its options in groups."""
@@ -120,21 +188,6 @@ def options(
         from .experiment import require_one_process
 
         require_one_process("prepare-data")
-
-
-demo.register(app)
-prepare_data.register(app)
-pretrain_source.register(app)
-adapt.register(app)
-predict.register(app)
-evaluate.register(app)
-select.register(app)
-assess.register(app)
-export.register(app)
-report.register(app)
-ablate.register(app)
-label.register(app)
-doctor.register(app)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from mrt_cli.app import app
+from mrt_cli.app import COMMANDS, app
 
 LIST = Path(__file__).parent / "options.json"
 
@@ -18,7 +18,8 @@ LIST = Path(__file__).parent / "options.json"
 def describe(command: Any, name: str = "mrt") -> dict[str, list[str]]:
     """Command -> its parameters, each with all its names and its default."""
     found = {name: sorted(_parameter(item) for item in command.params)}
-    for word, inner in getattr(command, "commands", {}).items():
+    inside = {word: command.get_command(None, word) for word in COMMANDS} if name == "mrt" else {}
+    for word, inner in (inside or getattr(command, "commands", {})).items():
         found |= describe(inner, f"{name} {word}")
     return found
 

@@ -205,3 +205,11 @@ def test_the_help_of_adapt_says_what_is_taken_if_nothing_is_said():
     shown = " ".join(mrt("adapt --help").output.replace("│", " ").split())
     for words in ("Default: $MRT_DATA_ROOT", "Default: auto, a GPU if there is one", "Default: made from"):
         assert words in shown
+
+
+def test_the_help_has_the_first_words_of_each_command():
+    """They stand in one table, so that none of the commands has to be imported for it."""
+    from mrt_cli.app import COMMANDS, load
+
+    for name, entry in COMMANDS.items():
+        assert " ".join(load(name).help.split()).startswith(entry.line), name
