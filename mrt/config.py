@@ -398,7 +398,7 @@ class EngineConfig(Section):
     on_collapse: Literal["warn", "stop", "restore"] = Field(
         "warn",
         description=(
-            "when pseudo labels vanish, explode or become one class: say so; stop "
+            "when pseudo labels vanish, explode or become one class, or the teacher gets worse: say so; stop "
             "the run; or end the stage with the teacher of the last good epoch (needs keep_teachers=3)"
         ),
     )

@@ -58,7 +58,8 @@ def ended(stage: Stage, run: Run, done: int) -> Ended | None:
     if seen.active and engine.on_collapse == "stop":
         found = Ended(f"stopped by engine.on_collapse: {', '.join(sorted(seen.active))}", done, done)
     elif seen.active and engine.on_collapse == "restore":
-        found = Ended(f"collapse: {', '.join(sorted(seen.active))}", done, seen.good)
+        back = seen.best if seen.active == {"falling"} else seen.good
+        found = Ended(f"collapse: {', '.join(sorted(seen.active))}", done, back)
     elif engine.patience and seen.stale() >= engine.patience and done < stage.learner.stage.epochs:
         found = Ended(f"no rise of prototypes in {engine.patience} epochs", done, seen.best or done)
     found = stage.learner.world.share(found)

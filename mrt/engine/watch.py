@@ -1,5 +1,5 @@
-"""Watching teaching for a collapse: labels that vanish, explode or become one class. It is said while it
-happens, with what to change.
+"""Watching teaching for a collapse: labels that vanish, explode or become one class, and a teacher that gets
+worse. It is said while it happens, with what to change.
 
 Nothing here needs a label of the target, only the pseudo labels of all images of the epoch that is over, and
 what is seen in the snapshots' images. A run's log has both, so that a run that goes on knows what was before.
@@ -23,6 +23,7 @@ FALLEN = 0.5  # share of the run's own largest number of labels
 MANY = 1.5  # labels per image, as a multiple of the source's boxes
 SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
 TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
+FALL = 0.05  # share of their best value by which prototypes fall when a teacher gets worse
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
 NAMED = 8  # classes in a message: those whose thresholds moved most
 ADVICE = {  # what to do, by the kind of alarm
@@ -31,6 +32,8 @@ ADVICE = {  # what to do, by the kind of alarm
     "exploding": "Raise teacher.threshold_min, or let the teacher follow more slowly (teacher.ema nearer 1).",
     "one class": "Use thresholds of its own for each class (teacher.dynamic=true), or raise "
     "teacher.threshold_max.",
+    "falling": "Make the discriminators weaker (domain.*_weight), let the teacher follow more slowly "
+    "(teacher.ema nearer 1), or take an earlier teacher (engine.keep_teachers, mrt select).",
 }
 
 
@@ -85,7 +88,9 @@ class Watch:
     def see(self, sight: Sight) -> list[Alarm]:
         """What is wrong after an epoch and was not after the one before."""
         self.sights.append(sight)
-        alarms = [alarm for look in (self._few, self._many, self._one_class) for alarm in look(sight)]
+        alarms = [
+            alarm for look in (self._few, self._many, self._one_class, self._falling) for alarm in look(sight)
+        ]
         new = [alarm for alarm in alarms if alarm.kind not in self.active]
         self.active = {alarm.kind for alarm in alarms}
         if not alarms:
@@ -151,6 +156,16 @@ class Watch:
                 "one class",
                 f"one class takes over: {name} has {share:.0%} of the pseudo labels, {source:.0%} on the "
                 f"source; thresholds {self._moved(now)}. {ADVICE['one class']}",
+            )
+
+    def _falling(self, now: Sight) -> Iterable[Alarm]:
+        best = next((one for one in self.sights if one.epoch == self.best), None)
+        if best is not None and now.prototypes is not None and now.prototypes < (1 - FALL) * best.prototypes:
+            yield Alarm(
+                "falling",
+                f"the teacher gets worse: prototypes fall to {now.prototypes:.2f} from {best.prototypes:.2f} "
+                f"after epoch {best.epoch} (how far classes are apart, compared with the domains). "
+                f"{ADVICE['falling']}",
             )
 
     def _moved(self, now: Sight) -> str:

@@ -72,6 +72,24 @@ def test_a_class_that_takes_over():
     assert seen(0.04, 0.041, 0.045, car=1.0, expected={}) == [[]] * 3, "too few to say"
 
 
+@pytest.mark.parametrize(
+    ("prototypes", "falling"),
+    [  # as in runs of the study: healthy, too strong discriminators, thresholds too high
+        ([3.11, 3.16, 3.21, 3.32, 3.43, 3.42, 3.45, 3.64], []),
+        ([3.14, 3.12, 3.21, 3.29, 3.36, 3.41, 3.31, 3.23], [8]),
+        ([3.03, 2.89, 2.80, 2.77], [3, 4]),
+        ([None, 2.0, None, 1.0], [4]),
+    ],
+)
+def test_a_teacher_that_gets_worse(prototypes, falling):
+    watcher, found = Watch(SOURCE), []
+    for epoch, value in enumerate(prototypes, 1):
+        watcher.see(Sight(epoch, {"car": 5.0, "person": 4.0}, value))
+        if "falling" in watcher.active:
+            found.append(epoch)
+    assert found == falling
+
+
 def test_words_tell_what_thresholds_did_and_what_to_change():
     watcher = Watch(SOURCE)
     watcher.see(Sight(1, {"car": 5.0, "person": 3.0}, thresholds={"car": 0.4, "person": 0.4}))
@@ -158,7 +176,7 @@ def collapse_in(monkeypatch):
             return [watch.Alarm("vanishing", "labels vanish.")] if now.epoch >= epoch else []
 
         monkeypatch.setattr(Watch, "_few", few)
-        for name in ("_many", "_one_class"):
+        for name in ("_many", "_one_class", "_falling"):
             monkeypatch.setattr(Watch, name, lambda self, now: [])
 
     return at
@@ -284,6 +302,20 @@ def test_patience_ends_with_the_teacher_of_the_best_epoch(data, source, tmp_path
     }
     assert [line["prototypes"] for line in epochs_of(run)] == [3.1, 3.4, 3.3, 3.2]
     assert same(run, kept_teachers(run)["teach", 2])
+
+
+def test_a_teacher_that_gets_worse_goes_back_to_its_best(data, source, tmp_path, monkeypatch):
+    from mrt.engine import snapshots
+
+    values = iter([3.0, 3.1, 3.4, 3.3, 3.0])
+    monkeypatch.setattr(snapshots.LabelSnapshots, "_prototypes", lambda self, target: next(values))
+    monkeypatch.setattr(Watch, "_few", lambda self, now: [])
+    listener = Listener()
+    config = settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 3, "teach.epochs": 9})
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, watcher=listener)
+    ended = {"why": "collapse: falling", "epoch": 4, "teacher": 2}
+    assert read_facts(run)["ended"]["teach"] == ended and same(run, kept_teachers(run)["teach", 2])
+    assert any("prototypes fall to 3.00 from 3.40 after epoch 2" in line for line in listener.said)
 
 
 def test_prototypes_are_those_of_the_snapshots_images(data, source, tmp_path, monkeypatch):
