@@ -80,6 +80,10 @@ COLUMNS = {  # of the table of signals: title, and what of :func:`tables` is in 
     "AP50 of the pick less the best one's, all": "best all",
     "AP50 by `mrt select --by` less the last one's, all": "taken all",
 }
+ERRORS = (
+    "AP50 estimated by a straight line over a signal that was fitted to the other gaps: absolute error in "
+    "points, median (and 95 % quantile) over detectors."
+)
 WATCHED = {  # of the table of collapses (AP50 5 points below the best so far)
     "before": "told at least an epoch before AP50 had lost 5 points",
     "later": "told later",
@@ -156,6 +160,7 @@ def _watched(line: dict) -> dict:
         "labels": total,
         "largest_share": max(labels.values()) / max(total, 1e-9),
         "agreement": line.get("agreement"),
+        "prototypes": line.get("prototypes"),
         "alarms": line.get("alarms", []),
     }
 
@@ -184,6 +189,29 @@ def regrets(run: dict, name: str) -> tuple[float, float, float]:
     scores = dict(zip(run["names"], (row["AP50"] for row in run["epochs"]), strict=True))
     picked, last = scores[run["best"][name]], scores[run["names"][-1]]
     return picked - last, picked - max(scores.values()), scores[run["chosen"][name]] - last
+
+
+def estimate_errors(runs: Sequence[dict], name: str) -> list[float]:
+    """How far AP50 is from a straight line over a signal, fitted to the detectors of the *other* gaps: what a
+    user gets for a target that the study has not seen. Points, not signed, of each detector with a value.
+    """
+    errors: list[float] = []
+    for gap in dict.fromkeys(run["gap"] for run in runs):
+        inside, outside = (
+            [
+                (value, row["AP50"])
+                for run in runs
+                if (run["gap"] == gap) == here
+                for row in run["epochs"]
+                if (value := row["signals"].get(name)) is not None and math.isfinite(value)
+            ]
+            for here in (True, False)
+        )
+        if len({value for value, _ in outside}) < 2 or not inside:
+            continue
+        slope, start = np.polyfit(*zip(*outside, strict=True), 1)
+        errors += [abs(score - (start + slope * value)) for value, score in inside]
+    return errors
 
 
 def mean_interval(values: Iterable[float]) -> tuple[float, float]:
@@ -219,8 +247,21 @@ def tables(runs: Sequence[dict]) -> tuple[str, dict]:
         pooled = [correlations([run for run in done if run["gap"] == gap], name) for gap in gaps]
         row["pooled"] = mean_interval(one for one, _ in pooled)
         row["kendall"] = mean_interval(other for _, other in pooled)
+        healthy = estimate_errors([run for run in done if run["kind"] == "healthy"], name)
+        errors = estimate_errors(done, name)
+        row["error healthy"], row["error all"] = (
+            {"median": float(np.median(found)), "95 %": float(np.quantile(found, 0.95))} if found else None
+            for found in (healthy, errors)
+        )
         plain["signals"][name] = row
         cells = [_cell(row[key], "AP50" not in title) for title, key in COLUMNS.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", ERRORS, "", "| signal | healthy runs | all runs |", "| --- | ---: | ---: |"]
+    for name in names:
+        cells = [
+            "-" if found is None else f"{found['median']:.1f} ({found['95 %']:.1f})"
+            for found in (plain["signals"][name][key] for key in ("error healthy", "error all"))
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     plain["watch"] = watched(done)
     lines += ["", "| runs | " + " | ".join(WATCHED.values()) + " |", "| --- |" + " ---: |" * len(WATCHED)]
