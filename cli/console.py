@@ -6,7 +6,10 @@ Under ``torchrun`` only the first process talks, but each reports its own errors
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,9 +23,11 @@ from mrt.plain import visible
 
 from .launch import STARTED
 
+_COMMAND = re.compile(r"(?:^|: |-> |\$ )mrt [a-z]")
 RANK = int(os.environ.get("RANK", "0"))
 BORDER = 3  # letters beside a column's own: a blank on either side, a line
 LEAST_TEXT = 20  # letters that a column of text keeps when it is folded
+PLAIN = 159  # columns of prose there
 PLAIN_WIDTH = 200  # of tables in a pipe or a file, where there is no terminal to ask
 
 
@@ -37,7 +42,29 @@ def say(text: str = "", style: str | None = None, wrap: bool = False) -> None:
     ``wrap`` breaks lines between words: for prose, not for text to copy.
     """
     if RANK == 0:
-        _console("stdout").print(visible(text), style=style, soft_wrap=not wrap)
+        shown = visible(text) if wrap else fitted(visible(text))
+        _console("stdout").print(shown, style=style, soft_wrap=not wrap)
+
+
+def fold(text: str, indent: int) -> str:
+    """Prose in lines that fit the terminal (159 columns where there is none), each but the first indented.
+
+    Lines break between words only: a path or a word that is longer keeps its line.
+    """
+    width = shutil.get_terminal_size((PLAIN, 24)).columns if sys.stdout.isatty() else PLAIN
+    if len(text) <= width - indent:
+        return text
+    lines = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
+    return f"\n{'':{indent}}".join(lines)
+
+
+def fitted(text: str) -> str:
+    """A message for a terminal, whose long lines break between words. Lines with a command stay whole, to be
+    copied; so does everything where there is no terminal.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(line if _COMMAND.search(line) else fold(line, 0) for line in text.split("\n"))
 
 
 def show_error(error: Exception) -> None:

@@ -17,7 +17,8 @@ from . import options
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 STYLES = {OK: None, MISSING: "yellow", BROKEN: "bold red"}
 Row = tuple[str, str, str, str]  # state, what, found, what to do
-WIDEST = 20  # of the column that says what was looked at
+INDENT = 30
+WIDEST = INDENT - 8 - 2  # of the column that says what was looked at
 GPUS = "/proc/driver/nvidia/gpus"
 PACKAGES = (
     "torch",
@@ -58,7 +59,7 @@ def doctor(
     from mrt.errors import MrtError
     from mrt.experiment import find_roots
 
-    from .console import say
+    from .console import fold, say
 
     roots = find_roots(data_root, run_root)
     if run is not None:
@@ -71,7 +72,8 @@ def doctor(
     def tell(found: list[Row]) -> None:
         rows.extend(found)
         for state, what, text, todo in () if as_json else found:
-            say(f"{state:8}{what:{WIDEST}}  {text}", style=STYLES[state])
+            row = fold(text, INDENT)
+            say(f"{state:8}{what:{WIDEST}}  {row}", style=STYLES[state])
             if todo:
                 say(f"{'':8}{'':{WIDEST}}  -> {todo}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mrt.engine.report import Watcher
 from mrt.plain import one_line, visible
 
-from .console import clock, figure, say
+from .console import clock, figure, fitted, say
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -289,7 +289,7 @@ class LiveWatcher(TaskWatcher):
         self._speaking = True
         try:
             while self._unsaid:
-                self._live.console.print(visible(self._unsaid.popleft()), soft_wrap=True)
+                self._live.console.print(fitted(visible(self._unsaid.popleft())), soft_wrap=True)
         finally:
             self._speaking = False
 

@@ -17,9 +17,7 @@ EXPORT_CARD = "export.json"  # in a folder that mrt export has written
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")  # what files of weights are called
 NETWORKS = ("teacher", "student")
 NAMED = 8  # runs of a message
-WITHOUT = (
-    "Without a connection there are those that come with mrt, which know eight kinds of road users: {}."
-)
+WITHOUT = "Without a connection there are those that come with mrt, which know eight kinds of road users: {}."
 
 
 def shipped_names() -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 from command_line import refused
@@ -127,3 +129,24 @@ def test_a_report_of_evil_titles_is_plain(runs, worlds, somewhere):
     )
     assert "<script" not in text
     assert json.loads((somewhere / "out" / "report.json").read_text())["runs"]
+
+
+def test_prose_breaks_between_words_and_paths_do_not_break(monkeypatch):
+    monkeypatch.setattr(console.shutil, "get_terminal_size", lambda fallback: os.terminal_size((40, 24)))
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    path = "/home/somebody/with-a-long/path-to/photos"
+    lines = console.fold(f"what was found there is of many words, in {path}", 10).splitlines()
+    assert max(len(line) for line in lines if path not in line) <= 40 - 10 + 10
+    assert lines[-1] == f"{'':10}{path}" and all(line.startswith(" " * 10) for line in lines[1:])
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: False))
+    assert max(map(len, console.fold("word " * 100, 30).splitlines())) < 160
+
+
+def test_messages_in_a_terminal_break_between_words_but_commands_stay_whole(monkeypatch):
+    monkeypatch.setattr(console.shutil, "get_terminal_size", lambda fallback: os.terminal_size((30, 24)))
+    text = "a message of more than thirty letters\ndo this: mrt predict runs/with-a-long-name photos/holidays"
+    assert console.fitted(text) == text  # no terminal
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    first, second, command = console.fitted(text).split("\n")
+    assert (first, second) == ("a message of more than thirty", "letters")
+    assert command == text.split("\n")[1]

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -235,7 +236,7 @@ def test_messages_scroll_by_in_a_real_terminal(width):
     screen.feed(output.decode())
     lines = [line.rstrip() for line in screen.lines if line.strip()]
     message = "student on fog val: AP50 30.5 [not markup] " + "a long message " * 8
-    told = [message[start : start + width].rstrip() for start in range(0, len(message), width)]
+    told = textwrap.wrap(message, width)  # between words
     once = [*told, "printed by somebody else", "warned", "teach: 3/4 in 0:00  total loss 9.250"]
     assert lines == once * 3 + ["over"]
 
