@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,11 @@ FRAMES_PER_SECOND = 4
 BAR = (8, 40)  # its least and greatest width
 LABEL = 12  # width of the live view's first column
 MOST_SHOWN = 16  # more numbers of a kind would fill the screen
+
+TALL = 36  # lines of a terminal with room for curves
+NAME, MOST_BLOCKS = 26, 72  # of a curve's line
+MOST_CURVES, MOST_POINTS = 6, 512  # shown, and kept of each
+SPARKS = "▁▂▃▄▅▆▇█"
 
 # Numbers of a step that belong to no part of the method, in plainer words than in metrics.jsonl.
 WORDS = {"total": "total loss", "grad_norm": "gradient norm", "lr": "learning rate"}
@@ -67,6 +73,7 @@ class Task:
     working: float = 0.0  # seconds they took
     paused: float = 0.0  # seconds that went to other tasks within this one: evaluation at the ends of epochs
     epochs: int = 0  # that ended in this process, unlike those before a resume
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)  # of the step's own numbers
     _since: float | None = None
 
     def advance(self, n: int, numbers: Mapping[str, float]) -> None:
@@ -79,6 +86,9 @@ class Task:
             new = any(key.startswith(DRIVES) for key in numbers)
             kept = {} if new else {k: value for k, value in self.numbers.items() if k.startswith(DRIVES)}
             self.numbers = {**kept, **numbers}
+            own = {key: value for key, value in numbers.items() if "/" not in key}
+            grown = {key: (*self.curves.get(key, ()), value)[-MOST_POINTS:] for key, value in own.items()}
+            self.curves = {**self.curves, **grown}
 
     def pause(self, seconds: float) -> None:
         """Do not count ``seconds`` that another task took since the last step."""
@@ -162,6 +172,25 @@ def by_name(values: Mapping[str, float]) -> list[str]:
         items = sorted(items, key=lambda item: item[1])[:MOST_SHOWN]
     more = [f"and {rest} higher ones"] if rest > 0 else []
     return [f"{one_line(name)} {value:.2f}" for name, value in items] + more
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Numbers over time as a line of at most ``width`` blocks, from the least to the greatest; each block is
+    the mean of its part. Numbers that are not finite count as the least.
+    """
+    finite = [value if math.isfinite(value) else math.nan for value in values]
+    known = [value for value in finite if not math.isnan(value)]
+    if not known or width < 1:
+        return ""
+    low, high = min(known), max(known)
+    filled = [low if math.isnan(value) else value for value in finite]
+    count = min(width, len(filled))
+    parts = [
+        filled[number * len(filled) // count : (number + 1) * len(filled) // count] for number in range(count)
+    ]
+    means = [sum(part) / len(part) for part in parts]
+    top = len(SPARKS) - 1
+    return "".join(SPARKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
 
 
 def short(value: float) -> str:
@@ -301,14 +330,14 @@ class LiveWatcher(TaskWatcher):
         lines = [
             line
             for task in self.tasks
-            for line in self._task_lines(task, width, ascii_only=options.ascii_only)
+            for line in self._task_lines(task, width, options.ascii_only, tall=console.height >= TALL)
         ]
         for line in lines or [Text(f"preparing  {clock(time.monotonic() - self._idle)}", style="dim")]:
             line.truncate(width, overflow="ellipsis")
             line.no_wrap = True
             yield line
 
-    def _task_lines(self, task: Task, width: int, ascii_only: bool) -> Iterator[Text]:
+    def _task_lines(self, task: Task, width: int, ascii_only: bool, tall: bool = False) -> Iterator[Text]:
         from rich.text import Text
 
         numbers = "  ".join(task.progress())
@@ -328,6 +357,25 @@ class LiveWatcher(TaskWatcher):
             for number, row in enumerate(flow(items, width - LABEL)):
                 text = Text((label if number == 0 else "").ljust(LABEL), style="cyan")
                 yield text.append(row, style="default")
+        if tall and not ascii_only:
+            yield from self._curves(task, width)
+
+    def _curves(self, task: Task, width: int) -> Iterator[Text]:
+        """The step's numbers over time, where a tall terminal has room for them."""
+        from rich.text import Text
+
+        curves = {
+            key: values
+            for key, values in task.curves.items()
+            if key not in (*ELSEWHERE, "lr") and len(values) > 1
+        }
+        for key, values in list(curves.items())[:MOST_CURVES]:
+            text = Text("over time".ljust(LABEL), style="cyan")
+            name, ends = called(key), f"  {short(values[0])} -> {short(values[-1])}"
+            line = sparkline(values, min(width - LABEL - NAME - len(ends), MOST_BLOCKS))
+            yield (
+                text.append(name[:NAME].ljust(NAME), style="default").append(line, style="green").append(ends)
+            )
 
 
 def flow(items: Sequence[str], width: int) -> list[str]:

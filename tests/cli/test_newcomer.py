@@ -98,6 +98,7 @@ def test_every_suggested_command_works(photos, somewhere):
         ("predict photos/street.jpg", 2),
         ("adapt --target camera", 2),
         ("adapt --target camera --method mrt --init demo-source", 2),
+        ("adapt --target camera --set mae.mask_ratio=3", 2),
         ("adapt --target camera --source else", 2),
         ("adapt --target camera --init demo-source --name mine", 0),
         ("eval mine", 2),

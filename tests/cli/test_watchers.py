@@ -13,7 +13,7 @@ import time
 
 import pytest
 from mrt_cli import watchers
-from mrt_cli.watchers import LineWatcher, LiveWatcher, Task, flow, short
+from mrt_cli.watchers import LineWatcher, LiveWatcher, Task, flow, short, sparkline
 from rich.console import Console
 
 SOURCE_LOSSES = ("class", "box", "giou", "proposal_class", "domain", "domain_encoder")
@@ -255,3 +255,19 @@ def test_the_parts_that_drive_are_shown_until_they_are_looked_at_again():
     alone = Task("pretrain", 4, 2)
     alone.advance(1, {"total": 2.0, "gradient_share/source": 1.0})
     assert list(dict(alone.losses())) == ["step"]
+
+
+def test_curves_of_a_tall_terminal():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█" and sparkline([3.0] * 5, 10) == "▁▁▁▁▁"
+    assert sparkline([1.0, float("nan"), 2.0], 3) == "▁▁█" and sparkline([], 5) == ""
+    for height, there in ((50, True), (24, False)):
+        console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True)
+        watcher = LiveWatcher(console)
+        watcher.begin("teach", 4)
+        for total in (9.0, 6.0, 3.0):
+            watcher.advance(1, total=total, lr=1e-4)
+        console.print(watcher)
+        shown = console.file.getvalue()
+        assert ("█" in shown and "9.000 -> 3.000" in shown) is there
+        assert all(len(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line)) < 80 for line in shown.splitlines())
