@@ -19,11 +19,12 @@ class Buffer {
   T* data_;
 };
 
-// What is known of one vector of sampling points: attention weight, distance from the upper left corner, and per corner (upper left, upper
-// right, lower left, lower right) its row in the slice's buffer and its weight.
+// What is known of one vector of sampling points: attention weight, distance from the upper left corner, whether any corner is in the map
+// (all bits set, or none), and per corner (upper left, upper right, lower left, lower right) its row in the slice's buffer and its weight.
 template <typename T>
 struct Points {
   Vector<T> weight, dx, dy;
+  Integers<T> inside;
   alignas(64) T corner_weight[4][kLanes<T>];
   alignas(64) Integer<T> row[4][kLanes<T>];
 };
@@ -119,13 +120,15 @@ class Reader {
     store(p.row[1], (right & upper) ? row + 1 : zeros);
     store(p.row[2], (left & lower) ? row + columns : zeros);
     store(p.row[3], (right & lower) ? row + columns + 1 : zeros);
-    store(p.corner_weight[0], weight * (1 - dx) * (1 - dy));
-    store(p.corner_weight[1], weight * dx * (1 - dy));
-    store(p.corner_weight[2], weight * (1 - dx) * dy);
-    store(p.corner_weight[3], weight * dx * dy);
+    const Vector<T> counted = inside ? weight : Vector<T>{};  // a NaN among the weights of points outside must not reach the sums
+    store(p.corner_weight[0], counted * (1 - dx) * (1 - dy));
+    store(p.corner_weight[1], counted * dx * (1 - dy));
+    store(p.corner_weight[2], counted * (1 - dx) * dy);
+    store(p.corner_weight[3], counted * dx * dy);
     p.weight = weight;
     p.dx = dx;
     p.dy = dy;
+    p.inside = inside;
   }
 
   MRT_INLINE void softmax() {

@@ -145,8 +145,11 @@ MRT_INLINE void store_gradients(const Call<T>& call, const Reader<T>& reader, in
     const Vector<T> ul = every_second<0>(left[0], left[1], Lanes<T>{}), ll = every_second<1>(left[0], left[1], Lanes<T>{});
     const Vector<T> ur = every_second<0>(right[0], right[1], Lanes<T>{}), lr = every_second<1>(right[0], right[1], Lanes<T>{});
     const Vector<T> dx = p->dx, dy = p->dy;
-    const Vector<T> along_weight = (1 - dy) * ((1 - dx) * ul + dx * ur) + dy * ((1 - dx) * ll + dx * lr);
-    Vector<T> along_x = p->weight * ((1 - dy) * (ur - ul) + dy * (lr - ll)), along_y = p->weight * ((1 - dx) * (ll - ul) + dx * (lr - ur));
+    // Chosen, not only multiplied by zeros: a point outside has no gradient, were its weight or the output's gradient NaN.
+    const Vector<T> none{};
+    const Vector<T> along_weight = p->inside ? (1 - dy) * ((1 - dx) * ul + dx * ur) + dy * ((1 - dx) * ll + dx * lr) : none;
+    Vector<T> along_x = p->inside ? p->weight * ((1 - dy) * (ur - ul) + dy * (lr - ll)) : none;
+    Vector<T> along_y = p->inside ? p->weight * ((1 - dx) * (ll - ul) + dx * (lr - ur)) : none;
     if (call.references == nullptr) {
       along_x *= reader.width(k);
       along_y *= reader.height(k);

@@ -182,7 +182,10 @@ __global__ void __launch_bounds__(kThreads)
 // (generic_backward_kernel with the FixedSum of sums.cuh; a fast kernel would wait for the same 64-bit atomics); back to value's dtype.
 
 // bounds[slice] = the largest |grad_output| of an item times the sum of its |weights| (1 after a softmax), as a double's bits: these order
-// as the numbers do, with NaN and infinity on top. One warp per item.
+// as the numbers do. Numbers that are not finite do not count: where they contribute (a point outside does not), the sums will show it.
+// One warp per item.
+__device__ __forceinline__ double finite_size(double x) { return fabs(x) < INFINITY ? fabs(x) : 0.; }
+
 template <typename V, typename R>
 __global__ void __launch_bounds__(kThreads)
     bound_kernel(const __grid_constant__ Geometry g, const Inputs<V, R> in, const V* __restrict__ grad_output, unsigned long long* bounds) {
@@ -191,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
   if (item >= g.items) return;  // whole warps leave together
   unsigned long long largest = 0;
   for (int64_t channel = lane; channel < g.dim; channel += kWarp) {
-    const double x = fabs(static_cast<double>(grad_output[item * g.dim + channel]));
+    const double x = finite_size(static_cast<double>(grad_output[item * g.dim + channel]));
     unsigned long long bits;
     std::memcpy(&bits, &x, sizeof(bits));
     largest = bits > largest ? bits : largest;
@@ -199,7 +202,7 @@ __global__ void __launch_bounds__(kThreads)
   largest = max_over_lanes(largest);
   if (in.references == nullptr) {
     double total = 0;
-    for (int64_t k = lane; k < g.samples; k += kWarp) total += fabs(static_cast<double>(in.weights[item * g.samples + k]));
+    for (int64_t k = lane; k < g.samples; k += kWarp) total += finite_size(static_cast<double>(in.weights[item * g.samples + k]));
     double bound;
     std::memcpy(&bound, &largest, sizeof(bound));
     bound = fabs(bound * sum_over_lanes(total));

@@ -30,7 +30,8 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples from several feature maps.
 
     This is equation 2 of Deformable DETR without its linear layers. A sampling point that is not finite, or
-    one or more cells outside its map, contributes nothing and receives zero gradient.
+    one or more cells outside its map, contributes nothing and receives zero gradient, and so does its weight:
+    even if the weight, or the output's gradient, is NaN.
 
     Args:
         value: (N, S, M, D) features of M heads, D channels each; the S cells are the flattened levels, one
@@ -75,8 +76,9 @@ def ms_deform_attn_fused(
             like the two below.
         sampling_offsets: (N, Q, M, L, P, 2), (x, y) in cells of the level.
         attention_logits: (N, Q, M, L*P). A point with -inf has no weight, as in ``torch.softmax``; if all
-            logits of a head are -inf, or one is inf or NaN, its output is NaN for this query (to mask a
-            query, mask the output or use large finite logits).
+            logits of a head are -inf, or one is inf or NaN, all its weights are NaN for this query: its
+            output too, unless all its points are outside, and all its logits' gradients (to mask a query,
+            mask the output or use large finite logits).
 
     Returns:
         (N, Q, M*D), dtype of ``value``.

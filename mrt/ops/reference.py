@@ -66,6 +66,8 @@ def _sample(value: Tensor, spatial_shapes: Sequence[Sequence[int]], cells: Tenso
         # (N*M, D, P, Q)
         sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         level_weights = weights[:, :, :, level].permute(0, 2, 3, 1).reshape(batch * heads, 1, points, queries)
+        # Whatever their weight, NaN included.
+        level_weights = torch.where(inside[:, None, :, :, 0], level_weights, 0.0)
         part = (sampled * level_weights).sum(-2)
         output = part if output is None else output + part
     return output.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype).contiguous()

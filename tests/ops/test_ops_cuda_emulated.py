@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from cuda_emulator import COMPILER, KERNELS, Emulated, build, compile_one, link
+from cuda_emulator import COMPILER, KERNELS, Emulated, compile_one, link
 from ops_cases import TOLERANCE, make_case, plain_inputs, relative_error
 from test_ops_large import linux_only, zeros
 
@@ -17,16 +17,6 @@ from mrt.ops import reference
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 PYRAMID = ((9, 13), (5, 7), (3, 4), (1, 2), (1, 1))
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("emulator")
-
-
-@pytest.fixture(scope="session")
-def libraries(folder):
-    return build(folder)
 
 
 @pytest.fixture(params=["sm_80", "sm_90"])
@@ -304,15 +294,17 @@ def test_offsets_past_2_to_the_31(libraries, dim):
     assert output[0, 1:].abs().max() == 0 == output[1, :-1].abs().max()
 
 
-def test_the_emulator_notices_a_missing_barrier(libraries, folder):
+def test_the_emulator_notices_a_missing_barrier(libraries, emulator_folder):
     """The tile kernel without the barrier between sorted lists and their sums."""
     source = (KERNELS / "tiles.cu").read_text()
     barrier = "__syncthreads();\n    bins[thread]"
     assert source.count(barrier) == 1
-    (folder / "tiles_mutant.cu").write_text(source.replace(barrier, barrier.removeprefix("__syncthreads();")))
-    mutant = compile_one(folder / "tiles_mutant.cu", folder / "tiles_mutant.o")
+    (emulator_folder / "tiles_mutant.cu").write_text(
+        source.replace(barrier, barrier.removeprefix("__syncthreads();"))
+    )
+    mutant = compile_one(emulator_folder / "tiles_mutant.cu", emulator_folder / "tiles_mutant.o")
     names = ("machine", "library", "forward", "generic", "backward_sm_80")
-    objects = [folder / f"{name}.o" for name in names]
-    library = link(folder / "mutant.so", [*objects, mutant])
+    objects = [emulator_folder / f"{name}.o" for name in names]
+    library = link(emulator_folder / "mutant.so", [*objects, mutant])
     with pytest.raises(AssertionError):
         compare(library, encoder_case(PYRAMID[:2], spread=2, batch=1), PYRAMID[:2])
