@@ -14,7 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_cases import NATIVE_CPU, TOLERANCE, make_case, needs_cuda, needs_native, plain_inputs, relative_error
+from ops_cases import (
+    NATIVE_CPU,
+    TOLERANCE,
+    make_case,
+    needs_cuda,
+    needs_native,
+    plain_inputs,
+    relative_error,
+    tolerance_of,
+)
 
 from mrt.ops import native, reference
 
@@ -42,11 +51,11 @@ def compare(case, shapes, *, fused, value_dtype, device="cpu"):
     upstream = torch.randn_like(expected).to(value_dtype)
     output.backward(upstream)
     expected.backward(upstream.double())
-    tolerance = TOLERANCE[value_dtype]
-    assert relative_error(output, expected) <= tolerance, "output"
+    assert relative_error(output, expected) <= TOLERANCE[value_dtype], "output"
     for name, mine, theirs in zip(("value", "points 1", "points 2", "points 3"), ours, exact, strict=False):
         assert mine.grad.dtype == mine.dtype
-        assert relative_error(mine.grad, theirs.grad) <= tolerance, f"gradient of {name}"
+        error = relative_error(mine.grad, theirs.grad)
+        assert error <= tolerance_of(mine.grad, value_dtype), f"gradient of {name}"
 
 
 @pytest.mark.skipif(not NATIVE_CPU, reason="no C++ kernels")

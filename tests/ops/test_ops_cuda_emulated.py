@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 from cuda_emulator import COMPILER, KERNELS, Emulated, compile_one, link
-from ops_cases import TOLERANCE, make_case, plain_inputs, relative_error
+from ops_cases import TOLERANCE, make_case, plain_inputs, relative_error, tolerance_of
 from test_ops_large import linux_only, zeros
 
 from mrt.ops import reference
@@ -63,11 +63,10 @@ def compare(library, inputs, shapes, *, fused=True, dtype=torch.float32, determi
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected.backward(upstream.double())
     emulated = Emulated(library, ours[0], shapes, *([None] if not fused else []), *ours[1:], seed=seed)
-    tolerance = TOLERANCE[dtype]
-    assert relative_error(emulated.forward(), expected.detach()) <= tolerance, "output"
+    assert relative_error(emulated.forward(), expected.detach()) <= TOLERANCE[dtype], "output"
     launches = emulated.launches
     for mine, theirs in zip(emulated.backward(upstream, deterministic), exact, strict=True):
-        assert relative_error(mine, theirs.grad) <= tolerance
+        assert relative_error(mine, theirs.grad) <= tolerance_of(mine, dtype)
     return launches, emulated.launches
 
 

@@ -25,7 +25,8 @@ RUNNERS = [
     pytest.param(("emulated", "cpu", ""), id="emulated", marks=EMULATED),
     pytest.param(("emulated", "cpu", "deterministic"), id="emulated-deterministic", marks=EMULATED),
 ]
-# dim 32: the fast CUDA kernels, whole registers on a CPU; 24: the generic ones. As many queries as cells: tiles.
+# dim 32: the fast CUDA kernels, whole registers on a CPU; 24: the generic ones. As many queries as cells:
+# tiles.
 SIZES = [(32, 7), (32, CELLS), (24, 7)]
 
 
@@ -58,7 +59,7 @@ def same(mine, theirs, what):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim, queries", SIZES)
 def test_a_weight_outside_counts_for_nothing(run, dim, queries, dtype):
-    """Results are those of weight zero; so they are where the output's gradient is NaN and no point is inside."""
+    """Results are those of weight zero, also where the output's gradient is NaN and no point is inside."""
     case = make_case(batch=2, heads=2, dim=dim, queries=queries, points=4, shapes=SHAPES, dtype=torch.float32)
     value, where, weights = (tensor.detach().clone() for tensor in plain_inputs(case, SHAPES))
     value, upstream = value.to(dtype), torch.randn(2, queries, 2, dim, dtype=torch.float32).to(dtype)
