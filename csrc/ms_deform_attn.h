@@ -71,6 +71,10 @@ inline ScalarType point_dtype(const Tensor& value) {
   return value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline bool has_16_bits(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::BFloat16 || tensor.scalar_type() == ScalarType::Half;
+}
+
 inline Sizes check_plain(const Tensor& value, const Shapes& shapes, const Tensor& locations, const Tensor& weights) {
   const Sizes s = check_value(value, shapes, locations);
   const int64_t levels = s.levels.size();
@@ -82,14 +86,46 @@ inline Sizes check_plain(const Tensor& value, const Shapes& shapes, const Tensor
 inline Sizes check_fused(const Tensor& value, const Shapes& shapes, const Tensor& references, const Tensor& offsets, const Tensor& logits) {
   const Sizes s = check_value(value, shapes, offsets);
   const int64_t levels = s.levels.size();
-  check_like(value, offsets, point_dtype(value), "sampling_offsets", {s.batch, s.queries, s.heads, levels, s.points, 2});
+  // Offsets and logits may both be of one 16-bit type: what a linear layer gave.
+  const bool given = has_16_bits(offsets) && value.scalar_type() != ScalarType::Double;
+  const ScalarType dtype = given ? offsets.scalar_type() : point_dtype(value);
+  check_like(value, offsets, dtype, "sampling_offsets", {s.batch, s.queries, s.heads, levels, s.points, 2});
   check_like(value, references, point_dtype(value), "reference_points", {s.batch, s.queries, levels, 2});
-  check_like(value, logits, point_dtype(value), "attention_logits", {s.batch, s.queries, s.heads, s.samples()});
+  check_like(value, logits, dtype, "attention_logits", {s.batch, s.queries, s.heads, s.samples()});
   return s;
+}
+
+// A tensor (N, Q, ...) as rows, one for each query: compact ones, `step` elements from one to the next. Offsets and logits that are slices
+// of one product are such; what is not is copied.
+struct QueryRows {
+  Tensor tensor;
+  int64_t step;
+};
+
+inline QueryRows in_rows(const Tensor& tensor) {
+  const int64_t batch = tensor.size(0), queries = tensor.size(1);
+  int64_t size = 1;
+  bool compact = true;
+  for (int64_t i = tensor.dim() - 1; i >= 2; size *= tensor.size(i--)) {
+    compact = compact && (tensor.size(i) == 1 || tensor.stride(i) == size);
+  }
+  const bool even = batch <= 1 || queries <= 1 || tensor.stride(0) == queries * tensor.stride(1);
+  if (!compact || !even) return {torch::stable::contiguous(tensor), size};
+  return {tensor, queries > 1 ? tensor.stride(1) : batch > 1 ? tensor.stride(0) : size};
 }
 
 inline void check_grad_output(const Tensor& value, const Sizes& s, const Tensor& grad_output) {
   check_like(value, grad_output, value.scalar_type(), "grad_output", {s.batch, s.queries, s.heads * s.dim});
+}
+
+// In place of the reference points' gradient where it is not wanted: nothing, but with N and Q.
+inline Tensor no_reference_gradient(const Tensor& references) {
+  return torch::stable::new_empty(references, {references.size(0), references.size(1), 0, 2});
+}
+
+// A gradient in the dtype of what it is the gradient of.
+inline Tensor as_given(const Tensor& grad, const Tensor& given) {
+  return grad.scalar_type() == given.scalar_type() ? grad : torch::stable::to(grad, given.scalar_type());
 }
 
 using Grads3 = std::tuple<Tensor, Tensor, Tensor>;
@@ -102,7 +138,7 @@ using Grads4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
                                  bool deterministic);                                                                                   \
   Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits);                           \
   Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets,              \
-                                       Tensor logits, bool deterministic);                                                              \
+                                       Tensor logits, bool deterministic, bool skip_references);                                        \
   }
 
 MRT_DECLARE_BACKEND(cpu)

@@ -11,7 +11,8 @@ STABLE_TORCH_LIBRARY(mrt, library) {
       " Tensor attention_logits) -> Tensor");
   library.def(
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor reference_points,"
-      " Tensor sampling_offsets, Tensor attention_logits, bool deterministic=False) -> (Tensor, Tensor, Tensor, Tensor)");
+      " Tensor sampling_offsets, Tensor attention_logits, bool deterministic=False, bool skip_references=False)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 #define MRT_BIND(device)                                                                                \

@@ -7,8 +7,7 @@
 
 namespace mrt::cpu {
 
-// How value, output and their gradients lie in memory: as numbers of the kernel's own type, or as 16-bit numbers that are widened to float
-// as they are read and rounded as they are written. Everything else is of the kernel's type.
+// How numbers lie in memory: as the kernel's own type, or with 16 bits, widened to float as they are read and rounded as they are written.
 enum class Storage { kWide, kBFloat16, kHalf };
 
 // Which rows of whole registers may be read in place: the usual ones, to leave less to compile. float64 is for checking gradients.
@@ -17,24 +16,27 @@ constexpr bool reads_in_place(int64_t registers) {
   return sizeof(T) == sizeof(float) && (registers & (registers - 1)) == 0;
 }
 
-// One call of the op on contiguous arrays, for a kernel that computes in T (float or double). A "slice" is one head of one image:
-// slice = n * M + m.
+// One call of the op, for a kernel that computes in T (float or double). Arrays are contiguous, but for the rows of points and of weights,
+// one for each query, which may lie further apart. A "slice" is one head of one image: slice = n * M + m.
 template <typename T>
 struct Call {
   const Sizes* sizes;
   const void* value;        // (N, S, M, D)
   const T* references;      // (N, Q, L, 2), or null: the plain op
-  const T* points;          // (N, Q, M, L, P, 2): offsets in cells, or (plain op) locations as shares
-  const T* weights;         // (N, Q, M, K): logits, or (plain op) attention weights
+  const void* points;       // (N, Q, M, L, P, 2): offsets in cells, or (plain op) locations as shares
+  const void* weights;      // (N, Q, M, K): logits, or (plain op) attention weights
   void* output;             // (N, Q, M, D), forward only
   const void* grad_output;  // from here on: backward only
   void* grad_value;
-  T* grad_points;
-  T* grad_weights;
-  Storage storage = Storage::kWide;  // of value, output, grad_output and grad_value
-  bool in_place = false;             // value's rows are read where they are, and grad_value (zeros beforehand) is added to where it is
-  int64_t parts = 1;                 // into how many parts the backward pass divides a slice's queries
-  T* part_grads = nullptr;           // with more than one: each part's own gradient map, (N * M, parts, passes, S + 1, row)
+  void* grad_points;
+  void* grad_weights;
+  int64_t point_step, weight_step;         // elements from one query's points (weights) to the next one's
+  Storage storage = Storage::kWide;        // of value, output, grad_output and grad_value
+  Storage point_storage = Storage::kWide;  // of points and weights
+  Storage grad_storage = Storage::kWide;   // of grad_points and grad_weights; with 16 bits a row of channels must fit into one pass
+  bool in_place = false;                   // value's rows are read where they are, and grad_value (zeros beforehand) is added to where it is
+  int64_t parts = 1;                       // into how many parts the backward pass divides a slice's queries
+  T* part_grads = nullptr;                 // with more than one: each part's own gradient map, (N * M, parts, passes, S + 1, row)
 };
 
 // How an instruction set lays out a row of channels: in whole registers of `lanes` elements, and at most `longest` in one pass.

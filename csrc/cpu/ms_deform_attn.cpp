@@ -86,16 +86,16 @@ T* write(const Tensor& tensor) {
 }
 
 Tensor compact(const Tensor& tensor) { return torch::stable::contiguous(tensor); }
-Tensor like(const Tensor& tensor) { return in_large_pages(torch::stable::new_empty(tensor, tensor.sizes())); }
+Tensor like(const Tensor& tensor, ScalarType dtype) { return in_large_pages(torch::stable::new_empty(tensor, tensor.sizes(), dtype)); }
 
-Storage storage(const Tensor& value) {
-  const ScalarType dtype = value.scalar_type();
+Storage storage(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
   return dtype == ScalarType::BFloat16 ? Storage::kBFloat16 : dtype == ScalarType::Half ? Storage::kHalf : Storage::kWide;
 }
 
 template <typename T>
-Call<T> make_call(const Sizes& sizes, int64_t queries, const Tensor& value, const Tensor* references, const Tensor& points,
-                  const Tensor& weights) {
+Call<T> make_call(const Sizes& sizes, int64_t queries, const Tensor& value, const Tensor* references, const QueryRows& points,
+                  const QueryRows& weights) {
   Call<T> call{};
   call.sizes = &sizes;
   call.storage = storage(value);
@@ -104,13 +104,16 @@ Call<T> make_call(const Sizes& sizes, int64_t queries, const Tensor& value, cons
                   few_queries(sizes, queries);
   call.value = value.data_ptr();
   call.references = references == nullptr ? nullptr : read<T>(*references);
-  call.points = read<T>(points);
-  call.weights = read<T>(weights);
+  call.points = points.tensor.data_ptr();
+  call.weights = weights.tensor.data_ptr();
+  call.point_step = points.step;
+  call.weight_step = weights.step;
+  call.point_storage = storage(points.tensor);
   return call;
 }
 
 template <typename T>
-void run_forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights,
+void run_forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const QueryRows& points, const QueryRows& weights,
                  const Tensor& output) {
   const int64_t items = sizes.batch * sizes.heads * sizes.queries, share = items / torch::stable::get_num_threads() + 1;
   Call<T> call = make_call<T>(sizes, std::min(sizes.queries, share), value, references, points, weights);
@@ -120,7 +123,8 @@ void run_forward(const Sizes& sizes, const Tensor& value, const Tensor* referenc
 }
 
 Tensor forward(const Sizes& sizes, const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights) {
-  const Tensor map = compact(value), where = compact(points), how_much = compact(weights);
+  const Tensor map = compact(value);
+  const QueryRows where = in_rows(points), how_much = in_rows(weights);
   const Tensor output = in_large_pages(torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.dim}));
   if (value.scalar_type() == ScalarType::Double) {
     run_forward<double>(sizes, map, references, where, how_much, output);
@@ -131,13 +135,14 @@ Tensor forward(const Sizes& sizes, const Tensor& value, const Tensor* references
 }
 
 template <typename T>
-void run_backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& value, const Tensor* references, const Tensor& points,
-                  const Tensor& weights, const Tensor& grad_value, const Tensor& grad_points, const Tensor& grad_weights) {
+void run_backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& value, const Tensor* references, const QueryRows& points,
+                  const QueryRows& weights, const Tensor& grad_value, const Tensor& grad_points, const Tensor& grad_weights) {
   Call<T> call = make_call<T>(sizes, sizes.queries, value, references, points, weights);
   call.grad_output = grad_output.data_ptr();
   call.grad_value = grad_value.data_ptr();
-  call.grad_points = write<T>(grad_points);
-  call.grad_weights = write<T>(grad_weights);
+  call.grad_points = grad_points.data_ptr();
+  call.grad_weights = grad_weights.data_ptr();
+  call.grad_storage = storage(grad_points);
   const int64_t slices = sizes.batch * sizes.heads;
   const Kernels<T>& run = kernels<T>();
   Tensor maps;
@@ -147,7 +152,7 @@ void run_backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& v
     call.parts = parts(sizes);
     if (call.parts > 1) {
       const int64_t map = run.rows.passes(sizes.dim) * (sizes.cells + 1) * run.rows.padded(sizes.dim);
-      maps = torch::stable::new_empty(grad_points, {slices * call.parts * map});
+      maps = torch::stable::new_empty(value, {slices * call.parts * map}, point_dtype(value));
       call.part_grads = write<T>(maps);
     }
   }
@@ -158,11 +163,14 @@ void run_backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& v
                               [&](int64_t begin, int64_t end) { run.combine(call, begin, end); });
 }
 
+// Gradients of points and weights are wide, or rounded to the dtype of these: only if all of them are known at once.
 Grads3 backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& value, const Tensor* references, const Tensor& points,
-                const Tensor& weights) {
+                const Tensor& weights, bool rounded) {
   check_grad_output(value, sizes, grad_output);
-  const Tensor upstream = compact(grad_output), map = compact(value), where = compact(points), how_much = compact(weights);
-  const Tensor grad_value = like(value), grad_points = like(points), grad_weights = like(weights);
+  const Tensor upstream = compact(grad_output), map = compact(value);
+  const QueryRows where = in_rows(points), how_much = in_rows(weights);
+  const ScalarType dtype = rounded && kernels<float>().rows.passes(sizes.dim) == 1 ? points.scalar_type() : point_dtype(value);
+  const Tensor grad_value = like(value, value.scalar_type()), grad_points = like(points, dtype), grad_weights = like(weights, dtype);
   if (value.scalar_type() == ScalarType::Double) {
     run_backward<double>(sizes, upstream, map, references, where, how_much, grad_value, grad_points, grad_weights);
   } else {
@@ -201,7 +209,7 @@ Tensor ms_deform_attn(Tensor value, Shapes shapes, Tensor locations, Tensor weig
 
 // `deterministic` changes nothing here: no order of additions depends on timing.
 Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights, bool) {
-  return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights);
+  return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights, false);
 }
 
 Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits) {
@@ -211,17 +219,22 @@ Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tens
 }
 
 Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits,
-                                     bool) {
+                                     bool, bool skip_references) {
   const Sizes sizes = check_fused(value, shapes, references, offsets, logits);
   const Tensor centres = compact(references);
-  const auto [grad_value, grad_offsets, grad_logits] = backward(sizes, grad_output, value, &centres, offsets, logits);
-  const Tensor grad_references = like(references);
-  if (references.scalar_type() == ScalarType::Double) {
-    sum_reference_gradient(sizes, read<double>(grad_offsets), write<double>(grad_references));
+  const auto [grad_value, grad_offsets, grad_logits] = backward(sizes, grad_output, value, &centres, offsets, logits, skip_references);
+  Tensor grad_references;
+  if (skip_references) {
+    grad_references = no_reference_gradient(references);
   } else {
-    sum_reference_gradient(sizes, read<float>(grad_offsets), write<float>(grad_references));
+    grad_references = like(references, references.scalar_type());
+    if (references.scalar_type() == ScalarType::Double) {
+      sum_reference_gradient(sizes, read<double>(grad_offsets), write<double>(grad_references));
+    } else {
+      sum_reference_gradient(sizes, read<float>(grad_offsets), write<float>(grad_references));
+    }
   }
-  return {grad_value, grad_references, grad_offsets, grad_logits};
+  return {grad_value, grad_references, as_given(grad_offsets, offsets), as_given(grad_logits, logits)};
 }
 
 }  // namespace mrt::cpu

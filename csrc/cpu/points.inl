@@ -31,6 +31,7 @@ struct Points {
 
 // Reads one item (a head of a query) and turns it into Points, a vector at a time. Inputs are read in whole vectors, past the item's end
 // if L * P is no multiple of their length: what is read there lies "outside" its map of negative width, and gets no attention.
+// Inputs of 16 bits are widened as they are read; locations are computed in T whatever they are.
 template <typename T>
 class Reader {
  public:
@@ -38,7 +39,9 @@ class Reader {
       : call_(call),
         samples_(call.sizes->samples()),
         padded_((samples_ + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
-        total_(call.sizes->batch * call.sizes->queries * call.sizes->heads * samples_),
+        bytes_(call.point_storage == Storage::kWide ? sizeof(T) : sizeof(uint16_t)),
+        points_end_(end_of(call, call.point_step, 2 * samples_)),
+        weights_end_(end_of(call, call.weight_step, samples_)),
         numbers_(padded_ * 6),
         integers_(padded_ * 3),
         width_(numbers_.get()),
@@ -66,32 +69,39 @@ class Reader {
   Vector<T> width(int64_t k) const { return load(width_ + k); }
   Vector<T> height(int64_t k) const { return load(height_ + k); }
 
-  // Item `row` = (n * Q + q) * M + m into blocks() Points; `nowhere` is the row of zeros.
-  MRT_INLINE void read(int64_t row, Integer<T> nowhere, Points<T>* p) {
-    points_ = call_.points + row * samples_ * 2;
-    weights_ = call_.weights + row * samples_;
-    const int64_t ahead = kTogether * call_.sizes->heads * samples_;  // a later query's: too far apart for the processor to foresee
-    prefetch(points_ + 2 * ahead, 2 * samples_);
-    prefetch(weights_ + ahead, samples_);
-    if (row * samples_ + padded_ > total_) {  // nothing to read past the tensors' ends
-      std::memcpy(tail_points_, points_, 2 * samples_ * sizeof(T));
-      std::memcpy(tail_weights_, weights_, samples_ * sizeof(T));
-      points_ = tail_points_;
-      weights_ = tail_weights_;
+  // A head of query `row` = n * Q + q into blocks() Points; `nowhere` is the row of zeros.
+  MRT_INLINE void read(int64_t row, int64_t head, Integer<T> nowhere, Points<T>* p) {
+    const int64_t point = row * call_.point_step + head * samples_ * 2, weight = row * call_.weight_step + head * samples_;
+    points_ = static_cast<const char*>(call_.points) + point * bytes_;
+    weights_ = static_cast<const char*>(call_.weights) + weight * bytes_;
+    // A later query's: too far apart for the processor to foresee.
+    prefetch(points_ + kTogether * call_.point_step * bytes_, 2 * samples_ * bytes_);
+    prefetch(weights_ + kTogether * call_.weight_step * bytes_, samples_ * bytes_);
+    if (point + 2 * padded_ > points_end_ || weight + padded_ > weights_end_) {  // nothing to read past the tensors' ends
+      std::memcpy(tail_points_, points_, 2 * samples_ * bytes_);
+      std::memcpy(tail_weights_, weights_, samples_ * bytes_);
+      points_ = reinterpret_cast<const char*>(tail_points_);
+      weights_ = reinterpret_cast<const char*>(tail_weights_);
     }
     if (call_.references == nullptr) {
-      for (int64_t k = 0; k < padded_; k += kLanes<T>) store(attention_ + k, load(weights_ + k));
+      for (int64_t k = 0; k < padded_; k += kLanes<T>) store(attention_ + k, numbers(weights_, k));
     } else {
-      reference_ = call_.references + row / call_.sizes->heads * call_.sizes->levels.size() * 2;
+      reference_ = call_.references + row * call_.sizes->levels.size() * 2;
       softmax();
     }
     for (int64_t k = 0; k < padded_; k += kLanes<T>) locate(k, nowhere, *p++);
   }
 
  private:
+  static int64_t end_of(const Call<T>& call, int64_t step, int64_t numbers) {
+    return (call.sizes->batch * call.sizes->queries - 1) * step + call.sizes->heads * numbers;
+  }
+
+  MRT_INLINE Vector<T> numbers(const char* array, int64_t at) const { return load_numbers<T>(array, call_.point_storage, at); }
+
   MRT_INLINE void locate(int64_t k, Integer<T> nowhere, Points<T>& p) const {
     const Vector<T> width = load(width_ + k), height = load(height_ + k), weight = load(attention_ + k);
-    const Vector<T> pairs[2] = {load(points_ + 2 * k), load(points_ + 2 * k + kLanes<T>)};
+    const Vector<T> pairs[2] = {numbers(points_, 2 * k), numbers(points_, 2 * k + kLanes<T>)};
     Vector<T> x = every_second<0>(pairs[0], pairs[1], Lanes<T>{}), y = every_second<1>(pairs[0], pairs[1], Lanes<T>{});
     if (call_.references == nullptr) {  // cells, 0 = the centre of the first cell
       x = x * width - T(0.5);
@@ -135,7 +145,7 @@ class Reader {
     const Vector<T> masked = Vector<T>{} - std::numeric_limits<T>::infinity();  // lanes past the item's end: no attention, ever
     Vector<T> largest = Vector<T>{} + std::numeric_limits<T>::lowest(), total{};
     for (int64_t k = 0; k < padded_; k += kLanes<T>) {
-      const Vector<T> logits = load(width_ + k) > 0 ? load(weights_ + k) : masked;
+      const Vector<T> logits = load(width_ + k) > 0 ? numbers(weights_, k) : masked;
       store(attention_ + k, logits);
       largest = logits > largest ? logits : largest;
     }
@@ -150,12 +160,14 @@ class Reader {
   }
 
   const Call<T>& call_;
-  int64_t samples_, padded_, total_;
+  int64_t samples_, padded_, bytes_;   // bytes_: of a number of points and weights
+  int64_t points_end_, weights_end_;  // elements up to the end of the last query's
   Buffer<T> numbers_;
   Buffer<Integer<T>> integers_;
   T *width_, *height_, *attention_, *tail_points_, *tail_weights_;
   Integer<T> *start_, *columns_, *centre_;
-  const T *points_ = nullptr, *weights_ = nullptr, *reference_ = nullptr;
+  const char *points_ = nullptr, *weights_ = nullptr;  // the item's
+  const T* reference_ = nullptr;
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ struct Task {
   int64_t step;  // from a cell's (or query's) elements to the next one's
   int64_t channel = 0, width = 0;
 
-  int64_t item(const Sizes& sizes, int64_t q) const { return (image * sizes.queries + q) * sizes.heads + head; }
+  int64_t row(const Sizes& sizes, int64_t q) const { return image * sizes.queries + q; }
+  int64_t item(const Sizes& sizes, int64_t q) const { return row(sizes, q) * sizes.heads + head; }
   int64_t cell(const Sizes& sizes, int64_t s) const { return (image * sizes.cells + s) * step + head * sizes.dim + channel; }
 };
 
@@ -98,7 +99,7 @@ void forward_task(const Call<T>& call, Reader<T>& reader, const Task& task, cons
   const auto rows = value_map<T, V, kInPlace>(call, task, scratch);
   for (int64_t q = task.first; q < task.last; q += kTogether) {
     const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
-    for (int64_t j = 0; j < together; ++j) reader.read(item + j * sizes.heads, sizes.cells, scratch.points.get() + j * blocks);
+    for (int64_t j = 0; j < together; ++j) reader.read(task.row(sizes, q + j), task.head, sizes.cells, scratch.points.get() + j * blocks);
     for (int64_t j = 0; j < together; ++j) {
       Vector<T> sum[chains][V] = {};
       const Points<T>* p = scratch.points.get() + j * blocks;
@@ -128,13 +129,12 @@ MRT_INLINE void store_gradients(const Call<T>& call, const Reader<T>& reader, in
                                 const T* dots, T* grad_attention) {
   constexpr int lanes = kLanes<T>;
   const int64_t samples = reader.samples();
-  const auto put = [first_pass](T* to, Vector<T> v, int64_t count) {
-    if (!first_pass) v += count >= lanes ? load(to) : load_part(to, count, to);
-    if (count >= lanes) {
-      store(to, v);
-    } else if (count > 0) {
-      store_part(to, v, count);
+  const auto put = [&call, first_pass](void* array, int64_t at, Vector<T> v, int64_t count) {
+    if (!first_pass) {  // then they are wide
+      const T* from = static_cast<const T*>(array) + at;
+      v += count >= lanes ? load(from) : load_part(from, count, from);
     }
+    store_numbers<T>(array, call.grad_storage, at, v, count);
   };
   Vector<T> mean{};
   const Points<T>* p = points;
@@ -156,15 +156,16 @@ MRT_INLINE void store_gradients(const Call<T>& call, const Reader<T>& reader, in
     }
     store(grad_attention + k, along_weight);
     mean += p->weight * along_weight;
-    T* to = call.grad_points + 2 * (row * samples + k);
-    put(to, interleave<0>(along_x, along_y, Lanes<T>{}), 2 * (samples - k));
-    put(to + lanes, interleave<lanes / 2>(along_x, along_y, Lanes<T>{}), 2 * (samples - k) - lanes);
+    const int64_t at = 2 * (row * samples + k);
+    put(call.grad_points, at, interleave<0>(along_x, along_y, Lanes<T>{}), 2 * (samples - k));
+    put(call.grad_points, at + lanes, interleave<lanes / 2>(along_x, along_y, Lanes<T>{}), 2 * (samples - k) - lanes);
   }
   // Softmax: d logit = weight * (d weight - mean of d weight under the weights).
   mean = sum_of<T>(mean);
   for (int64_t k = 0; k < samples; k += lanes) {
     const Vector<T> grad = load(grad_attention + k);
-    put(call.grad_weights + row * samples + k, call.references == nullptr ? grad : points[k / lanes].weight * (grad - mean), samples - k);
+    const Vector<T> own = call.references == nullptr ? grad : points[k / lanes].weight * (grad - mean);
+    put(call.grad_weights, row * samples + k, own, samples - k);
   }
 }
 
@@ -178,7 +179,7 @@ void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, con
   const auto grads = gradient_map<T, V, kInPlace>(call, task, scratch, part_grads);
   for (int64_t q = task.first; q < task.last; q += kTogether) {
     const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
-    for (int64_t j = 0; j < together; ++j) reader.read(item + j * sizes.heads, sizes.cells, scratch.points.get() + j * blocks);
+    for (int64_t j = 0; j < together; ++j) reader.read(task.row(sizes, q + j), task.head, sizes.cells, scratch.points.get() + j * blocks);
     for (int64_t j = 0; j < together; ++j) {
       const int64_t at = (item + j * sizes.heads) * sizes.dim + task.channel;
       prefetch(static_cast<const char*>(call.grad_output) + (at + kTogether * task.step) * upstream_bytes, task.width * upstream_bytes);

@@ -113,6 +113,35 @@ MRT_INLINE Halves narrow(Vector<float> v, Storage storage) {
   return __builtin_convertvector(sign | result, Halves);
 }
 
+// A vector of an array's numbers, from element `at` on.
+template <typename T>
+MRT_INLINE Vector<T> load_numbers(const void* array, Storage storage, int64_t at) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (storage != Storage::kWide) {
+      Halves halves;
+      std::memcpy(&halves, static_cast<const uint16_t*>(array) + at, sizeof(halves));
+      return widen(halves, storage);
+    }
+  }
+  return load(static_cast<const T*>(array) + at);
+}
+
+// The first `count` numbers of a vector, no more than it has.
+template <typename T>
+MRT_INLINE void store_numbers(void* array, Storage storage, int64_t at, Vector<T> v, int64_t count) {
+  const auto put = [count](auto* to, auto numbers) {
+    if (count >= kLanes<T>) {
+      store(to, numbers);
+    } else if (count > 0) {
+      store_part(to, numbers, count);
+    }
+  };
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (storage != Storage::kWide) return put(static_cast<uint16_t*>(array) + at, narrow(v, storage));
+  }
+  put(static_cast<T*>(array) + at, v);
+}
+
 // V vectors' worth of a row of `width` elements, from element `at` on of an array of `size`.
 template <typename T, int V>
 MRT_INLINE void load_row(const void* array, Storage storage, int64_t at, int64_t width, int64_t size, Vector<T> (&row)[V]) {

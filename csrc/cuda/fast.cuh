@@ -73,6 +73,14 @@ struct Sample {
   float weight;          // a logit, if fused
 };
 
+// The same number, unknown to the compiler: what follows from it is computed again rather than kept in registers through a loop.
+__device__ __forceinline__ int anew(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // One lane's share of an item's points. Round r is points r * kLanes to (r + 1) * kLanes - 1, one per lane.
 template <typename V, int kLanes>
 class PointReader {
@@ -81,23 +89,25 @@ class PointReader {
   static constexpr int kRoundLevels = kLanes / kFastPoints;
   static_assert(kLanes % kFastPoints == 0);
 
-  // Query `row` of (N, Q), with `item` its row of (N, Q, M). It keeps offsets rather than pointers: fewer registers.
-  __device__ __forceinline__ PointReader(const Geometry& g, const Inputs<V, float>& in, int64_t row, int64_t item, int lane)
-      : samples_(static_cast<int>(g.samples)), lane_(lane), first_(item * g.samples + lane), first_reference_(row * g.levels), in_(in) {}
+  // A head of query `row` of (N, Q). It keeps two numbers, and computes from them where everything is: fewer registers.
+  __device__ __forceinline__ PointReader(const Geometry& g, const Inputs<V, float>& in, int row, int head, int lane)
+      : samples_(static_cast<int>(g.samples)), lane_(lane), row_(row), first_(head * samples_ + lane), g_(g), in_(in) {}
 
   __device__ __forceinline__ bool fused() const { return in_.references != nullptr; }
   __device__ __forceinline__ int rounds() const { return (samples_ + kLanes - 1) / kLanes; }
   __device__ __forceinline__ int index(int round) const { return round * kLanes + lane_; }
-  __device__ __forceinline__ int64_t offset(int round) const { return first_ + round * kLanes; }  // in (N, Q, M, K)
+  __device__ __forceinline__ int64_t offset(int round) const { return at(g_.heads * g_.samples, round); }  // in (N, Q, M, K)
   __device__ __forceinline__ bool has(int round) const { return index(round) < samples_; }
   __device__ __forceinline__ int level(int round) const { return index(round) / kFastPoints; }
 
   __device__ __forceinline__ Sample sample(int round) const {
     Sample s{{0.f, 0.f}, {0.f, 0.f}, 0.f};
     if (!has(round)) return s;
-    s.point = __ldg(reinterpret_cast<const float2*>(in_.points) + offset(round));
-    s.weight = __ldg(in_.weights + offset(round));
-    if (fused()) s.centre = __ldg(reinterpret_cast<const float2*>(in_.references) + first_reference_ + level(round));
+    s.point = read_pair(in_.points, in_.storage, at(in_.point_step >> 1, round));
+    s.weight = logit(round);
+    if (fused()) {
+      s.centre = __ldg(reinterpret_cast<const float2*>(in_.references) + static_cast<int64_t>(anew(row_)) * static_cast<int>(g_.levels) + level(round));
+    }
     return s;
   }
 
@@ -106,7 +116,7 @@ class PointReader {
     if (!fused()) return;
     float logits[kMostRounds], total = 0.f;
 #pragma unroll
-    for (int round = 0; round < kMostRounds; ++round) logits[round] = has(round) ? __ldg(in_.weights + offset(round)) : -INFINITY;
+    for (int round = 0; round < kMostRounds; ++round) logits[round] = has(round) ? logit(round) : -INFINITY;
     largest_ = logits[0];
 #pragma unroll
     for (int round = 1; round < kMostRounds; ++round) largest_ = fmaxf(largest_, logits[round]);
@@ -128,8 +138,14 @@ class PointReader {
   }
 
  private:
-  const int samples_, lane_;
-  const int64_t first_, first_reference_;
+  // Where the lane's point of this round is, if queries are `step` points apart. fits_fast() lets no wider steps through than 32 bits hold.
+  __device__ __forceinline__ int64_t at(int64_t step, int round) const {
+    return static_cast<int64_t>(anew(row_)) * static_cast<int>(step) + first_ + round * kLanes;
+  }
+  __device__ __forceinline__ float logit(int round) const { return read_number(in_.weights, in_.storage, at(in_.weight_step, round)); }
+
+  const int samples_, lane_, row_, first_;  // first_: the lane's first point, among the query's
+  const Geometry& g_;
   const Inputs<V, float>& in_;
   float largest_ = 0.f, scale_ = 1.f;
 };

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kFastThreads, 4)
   const int lane = threadIdx.x % kLanes;
   const Item item = find_item(g, tiled, threadIdx.x / kLanes, blockDim.x / kLanes);
   const int64_t row = (item.image * g.queries + item.query) * g.heads + item.head;
-  PointReader<V, kLanes> reader(g, in, item.image * g.queries + item.query, row, lane);
+  PointReader<V, kLanes> reader(g, in, item.image * static_cast<int>(g.queries) + item.query, item.head, lane);
   reader.softmax();
   const unsigned step = static_cast<unsigned>(g.heads) * kDim;
   const V* map = in.value + (item.image * g.cells * g.heads + item.head) * kDim + lane * kChannels;
@@ -75,7 +75,7 @@ template <typename V, typename R>
 cudaError_t launch_forward(const Geometry& g, const Inputs<V, R>& in, V* output, cudaStream_t stream) {
   if (g.items == 0) return cudaSuccess;
   if constexpr (sizeof(R) == sizeof(float)) {
-    if (fits_fast(g, {in.value, in.points, in.references, output})) return launch_fast(g, in, output, stream);
+    if (fits_fast(g, in, {output})) return launch_fast(g, in, output, stream);
   }
   return launch_generic_forward(g, in, output, stream);
 }

@@ -21,16 +21,37 @@ struct Softmax {
   __device__ __forceinline__ R weight(R logit) const { return fused ? exponential(logit - largest) * scale : logit; }
 };
 
+// Numbers of points and weights.
 template <typename R>
-__device__ __forceinline__ Softmax<R> read_softmax(const Geometry& g, const R* logits, bool fused, int lane) {
-  if (!fused) return {R(0), R(1), false};
-  R largest = logits[0];
+__device__ __forceinline__ R number(const void* array, Storage storage, int64_t at) {
+  if constexpr (sizeof(R) == sizeof(float)) return read_number(array, storage, at);
+  return static_cast<const R*>(array)[at];
+}
+
+// Weight (or logit) k of an item, and coordinate i of its points.
+template <typename V, typename R>
+__device__ __forceinline__ R weight_of(const Geometry& g, const Inputs<V, R>& in, int64_t item, int64_t k) {
+  return number<R>(in.weights, in.storage, item / g.heads * in.weight_step + item % g.heads * g.samples + k);
+}
+
+template <typename V, typename R>
+__device__ __forceinline__ R coordinate_of(const Geometry& g, const Inputs<V, R>& in, int64_t item, int64_t i) {
+  return number<R>(in.points, in.storage, item / g.heads * in.point_step + item % g.heads * g.samples * 2 + i);
+}
+
+template <typename V, typename R>
+__device__ __forceinline__ Softmax<R> read_softmax(const Geometry& g, const Inputs<V, R>& in, int64_t item, int lane) {
+  if (in.references == nullptr) return {R(0), R(1), false};
+  R largest = weight_of(g, in, item, 0);
 #pragma unroll 1
-  for (int64_t k = lane; k < g.samples; k += kWarp) largest = logits[k] > largest ? logits[k] : largest;
+  for (int64_t k = lane; k < g.samples; k += kWarp) {
+    const R logit = weight_of(g, in, item, k);
+    largest = logit > largest ? logit : largest;
+  }
   largest = max_over_lanes(largest);
   R total = 0;
 #pragma unroll 1
-  for (int64_t k = lane; k < g.samples; k += kWarp) total += exponential(logits[k] - largest);
+  for (int64_t k = lane; k < g.samples; k += kWarp) total += exponential(weight_of(g, in, item, k) - largest);
   return {largest, R(1) / sum_over_lanes(total), true};
 }
 
@@ -46,9 +67,9 @@ __device__ __forceinline__ Point<R> read_point(const Geometry& g, const Inputs<V
                                                const Softmax<R>& softmax) {
   Point<R> p{R(0), R(0), R(0), {-1, -1, -1, -1}};
   if (k >= g.samples) return p;
-  const int64_t level = k / g.points, at = item * g.samples + k;
+  const int64_t level = k / g.points;
   const int32_t width = g.width[level], height = g.height[level];
-  R x = in.points[2 * at], y = in.points[2 * at + 1];
+  R x = coordinate_of(g, in, item, 2 * k), y = coordinate_of(g, in, item, 2 * k + 1);
   if (in.references != nullptr) {
     const R* reference = in.references + (item / g.heads * g.levels + level) * 2;
     x += reference[0] * width - R(0.5);
@@ -57,7 +78,7 @@ __device__ __forceinline__ Point<R> read_point(const Geometry& g, const Inputs<V
     x = x * width - R(0.5);
     y = y * height - R(0.5);
   }
-  p.weight = softmax.weight(in.weights[at]);
+  p.weight = softmax.weight(weight_of(g, in, item, k));
   if (!(x > R(-1) && x < R(width) && y > R(-1) && y < R(height))) return p;  // NaN fails every comparison: the point adds nothing
   const R left = floor(x), upper = floor(y);
   const int32_t x0 = static_cast<int32_t>(left), y0 = static_cast<int32_t>(upper), row = g.start[level] + y0 * width + x0;
@@ -97,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
   if (item >= g.items) return;  // whole warps leave together
   const int64_t image = item / g.heads / g.queries, head = item % g.heads, step = g.heads * g.dim;
   const V* map = in.value + image * g.cells * step + head * g.dim;
-  const Softmax<R> softmax = read_softmax(g, in.weights + item * g.samples, in.references != nullptr, lane);
+  const Softmax<R> softmax = read_softmax(g, in, item, lane);
   for (int64_t first_channel = 0; first_channel < g.dim; first_channel += kWarp) {
     const int64_t channel = first_channel + lane;
     const bool active = channel < g.dim;
@@ -121,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename V, typename R, typename Sum>
 __global__ void __launch_bounds__(kThreads)
     generic_backward_kernel(const __grid_constant__ Geometry g, const Inputs<V, R> in, const V* __restrict__ grad_output,
-                            const Gradients<R> out, const Sum grad_value) {
+                            const Gradients out, const Sum grad_value) {
   const int lane = threadIdx.x % kWarp;
   const int64_t item = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   if (item >= g.items) return;  // whole warps leave together
@@ -129,7 +150,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t origin = image * g.cells * step + head * g.dim;
   const auto sums = grad_value.slice(g, image * g.heads + head, origin);
   const bool fused = in.references != nullptr;
-  const Softmax<R> softmax = read_softmax(g, in.weights + item * g.samples, fused, lane);
+  const Softmax<R> softmax = read_softmax(g, in, item, lane);
+  R *const grad_weights = static_cast<R*>(out.weights), *const grad_points = static_cast<R*>(out.points);  // never of 16 bits
   R mean = 0;  // of the weights' gradients, under the weights: what the softmax takes off
   for (int64_t first = 0; first < g.samples; first += kWarp) {
     const Point<R> mine = read_point(g, in, item, first + lane, softmax);
@@ -163,9 +185,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (first + lane < g.samples) {
       const int64_t at = item * g.samples + first + lane, level = (first + lane) / g.points;
-      out.weights[at] = grad_weight;
-      out.points[2 * at] = fused ? grad_x : grad_x * g.width[level];
-      out.points[2 * at + 1] = fused ? grad_y : grad_y * g.height[level];
+      grad_weights[at] = grad_weight;
+      grad_points[2 * at] = fused ? grad_x : grad_x * g.width[level];
+      grad_points[2 * at + 1] = fused ? grad_y : grad_y * g.height[level];
       mean += mine.weight * grad_weight;
     }
   }
@@ -174,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
   for (int64_t k = lane; k < g.samples; k += kWarp) {  // each lane finishes what it wrote itself
     const int64_t at = item * g.samples + k;
-    out.weights[at] = softmax.weight(in.weights[at]) * (out.weights[at] - mean);
+    grad_weights[at] = softmax.weight(weight_of(g, in, item, k)) * (grad_weights[at] - mean);
   }
 }
 
@@ -202,7 +224,7 @@ __global__ void __launch_bounds__(kThreads)
   largest = max_over_lanes(largest);
   if (in.references == nullptr) {
     double total = 0;
-    for (int64_t k = lane; k < g.samples; k += kWarp) total += finite_size(static_cast<double>(in.weights[item * g.samples + k]));
+    for (int64_t k = lane; k < g.samples; k += kWarp) total += finite_size(static_cast<double>(weight_of(g, in, item, k)));
     double bound;
     std::memcpy(&bound, &largest, sizeof(bound));
     bound = fabs(bound * sum_over_lanes(total));
@@ -250,14 +272,15 @@ cudaError_t launch_generic_forward(const Geometry& g, const Inputs<V, R>& in, V*
 }
 
 template <typename V, typename R, typename Sum>
-cudaError_t launch_generic_backward(const Geometry& g, const Inputs<V, R>& in, const V* grad_output, const Gradients<R>& out,
+cudaError_t launch_generic_backward(const Geometry& g, const Inputs<V, R>& in, const V* grad_output, const Gradients& out,
                                     const Sum& grad_value, cudaStream_t stream) {
+  if (out.storage != Storage::kWide) return cudaErrorInvalidValue;  // see writes_16_bits()
   return launch(generic_backward_kernel<V, R, Sum>, blocks_for(g.items * kWarp, kThreads), kThreads, stream, g, in, grad_output, out,
                 grad_value);
 }
 
 template <typename V, typename R>
-cudaError_t launch_deterministic_backward(const Geometry& g, const Inputs<V, R>& in, const V* grad_output, const Gradients<R>& out,
+cudaError_t launch_deterministic_backward(const Geometry& g, const Inputs<V, R>& in, const V* grad_output, const Gradients& out,
                                           V* grad_value, unsigned long long* sums, unsigned long long* bounds, cudaStream_t stream) {
   const FixedSum<R> sum{sums, bounds};
   if (g.items > 0) {
@@ -279,9 +302,9 @@ cudaError_t launch_reference_gradient(const Geometry& g, const R* grad_offsets, 
 
 #define MRT_GENERIC(V, R)                                                                                                         \
   template cudaError_t launch_generic_forward(const Geometry&, const Inputs<V, R>&, V*, cudaStream_t);                            \
-  template cudaError_t launch_generic_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients<R>&,               \
+  template cudaError_t launch_generic_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients&,               \
                                                const FloatSum<R>&, cudaStream_t);                                                 \
-  template cudaError_t launch_deterministic_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients<R>&, V*,     \
+  template cudaError_t launch_deterministic_backward(const Geometry&, const Inputs<V, R>&, const V*, const Gradients&, V*,     \
                                                      unsigned long long*, unsigned long long*, cudaStream_t);
 MRT_GENERIC(float, float)
 MRT_GENERIC(double, double)

@@ -33,7 +33,7 @@ template <typename V, typename R>
 cudaError_t launch_generic_forward(const Geometry& geometry, const Inputs<V, R>& inputs, V* output, cudaStream_t stream);
 template <typename V, typename R, typename Sum>
 cudaError_t launch_generic_backward(const Geometry& geometry, const Inputs<V, R>& inputs, const V* grad_output,
-                                    const Gradients<R>& gradients, const Sum& grad_value, cudaStream_t stream);
+                                    const Gradients& gradients, const Sum& grad_value, cudaStream_t stream);
 
 // tiles.cu: adds to grad_value only; for calls that fits_tiles() of fast.h.
 template <typename V>

@@ -48,10 +48,16 @@ T* data(const Tensor& tensor) {
 
 Tensor compact(const Tensor& tensor) { return torch::stable::contiguous(tensor); }
 
+Storage storage(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  return dtype == ScalarType::BFloat16 ? Storage::kBFloat16 : dtype == ScalarType::Half ? Storage::kHalf : Storage::kWide;
+}
+
 template <typename V, typename R>
-Inputs<V, R> inputs(const Tensor& value, const Tensor* references, const Tensor& points, const Tensor& weights) {
+Inputs<V, R> inputs(const Tensor& value, const Tensor* references, const QueryRows& points, const QueryRows& weights) {
   const R* centres = references == nullptr ? nullptr : data<const R>(*references);
-  return {data<const V>(value), centres, data<const R>(points), data<const R>(weights)};
+  return {data<const V>(value), centres,     points.tensor.data_ptr(), weights.tensor.data_ptr(),
+          points.step,          weights.step, storage(points.tensor)};
 }
 
 // Calls body with a value of the tensor's dtype and one of its arithmetic's.
@@ -68,7 +74,8 @@ void with_dtypes(const Tensor& value, const Body& body) {
 Tensor forward(const Sizes& sizes, const Tensor& value_in, const Tensor* references, const Tensor& points_in, const Tensor& weights_in) {
   const DeviceGuard guard(value_in.get_device_index());
   const Geometry g = geometry(sizes);
-  const Tensor value = compact(value_in), points = compact(points_in), weights = compact(weights_in);
+  const Tensor value = compact(value_in);
+  const QueryRows points = in_rows(points_in), weights = in_rows(weights_in);
   Tensor output = torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.dim});
   with_dtypes(value, [&](auto v, auto r) {
     using V = decltype(v);
@@ -78,21 +85,25 @@ Tensor forward(const Sizes& sizes, const Tensor& value_in, const Tensor* referen
   return output;
 }
 
+// Gradients of points and weights are wide, or rounded to the dtype of these: only if all of them are known at once.
 Grads3 backward(const Sizes& sizes, const Tensor& grad_output_in, const Tensor& value_in, const Tensor* references, const Tensor& points_in,
-                const Tensor& weights_in, bool deterministic) {
+                const Tensor& weights_in, bool deterministic, bool rounded) {
   check_grad_output(value_in, sizes, grad_output_in);
   const DeviceGuard guard(value_in.get_device_index());
   const Geometry g = geometry(sizes);
-  const Tensor value = compact(value_in), points = compact(points_in), weights = compact(weights_in), grad_output = compact(grad_output_in);
-  const Tensor grad_points = torch::stable::new_empty(points, points.sizes());
-  const Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
+  const Tensor value = compact(value_in), grad_output = compact(grad_output_in);
+  const QueryRows points = in_rows(points_in), weights = in_rows(weights_in);
   const cudaStream_t stream = current_stream(value);
-  Tensor grad_value;
+  Tensor grad_value, grad_points, grad_weights;
   with_dtypes(value, [&](auto v, auto r) {
     using V = decltype(v);
     using R = decltype(r);
-    const Gradients<R> gradients{data<R>(grad_points), data<R>(grad_weights)};
     const Inputs<V, R> in = inputs<V, R>(value, references, points, weights);
+    const bool narrow = rounded && !deterministic && writes_16_bits(g, in, data<const V>(grad_output));
+    const ScalarType dtype = narrow ? points_in.scalar_type() : point_dtype(value);
+    grad_points = torch::stable::new_empty(points_in, points_in.sizes(), dtype);
+    grad_weights = torch::stable::new_empty(weights_in, weights_in.sizes(), dtype);
+    const Gradients gradients{grad_points.data_ptr(), grad_weights.data_ptr(), storage(grad_points)};
     if (deterministic) {
       const Tensor sums = torch::stable::new_zeros(value, value.sizes(), ScalarType::Long);
       const Tensor bounds = torch::stable::new_zeros(value, {sizes.batch, sizes.heads}, ScalarType::Long);
@@ -128,7 +139,7 @@ Tensor ms_deform_attn(Tensor value, Shapes shapes, Tensor locations, Tensor weig
 }
 
 Grads3 ms_deform_attn_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations, Tensor weights, bool deterministic) {
-  return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights, deterministic);
+  return backward(check_plain(value, shapes, locations, weights), grad_output, value, nullptr, locations, weights, deterministic, false);
 }
 
 Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits) {
@@ -138,11 +149,14 @@ Tensor ms_deform_attn_fused(Tensor value, Shapes shapes, Tensor references, Tens
 }
 
 Grads4 ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor references, Tensor offsets, Tensor logits,
-                                     bool deterministic) {
+                                     bool deterministic, bool skip_references) {
   const Sizes sizes = check_fused(value, shapes, references, offsets, logits);
   const Tensor centres = compact(references);
-  const auto [grad_value, grad_offsets, grad_logits] = backward(sizes, grad_output, value, &centres, offsets, logits, deterministic);
-  return {grad_value, reference_gradient(sizes, centres, grad_offsets), grad_offsets, grad_logits};
+  const auto [grad_value, grad_offsets, grad_logits] =
+      backward(sizes, grad_output, value, &centres, offsets, logits, deterministic, skip_references);
+  const Tensor grad_references =
+      skip_references ? no_reference_gradient(references) : reference_gradient(sizes, centres, grad_offsets);
+  return {grad_value, grad_references, as_given(grad_offsets, offsets), as_given(grad_logits, logits)};
 }
 
 }  // namespace mrt::cuda

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   // This thread's points are points `point` of `query` in all levels; the four threads of a query share its softmax.
   const bool exists = row_of(query) >= 0;
   const int64_t row = exists ? row_of(query) : row_of(0);
-  PointReader<V, kFastPoints> reader(g, in, row, row * heads + head, point);
+  PointReader<V, kFastPoints> reader(g, in, static_cast<int>(row), head, point);
   reader.softmax();
 
   const unsigned step = static_cast<unsigned>(heads) * kDim;

@@ -45,6 +45,59 @@ __device__ __forceinline__ void write(const float (&from)[kCount], V* to) {
   *reinterpret_cast<W*>(to) = word;
 }
 
+// Numbers of points and weights. All threads answer the question for their storage alike.
+__device__ __forceinline__ float from_bits(unsigned bits, Storage storage) {  // the lower 16
+  if (storage == Storage::kBFloat16) {  // the upper half of a float
+    const unsigned upper = bits << 16;
+    float x;
+    std::memcpy(&x, &upper, sizeof(x));
+    return x;
+  }
+  const uint16_t lower = static_cast<uint16_t>(bits);
+  c10::Half x;
+  std::memcpy(&x, &lower, sizeof(x));
+  return static_cast<float>(x);
+}
+
+__device__ __forceinline__ unsigned to_bits(float x, Storage storage) {
+  uint16_t bits;
+  if (storage == Storage::kBFloat16) {
+    const c10::BFloat16 rounded(x);
+    std::memcpy(&bits, &rounded, sizeof(bits));
+  } else {
+    const c10::Half rounded(x);
+    std::memcpy(&bits, &rounded, sizeof(bits));
+  }
+  return bits;
+}
+
+__device__ __forceinline__ float read_number(const void* array, Storage storage, int64_t at) {
+  if (storage == Storage::kWide) return __ldg(static_cast<const float*>(array) + at);
+  return from_bits(__ldg(static_cast<const unsigned short*>(array) + at), storage);
+}
+
+__device__ __forceinline__ float2 read_pair(const void* array, Storage storage, int64_t at) {  // `at` counts pairs
+  if (storage == Storage::kWide) return __ldg(static_cast<const float2*>(array) + at);
+  const unsigned bits = __ldg(static_cast<const unsigned*>(array) + at);
+  return make_float2(from_bits(bits, storage), from_bits(bits >> 16, storage));
+}
+
+__device__ __forceinline__ void write_number(void* array, Storage storage, int64_t at, float x) {
+  if (storage == Storage::kWide) {
+    static_cast<float*>(array)[at] = x;
+  } else {
+    static_cast<unsigned short*>(array)[at] = static_cast<unsigned short>(to_bits(x, storage));
+  }
+}
+
+__device__ __forceinline__ void write_pair(void* array, Storage storage, int64_t at, float2 x) {
+  if (storage == Storage::kWide) {
+    static_cast<float2*>(array)[at] = x;
+  } else {
+    static_cast<unsigned*>(array)[at] = to_bits(x.x, storage) | to_bits(x.y, storage) << 16;
+  }
+}
+
 // Over groups of kLanes neighbouring lanes; every lane gets the result.
 template <int kLanes = kWarp, typename R>
 __device__ __forceinline__ R sum_over_lanes(R x) {

@@ -73,7 +73,8 @@ def ms_deform_attn_fused(
     Args:
         value, spatial_shapes: as in :func:`ms_deform_attn`.
         reference_points: (N, Q, L, 2), (x, y) as shares of the level; float32 (float64 for a float64 value),
-            like the two below.
+            like the two below. These may also both be bfloat16 or both float16, as a linear layer gave them:
+            all arithmetic is in float32, and only their gradients are rounded.
         sampling_offsets: (N, Q, M, L, P, 2), (x, y) in cells of the level.
         attention_logits: (N, Q, M, L*P). A point with -inf has no weight, as in ``torch.softmax``; if all
             logits of a head are -inf, or one is inf or NaN, all its weights are NaN for this query: its
@@ -86,21 +87,17 @@ def ms_deform_attn_fused(
     Raises:
         ValueError, TypeError: as :func:`ms_deform_attn`.
     """
-    given = sampling_offsets, attention_logits
     if transforms.under_autocast(value):
         reference_points = _to_float32(value, reference_points)
-        sampling_offsets = _to_float32(value, sampling_offsets)
-        attention_logits = _to_float32(value, attention_logits)
+        if sampling_offsets.dtype != attention_logits.dtype or value.dtype == torch.float64:
+            sampling_offsets = _to_float32(value, sampling_offsets)
+            attention_logits = _to_float32(value, attention_logits)
     check_fused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     if backend(value) == "python" or transforms.differentiating():
         return reference.ms_deform_attn_fused(
             value, spatial_shapes, reference_points, sampling_offsets, attention_logits
         )
     shapes = [side for shape in spatial_shapes for side in shape]
-    if given[0] is not sampling_offsets and given[1] is not attention_logits and transforms.none():
-        return native.FusedOf16Bits.apply(
-            value, shapes, reference_points, *given, sampling_offsets.detach(), attention_logits.detach()
-        )
     return native.ms_deform_attn_fused(value, shapes, reference_points, sampling_offsets, attention_logits)
 
 

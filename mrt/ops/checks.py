@@ -62,10 +62,11 @@ def check_fused(
         )
     queries, points = sampling_offsets.shape[1], sampling_offsets.shape[4]
     shape = batch, queries, heads, levels, points, 2
-    _check_like(op, value, "sampling_offsets", sampling_offsets, "(N, Q, M, L, P, 2)", shape)
+    given = sampling_offsets.dtype if _of_16_bits(value, sampling_offsets, attention_logits) else None
+    _check_like(op, value, "sampling_offsets", sampling_offsets, "(N, Q, M, L, P, 2)", shape, given)
     _check_like(op, value, "reference_points", reference_points, "(N, Q, L, 2)", (batch, queries, levels, 2))
     shape = batch, queries, heads, levels * points
-    _check_like(op, value, "attention_logits", attention_logits, "(N, Q, M, L*P)", shape)
+    _check_like(op, value, "attention_logits", attention_logits, "(N, Q, M, L*P)", shape, given)
     _check_points(op, points)
 
 
@@ -131,12 +132,24 @@ def _is_size(shape: object) -> bool:
     return isinstance(height, INTEGERS) and isinstance(width, INTEGERS) and height >= 1 and width >= 1
 
 
+def _of_16_bits(value: Tensor, offsets: Tensor, logits: Tensor) -> bool:
+    """Whether offsets and logits are both of one 16-bit dtype, as a linear layer gave them."""
+    narrow = offsets.dtype in (torch.bfloat16, torch.float16) and value.dtype != torch.float64
+    return narrow and offsets.dtype == logits.dtype
+
+
 def _check_like(
-    op: str, value: Tensor, name: str, tensor: Tensor, names: str, expected: tuple[int, ...]
+    op: str,
+    value: Tensor,
+    name: str,
+    tensor: Tensor,
+    names: str,
+    expected: tuple[int, ...],
+    dtype: torch.dtype | None = None,
 ) -> None:
     if tensor.shape != expected:
         raise ValueError(f"{op}: {name} must have shape {names} = {expected}, got {tuple(tensor.shape)}")
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    dtype = dtype or (torch.float64 if value.dtype == torch.float64 else torch.float32)
     if tensor.dtype != dtype:
         raise TypeError(
             f"{op}: {name} must be {dtype} where value is {value.dtype}, got {tensor.dtype} "

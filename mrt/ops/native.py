@@ -240,10 +240,14 @@ def _fake_fused_backward(
     sampling_offsets,
     attention_logits,
     deterministic=False,
+    skip_references=False,
 ):
     check_fused(value, _pairs(spatial_shapes), reference_points, sampling_offsets, attention_logits)
     check_grad_output("ms_deform_attn_fused_backward", value, sampling_offsets.shape[1], grad_output)
-    return _fresh(value), _fresh(reference_points), _fresh(sampling_offsets), _fresh(attention_logits)
+    references = reference_points
+    if skip_references:  # nothing, but with N and Q
+        references = references.new_empty(*references.shape[:2], 0, 2)
+    return _fresh(value), _fresh(references), _fresh(sampling_offsets), _fresh(attention_logits)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -251,43 +255,22 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(value, *points)
 
 
-def _gradient(backward, ctx, grad_output: Tensor, value: Tensor, *points: Tensor) -> tuple:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, deterministic)
+def _gradient(backward, ctx, grad_output: Tensor, *flags: bool) -> tuple:
+    value, *points = ctx.saved_tensors
+    flags = (torch.are_deterministic_algorithms_enabled(), *flags)
+    grad_value, *grads = backward(grad_output, value, ctx.spatial_shapes, *points, *flags)
     return grad_value, None, *grads
 
 
 def _plain_gradient(ctx, grad_output: Tensor):
-    backward = torch.ops.mrt.ms_deform_attn_backward.default
-    return _gradient(backward, ctx, grad_output, *ctx.saved_tensors)
+    return _gradient(torch.ops.mrt.ms_deform_attn_backward.default, ctx, grad_output)
 
 
 def _fused_gradient(ctx, grad_output: Tensor):
+    wanted = ctx.needs_input_grad[2]  # of the reference points: an encoder's never move
     backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
-    return _gradient(backward, ctx, grad_output, *ctx.saved_tensors)
-
-
-class FusedOf16Bits(torch.autograd.Function):
-    """The fused op for offsets and logits that a linear layer computed in 16 bits.
-
-    The kernels take them in float32, but only the 16-bit tensors are stored for the backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, value, spatial_shapes, references, offsets, logits, raised_offsets, raised_logits
-    ) -> Tensor:
-        ctx.spatial_shapes = spatial_shapes
-        ctx.save_for_backward(value, references, offsets, logits)
-        return ms_deform_attn_fused(value, spatial_shapes, references, raised_offsets, raised_logits)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        value, references, *given = ctx.saved_tensors
-        points = (references, *(tensor.float() for tensor in given))
-        backward = torch.ops.mrt.ms_deform_attn_fused_backward.default
-        *others, offsets, logits = _gradient(backward, ctx, grad_output, value, *points)
-        return *others, offsets.to(given[0].dtype), logits.to(given[1].dtype), None, None
+    value, shapes, references, *others = _gradient(backward, ctx, grad_output, not wanted)
+    return value, shapes, references if wanted else None, *others
 
 
 def _no_second_gradient(ctx, *grads):

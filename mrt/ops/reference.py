@@ -30,7 +30,7 @@ def ms_deform_attn_fused(
     """Softmax, location arithmetic and sampling; shapes as in :func:`mrt.ops.ms_deform_attn_fused`."""
     sizes = _sizes(spatial_shapes, reference_points)
     cells = reference_points[:, :, None, :, None, :] * sizes - 0.5 + sampling_offsets
-    weights = attention_logits.softmax(-1).unflatten(-1, sampling_offsets.shape[3:5])
+    weights = attention_logits.to(cells.dtype).softmax(-1).unflatten(-1, sampling_offsets.shape[3:5])
     return _sample(value, spatial_shapes, cells, weights)
 
 

@@ -21,6 +21,8 @@ GUARD = 64  # elements before and after every tensor that kernels write
 
 
 NUMBERS = ("dtype", "batch", "cells", "heads", "dim", "queries", "points", "levels", "deterministic", "seed")
+NUMBERS += ("point_step", "weight_step", "storage", "grad_storage")
+STORAGES = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2}
 INPUTS = ("value", "references", "where", "weights", "grad_output")
 OUTPUTS = ("output", "grad_value", "grad_references", "grad_where", "grad_weights", "sums", "bounds")
 
@@ -42,8 +44,8 @@ def compile_one(source: Path, target: Path, *macros: str) -> Path:
     return target
 
 
-def link(target: Path, objects: list[Path]) -> ctypes.CDLL:
-    subprocess.run([COMPILER, "-shared", "-o", str(target), *map(str, objects)], check=True)
+def link(target: Path, objects: list[Path], *libraries: str) -> ctypes.CDLL:
+    subprocess.run([COMPILER, "-shared", "-o", str(target), *map(str, objects), *libraries], check=True)
     library = ctypes.CDLL(str(target))
     library.emulated_error.restype = ctypes.c_char_p
     table = subprocess.run(["nm", "-S", str(target)], capture_output=True, text=True, check=True).stdout
@@ -51,7 +53,8 @@ def link(target: Path, objects: list[Path]) -> ctypes.CDLL:
     base = ctypes.cast(library.emulated_run, ctypes.c_void_p).value - int(symbols["emulated_run"][0], 16)
     # Static variables of kernels.
     shared = [fields for name, fields in symbols.items() if "_kernel" in name and fields[-1] == "b"]
-    assert len(shared) % 5 == 0 and shared, "the tile kernel's five __shared__ variables"
+    # Five of each of the tile kernel's instances, one of each points kernel's.
+    assert len(shared) == 5 * 9 + 18, "__shared__ variables"
     for address, size, _ in shared:
         library.emulated_shared(ctypes.c_void_p(base + int(address, 16)), ctypes.c_int64(int(size, 16)))
     return library
@@ -78,6 +81,33 @@ def build(folder: Path) -> dict[str, ctypes.CDLL]:
         }
 
 
+def build_host(folder: Path) -> ctypes.CDLL:
+    """The CUDA host file over the kernels that :func:`build` left in ``folder`` (emulator/host.cpp).
+
+    Its ops are then in torch.ops.mrt_emulated; there can be one such library in a process.
+    """
+    macros = ("-DTORCH_TARGET_VERSION=0x020b000000000000ULL",)
+    compile_one(EMULATOR / "host.cpp", folder / "host.o", *macros)
+    names = ("machine", "library", "forward", "generic", "backward_sm_90", "tiles_sm_90", "host")
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    target = folder / "host.so"
+    library = link(
+        target,
+        [folder / f"{name}.o" for name in names],
+        f"-L{torch_libraries}",
+        "-ltorch_cpu",
+        "-lc10",
+        f"-Wl,-rpath,{torch_libraries}",
+    )
+    torch.ops.load_library(target)
+    return library
+
+
+def in_rows(tensor: torch.Tensor) -> bool:
+    """Whether each query's numbers are contiguous, and all queries' equally far apart."""
+    return tensor[:1, :1].is_contiguous() and tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
+
+
 class Guarded:
     """A tensor of NaN or zeros between two blocks of a pattern, to detect writes beyond its ends."""
 
@@ -95,16 +125,24 @@ class Guarded:
 class Emulated:
     """The kernels of one library for the inputs of one call.
 
-    Inputs are as for :mod:`mrt.ops`; ``references`` is None for the plain op.
+    Inputs are as for :mod:`mrt.ops`; ``references`` is None for the plain op. Points and weights may be
+    slices of a larger tensor, if each query's are contiguous.
     """
 
     def __init__(self, library, value, shapes, references, where, weights, seed=0):
         self.library = library
-        given = (value, references, where, weights)
-        self.inputs = [None if tensor is None else tensor.detach().contiguous() for tensor in given]
+        self.inputs = [
+            None if tensor is None else tensor.detach().contiguous() for tensor in (value, references)
+        ]
+        self.inputs += [
+            tensor.detach() if in_rows(tensor) else tensor.contiguous() for tensor in (where, weights)
+        ]
+        where, weights = self.inputs[2:]
         sides = (ctypes.c_int64 * 32)(*(side for shape in shapes for side in shape))
         sizes = (*value.shape, where.shape[1], where.shape[4], len(shapes))
         self.call = Call(DTYPES[value.dtype], *sizes, seed=seed, shapes=sides)
+        self.call.point_step, self.call.weight_step = where.stride(1), weights.stride(1)
+        self.call.storage = STORAGES[where.dtype]
         for name, tensor in zip(("value", "references", "where", "weights"), self.inputs, strict=True):
             setattr(self.call, name, None if tensor is None else tensor.data_ptr())
         self.launches: list[tuple[int, int, int]] = []  # grid x, grid y, threads per block
@@ -125,17 +163,26 @@ class Emulated:
         self._run(False, [output])
         return output.tensor
 
-    def backward(self, grad_output: torch.Tensor, deterministic: bool = False) -> list[torch.Tensor]:
-        """Gradients of value, (references,) points, weights."""
+    def backward(
+        self, grad_output: torch.Tensor, deterministic: bool = False, narrow: bool = False
+    ) -> list[torch.Tensor]:
+        """Gradients of value, (references,) points, weights.
+
+        ``narrow``: those of points and weights in the dtype of these, without that of the references.
+        """
         value, references, where, weights = self.inputs
-        wide = where.dtype
+        wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+        own = where.dtype if narrow else wide
+        self.call.grad_storage = STORAGES[own]
         grad_value = Guarded(value, value.dtype if deterministic else wide, zeros=not deterministic)
-        grads = [Guarded(t, wide) for t in (references, where, weights) if t is not None]
+        grads = [] if references is None or narrow else [Guarded(references, wide)]
+        grads += [Guarded(where, own), Guarded(weights, own)]
         sums = torch.zeros(value.numel() if deterministic else 0, dtype=torch.int64)
         bounds = torch.zeros(value.shape[0] * value.shape[2], dtype=torch.int64)
         grad_output = grad_output.contiguous()
         self.call.deterministic = int(deterministic)
         self.call.grad_output, self.call.grad_value = grad_output.data_ptr(), grad_value.tensor.data_ptr()
+        self.call.grad_references = None
         names = ("grad_references", "grad_where", "grad_weights")[-len(grads) :]
         for name, grad in zip(names, grads, strict=True):
             setattr(self.call, name, grad.tensor.data_ptr())

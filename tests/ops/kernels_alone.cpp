@@ -158,6 +158,8 @@ struct Case {
     call.references = fused ? references.data() : nullptr;
     call.points = points.data();
     call.weights = weights.data();
+    call.point_step = points.size() / (sizes.batch * sizes.queries);
+    call.weight_step = weights.size() / (sizes.batch * sizes.queries);
     call.output = output.data();
     call.grad_output = upstream.data();
     call.grad_value = grad_value.data();

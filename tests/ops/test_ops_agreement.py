@@ -54,7 +54,9 @@ def compare(case, shapes, *, fused, value_dtype, device="cpu"):
     assert relative_error(output, expected) <= TOLERANCE[value_dtype], "output"
     for name, mine, theirs in zip(("value", "points 1", "points 2", "points 3"), ours, exact, strict=False):
         assert mine.grad.dtype == mine.dtype
-        error = relative_error(mine.grad, theirs.grad)
+        # Logits' gradients are differences of numbers of about 1: nothing but rounding if these are equal.
+        floor = 1.0 if fused and mine is ours[-1] else 1e-3
+        error = relative_error(mine.grad, theirs.grad, floor)
         assert error <= tolerance_of(mine.grad, value_dtype), f"gradient of {name}"
 
 

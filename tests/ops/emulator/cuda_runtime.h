@@ -45,7 +45,7 @@ inline const dim3& blockIdx = emulator::machine.block;
 inline const dim3& blockDim = emulator::machine.block_size;
 inline const dim3& gridDim = emulator::machine.grid_size;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
 using cudaStream_t = struct Stream*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

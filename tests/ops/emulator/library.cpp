@@ -9,6 +9,7 @@ using namespace mrt::cuda;
 
 struct Call {  // as in test_ops_cuda_emulated.py
   int64_t dtype, batch, cells, heads, dim, queries, points, levels, deterministic, seed;
+  int64_t point_step, weight_step, storage, grad_storage;  // storages: as in kernels.h
   int64_t shapes[2 * kLevels];
   const void *value, *references, *where, *weights, *grad_output;
   void *output, *grad_value, *grad_references, *grad_where, *grad_weights, *sums, *bounds;
@@ -33,17 +34,20 @@ Geometry geometry(const Call& call) {
 }
 
 template <typename V, typename R>
+Inputs<V, R> inputs(const Call& call) {
+  return {static_cast<const V*>(call.value), static_cast<const R*>(call.references), call.where, call.weights, call.point_step,
+          call.weight_step, static_cast<Storage>(call.storage)};
+}
+
+template <typename V, typename R>
 cudaError_t forward(const Call& call, const Geometry& g) {
-  const Inputs<V, R> in{static_cast<const V*>(call.value), static_cast<const R*>(call.references), static_cast<const R*>(call.where),
-                        static_cast<const R*>(call.weights)};
-  return launch_forward(g, in, static_cast<V*>(call.output), nullptr);
+  return launch_forward(g, inputs<V, R>(call), static_cast<V*>(call.output), nullptr);
 }
 
 template <typename V, typename R>
 cudaError_t backward(const Call& call, const Geometry& g) {
-  const Inputs<V, R> in{static_cast<const V*>(call.value), static_cast<const R*>(call.references), static_cast<const R*>(call.where),
-                        static_cast<const R*>(call.weights)};
-  const Gradients<R> out{static_cast<R*>(call.grad_where), static_cast<R*>(call.grad_weights)};
+  const Inputs<V, R> in = inputs<V, R>(call);
+  const Gradients out{call.grad_where, call.grad_weights, static_cast<Storage>(call.grad_storage)};
   const V* upstream = static_cast<const V*>(call.grad_output);
   cudaError_t error;
   if (call.deterministic != 0) {
@@ -52,8 +56,8 @@ cudaError_t backward(const Call& call, const Geometry& g) {
   } else {
     error = launch_backward(g, in, upstream, out, static_cast<R*>(call.grad_value), nullptr);
   }
-  if (error != cudaSuccess || call.references == nullptr) return error;
-  return launch_reference_gradient(g, out.points, static_cast<R*>(call.grad_references), nullptr);
+  if (error != cudaSuccess || call.grad_references == nullptr) return error;
+  return launch_reference_gradient(g, static_cast<const R*>(out.points), static_cast<R*>(call.grad_references), nullptr);
 }
 
 void announce(const void* buffer, int64_t count, size_t bytes) {
@@ -66,8 +70,10 @@ void announce_all(const Call& call, const Geometry& g) {
   emulator::machine.buffers.clear();
   announce(call.value, values, narrow);
   announce(call.references, g.batch * g.queries * g.levels * 2, wide);
-  announce(call.where, samples * 2, wide);
-  announce(call.weights, samples, wide);
+  const int64_t last_row = g.batch * g.queries - 1, row = g.heads * g.samples;
+  const size_t number = call.storage == 0 ? wide : 2;
+  announce(call.where, samples == 0 ? 0 : last_row * call.point_step + row * 2, number);
+  announce(call.weights, samples == 0 ? 0 : last_row * call.weight_step + row, number);
   announce(call.grad_output, outputs, narrow);
   announce(call.grad_value, values, call.deterministic != 0 ? narrow : wide);
   announce(call.sums, values, 8);
