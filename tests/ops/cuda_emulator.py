@@ -35,8 +35,8 @@ class Call(ctypes.Structure):  # as in emulator/library.cpp
     )
 
 
-def compile_one(source: Path, target: Path, *macros: str) -> Path:
-    includes = [f"-I{folder}" for folder in (EMULATOR, KERNELS, Path(torch.__file__).parent / "include")]
+def compile_one(source: Path, target: Path, *macros: str, kernels: Path = KERNELS) -> Path:
+    includes = [f"-I{folder}" for folder in (EMULATOR, kernels, Path(torch.__file__).parent / "include")]
     language = ["-x", "c++"] if source.suffix == ".cu" else []
     command = [COMPILER, *FLAGS, *includes, *macros, *language, "-c", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -81,26 +81,27 @@ def build(folder: Path) -> dict[str, ctypes.CDLL]:
         }
 
 
-def build_host(folder: Path) -> ctypes.CDLL:
-    """The CUDA host file over the kernels that :func:`build` left in ``folder`` (emulator/host.cpp).
+def build_host(
+    folder: Path, objects: list[Path], kernels: Path = KERNELS, namespace: str = "mrt_emulated"
+) -> ctypes.CDLL:
+    """The CUDA host file (emulator/host.cpp) over compiled kernels; ``ops`` of the result are its ops.
 
-    Its ops are then in torch.ops.mrt_emulated; there can be one such library in a process.
+    A namespace can be used once in a process.
     """
-    macros = ("-DTORCH_TARGET_VERSION=0x020b000000000000ULL",)
-    compile_one(EMULATOR / "host.cpp", folder / "host.o", *macros)
-    names = ("machine", "library", "forward", "generic", "backward_sm_90", "tiles_sm_90", "host")
-    torch_libraries = Path(torch.__file__).parent / "lib"
-    target = folder / "host.so"
-    library = link(
-        target,
-        [folder / f"{name}.o" for name in names],
-        f"-L{torch_libraries}",
-        "-ltorch_cpu",
-        "-lc10",
-        f"-Wl,-rpath,{torch_libraries}",
-    )
-    torch.ops.load_library(target)
+    macros = ("-DTORCH_TARGET_VERSION=0x020b000000000000ULL", f"-DNAMESPACE={namespace}")
+    host = compile_one(EMULATOR / "host.cpp", folder / "host.o", *macros, kernels=kernels)
+    libraries = Path(torch.__file__).parent / "lib"
+    needed = (f"-L{libraries}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}")
+    library = link(folder / "host.so", [*objects, host], *needed)
+    torch.ops.load_library(folder / "host.so")
+    library.ops = getattr(torch.ops, namespace)
     return library
+
+
+def objects_of(folder: Path, arch: str = "sm_90") -> dict[str, Path]:
+    """What :func:`build` left in ``folder``, by source."""
+    once = {stem: folder / f"{stem}.o" for stem in ("machine", "library", "forward", "generic")}
+    return once | {stem: folder / f"{stem}_{arch}.o" for stem in ("backward", "tiles")}
 
 
 def in_rows(tensor: torch.Tensor) -> bool:

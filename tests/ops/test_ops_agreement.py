@@ -22,7 +22,6 @@ from ops_cases import (
     needs_native,
     plain_inputs,
     relative_error,
-    tolerance_of,
 )
 
 from mrt.ops import native, reference
@@ -57,7 +56,7 @@ def compare(case, shapes, *, fused, value_dtype, device="cpu"):
         # Logits' gradients are differences of numbers of about 1: nothing but rounding if these are equal.
         floor = 1.0 if fused and mine is ours[-1] else 1e-3
         error = relative_error(mine.grad, theirs.grad, floor)
-        assert error <= tolerance_of(mine.grad, value_dtype), f"gradient of {name}"
+        assert error <= TOLERANCE[value_dtype], f"gradient of {name}"
 
 
 @pytest.mark.skipif(not NATIVE_CPU, reason="no C++ kernels")

@@ -43,13 +43,20 @@ def run(request, monkeypatch):
         grads = torch.autograd.grad(output, leaves, upstream.to(device))
         return [tensor.detach().cpu() for tensor in (output, *grads)]
 
-    def emulated(inputs, upstream):
-        library = request.getfixturevalue("libraries")["sm_90"]
+    if how == "call":
+        return call
+    return on_emulator(request.getfixturevalue("libraries")["sm_90"], backend == "deterministic")
+
+
+def on_emulator(library, deterministic):
+    """The fixture's function for the emulated kernels."""
+
+    def run(inputs, upstream):
         value, *points = inputs
         kernels = Emulated(library, value, SHAPES, *([None] if len(points) == 2 else []), *points)
-        return [kernels.forward(), *kernels.backward(upstream, deterministic=backend == "deterministic")]
+        return [kernels.forward(), *kernels.backward(upstream, deterministic)]
 
-    return call if how == "call" else emulated
+    return run
 
 
 def same(mine, theirs, what):

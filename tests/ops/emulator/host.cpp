@@ -1,4 +1,4 @@
-// The CUDA host file over the emulated kernels, as the ops of torch.ops.mrt_emulated for tensors on the CPU. Three things are stubbed: the
+// The CUDA host file over the emulated kernels, as the ops of torch.ops.NAMESPACE for tensors on the CPU. Three things are stubbed: the
 // device guard, the current stream and the check of CUDA's errors. All else is csrc/cuda/ms_deform_attn.cpp and csrc/register.cpp, unchanged.
 #define USE_CUDA
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -37,10 +37,10 @@ struct EmulatedGuard {
 #define STD_CUDA_CHECK(call) STD_TORCH_CHECK((call) == cudaSuccess, "emulated: ", emulator::machine.error)
 #include "ms_deform_attn.cpp"
 
-namespace mrt_emulated = mrt;
+namespace NAMESPACE = mrt;
 #define MRT_WITH_CPU  // the block of kernels for tensors on the CPU ...
 #define cpu cuda      // ... gets those of the namespace cuda
-#define mrt mrt_emulated
+#define mrt NAMESPACE
 #include "../register.cpp"
 #undef mrt
 #undef cpu
