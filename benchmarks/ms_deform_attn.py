@@ -4,11 +4,14 @@
                                         [--dtype float32 bfloat16] [--quick]
 
 What is timed is the core of an attention layer: softmax, location arithmetic and sampling; forward, and
-backward alone. "plain op" is the sampling alone. PyPI's package takes part if it is installed. Before
-anything is timed, every implementation's output and gradients are checked against float64, calculated from
-inputs that were not rounded. Then the implementations take turns, round after round over three sets of
-inputs, so that other load of the machine affects all of them alike. Figures are medians with their quartiles.
-A ratio is the median of the rounds' ratios to PyPI's (without that: to grid_sample).
+backward alone. "as called" is how a model calls it: offsets and logits are slices of one product, of value's
+dtype, and the gradient is that of the product; who needs them contiguous or in float32 copies them. "core"
+has them contiguous and in float32, "plain op" is the sampling alone. PyPI's package takes part if it is
+installed. Before anything is timed, every implementation's output and gradients are checked against float64,
+calculated from inputs that were not rounded (except for the product). Then the implementations take turns,
+round after round over three sets of inputs, so that other load of the machine affects all of them alike.
+Figures are medians with their quartiles. A ratio is the median of the rounds' ratios to PyPI's (without that:
+to grid_sample).
 """
 
 from __future__ import annotations
@@ -150,6 +153,28 @@ def backends(case: Case, device: str) -> tuple[dict[str, Core], dict[str, Core]]
     return cores, ops
 
 
+def as_called(name: str, core: Core, case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The core as a function of value, reference points and the product of :func:`joined`."""
+    numbers = case.heads * len(case.shapes) * case.points
+
+    def layer(value: Tensor, references: Tensor, product: Tensor) -> Tensor:
+        offsets, logits = product.split((2 * numbers, numbers), -1)
+        offsets = offsets.unflatten(-1, (case.heads, len(case.shapes), case.points, 2))
+        logits = logits.unflatten(-1, (case.heads, -1))
+        if name == "mrt fused":
+            return core(value, references, offsets, logits)
+        exact = references.dtype
+        return core(value, references, offsets.to(exact), logits.to(exact))
+
+    return layer
+
+
+def joined(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Value, reference points, the product that offsets and logits are slices of, and output gradient."""
+    value, references, offsets, logits, upstream = inputs
+    return [value, references, torch.cat((offsets.flatten(2), logits.flatten(2)), -1), upstream]
+
+
 def leaves_of(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach().requires_grad_() for tensor in inputs[:-1]]
 
@@ -164,6 +189,8 @@ def results(core: Core, inputs: list[Tensor]) -> list[Tensor]:
 def check(core: Core, inputs: list[Tensor], exact: list[Tensor]) -> dict[str, float]:
     """Relative L2 errors."""
     names = ("output", "value", "references", "offsets", "logits")
+    if len(inputs) == 4:
+        names = (*names[:3], "product")
     mine = results(core, inputs)
     return {
         name: digits(((a.double() - b).norm() / b.norm()).item())
@@ -281,7 +308,7 @@ def digits(number: float) -> float:
 def run_case(
     case: Case, device: str, dtypes: Sequence[str], names: Sequence[str] | None, budget: float
 ) -> dict[str, dict]:
-    """dtype -> {"core": {backend: errors and times}, "plain op": ...}."""
+    """dtype -> {"as called": {backend: errors and times}, "core": ..., "plain op": ...}."""
     cores, ops = backends(case, device)
     kept = [name for name in cores if names is None or name in names]
     exact_inputs = [[tensor.to(device) for tensor in case.inputs(seed)] for seed in range(3)]
@@ -294,18 +321,43 @@ def run_case(
         sets = [
             [tensor.to(kind) for tensor, kind in zip(inputs, kinds, strict=True)] for inputs in exact_inputs
         ]
-        errors = {name: check(cores[name], sets[0], exact) for name in kept}
-        for name, error in errors.items():
-            if name.startswith("mrt") and not max(error.values()) <= ALLOWED_ERROR[dtype]:
-                raise SystemExit(f"{name} is wrong in {dtype} on {case}: {error}; nothing was timed")
         timer = Graphs if case.graph and device == "cuda" else Eager
-        rows = measure({name: timer(cores[name], sets, device) for name in kept}, budget)
-        report[dtype] = {"core": {name: {"errors": errors[name], **rows[name]} for name in kept}}
+        kinds = (DTYPES[dtype], torch.float32, DTYPES[dtype], DTYPES[dtype])
+        products = [
+            [tensor.to(kind) for tensor, kind in zip(joined(inputs), kinds, strict=True)]
+            for inputs in exact_inputs
+        ]
+        layers = {name: as_called(name, cores[name], case) for name in cores}
+        of_product = results(layers[GRID], [tensor.double() for tensor in products[0]])
+        report[dtype] = {
+            "as called": run_part(case, dtype, layers, kept, timer, products, of_product, budget),
+            "core": run_part(case, dtype, cores, kept, timer, sets, exact, budget / 2),
+        }
         if ops.keys() & set(kept) and timer is Eager:
             plain = [plain_inputs(case, inputs) for inputs in sets]
             runs = {name: PlainOp(ops[name], plain, device) for name in ops if name in kept}
             report[dtype]["plain op"] = measure(runs, budget / 3)
     return report
+
+
+def run_part(
+    case: Case,
+    dtype: str,
+    cores: dict[str, Callable],
+    names: Sequence[str],
+    timer: type,
+    sets: list[list[Tensor]],
+    exact: list[Tensor],
+    budget: float,
+) -> dict[str, dict]:
+    """Backend -> errors and times; stops the program if a kernel is wrong."""
+    errors = {name: check(cores[name], sets[0], exact) for name in names}
+    for name, error in errors.items():
+        if name.startswith("mrt") and not max(error.values()) <= ALLOWED_ERROR[dtype]:
+            raise SystemExit(f"{name} is wrong in {dtype} on {case}: {error}; nothing was timed")
+    device = sets[0][0].device.type
+    rows = measure({name: timer(cores[name], sets, device) for name in names}, budget)
+    return {name: {"errors": errors[name], **rows[name]} for name in names}
 
 
 def plain_inputs(case: Case, inputs: list[Tensor]) -> list[Tensor]:
@@ -345,7 +397,7 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def plot(report: dict, path: Path) -> bool:
-    """Draw how many times faster than the peer each core is, by case.
+    """Draw how many times faster than the peer each core is as a model calls it, by case.
 
     Returns False, without a plot, if matplotlib or the peer's results are missing.
     """
@@ -357,7 +409,7 @@ def plot(report: dict, path: Path) -> bool:
     from matplotlib import pyplot
 
     rows = [
-        (name, dtype, report["cases"][name]["results"][dtype]["core"])
+        (name, dtype, report["cases"][name]["results"][dtype]["as called"])
         for name in report["cases"]
         for dtype in report["dtypes"]
     ]
