@@ -34,9 +34,12 @@ struct Call {
   Storage storage = Storage::kWide;        // of value, output, grad_output and grad_value
   Storage point_storage = Storage::kWide;  // of points and weights
   Storage grad_storage = Storage::kWide;   // of grad_points and grad_weights; with 16 bits a row of channels must fit into one pass
-  bool in_place = false;                   // value's rows are read where they are, and grad_value (zeros beforehand) is added to where it is
+  bool in_place = false;                   // value's rows are read where they are, and (see below) gradients added to where they are
   int64_t parts = 1;                       // into how many parts the backward pass divides a slice's queries
   T* part_grads = nullptr;                 // with more than one: each part's own gradient map, (N * M, parts, passes, S + 1, row)
+
+  // 16 bits are too few to add up in. grad_value must be zeros beforehand.
+  bool adds_in_place() const { return in_place && storage == Storage::kWide; }
 };
 
 // How an instruction set lays out a row of channels: in whole registers of `lanes` elements, and at most `longest` in one pass.

@@ -100,8 +100,7 @@ Call<T> make_call(const Sizes& sizes, int64_t queries, const Tensor& value, cons
   call.sizes = &sizes;
   call.storage = storage(value);
   const Rows rows = kernels<T>().rows;
-  call.in_place = call.storage == Storage::kWide && rows.whole(sizes.dim) && reads_in_place<T>(sizes.dim / rows.lanes) &&
-                  few_queries(sizes, queries);
+  call.in_place = rows.whole(sizes.dim) && reads_in_place<T>(sizes.dim / rows.lanes) && few_queries(sizes, queries);
   call.value = value.data_ptr();
   call.references = references == nullptr ? nullptr : read<T>(*references);
   call.points = points.tensor.data_ptr();
@@ -146,7 +145,7 @@ void run_backward(const Sizes& sizes, const Tensor& grad_output, const Tensor& v
   const int64_t slices = sizes.batch * sizes.heads;
   const Kernels<T>& run = kernels<T>();
   Tensor maps;
-  if (call.in_place) {
+  if (call.adds_in_place()) {
     fill_with_zeros(grad_value);
   } else {
     call.parts = parts(sizes);

@@ -6,7 +6,8 @@
 // writes (the last row collects what belongs nowhere): no atomics. Where there are fewer slices than threads, a slice's queries are divided
 // into parts with a gradient map each, which `combine` sums.
 //
-// A decoder's few queries would not repay the copying: they read value's rows where they are, and add to grad_value's (`in_place`).
+// A decoder's few queries would not repay the copying: they read value's rows where they are (`in_place`), widened if they have 16 bits,
+// and add to grad_value's, but not in 16 bits.
 
 namespace mrt::cpu {
 namespace {
@@ -16,7 +17,7 @@ template <typename T>
 struct Scratch {
   Scratch(const Call<T>& call, int64_t row, int64_t blocks, bool backward)
       : rows(call.in_place ? 0 : (call.sizes->cells + 1) * row),
-        grads(backward && !call.in_place && call.parts == 1 ? (call.sizes->cells + 1) * row : 0),
+        grads(backward && !call.adds_in_place() && call.parts == 1 ? (call.sizes->cells + 1) * row : 0),
         spare(2 * row),
         dots(backward ? kTogether * blocks * kLanes<T> * 4 : 0),
         grad_attention(backward ? blocks * kLanes<T> : 0),
@@ -44,16 +45,26 @@ struct Task {
   int64_t cell(const Sizes& sizes, int64_t s) const { return (image * sizes.cells + s) * step + head * sizes.dim + channel; }
 };
 
+// Where value's rows are read: from the compact copy, or where they are, as numbers of T or of 16 bits.
+enum class Reads { kCopied, kInPlace, kInPlaceNarrow };
+
 // A map's rows: compact, the last one standing for "nowhere", or in place, with another row for that.
 template <typename E, int V, bool kInPlace>
 struct Map {
   E* rows;
   E* nowhere;
   int64_t step, cells;
+  Storage storage = Storage::kWide;
 
   MRT_INLINE E* operator[](int64_t row) const {
     if constexpr (kInPlace) return row == cells ? nowhere : rows + row * step;
     return rows + row * (V * kLanes<std::remove_const_t<E>>);
+  }
+
+  // Vector v of a row.
+  MRT_INLINE auto vector(const E* row, int v) const {
+    if constexpr (std::is_same_v<std::remove_const_t<E>, uint16_t>) return load_numbers<float>(row, storage, v * kLanes<float>);
+    else return load(row + v * kLanes<std::remove_const_t<E>>);
   }
 };
 
@@ -70,12 +81,18 @@ void copy_slice(const Call<T>& call, const Task& task, T* rows) {
   std::memset(rows, 0, V * kLanes<T> * sizeof(T));
 }
 
-template <typename T, int V, bool kInPlace>
-Map<const T, V, kInPlace> value_map(const Call<T>& call, const Task& task, const Scratch<T>& scratch) {
+template <typename T, int V, Reads kReads>
+auto value_map(const Call<T>& call, const Task& task, const Scratch<T>& scratch) {
+  using E = std::conditional_t<kReads == Reads::kInPlaceNarrow, uint16_t, T>;
+  using Rows = Map<const E, V, kReads != Reads::kCopied>;
   const int64_t cells = call.sizes->cells;
-  if constexpr (kInPlace) return {static_cast<const T*>(call.value) + task.cell(*call.sizes, 0), scratch.spare.get(), task.step, cells};
-  copy_slice<T, V>(call, task, scratch.rows.get());
-  return {scratch.rows.get(), nullptr, task.step, cells};
+  if constexpr (kReads != Reads::kCopied) {
+    const E* zeros = reinterpret_cast<const E*>(scratch.spare.get());
+    return Rows{static_cast<const E*>(call.value) + task.cell(*call.sizes, 0), zeros, task.step, cells, call.storage};
+  } else {
+    copy_slice<T, V>(call, task, scratch.rows.get());
+    return Rows{scratch.rows.get(), nullptr, task.step, cells};
+  }
 }
 
 // Where a task adds value's gradient; the compact map starts with zeros.
@@ -91,12 +108,12 @@ Map<T, V, kInPlace> gradient_map(const Call<T>& call, const Task& task, const Sc
   return {rows, nullptr, task.step, cells};
 }
 
-template <typename T, int V, bool kInPlace>
+template <typename T, int V, Reads kReads>
 void forward_task(const Call<T>& call, Reader<T>& reader, const Task& task, const Scratch<T>& scratch) {
   const Sizes& sizes = *call.sizes;
   constexpr int lanes = kLanes<T>, chains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // independent additions, as many as there are registers for
   const int64_t samples = reader.samples(), blocks = reader.blocks();
-  const auto rows = value_map<T, V, kInPlace>(call, task, scratch);
+  const auto rows = value_map<T, V, kReads>(call, task, scratch);
   for (int64_t q = task.first; q < task.last; q += kTogether) {
     const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
     for (int64_t j = 0; j < together; ++j) reader.read(task.row(sizes, q + j), task.head, sizes.cells, scratch.points.get() + j * blocks);
@@ -107,8 +124,8 @@ void forward_task(const Call<T>& call, Reader<T>& reader, const Task& task, cons
         const int count = static_cast<int>(samples - k < lanes ? samples - k : lanes);
         for (int i = 0; i < count; ++i) {
           for (int c = 0; c < 4; ++c) {
-            const T* corner = rows[p->row[c][i]];
-            for (int v = 0; v < V; ++v) sum[c % chains][v] += p->corner_weight[c][i] * load(corner + v * lanes);
+            const auto* corner = rows[p->row[c][i]];
+            for (int v = 0; v < V; ++v) sum[c % chains][v] += p->corner_weight[c][i] * rows.vector(corner, v);
           }
         }
       }
@@ -169,14 +186,14 @@ MRT_INLINE void store_gradients(const Call<T>& call, const Reader<T>& reader, in
   }
 }
 
-template <typename T, int V, bool kInPlace>
+template <typename T, int V, Reads kReads>
 void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, const Scratch<T>& scratch, T* part_grads) {
   const Sizes& sizes = *call.sizes;
   constexpr int lanes = kLanes<T>;
   const int64_t samples = reader.samples(), blocks = reader.blocks(), size = sizes.batch * sizes.queries * task.step;
   const int64_t upstream_bytes = call.storage == Storage::kWide ? sizeof(T) : sizeof(uint16_t);
-  const auto rows = value_map<T, V, kInPlace>(call, task, scratch);
-  const auto grads = gradient_map<T, V, kInPlace>(call, task, scratch, part_grads);
+  const auto rows = value_map<T, V, kReads>(call, task, scratch);
+  const auto grads = gradient_map<T, V, kReads == Reads::kInPlace>(call, task, scratch, part_grads);
   for (int64_t q = task.first; q < task.last; q += kTogether) {
     const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
     for (int64_t j = 0; j < together; ++j) reader.read(task.row(sizes, q + j), task.head, sizes.cells, scratch.points.get() + j * blocks);
@@ -192,10 +209,10 @@ void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, con
         for (int i = 0; i < count; ++i) {
           Vector<T> products[4] = {};
           for (int c = 0; c < 4; ++c) {
-            const T* __restrict row = rows[p->row[c][i]];
+            const auto* __restrict row = rows[p->row[c][i]];
             T* __restrict grad = grads[p->row[c][i]];
             for (int v = 0; v < V; ++v) {
-              products[c] += upstream[v] * load(row + v * lanes);
+              products[c] += upstream[v] * rows.vector(row, v);
               store(grad + v * lanes, load(grad + v * lanes) + p->corner_weight[c][i] * upstream[v]);
             }
           }
@@ -208,7 +225,7 @@ void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, con
                       scratch.dots.get() + j * blocks * lanes * 4, scratch.grad_attention.get());
     }
   }
-  if (kInPlace || part_grads != nullptr) return;
+  if (kReads == Reads::kInPlace || part_grads != nullptr) return;
   for (int64_t s = 0; s < sizes.cells; ++s) {
     Vector<T> grad[V];
     for (int v = 0; v < V; ++v) grad[v] = load(grads.rows + (s * V + v) * lanes);
@@ -240,6 +257,16 @@ MRT_INLINE void in_passes(const Sizes& sizes, Task& task, const Body& body) {
   }
 }
 
+// Calls body with where value's rows are read.
+template <typename T, int V, typename Body>
+MRT_INLINE void with_reads(const Call<T>& call, const Body& body) {
+  if constexpr (reads_in_place<T>(V)) {
+    if (call.adds_in_place()) return body.template operator()<Reads::kInPlace>();
+    if (call.in_place) return body.template operator()<Reads::kInPlaceNarrow>();
+  }
+  body.template operator()<Reads::kCopied>();
+}
+
 template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end) {
   const Sizes& sizes = *call.sizes;
@@ -250,10 +277,7 @@ void forward(const Call<T>& call, int64_t begin, int64_t end) {
     const int64_t last = first + (end - begin) < sizes.queries ? first + (end - begin) : sizes.queries;
     Task task(sizes, begin / sizes.queries, first, last);
     in_passes<T>(sizes, task, [&]<int V>() {
-      if constexpr (reads_in_place<T>(V)) {
-        if (call.in_place) return forward_task<T, V, true>(call, reader, task, scratch);
-      }
-      forward_task<T, V, false>(call, reader, task, scratch);
+      with_reads<T, V>(call, [&]<Reads kReads>() { forward_task<T, V, kReads>(call, reader, task, scratch); });
     });
     begin += last - first;
   }
@@ -275,10 +299,7 @@ void backward(const Call<T>& call, int64_t begin, int64_t end) {
     Task task(sizes, index / call.parts, part * sizes.queries / call.parts, (part + 1) * sizes.queries / call.parts);
     in_passes<T>(sizes, task, [&]<int V>() {
       T* part_grads = call.parts == 1 ? nullptr : call.part_grads + part_offset(call, index, task.channel);
-      if constexpr (reads_in_place<T>(V)) {
-        if (call.in_place) return backward_task<T, V, true>(call, reader, task, scratch, part_grads);
-      }
-      backward_task<T, V, false>(call, reader, task, scratch, part_grads);
+      with_reads<T, V>(call, [&]<Reads kReads>() { backward_task<T, V, kReads>(call, reader, task, scratch, part_grads); });
     });
   }
 }
