@@ -42,6 +42,7 @@ def adapt(
     gpus: options.Gpus = None,
     amp: options.Amp = None,
     profile: options.Profile = 0,
+    log: options.Log = None,
     dry_run: options.DryRun = False,
 ) -> None:
     """Adapt a source detector to an unlabelled target domain, e.g. --target foggy.
@@ -78,7 +79,7 @@ def adapt(
         resume=resume,
         resume_from=resume_from,
         allow_change=allow_change,
-        settings=options.when_nonfinite(on_nonfinite),
+        settings={**options.when_nonfinite(on_nonfinite), **options.when_logged(log)},
         name=name,
         overrides=overrides,
         seed=seed,

@@ -128,6 +128,21 @@ RunRoot = Annotated[
 ]
 
 
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="wandb|mlflow...",
+        help="Send the log's numbers there, too, by these libraries and their own settings (WANDB_PROJECT, "
+        "MLFLOW_TRACKING_URI, ...). metrics.jsonl and TensorBoard's files are always written.",
+    ),
+]
+
+
+def when_logged(names: list[str] | None) -> dict[str, list[str]]:
+    """The setting that ``--log`` stands for."""
+    return {"engine.loggers": names} if names else {}
+
+
 def when_nonfinite(words: list[str] | None) -> dict[str, str]:
     """The setting that ``--on-nonfinite`` stands for."""
     return {"engine.on_nonfinite": " ".join(words)} if words else {}

@@ -23,7 +23,7 @@ PANELS: dict[str, str] = {
     ),
     "Results": (
         "--save --out --crop --show --picture --json --csv --ship --apply --suggest --pictures --results "
-        "--record --quick --check --preview --mend --fresh"
+        "--record --quick --check --preview --mend --fresh --log"
     ),
     "Machine": (
         "--device --gpus --amp --batch-size --profile --jobs --launcher --slurm --workers --max-pixels "

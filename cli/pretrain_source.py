@@ -72,6 +72,7 @@ def pretrain_source(
     gpus: options.Gpus = None,
     amp: options.Amp = None,
     profile: options.Profile = 0,
+    log: options.Log = None,
     dry_run: options.DryRun = False,
 ) -> None:
     """Train the detector on the labelled source domain (stage 1)."""
@@ -91,7 +92,7 @@ def pretrain_source(
         resume=resume,
         resume_from=resume_from,
         allow_change=allow_change,
-        settings=options.when_nonfinite(on_nonfinite),
+        settings={**options.when_nonfinite(on_nonfinite), **options.when_logged(log)},
         name=name,
         overrides=overrides,
         seed=seed,

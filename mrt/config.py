@@ -318,6 +318,7 @@ MACHINE_KEYS = (
     "checkpointing",
     "snapshots",
     "shares_every",
+    "loggers",
 )
 
 
@@ -394,6 +395,9 @@ class EngineConfig(Section):
         description=(
             "steps between looks at which part drives (its share of the loss and of the gradient); 0: never"
         ),
+    )
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="where else the log's numbers go, by these libraries (docs/experiments.md)"
     )
     on_collapse: Literal["warn", "stop", "restore"] = Field(
         "warn",

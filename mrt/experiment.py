@@ -196,6 +196,9 @@ def configure(
         config = resolve(preset, overrides, options | {"init": init})
         folder = run_folder(run_root, name or default_name(kind, config))
     if not resume:
+        from mrt.engine.loggers import require_loggers
+
+        require_loggers(config.engine.loggers)
         return config, folder, {}
     config, changed = resolve_started(folder, overrides, options, allow_change)
     if init is not None and config.init is not None:

@@ -180,8 +180,10 @@ RULES = {
         *("mrt.lock", "mrt.seal"),
     ],
     "mrt.engine.report": [
-        *("torch", "tensorboard", "mrt.engine.facts", "mrt.errors", "mrt.files", "mrt.seal"),
+        *("torch", "tensorboard", "mrt.engine.facts", "mrt.engine.loggers", "mrt.errors", "mrt.files"),
+        "mrt.seal",
     ],
+    "mrt.engine.loggers": ["wandb", "mlflow", "mrt.errors"],
     "mrt.ablate": [
         *(
             "mrt.config",

@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrt.engine.facts import require_own_log
 from mrt.errors import MrtError
 from mrt.files import not_written, replacing, write_text
 from mrt.seal import Prefix
+
+if TYPE_CHECKING:
+    from mrt.engine.loggers import Loggers
 
 LOG, SNAPSHOTS = "metrics.jsonl", "pseudo_labels.jsonl"
 LOGS = (LOG, SNAPSHOTS)  # files of a run that grow
@@ -101,11 +104,12 @@ class RunLog:
     Each line holds ``stage``, ``kind`` ("train", "epoch" or "eval"), ``step``, ``time`` (Unix seconds) and
     the numbers. A log that does not write (``active=False``, every process but the first) takes the same
     calls. Where a run goes on, the events are written anew from the lines that are left
-    (:func:`take_back`), so that both say the same.
+    (:func:`take_back`), so that both say the same. ``loggers`` get what is new.
     """
 
-    def __init__(self, folder: Path, active: bool = True) -> None:
+    def __init__(self, folder: Path, active: bool = True, loggers: Loggers | None = None) -> None:
         self._file = self._board = None
+        self._loggers = loggers
         if active:
             before = read_log(folder / LOG, whole=False)
             for events in folder.glob("events.out.tfevents.*"):
@@ -129,7 +133,7 @@ class RunLog:
             self._file.flush()
         except OSError as error:
             raise not_written(self._path, error) from error
-        self._draw({**line, **numbers})
+        self._draw({**line, **numbers}, new=True)
         self._board.flush()
 
     def sync(self) -> None:
@@ -140,14 +144,18 @@ class RunLog:
             except OSError as error:
                 raise not_written(self._path, error) from error
 
-    def _draw(self, line: Mapping[str, Any]) -> None:
-        """The numbers of a line to TensorBoard."""
+    def _draw(self, line: Mapping[str, Any], new: bool = False) -> None:
+        """The numbers of a line to TensorBoard and, of a new one, to where else they go."""
         tag = "/".join([line["stage"], *([line["network"]] if "network" in line else [])])
         numbers = {
             name: value for name, value in line.items() if name not in ("stage", "kind", "step", "time")
         }
-        for name, value in _scalars(numbers):
+        found = dict(_scalars(numbers))
+        for name, value in found.items():
             self._board.add_scalar(f"{tag}/{name}", value, line["step"], walltime=line.get("time"))
+        if new and self._loggers is not None:
+            finite = {name: value for name, value in found.items() if math.isfinite(value)}
+            self._loggers.add(tag, finite, line["step"], line["time"])
 
     def __enter__(self) -> RunLog:
         return self
@@ -155,6 +163,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._loggers is not None:
+            self._loggers.close(failed=kind is not None)
         if self._file is not None:
             with contextlib.suppress(OSError):  # whatever could not be written has been told
                 self._file.close()

@@ -36,6 +36,7 @@ from mrt.engine.folder import (
 from mrt.engine.kept import forget_later_teachers
 from mrt.engine.labels import require_labels
 from mrt.engine.load import source_record
+from mrt.engine.loggers import Loggers, require_loggers
 from mrt.engine.loop import Notice, Run, evaluate, require_finite, run_stage
 from mrt.engine.plan import Plan
 from mrt.engine.prepare import leave_behind, open_workshop, prepare, take_over
@@ -193,6 +194,7 @@ def _carry_out(
     require_unchanged(cards, config)
     if resumed is not None:
         require_same_data(folder, cards)
+    require_loggers(config.engine.loggers)
     require_labels(config, cards, {domain for plan in plans for domain in plan.labelled})
     if resumed is not None:
         classes, source = list(resumed.facts["classes"]), resumed.facts.get("source", {})
@@ -264,7 +266,11 @@ def _carry_out(
         if state is not None:  # whatever has been drawn since
             checkpoint.restore_process(state["random"], world, config.seed, state["step"])
         state = None
-        with RunLog(folder, active=world.main) as log:
+        loggers = None
+        if world.main and config.engine.loggers:
+            started, settings = read_facts(folder).get("started"), config.model_dump(mode="json")
+            loggers = Loggers(config.engine.loggers, folder, started, settings, watcher.say)
+        with RunLog(folder, active=world.main, loggers=loggers) as log:
             run = Run(folder, config, log, watcher, checkpoints, notice, shop.classes, measure, profile, own)
             for number, plan in enumerate(plans[begin:], begin):
                 if number > begin:
