@@ -12,6 +12,7 @@ import pytest
 import torch
 from model_cases import images_and_masks, small_backbone, small_detector
 from safetensors.torch import load_file, save_file
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from mrt.data import transforms
@@ -143,16 +144,25 @@ def inputs() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
 
 
 @torch.no_grad()
-def expect_same(model: nn.Module, detector, columns=slice(None), batches=None) -> float:
-    """The largest difference between their logits and boxes and ours."""
+def expect_same(model: nn.Module, detector, columns=slice(None), batches=None, ordered=True) -> float:
+    """The largest difference between their logits and boxes and ours; not ``ordered``: of the queries that are
+    most alike, one of theirs for each of ours.
+    """
     largest = 0.0
     for images, mask in batches or inputs():
         theirs = model(pixel_values=images, pixel_mask=None if mask is None else (~mask).long())
         ours = detector(images, mask)
         assert theirs.logits.std() > 0.05 and theirs.pred_boxes.std() > 0.05  # something is compared
-        for a, b in ((theirs.logits[..., columns], ours.logits[-1]), (theirs.pred_boxes, ours.boxes[-1])):
-            assert a.shape == b.shape
-            largest = max(largest, float((a - b).abs().max()))
+        a = torch.cat((theirs.logits[..., columns], theirs.pred_boxes), dim=-1)
+        b = torch.cat((ours.logits[-1], ours.boxes[-1]), dim=-1)
+        assert a.shape == b.shape
+        if not ordered:
+            pairs = [
+                linear_sum_assignment(torch.cdist(*both).detach().numpy())[1]
+                for both in zip(b, a, strict=True)
+            ]
+            a = torch.stack([image[order] for image, order in zip(a, pairs, strict=True)])
+        largest = max(largest, float((a - b).abs().max()))
     print(f"largest difference {largest:.2e}")
     assert largest < LIMIT
     return largest
@@ -263,7 +273,8 @@ def test_sizes_of_the_published_two_stage_model(tmp_path):
     assert about.arguments["num_queries"] == 300 and about.arguments["num_encoder_layers"] == 6
     assert torch.equal(detector.proposal_class_embed.bias, model.class_embed[6].bias[:1])
     torch.manual_seed(4)
-    expect_same(model, detector, columns, [images_and_masks([(192, 256), (160, 240)])])
+    # Of a thousand proposals some have nearly the same score, and their order depends on the machine.
+    expect_same(model, detector, columns, [images_and_masks([(192, 256), (160, 240)])], ordered=False)
 
 
 def test_transformers_alone_reads_what_is_written(tmp_path):
