@@ -112,6 +112,26 @@ def test_prototypes_by_hand():
     assert value("prototypes", replace(looks, plain=weighted)) == pytest.approx(expected)
 
 
+def test_prototypes_of_what_is_seldom_found_count_little():
+    """Class 0: 8 objects with score 0.5 in both; class 1: 2 with 0.5, moved by 4; 3 apart."""
+
+    def many(first: float, second: float):
+        objects = [*[(LEFT, 0, 0.5)] * 8, *[(RIGHT, 1, 0.5)] * 2]
+        return a_look(objects, queries=[[*[[first, 0, 0]] * 8, *[[second, 0, 0]] * 2]])
+
+    looks = Looks(many(1, 4), source=many(0, 0), truth=[])
+    counts = 4 / (4 + 3), 1 / (1 + 3)
+    expected = 3 / ((counts[0] * 1 + counts[1] * 4) / sum(counts))
+    assert value("prototypes", looks) == pytest.approx(expected)
+    rare = [(LEFT, 0, 0.5)] * 8 + [(RIGHT, 1, 0.1001)]
+    found = Looks(
+        a_look(rare, queries=[[*[[1, 0, 0]] * 8, [50, 0, 0]]]),
+        source=a_look(rare, queries=[[*[[0, 0, 0]] * 8, [49, 0, 0]]]),
+        truth=[],
+    )
+    assert value("prototypes", found) == pytest.approx(49 / 1), "one rare class is still a class"
+
+
 def test_drift_by_hand():
     plain = a_look([(LEFT, 0, 0.9), (RIGHT, 0, 0.8), (HALF, 1, 0.5)], [(LEFT, 0, 0.4)])
     looks = Looks(plain, boxes_per_image=np.array([0.5, 0.5]))

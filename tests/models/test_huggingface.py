@@ -145,7 +145,7 @@ def inputs() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
 
 @torch.no_grad()
 def expect_same(model: nn.Module, detector, columns=slice(None), batches=None, ordered=True) -> float:
-    """The largest difference between their logits and boxes and ours; not ``ordered``: of the queries that are
+    """The largest difference between their logits and boxes and ours; not ``ordered``: of queries that are
     most alike, one of theirs for each of ours.
     """
     largest = 0.0
