@@ -126,6 +126,7 @@ def ablate(
     from mrt import experiment
     from mrt.config import flag_name, named_plugins
     from mrt.data.registry import labels_file
+    from mrt.engine.facts import is_run
     from mrt.errors import MrtError, RunFailed
 
     from .console import say, show_table, watching
@@ -161,6 +162,11 @@ def ablate(
         **{key: value for key, value in given.items() if value is not None},
     }
     if select_by is not None:
+        if any(word.startswith("engine.keep_teachers=") for word in overrides or ()):
+            raise MrtError(
+                "--select-by and engine.keep_teachers: the teachers of all epochs are kept",
+                "leave out one of them",
+            )
         changes["engine.keep_teachers"] = trials_of.KEEP
     seeds = list(dict.fromkeys(seeds or [0]))
 
@@ -202,13 +208,15 @@ def ablate(
     trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
     for trial in trials:
         experiment.require_labels(trial.config, trial.learned_from, data, prepared=not dry_run)
+        if len(trial.signals) > 1 and not trial.is_done(root):
+            trials_of.require_epochs(trial.config)
+            if is_run(trial.node.folder(root)):
+                trials_of.require_teachers(trial.node.folder(root))
     if dry_run:
         _list(trials, root, data, str(from_preset))
         return
     for trial in trials:
         _require(trial, data)
-        if len(trial.signals) > 1 and not trial.is_done(root) and trial.node.is_trained(root):
-            trials_of.require_teachers(trial.node.folder(root))
     worker = _launcher(jobs, gpus, launcher, parse_pairs("--slurm", slurm), root / "logs", trials)
 
     with watching() as watcher, repeatable("ablate"):
@@ -236,7 +244,14 @@ def ablate(
     say(f"Written to {', '.join(map(str, paths))}")
     if len(paths) < trials_of.FILES:
         say("No picture: matplotlib is not installed (pip install 'mrt-detection[report]').")
-    failed = [result for result in results if "failed" in result]
+    failed = [
+        {**item, "failed": f"no teacher was selected: {item['not_selected']['reason']}"}
+        | {"log": item["not_selected"]["log"]}
+        if "not_selected" in item
+        else item
+        for item in results
+        if "failed" in item or "not_selected" in item
+    ]
     if failed:
         lines = [f"{len(failed)} of {len(trials)} trials failed:"]
         for item in failed:

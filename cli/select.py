@@ -57,7 +57,7 @@ def select(
     the last that is named) by more than noise. How far signals can be trusted: docs/trust.md.
     """
     from mrt import experiment
-    from mrt.errors import MrtError
+    from mrt.errors import MrtError, RunFailed
     from mrt.evaluate.unlabelled import SIGNALS
 
     from .console import clock, say, show_table, watching
@@ -129,8 +129,6 @@ def select(
         "seed": seed,
         **ranking,
     }
-    if len(runs) == 1 and candidates[0].run is not None:
-        selection.keep_record(candidates[0].run, record)
     if json_file is not None:
         from mrt.files import write_text
 
@@ -145,6 +143,11 @@ def select(
         say(f"{taken}, written to {place}; use it by that name: mrt predict {place} PHOTOS")
     elif by != "last":
         say(f"By {by}: {taken}" + ("" if taken != ranking["base"] else ": no difference beyond noise"))
+    if len(runs) == 1 and candidates[0].run is not None:
+        try:
+            selection.keep_record(candidates[0].run, record)
+        except (MrtError, RunFailed, OSError) as error:  # such as a folder that may only be read
+            say(f"mrt report will not show this: {str(error).splitlines()[0]}")
 
 
 def _value(row: dict[str, Any], name: str, ranking: dict[str, Any]) -> str:

@@ -403,14 +403,15 @@ class EngineConfig(Section):
         "warn",
         description=(
             "when pseudo labels vanish, explode or become one class, or the teacher gets worse: say so; stop "
-            "the run; or end the stage with the teacher of the last good epoch (needs keep_teachers=3)"
+            "the run; or end the stage with the teacher of the last good epoch, or of the best if it got "
+            "worse (needs keep_teachers=3)"
         ),
     )
     patience: NonNegativeInt = Field(
         0,
         description=(
             "epochs of teaching in a row without a rise of the teacher's prototypes (docs/trust.md) after "
-            "which teaching ends with the best epoch's teacher (needs keep_teachers of one more); 0: never"
+            "which teaching ends with the best epoch's teacher (needs keep_teachers=1); 0: never"
         ),
     )
     snapshots: NonNegativeInt = Field(
@@ -452,11 +453,8 @@ class EngineConfig(Section):
             return (
                 "engine.patience: prototypes need source images, and method.source_free has none; set it to 0"
             )
-        if self.patience and self.keep_teachers <= self.patience:
-            return (
-                f"engine.patience={self.patience}: too few teachers are kept to go back to the best; set "
-                f"engine.keep_teachers={self.patience + 1}"
-            )
+        if self.patience and not self.keep_teachers:
+            return "engine.patience: goes back to the best teacher, so keep them; set engine.keep_teachers=1"
         return None
 
     @field_validator("on_nonfinite")

@@ -198,7 +198,7 @@ RULES = {
         *("scipy", "submitit", "torch"),
     ],
     "mrt.ablate.selected": [
-        *("mrt.api", "mrt.engine", "mrt.errors", "mrt.evaluate.unlabelled", "mrt.selection"),
+        *("mrt.api", "mrt.config", "mrt.engine", "mrt.errors", "mrt.evaluate.unlabelled", "mrt.selection"),
     ],
     "mrt.ablate.plot": ["matplotlib", "mrt.ablate", "mrt.files"],
     "mrt.report": [

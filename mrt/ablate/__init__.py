@@ -23,7 +23,7 @@ from mrt import plugins
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
 from mrt.ablate.nodes import Node, Planner, Trial, content_hash, read_beside
-from mrt.ablate.selected import KEEP, require_signal, require_teachers
+from mrt.ablate.selected import KEEP, require_epochs, require_signal, require_teachers
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import (
@@ -87,6 +87,7 @@ __all__ = [
     "make_report",
     "missing_work",
     "notes",
+    "require_epochs",
     "require_signal",
     "require_teachers",
     "run",
@@ -117,6 +118,8 @@ def missing_work(trials: Sequence[Trial], root: Path, data_root: Path) -> list[W
             values = node.config.model_dump(mode="json")
             if node.kind == "source":
                 values["init"] = None
+            if node.kind != "teach" and node.config.engine.keep_teachers == KEEP:
+                values["engine"]["keep_teachers"] = 0  # nobody chooses among these
             folder = str(node.folder(root))
             work = Work(
                 *(node.name, node.kind, values, folder, str(data_root), node.device),
@@ -207,10 +210,16 @@ def _result(trial: Trial, root: Path, failures: Mapping[str, Failure]) -> dict[s
         "run": _below(root, node.weights(root)),
         **way,
     }
-    missing = [by for by in trial.signals if not trial.result_file(root, by).is_file()]
-    if not missing:
+    if found:
         for by in filter(None, trial.signals):
-            other = read_measured(trial.result_file(root, by))
+            chosen = trial.result_file(root, by)
+            if not chosen.is_file():
+                failure = failures.get(node.name) or Failure("it was not done")
+                result["not_selected"] = {"reason": failure.reason, "log": failure.log}
+                continue
+            other = read_measured(chosen)
+            if not isinstance(other.get("selected"), dict):
+                raise MrtError(f"{chosen}: is not what mrt wrote", "delete it and repeat the command")
             result["selected"] = {**other["selected"], "metrics": flat_metrics(other["metrics"])}
         measured = {"measured": found.get("environment"), "metrics": flat_metrics(found["metrics"])}
         return {**result, "result": _below(root, str(file)), **measured}

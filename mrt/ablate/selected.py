@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrt.config import Config
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 
@@ -26,13 +27,32 @@ def require_signal(name: str) -> None:
         raise MrtError(f"--select-by {name}: no such signal", f"choose one of {', '.join(judges)}")
 
 
-def require_teachers(folder: Path) -> None:
-    """MrtError if a run that has ended kept fewer than two teachers of its teaching."""
-    from mrt.engine.kept import kept_teachers
+def require_epochs(config: Config) -> None:
+    """MrtError if a trial's teaching has too few epochs, or too many, to choose among."""
+    from mrt.selection.candidates import MOST
 
-    if sum(stage == "teach" for stage, _ in kept_teachers(folder)) < 2:
+    if not 2 <= config.teach.epochs <= MOST:
         raise MrtError(
-            f"{folder}: was trained without keeping a teacher of each epoch, so there is nothing to select",
+            f"--select-by: teach.epochs={config.teach.epochs}, and a teacher of each epoch is looked at",
+            f"take 2 to {MOST} epochs, or leave out --select-by",
+        )
+
+
+def require_teachers(folder: Path) -> None:
+    """MrtError if a run, trained or begun, has not kept the teacher of each epoch of its teaching."""
+    from mrt.engine.facts import read_facts, stored_settings
+    from mrt.engine.kept import kept_teachers
+    from mrt.engine.report import LOG, read_log
+
+    lines = read_log(folder / LOG, lambda _: None)
+    over = {line["epoch"] for line in lines if line["kind"] == "epoch" and line["stage"] == "teach"}
+    there = {epoch for stage, epoch in kept_teachers(folder) if stage == "teach"}
+    config = stored_settings(folder)
+    goes_on = "teach" not in read_facts(folder)["finished"]
+    few = goes_on and config.engine.keep_teachers < config.teach.epochs
+    if over - there or few:
+        raise MrtError(
+            f"{folder}: was trained without keeping the teacher of each epoch, so there is no choice",
             f"delete {folder} and repeat the command, which trains it again and keeps them; or leave out "
             "--select-by",
         )
@@ -46,7 +66,11 @@ def select(folder: Path, by: str, limit: int, device: str, data_root: Path, watc
 
     Returns:
         ``by``; ``file`` of the chosen weights; ``epoch`` (None: the last); ``difference`` of the signal to
-        that of the last teacher, and whether it is ``beyond_noise``; ``images``: from where, and how many.
+        that of the last teacher, and whether it is ``beyond_noise``; ``images``: from where, and how many;
+        ``among``: how many teachers.
+
+    Raises:
+        MrtError: the signal cannot be computed of this run, or its teachers were not kept.
     """
     from mrt import selection
     from mrt.api import choose_device
@@ -66,6 +90,11 @@ def select(folder: Path, by: str, limit: int, device: str, data_root: Path, watc
         )
         for one in candidates
     ]
+    if not any(by in one.estimates for one in measured):
+        raise MrtError(
+            f"--select-by {by}: cannot be computed for {folder}",
+            "choose another signal: this one needs the source's labelled images (docs/trust.md)",
+        )
     ranking = selection.rank(measured)
     taken = selection.choose(ranking, by)
     chosen = next(one for one in candidates if one.name == taken)
@@ -77,4 +106,5 @@ def select(folder: Path, by: str, limit: int, device: str, data_root: Path, watc
         "difference": pick.get("difference"),
         "beyond_noise": pick.get("beyond_noise", False),
         "images": {"from": images.origin, "number": len(images)},
+        "among": len(candidates),
     }

@@ -161,16 +161,21 @@ def _close(rows: Sequence[dict[str, Any]]) -> None:
 
 def _without_nan(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """The result, as failed if one of its metrics is not finite: it would spoil every mean."""
+    chosen = result.get("selected", {}).get("metrics", {})
     wrong = [
         name
-        for name, value in result.get("metrics", {}).items()
+        for name, value in (*result.get("metrics", {}).items(), *chosen.items())
         if value is not None and not math.isfinite(value)
     ]
     if not wrong or "failed" in result:
         return result
-    value = result["metrics"][wrong[0]]
+    value = next(found[wrong[0]] for found in (result["metrics"], chosen) if not _is_finite(found[wrong[0]]))
     kept = {key: item for key, item in result.items() if key != "metrics"}
     return {**kept, "failed": f"{wrong[0]} is {value}"}
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is None or math.isfinite(value)
 
 
 def _minus(value: float | None, other: float | None) -> float | None:
@@ -269,12 +274,20 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "seed"
         )
     if by := _selected_by(report):
-        of = next(row["selected"]["images"] for row in report["rows"] if row.get("selected"))
+        rows = [row["selected"] for row in report["rows"] if row.get("selected")]
+        images = {f"{row['images']['number']} images of {row['images']['from']}" for row in rows}
+        epochs = [epoch for row in rows for epoch in row["epochs"].values()]
         found.append(
             f"AP50 by {by}: of the teacher that mrt select --by {by} takes among those of all epochs, by "
-            f"{of['number']} images of {of['from']} without their labels; in brackets its difference to the "
-            "last teacher, seed by seed"
+            f"{' or '.join(sorted(images))} without their labels; in brackets its difference to the last "
+            f"teacher, seed by seed. In {len(epochs) - epochs.count(None)} of {len(epochs)} trials it is "
+            "another than the last"
         )
+    for row in report["rows"]:
+        for trial in row["trials"]:
+            if trial.get("not_selected"):
+                reason = trial["not_selected"]["reason"]
+                found.append(f"{row['name']}, seed {trial['seed']}: no teacher was selected: {reason}")
     if _has_minutes(report):
         found.append(
             "train min: minutes of training steps after stage 1, with the stages that rows share, without "

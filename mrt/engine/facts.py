@@ -41,6 +41,15 @@ class _Data(TypedDict):
     details: NotRequired[dict[str, Any]]
 
 
+class _Ended(TypedDict):
+    """A stage that ended before its last epoch: why, after which, and which epoch's teacher counts."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)
+    why: str
+    epoch: int
+    teacher: int
+
+
 class _Facts(TypedDict):
     """What may be relied on wherever ``run.json`` is read; more may be there."""
 
@@ -69,6 +78,7 @@ class _Facts(TypedDict):
     left: NotRequired[dict[str, str]]
     id: NotRequired[str]
     plan: NotRequired[list[str]]
+    ended: NotRequired[dict[str, _Ended]]
     mended: NotRequired[bool]
     pending_change: NotRequired[dict[str, Any]]
 

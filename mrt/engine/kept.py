@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from mrt.config import Config
+from mrt.engine.facts import read_facts
 from mrt.engine.folder import weights_facts
 from mrt.engine.learner import Learner
 from mrt.errors import MrtError, RunFailed
@@ -31,9 +33,11 @@ def kept_teachers(folder: Path) -> dict[tuple[str, int], Path]:
 
 
 def keep_teacher(
-    folder: Path, config: Config, classes: list[str], learner: Learner, stage: str, epoch: int
+    folder: Path, config: Config, classes: list[str], learner: Learner, stage: str, epoch: int, best: int = 0
 ) -> None:
-    """Write the teacher of an epoch; of each stage the last ``engine.keep_teachers`` stay."""
+    """Write the teacher of an epoch; of each stage the last ``engine.keep_teachers`` stay, and the ``best``
+    one so far (an epoch; 0: none is known), which the stage may have to go back to.
+    """
     keep = config.engine.keep_teachers
     if not keep or learner.teacher is None:
         return
@@ -41,9 +45,10 @@ def keep_teacher(
     place.mkdir(exist_ok=True)
     facts = {**weights_facts(config, classes, learner), "network": "teacher", "stage": stage, "epoch": epoch}
     save_weights(place / f"{stage}-{epoch:04d}.safetensors", learner.teacher.module, facts)
-    of_stage = [path for (name, _), path in kept_teachers(folder).items() if name == stage]
-    for path in of_stage[:-keep]:
-        path.unlink(missing_ok=True)
+    of_stage = [(number, path) for (name, number), path in kept_teachers(folder).items() if name == stage]
+    for number, path in of_stage[:-keep]:
+        if number != best or not best:
+            path.unlink(missing_ok=True)
 
 
 def forget_later_teachers(folder: Path, stage: str, epochs: int, later: Collection[str]) -> None:
@@ -51,6 +56,13 @@ def forget_later_teachers(folder: Path, stage: str, epochs: int, later: Collecti
     for (name, epoch), path in kept_teachers(folder).items():
         if name in later or (name == stage and epoch > epochs):
             path.unlink(missing_ok=True)
+
+
+def standing(folder: Path) -> dict[str, Any]:
+    """What a look at a run's detectors is of, as plain values: it is of other ones when this has changed."""
+    facts = read_facts(folder)
+    known = {name: facts.get(name) for name in ("started", "finished", "left")}
+    return {**known, "teachers": [path.name for path in kept_teachers(folder).values()]}
 
 
 def restore_teacher(folder: Path, learner: Learner, stage: str, epoch: int) -> int:

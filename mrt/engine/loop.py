@@ -182,9 +182,9 @@ def run_stage(stage: Stage, run: Run) -> int:
         if engine.on_collapse == "restore":
             saver.keep_teacher(0)
     due = saver.restore()
+    ended = early.replay(stage, run)
     if learner.step and learner.step % steps_per_epoch == 0:  # it may have been killed before it was kept
         saver.keep_teacher(learner.step // steps_per_epoch)
-    ended = early.replay(stage, run)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
         if due and learner.step < total and ended is None:
@@ -335,7 +335,15 @@ class Saver:
         """Keep the teacher of an epoch, if that is wanted."""
         run, learner = self.run, self.stage.learner
         if learner.world.main:
-            keep_teacher(run.folder, run.config, run.classes, learner, self.stage.plan.name, ended)
+            keep_teacher(
+                run.folder,
+                run.config,
+                run.classes,
+                learner,
+                self.stage.plan.name,
+                ended,
+                self.stage.watch.best,
+            )
 
     def finish(self) -> None:
         """Return when all checkpoints are on disk."""

@@ -201,11 +201,6 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         first: whether it is the run's first stage, which goes on from where the run started.
     """
     config, world, detector, watcher = shop.config, shop.world, shop.detector, shop.watcher
-    if plan.kind == "teach" and config.engine.patience and len(shop.classes) < 2:
-        raise MrtError(
-            "engine.patience: prototypes compare classes, and this detector has one",
-            "set it to 0; with engine.keep_teachers mrt select chooses afterwards",
-        )
     shop.tell(config.warnings(plan.kind))
     sets = data.labelled_sets(plan, config, shop.cards, shop.classes)
     for domain, dataset in zip(plan.labelled, sets, strict=True):

@@ -206,6 +206,11 @@ def _carry_out(
             f"{odd[0]!a}: is no name of a class: it is blank or has control characters",
             "give it another name in the data set (mrt prepare-data makes it anew)",
         )
+    if config.engine.patience and len(classes) < 2 and any(plan.kind == "teach" for plan in plans):
+        raise MrtError(
+            "engine.patience: prototypes compare classes, and this detector has one",
+            "set it to 0; with engine.keep_teachers mrt select chooses afterwards",
+        )
     reads = {key: digest for plan in plans for key, digest in plan.reads(config, data_root).items()}
     if resumed is not None:
         require_same_reads(folder, config, reads)

@@ -120,7 +120,7 @@ class _Selection(TypedDict):
     images: _Images
     candidates: Annotated[list[_Candidate], Field(min_length=2)]
     picks: dict[str, _Pick]
-    started: NotRequired[str | None]
+    standing: dict[str, Any]
 
 
 class _Line(TypedDict):

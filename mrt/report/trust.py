@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any
 
-from mrt.engine.kept import kept_teachers
+from mrt.engine.kept import kept_teachers, standing
 from mrt.engine.snapshots import spread_evenly
 from mrt.engine.watch import ADVICE
 from mrt.evaluate.unlabelled import SIGNALS
@@ -77,11 +78,13 @@ def _while_it_trained(run: RunData) -> list[Block]:
 def _selection(study: Study, run: RunData) -> list[Block]:
     record = read_selection(run.folder)
     if record is None:
-        kept = any(stage == "teach" for stage, _ in kept_teachers(run.folder))
-        how = f"mrt select {run.folder}" if kept else "it kept none (engine.keep_teachers was 0)"
+        several = sum(stage == "teach" for stage, _ in kept_teachers(run.folder)) > 1
+        how = (
+            f"mrt select {shlex.quote(str(run.folder))}" if several else "it kept none (engine.keep_teachers)"
+        )
         return [lacking(f"{run.title}'s teachers by signals without labels: {how}")]
-    if _is_of_before(run, record):
-        again = f"trained since mrt select looked; look again: mrt select {run.folder}"
+    if record["standing"] != standing(run.folder):
+        again = f"trained since mrt select looked; look again: mrt select {shlex.quote(str(run.folder))}"
         return [lacking(f"{run.title}'s teachers by signals without labels: {again}")]
     study.record["runs"][run.title]["selection"] = record
     candidates = record["candidates"]
@@ -108,14 +111,6 @@ def _selection(study: Study, run: RunData) -> list[Block]:
         else f"No signal finds another teacher better than the {record['base']} beyond noise."
     )
     return [Table(caption, ["", *names], rows), Note(text)]
-
-
-def _is_of_before(run: RunData, record: dict[str, Any]) -> bool:
-    """Whether the run was trained on or anew after the selection."""
-    epochs = {row["epoch"] for row in record["candidates"]} - {None}
-    now = {epoch for stage, epoch in kept_teachers(run.folder) if stage == "teach"}
-    last = max((line["epoch"] for line in run.of("epoch", "teach")), default=0)
-    return record.get("started") != run.facts.get("started") or not epochs <= now <= epochs | {last}
 
 
 def _value(found: dict[str, Any] | None) -> str:

@@ -168,7 +168,8 @@ def measure(
     labelled = None
     if needs & {"source", "truth"} and "source" in own:
         labelled = _source(config, facts["classes"], data_root, limit)
-    passes = 1 + ("view" in needs) + ("shaken" in needs) + (candidate.partner is not None)
+    partner = "partner" in needs and candidate.partner is not None
+    passes = 1 + ("view" in needs) + ("shaken" in needs) + partner
     watcher.begin(candidate.name, passes * len(images) + (len(labelled[0]) if labelled else 0))
 
     def see(network: Any, read: Sequence[Callable[[], Image.Image]], **how: Any) -> Any:
@@ -181,7 +182,7 @@ def measure(
         if "shaken" in needs:
             with shaken(detector, seed) as other:
                 found["shaken"] = see(other, images.read)
-        if "partner" in needs and candidate.partner is not None:
+        if partner:
             found["partner"] = see(load_detector(candidate.partner, device=device)[0], images.read)
         if labelled:
             found |= {"source": see(detector, labelled[0]), "truth": labelled[1]}

@@ -31,7 +31,7 @@ def rank(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
         the good side, or the base has no value.
     """
     base = max(place for place, one in enumerate(measured) if one.candidate.last or place == 0)
-    images = max(len(estimate.rows) for one in measured for estimate in one.estimates.values())
+    images = max((len(estimate.rows) for one in measured for estimate in one.estimates.values()), default=0)
     level = 1 - (1 - LEVEL) / max(1, len(measured) - 1)
     rows: list[dict[str, Any]] = [
         {

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tiny_world import make_set, tiny_config
 
 from mrt import ablate, selection
+from mrt.ablate.selected import select
 from mrt.engine import stages
 from mrt.engine.inference import evaluate_detector
+from mrt.engine.kept import kept_teachers
+from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 
 SETTINGS = {"teach.epochs": 3, "engine.eval_every": 0, "model.class_prior": 0.3}
@@ -68,6 +72,65 @@ def test_the_choice_is_that_of_select_and_is_measured(world, measured):
     assert len(list(folder.glob("result-*.json"))) == 1, "which a report takes for the last detector's"
 
 
+def test_another_than_the_last_can_be_taken(world, measured, monkeypatch):
+    root, trials, _ = measured
+    folder = trials[0].node.folder(root)
+    monkeypatch.setattr(selection, "choose", lambda ranking, by: "epoch 2")
+    found = select(folder, "boxes", 8, "cpu", world, Watcher())
+    assert (found["epoch"], found["among"]) == (2, 3)
+    assert Path(found["file"]) == kept_teachers(folder)["teach", 2]
+
+
+def test_a_signal_that_cannot_be_computed_is_one_message(world, measured, monkeypatch):
+    root, trials, _ = measured
+    monkeypatch.setattr("mrt.selection.looking._source", lambda *_: None)  # the source is not here
+    with pytest.raises(MrtError, match="--select-by atc: cannot be computed"):
+        select(trials[0].node.folder(root), "atc", 8, "cpu", world, Watcher())
+
+
+@pytest.mark.parametrize("epochs", [1, 201])
+def test_epochs_that_cannot_be_chosen_among(epochs):
+    with pytest.raises(MrtError, match=f"teach.epochs={epochs}"):
+        ablate.require_epochs(tiny_config(**{"teach.epochs": epochs}))
+
+
+def test_a_run_that_was_begun_without_keeping_is_refused(world, measured, tmp_path):
+    root, trials, _ = measured
+    folder = tmp_path / "begun"
+    shutil.copytree(trials[0].node.folder(root), folder)
+    facts = json.loads((folder / "run.json").read_text())
+    for key in ("sha256", "schema", "config_sha256"):
+        facts.pop(key, None)
+    (folder / "run.json").write_text(json.dumps(facts | {"finished": []}))
+    ablate.require_teachers(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["engine"]["keep_teachers"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MrtError, match="without keeping the teacher of each epoch"):
+        ablate.require_teachers(folder)
+
+
+def test_only_teaching_keeps_its_teachers(world, tmp_path):
+    planner = ablate.Planner(world, "val", select_by="boxes")
+    changes = {"engine.keep_teachers": ablate.KEEP}
+    trials = planner.trials(ROWS, [0], world / "tiny.json", [f"init={world / 'source'}"], changes)
+    keep = {
+        work.kind: work.config["engine"]["keep_teachers"]
+        for work in ablate.missing_work(trials, tmp_path, world)
+    }
+    assert keep.pop("teach") == ablate.KEEP and set(keep.values()) == {0}
+
+
+def test_a_metric_that_is_not_finite_is_a_failure(measured):
+    _, trials, results = measured
+    chosen = {
+        **results[0]["selected"],
+        "metrics": {**results[0]["selected"]["metrics"], "AP50": float("nan")},
+    }
+    report = report_of([{**results[0], "selected": chosen}, results[1]], trials)
+    assert report["rows"][0]["failures"] and not report["rows"][0]["trials"]
+
+
 def test_the_table_tells_what_choosing_gains(measured):
     _, trials, results = measured
     for number, result in enumerate(results):
@@ -107,18 +170,19 @@ def test_without_a_signal_nothing_is_asked_for(world, measured, tmp_path):
 
 
 def test_a_run_without_its_teachers_says_so(world, measured, tmp_path):
-    import shutil
-
     root, trials, _ = measured
     shutil.copytree(root / "nodes", tmp_path / "nodes")
     folder = trials[0].node.folder(tmp_path)
     shutil.rmtree(folder / "teachers")
     next(folder.glob("selected-*-by-boxes.json")).unlink()
-    with pytest.raises(MrtError, match="without keeping a teacher"):
+    with pytest.raises(MrtError, match="without keeping the teacher of each epoch"):
         ablate.require_teachers(folder)
     other = plan(world, select_by="boxes")
-    result, _ = run(world, tmp_path, other)
-    assert "without keeping a teacher" in result["failed"]
+    results = run(world, tmp_path, other)
+    assert "without keeping the teacher of each epoch" in results[0]["not_selected"]["reason"]
+    assert results[0]["metrics"], "the last teacher's figures are told all the same"
+    report = report_of(results, other)
+    assert any("no teacher was selected: " in note for note in ablate.notes(report))
 
 
 @pytest.mark.parametrize("name", ["found", "partner", "AP50"])

@@ -318,6 +318,40 @@ def test_a_teacher_that_gets_worse_goes_back_to_its_best(data, source, tmp_path,
     assert any("prototypes fall to 3.00 from 3.40 after epoch 2" in line for line in listener.said)
 
 
+@pytest.mark.parametrize("setting", [{"engine.patience": 5}, {"engine.on_collapse": "restore"}])
+def test_the_best_teacher_is_kept_however_long_ago_it_was(data, source, tmp_path, monkeypatch, setting):
+    from mrt.engine import snapshots
+
+    values = iter([3.0, 3.0, 3.4, 3.38, 3.36, 3.33, 3.30, 3.2, 3.1, 3.0])
+    monkeypatch.setattr(snapshots.LabelSnapshots, "_prototypes", lambda self, target: next(values))
+    monkeypatch.setattr(Watch, "_few", lambda self, now: [])
+    config = settings(**{"engine.keep_teachers": 3, "teach.epochs": 9} | setting)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    ended = read_facts(run)["ended"]["teach"]
+    assert (ended["epoch"], ended["teacher"]) == (7, 2) and same(run, kept_teachers(run)["teach", 2])
+    assert list(kept_teachers(run)) == [("teach", epoch) for epoch in (2, 5, 6, 7)]
+
+
+def test_patience_of_one_class_is_refused_before_anything_is_trained(tmp_path):
+    for name in ("clear", "hazy"):
+        make_set(tmp_path / "data", name, haze=0.5 * (name == "hazy"))
+        folder = tmp_path / "data" / name
+        card = json.loads((folder / "dataset.json").read_text()) | {"classes": ["red"]}
+        for split, facts in card["splits"].items():
+            content = json.loads((folder / f"{split}.json").read_text())
+            content["categories"] = content["categories"][:1]
+            for annotation in content["annotations"]:
+                annotation["category_id"] = 1
+            (folder / f"{split}.json").write_text(json.dumps(content))
+            facts["sha256"] = ""
+        (folder / "dataset.json").write_text(json.dumps(card))
+    config = settings(**{"engine.patience": 2, "engine.keep_teachers": 1})
+    source = stages.pretrain_source(tiny_config(), tmp_path / "source", data_root=tmp_path / "data")
+    with pytest.raises(MrtError, match="prototypes compare classes"):
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=tmp_path / "data")
+    assert not (tmp_path / "run").exists()
+
+
 def test_prototypes_are_those_of_the_snapshots_images(data, source, tmp_path, monkeypatch):
     """They are computed from what mrt select sees of the same images; a run without looks is the same run."""
     seen = []
@@ -354,8 +388,8 @@ def test_what_watching_needs_is_asked_for():
         settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 2})
     with pytest.raises(MrtError, match="snapshots"):
         settings(**{"engine.patience": 2, "engine.snapshots": 0})
-    with pytest.raises(MrtError, match="keep_teachers=3"):
-        settings(**{"engine.patience": 2, "engine.keep_teachers": 2})
+    with pytest.raises(MrtError, match="keep_teachers=1"):
+        settings(**{"engine.patience": 2, "engine.keep_teachers": 0})
     with pytest.raises(MrtError, match="source images"):
         settings(**{"engine.patience": 2, "method.source_free": True} | SOURCE_FREE)
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny_world import CLASSES
 
+from mrt.engine.kept import standing
 from mrt.errors import MrtError
 from mrt.report import collect, looking, page, write_report
 from mrt.report.page import Grid, Plot
@@ -68,7 +69,7 @@ def folder(runs, tmp_path_factory) -> Path:
     pick = {"candidate": "one", "beyond_noise": True}
     choice = {"base": "last teacher", "images": {"from": "hazy train", "number": 8}, "picks": {"boxes": pick}}
     names = [{"name": name, "epoch": None, "signals": signals} for name in ("one", "last teacher")]
-    choice |= {"candidates": names, "started": facts["started"]}
+    choice |= {"candidates": names, "standing": standing(folder)}
     (folder / CHOICE).write_text(json.dumps(choice))
     return folder
 

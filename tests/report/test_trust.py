@@ -12,6 +12,7 @@ from tiny_world import tiny_config
 from mrt import selection
 from mrt.engine import stages
 from mrt.engine.facts import read_facts, write_facts
+from mrt.errors import MrtError
 from mrt.report import write_report
 
 
@@ -60,7 +61,7 @@ def chosen(run: Path, better: bool = True) -> dict:
         for place, (name, epoch) in enumerate(names)
     ]
     rows[-1]["signals"]["count-drift"] = {"value": None, "infinite": True}
-    picks = {"boxes": {"candidate": "epoch 1", "beyond_noise": better}}
+    picks = {"boxes": {"candidate": names[0][0], "beyond_noise": better}}
     record = {"base": "last teacher", "images": {"from": "hazy train", "number": 8}}
     record |= {"candidates": rows, "picks": picks}
     selection.keep_record(run, record)
@@ -105,17 +106,43 @@ def test_what_select_found_is_there_and_picks_are_marked(run, world, tmp_path, b
     assert report["runs"]["kept"]["selection"]["picks"] == record["picks"]
 
 
-@pytest.mark.parametrize("how", ["anew", "another teacher", "a teacher is gone"])
+@pytest.mark.parametrize("how", ["anew", "another teacher", "a teacher is gone", "other weights", "goes on"])
 def test_what_was_found_before_the_run_went_on_does_not_count(run, world, tmp_path, how):
     chosen(run)
+    facts = read_facts(run)
     if how == "anew":
-        write_facts(run, read_facts(run) | {"started": "2020-01-01T00:00:00+00:00"})
+        write_facts(run, facts | {"started": "2020-01-01T00:00:00+00:00"})
     elif how == "another teacher":
         shutil.copy(run / "teachers" / "teach-0003.safetensors", run / "teachers" / "teach-0007.safetensors")
-    else:
+    elif how == "a teacher is gone":
         (run / "teachers" / "teach-0001.safetensors").unlink()
+    elif how == "other weights":  # as after --resume-from, up to the same epoch
+        write_facts(run, facts | {"left": {**facts["left"], "teacher.safetensors": "0" * 64}})
+    else:
+        write_facts(run, facts | {"finished": []})
     text = section(run, world, tmp_path / "out")
     assert "trained since mrt select looked" in text and "| last teacher |" not in text
+
+
+def test_of_a_run_that_went_back_what_was_found_is_shown(run, world, tmp_path):
+    """Its last weights are an earlier epoch's."""
+    facts = json.loads((run / "run.json").read_text())
+    write_facts(run, facts | {"ended": {"teach": {"why": "collapse: falling", "epoch": 3, "teacher": 1}}})
+    record = chosen(run)
+    assert [row["name"] for row in record["candidates"]] == ["epoch 2", "epoch 3", "last teacher"]
+    assert "| epoch 2 | 0.900 \\* |" in section(run, world, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "ended", [[], {"teach": []}, {"teach": {"why": "x", "epoch": 1}}, {"teach": {"why": 1}}]
+)
+def test_a_damaged_end_is_one_message(run, world, tmp_path, ended):
+    facts = json.loads((run / "run.json").read_text())
+    for key in ("sha256", "schema"):
+        facts.pop(key, None)
+    (run / "run.json").write_text(json.dumps(facts | {"ended": ended}))
+    with pytest.raises(MrtError, match=r"run\.json"):
+        section(run, world, tmp_path / "out")
 
 
 def test_runs_without_teaching_have_nothing_to_tell(runs, world, tmp_path):
