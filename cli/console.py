@@ -108,7 +108,8 @@ def show_table(
         table = Table(header_style="bold")
         for index in part:
             text = index < text_columns
-            whole = not text and (len(part) > text_columns + 1 or not text_columns)
+            widest = max(cell_len(row[index]) for row in shown)
+            whole = not text and widest + BORDER + text_columns * (BORDER + 1) < console.width
             table.add_column(
                 shown[0][index], justify="left" if text else "right", overflow="fold", no_wrap=whole
             )

@@ -285,6 +285,11 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         )
     for row in report["rows"]:
         for trial in row["trials"]:
+            if ended := trial.get("ended"):
+                found.append(
+                    f"{row['name']}, seed {trial['seed']}: ended early, after epoch {ended['epoch']}, with "
+                    f"the teacher of epoch {ended['teacher']}: {ended['why']}"
+                )
             if trial.get("not_selected"):
                 reason = trial["not_selected"]["reason"]
                 found.append(f"{row['name']}, seed {trial['seed']}: no teacher was selected: {reason}")

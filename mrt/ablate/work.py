@@ -42,7 +42,7 @@ class Measurement:
     Attributes:
         file: where it is written. split: of the target. view: the measurement's settings.
         record: what goes on record with it.
-        by: of the teacher that this signal takes, chosen on ``limit`` images; None: of the node's detector.
+        by: of the teacher that this signal takes; None: of the node's detector.
     """
 
     file: str
@@ -50,7 +50,6 @@ class Measurement:
     view: Mapping[str, Any]
     record: Mapping[str, Any]
     by: str | None = None
-    limit: int = 200
 
 
 @dataclass
@@ -127,9 +126,13 @@ def do_work(work: Work, watcher: Watcher) -> None:
             weights = work.place or folder
             if wanted.by is not None:
                 from mrt.ablate.selected import select
+                from mrt.selection.looking import LIMIT
 
                 here, data_root = work.config["engine"]["device"], Path(work.data_root)
-                more = {"selected": select(folder, wanted.by, wanted.limit, here, data_root, watcher)}
+                chosen = select(
+                    folder, wanted.by, limit=LIMIT, device=here, data_root=data_root, watcher=watcher
+                )
+                more = {"selected": chosen}
                 weights = more["selected"].pop("file")
             found = inference.evaluate_detector(
                 weights,
@@ -164,7 +167,8 @@ def way_of(kind: str, chain: Sequence[tuple[str, int]]) -> dict[str, Any]:
 
     Returns:
         ``curves`` by epoch; ``minutes`` that the stages of adaptation trained (None if that is not known);
-        ``trained``: the environments of each run, by its folder's name.
+        ``trained``: the environments of each run, by its folder's name; ``ended``: why and when the last
+        stage ended before its last epoch (:mod:`mrt.engine.early`); None: it did not.
     """
     runs = [Path(folder) for folder, _ in chain]
     cost = [training_seconds(Path(folder), images) for folder, images in chain if images]
@@ -172,7 +176,12 @@ def way_of(kind: str, chain: Sequence[tuple[str, int]]) -> dict[str, Any]:
         "curves": curves(runs[-1], STAGE_OF[kind]) if kind in STAGE_OF else {},
         "minutes": None if not cost or None in cost else round(sum(cost) / 60, 2),
         "trained": {run.name: known for run in runs if (known := environments(run))},
+        "ended": _ended(runs[-1], STAGE_OF.get(kind)),
     }
+
+
+def _ended(run: Path, stage: str | None) -> dict[str, Any] | None:
+    return read_facts(run).get("ended", {}).get(stage) if is_run(run) else None
 
 
 def read_measured(file: Path) -> dict[str, Any]:

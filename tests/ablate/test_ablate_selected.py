@@ -14,6 +14,7 @@ from tiny_world import make_set, tiny_config
 from mrt import ablate, selection
 from mrt.ablate.selected import select
 from mrt.engine import stages
+from mrt.engine.facts import read_facts, write_facts
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.kept import kept_teachers
 from mrt.engine.report import Watcher
@@ -129,6 +130,17 @@ def test_a_metric_that_is_not_finite_is_a_failure(measured):
     }
     report = report_of([{**results[0], "selected": chosen}, results[1]], trials)
     assert report["rows"][0]["failures"] and not report["rows"][0]["trials"]
+
+
+def test_an_early_end_is_told(world, measured, tmp_path):
+    root, trials, _ = measured
+    shutil.copytree(root / "nodes", tmp_path / "nodes")
+    ended = {"why": "collapse: falling", "epoch": 2, "teacher": 1}
+    folder = trials[0].node.folder(tmp_path)
+    write_facts(folder, read_facts(folder) | {"ended": {"teach": ended}})
+    notes = ablate.notes(report_of(run(world, tmp_path, trials), trials))
+    told = "teacher, seed 0: ended early, after epoch 2, with the teacher of epoch 1: collapse: falling"
+    assert told in notes and len([note for note in notes if "ended early" in note]) == 1
 
 
 def test_the_table_tells_what_choosing_gains(measured):

@@ -50,6 +50,14 @@ def test_a_wide_table_goes_on_below_and_breaks_no_number(capsys, monkeypatch, wi
     assert out.startswith("Title\n") and out.endswith("below\n")
 
 
+def test_text_gives_way_before_a_number_does(capsys, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_WIDTH", 40)
+    rows = [["count-drift", "the last teacher of a run", "-0.200 to +0.300"]]
+    console.show_table("T", ["signal", "picks", "interval"], rows, text_columns=2)
+    out = capsys.readouterr().out
+    assert "-0.200 to +0.300" in out and all(len(line) <= 40 for line in out.splitlines())
+
+
 def test_a_number_wider_than_the_terminal_is_folded_all_the_same(capsys, monkeypatch):
     monkeypatch.setattr(console, "PLAIN_WIDTH", 30)
     console.show_table("T", ["", "value"], [["row", "x" * 50]])
