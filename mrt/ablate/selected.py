@@ -58,11 +58,11 @@ def require_teachers(folder: Path) -> None:
         )
 
 
-def select(folder: Path, by: str, limit: int, device: str, data_root: Path, watcher: Watcher) -> dict:
-    """What a signal takes among a run's teachers.
+def select(folder: Path, by: str, device: str, data_root: Path, watcher: Watcher) -> dict[str, Any]:
+    """What a signal takes among a run's teachers, on as many images as ``mrt select`` looks at.
 
     Args:
-        folder: of a run that is trained. by: the signal. limit: images that are looked at.
+        folder: of a run that is trained. by: the signal.
 
     Returns:
         ``by``; ``file`` of the chosen weights; ``epoch`` (None: the last); ``difference`` of the signal to
@@ -77,14 +77,13 @@ def select(folder: Path, by: str, limit: int, device: str, data_root: Path, watc
 
     require_teachers(folder)
     candidates = selection.find_candidates([folder])
-    images = selection.images_for(candidates[-1], limit=limit, data_root=data_root)
+    images = selection.images_for(candidates[-1], data_root=data_root)
     measured = [
         selection.measure(
             one,
             images,
             data_root=data_root,
             signals=[by],
-            limit=limit,
             device=choose_device(device),
             watcher=watcher,
         )

@@ -126,12 +126,9 @@ def do_work(work: Work, watcher: Watcher) -> None:
             weights = work.place or folder
             if wanted.by is not None:
                 from mrt.ablate.selected import select
-                from mrt.selection.looking import LIMIT
 
                 here, data_root = work.config["engine"]["device"], Path(work.data_root)
-                chosen = select(
-                    folder, wanted.by, limit=LIMIT, device=here, data_root=data_root, watcher=watcher
-                )
+                chosen = select(folder, wanted.by, here, data_root, watcher)
                 more = {"selected": chosen}
                 weights = more["selected"].pop("file")
             found = inference.evaluate_detector(

@@ -77,7 +77,7 @@ def test_another_than_the_last_can_be_taken(world, measured, monkeypatch):
     root, trials, _ = measured
     folder = trials[0].node.folder(root)
     monkeypatch.setattr(selection, "choose", lambda ranking, by: "epoch 2")
-    found = select(folder, "boxes", 8, "cpu", world, Watcher())
+    found = select(folder, "boxes", "cpu", world, Watcher())
     assert (found["epoch"], found["among"]) == (2, 3)
     assert Path(found["file"]) == kept_teachers(folder)["teach", 2]
 
@@ -86,7 +86,7 @@ def test_a_signal_that_cannot_be_computed_is_one_message(world, measured, monkey
     root, trials, _ = measured
     monkeypatch.setattr("mrt.selection.looking._source", lambda *_: None)  # the source is not here
     with pytest.raises(MrtError, match="--select-by atc: cannot be computed"):
-        select(trials[0].node.folder(root), "atc", 8, "cpu", world, Watcher())
+        select(trials[0].node.folder(root), "atc", "cpu", world, Watcher())
 
 
 @pytest.mark.parametrize("epochs", [1, 201])
