@@ -281,7 +281,7 @@ def test_evaluating_without_a_box_is_one_clear_error(tmp_path, source):
     relabelled(tmp_path, "hazy", "val", lambda item: False)
     boxes = read_card(tmp_path / "hazy").splits["train"].num_boxes
     with pytest.raises(MrtError) as caught:
-        evaluate_detector(source, data="hazy", data_root=tmp_path)
+        evaluate_detector(source, data="hazy", split="val", data_root=tmp_path)
     assert (
         caught.value.message
         == "data set 'hazy', split 'val': no box to measure with: 8 images, 0 ignored boxes"
