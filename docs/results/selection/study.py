@@ -27,7 +27,7 @@ from mrt.engine import stages
 from mrt.engine.facts import is_run, read_facts
 from mrt.engine.inference import evaluate_detector
 from mrt.engine.report import LOG, Watcher, read_log
-from mrt.errors import MrtError, RunFailed
+from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.evaluate.unlabelled import SIGNALS
 from mrt.files import write_text
 from mrt.selection import choose, find_candidates, images_for, measure, rank
@@ -118,6 +118,8 @@ def look(work: Path, gap: str, kind: str, seed: int) -> dict:
     """By epoch the teacher's AP50 and the signals, and what the watch said."""
     try:
         folder = train(work, gap, kind, seed)
+    except Interrupted:  # by a user: not a result of the run
+        raise
     except (RunFailed, MrtError) as error:
         return {"gap": gap, "kind": kind, "seed": seed, "failed": str(error).splitlines()[0]}
     root, log = work / "data" / gap, read_log(folder / LOG)
