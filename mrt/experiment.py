@@ -283,9 +283,14 @@ def detectors(run_root: Path | None) -> str:
     from mrt.engine.whereabouts import shipped_names
 
     runs = run_names(find_roots(None, run_root).run_root)
-    more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
-    here = f"runs are {', '.join(runs[:MOST_NAMED])}{more}; " if runs else ""
+    here = f"runs are {_first(runs)}; " if runs else ""
     return f"{here}{', '.join(shipped_names())} come with mrt; coco is downloaded"
+
+
+def _first(runs: Sequence[str]) -> str:
+    """The names, of many the first ones."""
+    more = len(runs) - MOST_NAMED
+    return ", ".join(runs[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _targets(roots: Settings) -> str:
@@ -322,9 +327,8 @@ def require_run(name: str, run_root: Path) -> Path:
     if not (folder / "run.json").is_file():
         near = difflib.get_close_matches(name, runs, n=1)
         hints = [f"did you mean {near[0]}?"] if near else []
-        there = f"runs in {run_root}: {', '.join(runs[:MOST_NAMED])}" if runs else f"{run_root} has no runs"
-        more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
-        raise MrtError(f"{name}: not a run folder (no run.json)", " ".join([*hints, there + more]))
+        there = f"runs in {run_root}: {_first(runs)}" if runs else f"{run_root} has no runs"
+        raise MrtError(f"{name}: not a run folder (no run.json)", " ".join([*hints, there]))
     return folder
 
 

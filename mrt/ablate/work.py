@@ -129,8 +129,7 @@ def do_work(work: Work, watcher: Watcher) -> None:
 
                 here, data_root = work.config["engine"]["device"], Path(work.data_root)
                 chosen = select(folder, wanted.by, here, data_root, watcher)
-                more = {"selected": chosen}
-                weights = more["selected"].pop("file")
+                weights, more = chosen.pop("file"), {"selected": chosen}
             found = inference.evaluate_detector(
                 weights,
                 data=wanted.view["data.target"],

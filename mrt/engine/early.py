@@ -26,15 +26,12 @@ class Ended:
     teacher: int
 
 
-def replay(stage: Stage, run: Run) -> Ended | None:
-    """See again what the run's log has of this stage's epochs; whether it had ended there."""
+def replay(stage: Stage, run: Run) -> None:
+    """See again what the run's log has of this stage's epochs."""
     done = stage.learner.step // stage.steps_per_epoch
-    if not done:
-        return None
-    if stage.learner.world.main:
+    if done and stage.learner.world.main:
         lines = read_log(run.folder / LOG, lambda _: None)
         stage.watch.replay((line for line in lines if line["stage"] == stage.plan.name), done)
-    return ended(stage, run, done) if stage.learner.step % stage.steps_per_epoch == 0 else None
 
 
 def watch(stage: Stage, run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def keep_teacher(
     save_weights(place / f"{stage}-{epoch:04d}.safetensors", learner.teacher.module, facts)
     of_stage = [(number, path) for (name, number), path in kept_teachers(folder).items() if name == stage]
     for number, path in of_stage[:-keep]:
-        if number != best or not best:
+        if not best or number != best:
             path.unlink(missing_ok=True)
 
 

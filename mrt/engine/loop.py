@@ -182,9 +182,11 @@ def run_stage(stage: Stage, run: Run) -> int:
         if engine.on_collapse == "restore":
             saver.keep_teacher(0)
     due = saver.restore()
-    ended = early.replay(stage, run)
+    early.replay(stage, run)
+    ended = None
     if learner.step and learner.step % steps_per_epoch == 0:  # it may have been killed before it was kept
         saver.keep_teacher(learner.step // steps_per_epoch)
+        ended = early.ended(stage, run, learner.step // steps_per_epoch)
     profiler = StepProfiler(run.folder, name, run.profile if learner.world.main else 0, run.watcher)
     with StopSignals(run, alone=learner.world.size == 1), saver, profiler:
         if due and learner.step < total and ended is None:

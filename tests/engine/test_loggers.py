@@ -11,20 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 from test_stages import StopAt
-from tiny_world import make_set, tiny_config
+from tiny_world import tiny_config
 
 from mrt.engine import loggers, stages
 from mrt.engine.facts import read_facts
 from mrt.engine.report import Watcher, read_log
 from mrt.errors import Interrupted, MrtError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_set(root, "clear", seed=1)
-    make_set(root, "hazy", haze=0.5, seed=2)
-    return root
 
 
 @pytest.fixture
@@ -67,9 +59,9 @@ def curves(client, run: Path) -> dict[str, dict[int, float]]:
     }
 
 
-def test_mlflow_has_the_numbers_of_the_log(data, tmp_path, tracking):
+def test_mlflow_has_the_numbers_of_the_log(world, tmp_path, tracking):
     listener = Listener()
-    run = stages.pretrain_source(settings("mlflow"), tmp_path / "run", data_root=data, watcher=listener)
+    run = stages.pretrain_source(settings("mlflow"), tmp_path / "run", data_root=world, watcher=listener)
     found = curves(tracking, run)
     lines = [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "train"]
     assert len(lines) > 3 and found["pretrain/total"] == {
@@ -82,14 +74,14 @@ def test_mlflow_has_the_numbers_of_the_log(data, tmp_path, tracking):
     assert any(line.startswith("MLflow: run") for line in listener.said)
 
 
-def test_a_run_that_goes_on_is_the_same_run_there(data, tmp_path, tracking):
+def test_a_run_that_goes_on_is_the_same_run_there(world, tmp_path, tracking):
     config = settings("mlflow")
     with pytest.raises(Interrupted):
-        stages.pretrain_source(config, tmp_path / "run", data_root=data, watcher=StopAt(1))
+        stages.pretrain_source(config, tmp_path / "run", data_root=world, watcher=StopAt(1))
     (experiment,) = [one for one in tracking.search_experiments() if one.name == "mrt"]
     (one,) = tracking.search_runs([experiment.experiment_id])
     assert one.info.status == "FAILED"
-    run = stages.pretrain_source(config, tmp_path / "run", data_root=data, resume=True)
+    run = stages.pretrain_source(config, tmp_path / "run", data_root=world, resume=True)
     (one,) = tracking.search_runs([experiment.experiment_id])
     assert one.info.status == "FINISHED"
     lines = [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "train"]
@@ -98,10 +90,10 @@ def test_a_run_that_goes_on_is_the_same_run_there(data, tmp_path, tracking):
     }
 
 
-def test_weights_and_biases_offline(data, tmp_path, monkeypatch, capfd):
+def test_weights_and_biases_offline(world, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     listener = Listener()
-    run = stages.pretrain_source(settings("wandb"), tmp_path / "run", data_root=data, watcher=listener)
+    run = stages.pretrain_source(settings("wandb"), tmp_path / "run", data_root=world, watcher=listener)
     assert not [line for line in listener.said if line.startswith("wandb:")]
     (file,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
     for _ in range(200):  # another process writes it
@@ -136,13 +128,13 @@ class Fake:
         self.calls.append(("finish", exit_code))
 
 
-def test_each_stage_counts_its_own_steps(data, tmp_path, monkeypatch):
+def test_each_stage_counts_its_own_steps(world, tmp_path, monkeypatch):
     fake, listener = Fake(), Listener()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_PROJECT", "fog")
-    source = stages.pretrain_source(settings(), tmp_path / "source", data_root=data)
+    source = stages.pretrain_source(settings(), tmp_path / "source", data_root=world)
     run = stages.adapt(
-        settings("wandb"), tmp_path / "run", init=str(source), data_root=data, watcher=listener
+        settings("wandb"), tmp_path / "run", init=str(source), data_root=world, watcher=listener
     )
     (_, how), *rest = fake.calls
     assert (how["project"], how["name"], how["dir"]) == ("fog", "run", str(run)) and how["resume"] == "allow"
@@ -165,7 +157,7 @@ def test_each_stage_counts_its_own_steps(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["init", "log", "finish"])
-def test_what_fails_there_ends_no_run(data, tmp_path, monkeypatch, when):
+def test_what_fails_there_ends_no_run(world, tmp_path, monkeypatch, when):
     fake, listener = Fake(), Listener()
 
     def fail(*_, **__):
@@ -173,7 +165,7 @@ def test_what_fails_there_ends_no_run(data, tmp_path, monkeypatch, when):
 
     setattr(fake, when, fail)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    run = stages.pretrain_source(settings("wandb"), tmp_path / "run", data_root=data, watcher=listener)
+    run = stages.pretrain_source(settings("wandb"), tmp_path / "run", data_root=world, watcher=listener)
     told = [line for line in listener.said if "on fire" in line]
     assert told == [
         "wandb: the server is on fire. Nothing more is logged there; metrics.jsonl has everything"
@@ -181,17 +173,17 @@ def test_what_fails_there_ends_no_run(data, tmp_path, monkeypatch, when):
     assert read_facts(run)["finished"] == ["pretrain"]
 
 
-def test_a_library_that_is_missing_is_said_before_anything_is_written(data, tmp_path, monkeypatch):
+def test_a_library_that_is_missing_is_said_before_anything_is_written(world, tmp_path, monkeypatch):
     original = loggers.importlib.util.find_spec
     monkeypatch.setattr(
         loggers.importlib.util, "find_spec", lambda name: None if name == "mlflow" else original(name)
     )
     with pytest.raises(MrtError, match=r"--log mlflow \(engine.loggers\): mlflow is not installed") as caught:
-        stages.pretrain_source(settings("mlflow"), tmp_path / "run", data_root=data)
+        stages.pretrain_source(settings("mlflow"), tmp_path / "run", data_root=world)
     assert "pip install mlflow" in caught.value.hint and not (tmp_path / "run").exists()
 
 
-def test_loggers_change_no_result(data, tmp_path, monkeypatch):
+def test_loggers_change_no_result(world, tmp_path, monkeypatch):
     from mrt.ablate import content_hash
 
     monkeypatch.setitem(sys.modules, "wandb", Fake())
