@@ -161,6 +161,9 @@ def expect_same(model: nn.Module, detector, columns=slice(None), batches=None, o
                 linear_sum_assignment(torch.cdist(*both).detach().numpy())[1]
                 for both in zip(b, a, strict=True)
             ]
+            assert all((order == range(len(order))).mean() > 0.9 for order in pairs), (
+                "nearly all in one order"
+            )
             a = torch.stack([image[order] for image, order in zip(a, pairs, strict=True)])
         largest = max(largest, float((a - b).abs().max()))
     print(f"largest difference {largest:.2e}")
