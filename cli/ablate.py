@@ -128,11 +128,14 @@ def ablate(
     from mrt.data.registry import labels_file
     from mrt.engine.facts import is_run
     from mrt.errors import MrtError, RunFailed
+    from mrt.signals import require_signal
 
     from .console import say, show_table, watching
     from .experiment import repeatable, require_one_process
 
     require_one_process("ablate")
+    if select_by is not None:
+        require_signal(select_by, "--select-by", among=True)
     from_preset = preset or (experiment.choose_preset(source, target) if source or target else "demo")
     axes = trials_of.make_axes(context.meta[AXES], named_plugins(from_preset, overrides or ()))
     chosen = trials_of.find_study(study) if study else None
@@ -146,8 +149,6 @@ def ablate(
             "mrt ablate: nothing to vary",
             "for example: mrt ablate --mask-ratio 0.5 0.8, or mrt ablate --study components",
         )
-    if select_by is not None:
-        trials_of.require_signal(select_by)
     roots = experiment.find_roots(data_root, run_root)
     init = experiment.find_run(init, roots.run_root) if init else None
     given = {

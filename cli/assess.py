@@ -76,18 +76,15 @@ def assess(
     )
     folder = free_folder(out, (pair[1].run or Path()) / "assess")
     with watching() as watcher:
-        before, after = (
-            selection.measure(
-                candidate,
-                seen,
-                data_root=roots.data_root,
-                limit=limit,
-                seed=seed,
-                device=choose_device(device or "auto"),
-                watcher=watcher,
-                keep_looks=True,
-            )
-            for candidate in pair
+        before, after = selection.measure_all(
+            pair,
+            seen,
+            data_root=roots.data_root,
+            limit=limit,
+            seed=seed,
+            device=choose_device(device or "auto"),
+            watcher=watcher,
+            keep_looks=True,
         )
     page = write_assessment(
         before,

@@ -58,15 +58,13 @@ def select(
     """
     from mrt import experiment
     from mrt.errors import MrtError, RunFailed
-    from mrt.evaluate.unlabelled import SIGNALS
+    from mrt.signals import require_signal
 
     from .console import clock, say, show_table, watching
     from .experiment import require_one_process
 
     require_one_process("select")
-    judges = [name for name, signal in SIGNALS.items() if signal.judges]
-    if by != "last" and by not in judges:
-        raise MrtError(f"--by {by}: no such signal", f"choose last, {', '.join(judges)}")
+    require_signal(by, "--by", also=("last",))
     if out is not None and not apply:
         raise MrtError("--out: there is nothing to write", "add --apply")
     if images and target:
@@ -74,6 +72,7 @@ def select(
     from mrt import selection
     from mrt.api import choose_device
     from mrt.engine.facts import SELECTED
+    from mrt.evaluate.unlabelled import SIGNALS
 
     roots = experiment.find_roots(data_root, run_root)
     candidates = selection.find_candidates([experiment.find_run(run, roots.run_root) for run in runs])
@@ -84,18 +83,15 @@ def select(
     )
     started = time.monotonic()
     with watching() as watcher:
-        measured = [
-            selection.measure(
-                candidate,
-                chosen,
-                data_root=roots.data_root,
-                limit=limit,
-                seed=seed,
-                device=choose_device(device or "auto"),
-                watcher=watcher,
-            )
-            for candidate in candidates
-        ]
+        measured = selection.measure_all(
+            candidates,
+            chosen,
+            data_root=roots.data_root,
+            limit=limit,
+            seed=seed,
+            device=choose_device(device or "auto"),
+            watcher=watcher,
+        )
     ranking = selection.rank(measured, seed)
     seconds = time.monotonic() - started
     names = [name for name in SIGNALS if any(name in row["signals"] for row in ranking["candidates"])]

@@ -89,6 +89,7 @@ RULES = {
         *("torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.failures", "mrt.files"),
     ],
     "mrt.data.limits": ["mrt.errors"],
+    "mrt.data.video": ["av", "PIL", "mrt.errors"],
     "mrt.data.archives": ["mrt.data.limits", "mrt.errors", "mrt.files"],
     "mrt.data.headers": ["PIL", "mrt.data.archives", "mrt.errors"],
     "mrt.data.card": ["mrt.data.text", "mrt.errors", "mrt.files"],
@@ -115,7 +116,7 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        *("mrt.data.limits", "mrt.data.text"),
+        *("mrt.data.limits", "mrt.data.text", "mrt.data.video"),
     ],
     "mrt.data.convert.bridge": ["datumaro", "mrt.data.archives", "mrt.data.convert", "mrt.errors"],
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.data.staging", "mrt.errors"],
@@ -264,8 +265,10 @@ RULES = {
             "mrt.report",
             "mrt.seal",
             "mrt.selection",
+            "mrt.signals",
         ),
     ],
+    "mrt.signals": ["mrt.errors"],
 }
 # Importing these must not import torch: they answer at once, or run in many processes.
 TORCH_FREE = [
@@ -283,6 +286,7 @@ TORCH_FREE = [
     "mrt.engine.report",
     "mrt.engine.whereabouts",
     "mrt.predict.inputs",
+    "mrt.signals",
     "mrt.ablate",
 ]
 

@@ -23,7 +23,7 @@ from mrt import plugins
 from mrt.ablate.device import require_device
 from mrt.ablate.launch import Failure, Launcher, run_here, run_with
 from mrt.ablate.nodes import Node, Planner, Trial, content_hash, read_beside
-from mrt.ablate.selected import KEEP, require_epochs, require_signal, require_teachers
+from mrt.ablate.selected import KEEP, require_epochs, require_teachers
 from mrt.ablate.smoke import SETTINGS as SMOKE
 from mrt.ablate.smoke import shrink
 from mrt.ablate.studies import (
@@ -88,7 +88,6 @@ __all__ = [
     "missing_work",
     "notes",
     "require_epochs",
-    "require_signal",
     "require_teachers",
     "run",
     "shrink",

@@ -18,15 +18,6 @@ from mrt.errors import MrtError
 KEEP = 1000  # teachers of a stage: all of them
 
 
-def require_signal(name: str) -> None:
-    """MrtError unless a signal of this name judges detectors one by one."""
-    from mrt.evaluate.unlabelled import SIGNALS
-
-    judges = [key for key, signal in SIGNALS.items() if signal.judges and "partner" not in signal.needs]
-    if name not in judges:
-        raise MrtError(f"--select-by {name}: no such signal", f"choose one of {', '.join(judges)}")
-
-
 def require_epochs(config: Config) -> None:
     """MrtError if a trial's teaching has too few epochs, or too many, to choose among."""
     from mrt.selection.candidates import MOST
@@ -78,17 +69,14 @@ def select(folder: Path, by: str, device: str, data_root: Path, watcher: Watcher
     require_teachers(folder)
     candidates = selection.find_candidates([folder])
     images = selection.images_for(candidates[-1], data_root=data_root)
-    measured = [
-        selection.measure(
-            one,
-            images,
-            data_root=data_root,
-            signals=[by],
-            device=choose_device(device),
-            watcher=watcher,
-        )
-        for one in candidates
-    ]
+    measured = selection.measure_all(
+        candidates,
+        images,
+        data_root=data_root,
+        signals=[by],
+        device=choose_device(device),
+        watcher=watcher,
+    )
     if not any(by in one.estimates for one in measured):
         raise MrtError(
             f"--select-by {by}: cannot be computed for {folder}",

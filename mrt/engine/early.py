@@ -77,6 +77,7 @@ def end(stage: Stage, run: Run, how: Ended) -> None:
         how = replace(how, teacher=number)
         where = f"after epoch {how.teacher}" if how.teacher else "before the first"
         text += f"; the teacher is the one {where} again"
+        run.back = number
     if stage.learner.world.main:
         run.watcher.say(text)
         note_end(run.folder, stage.plan.name, asdict(how))

@@ -60,6 +60,7 @@ class Run:
         own: what this process had kept in the checkpoint that the run goes on from
             (:func:`mrt.engine.run.own_of`).
         stopping: asked for by a signal: to save and end.
+        back: the epoch whose teacher a stage that ended early went back to.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Run:
     profile: int = 0
     own: Mapping[str, Any] | None = None
     stopping: bool = False
+    back: int | None = None
 
     @property
     def last(self) -> Path:
@@ -181,6 +183,7 @@ def run_stage(stage: Stage, run: Run) -> int:
             part.start()
         if engine.on_collapse == "restore":
             saver.keep_teacher(0)
+    run.back = None
     due = saver.restore()
     early.replay(stage, run)
     ended = None
@@ -595,6 +598,8 @@ def _end_epoch(
 def evaluate(stage: Stage, run: Run, done: int) -> None:
     """Measure the networks, and log it. A run that stopped before this was over does it when it goes on.
 
+    A teacher that went back is logged with the epoch that it is of.
+
     Raises:
         Diverged: they find what is not finite.
     """
@@ -604,5 +609,6 @@ def evaluate(stage: Stage, run: Run, done: int) -> None:
     except Unstable as error:
         raise diverged(str(error), learner, run.checkpoints.folder) from None
     for network, metrics in measured.items():
-        line = {"epoch": done, "network": network, **metrics}
+        epoch = run.back if network == "teacher" and run.back is not None else done
+        line = {"epoch": epoch, "network": network, **metrics}
         run.log.write(stage.plan.name, "eval", learner.step, line)

@@ -14,7 +14,7 @@ No annotation file of the target is opened. Labelled source images are used wher
 
 from mrt.selection.apply import apply
 from mrt.selection.candidates import Candidate, find_candidates
-from mrt.selection.looking import Images, images_for, measure
+from mrt.selection.looking import Images, images_for, measure, measure_all
 from mrt.selection.ranking import ENOUGH, choose, rank
 from mrt.selection.record import keep_record
 
@@ -28,5 +28,6 @@ __all__ = [
     "images_for",
     "keep_record",
     "measure",
+    "measure_all",
     "rank",
 ]

@@ -80,7 +80,8 @@ def find_images(inputs: Sequence[str | Path], origin: str, limit: int = LIMIT) -
 
 
 def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:
-    """Images of a prepared set's split, found in its folder: its annotation file stays shut.
+    """Images of a prepared set's split, found in its folder: its annotation file stays shut. No more than the
+    split's card counts.
 
     Raises:
         MrtError: the folder holds images of other splits, too, and only the annotations tell them apart.
@@ -94,7 +95,7 @@ def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:
                 "only their annotations tell them apart, which are not opened here",
                 "name the images: --images FOLDER",
             )
-    return find_images([root], f"{card.name} {split}", limit)
+    return find_images([root], f"{card.name} {split}", min(limit, card.splits[split].num_images))
 
 
 def images_for(
@@ -197,6 +198,11 @@ def measure(
     estimates = {name: SIGNALS[name].of(looks) for name in signals}
     known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
     return Measured(candidate, looks if keep_looks else None, known, time.monotonic() - started)
+
+
+def measure_all(candidates: Sequence[Candidate], images: Images, **how: Any) -> list[Measured]:
+    """:func:`measure` of each candidate, which has its arguments."""
+    return [measure(candidate, images, **how) for candidate in candidates]
 
 
 def _source(

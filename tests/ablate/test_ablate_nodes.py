@@ -30,6 +30,7 @@ from mrt.data.card import file_sha256, read_card
 from mrt.engine import stages
 from mrt.engine.load import find_weights
 from mrt.section import KINDS, Section
+from mrt.selection.looking import target_images
 
 NOWHERE = Path("nowhere")
 
@@ -97,6 +98,8 @@ def test_a_smoke_test_takes_images_that_have_boxes(tmp_path):
     kept = json.loads((tmp_path / "small" / "few" / "train.json").read_text())["images"]
     assert [image["id"] for image in kept] == [1, 2, 3, 4, 5, 6, 15, 18]
     assert (part.num_images, part.num_boxes, part.num_ignored) == (8, 2, 1)
+    looked = target_images(read_card(tmp_path / "small" / "few"), "train")
+    assert len(looked) == 8, "signals look at no more, though all are in the folder"
 
 
 def test_studies_share_trials_with_one_another():

@@ -19,6 +19,8 @@ from mrt.engine.inference import evaluate_detector
 from mrt.engine.kept import kept_teachers
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
+from mrt.evaluate.unlabelled import SIGNALS
+from mrt.signals import JUDGES, OF_THE_LAST, require_signal
 
 SETTINGS = {"teach.epochs": 3, "engine.eval_every": 0, "model.class_prior": 0.3}
 ROWS = [ablate.Row("teacher", {**ablate.METHODS["teacher"]}), ablate.BASELINES[0]]
@@ -200,4 +202,9 @@ def test_a_run_without_its_teachers_says_so(world, measured, tmp_path):
 @pytest.mark.parametrize("name", ["found", "partner", "AP50"])
 def test_only_signals_that_judge_one_detector(name):
     with pytest.raises(MrtError, match=f"--select-by {name}: no such signal"):
-        ablate.require_signal(name)
+        require_signal(name, "--select-by", among=True)
+
+
+def test_the_names_that_are_known_early_are_those_of_the_signals():
+    assert [name for name, signal in SIGNALS.items() if signal.judges] == list(JUDGES)
+    assert [name for name, signal in SIGNALS.items() if "partner" in signal.needs] == list(OF_THE_LAST)
