@@ -23,7 +23,12 @@ STUDIES = (
 def ablate(
     context: typer.Context,
     study: Annotated[
-        str | None, typer.Option(help=f"All methods (docs/method.md), or a table of the paper: {STUDIES}.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help=f"All methods (docs/method.md), or a table of the paper: {STUDIES}; or a file of your own "
+            "rows (docs/experiments.md).",
+        ),
     ] = None,
     axis: Annotated[
         list[str] | None,
@@ -136,9 +141,12 @@ def ablate(
     require_one_process("ablate")
     if select_by is not None:
         require_signal(select_by, "--select-by", among=True)
-    from_preset = preset or (experiment.choose_preset(source, target) if source or target else "demo")
-    axes = trials_of.make_axes(context.meta[AXES], named_plugins(from_preset, overrides or ()))
     chosen = trials_of.find_study(study) if study else None
+    usual = (chosen and chosen.preset) or "demo"
+    from_preset = preset or (experiment.choose_preset(source, target) if source or target else usual)
+    if chosen is not None and Path(study).suffix:
+        trials_of.check_study(chosen, study, from_preset)
+    axes = trials_of.make_axes(context.meta[AXES], named_plugins(from_preset, overrides or ()))
     if chosen and axes:
         raise MrtError(
             f"--study {study} and --{flag_name(axes[0].key)}: a study has its own rows",
@@ -159,6 +167,7 @@ def ablate(
         "init": init,
     }
     changes = {
+        **(chosen.settings if chosen else {}),
         **(trials_of.SMOKE if smoke else {}),
         **{key: value for key, value in given.items() if value is not None},
     }
@@ -196,7 +205,11 @@ def ablate(
     rows += [row for row in trials_of.BASELINES if row not in rows] if baselines else []
     base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
     stem = experiment.run_folder(
-        root, name or study or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds"
+        root,
+        name
+        or (study and Path(study).stem)
+        or "-".join(axis.key.rpartition(".")[2] for axis in axes)
+        or "seeds",
     )
     planner = trials_of.Planner(
         data,
@@ -226,7 +239,8 @@ def ablate(
     title = f"Ablation: {chosen.title}" if chosen else f"Ablation of {varied}"
     about = {
         "preset": trials[0].config.preset,
-        "study": study,
+        "study": study and Path(study).stem,
+        "study_settings": dict(chosen.settings) if chosen else {},
         "axes": trials_of.axis_settings(axes),
         "set": list(overrides or ()),
         "smoke": smoke,
@@ -235,7 +249,7 @@ def ablate(
         results,
         trials,
         title=f"{title}, preset {trials[0].config.preset}",
-        subject=study or "row",
+        subject=(study and Path(study).stem) or "row",
         base=base,
         about=about,
     )

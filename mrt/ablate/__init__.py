@@ -38,6 +38,7 @@ from mrt.ablate.studies import (
     make_axes,
     plain,
 )
+from mrt.ablate.study_file import check as check_study
 from mrt.ablate.table import (
     METRICS,
     columns,
@@ -74,6 +75,7 @@ __all__ = [
     "Row",
     "Trial",
     "axis_settings",
+    "check_study",
     "choose_base",
     "columns",
     "content_hash",

@@ -74,11 +74,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A table: its title, its rows, and which of them the others are compared with."""
+    """A table: its title, its rows, and which of them the others are compared with; settings of all rows, and
+    the preset, where the study has its own.
+    """
 
     title: str
     rows: tuple[Row, ...]
     base: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
 
 def _vary(
@@ -218,12 +222,16 @@ STUDIES: dict[str, Study] = {
 
 
 def find_study(name: str) -> Study:
-    """A study by its name; MrtError names the nearest one."""
+    """A study by its name, or that of a ``.toml`` file; MrtError names the nearest one."""
+    if name.endswith(".toml"):
+        from mrt.ablate.study_file import read_study
+
+        return read_study(name)
     if name not in STUDIES:
         guess = nearest(name, list(STUDIES))
         raise MrtError(
             f"--study {name}: unknown study" + (f": did you mean {guess}?" if guess else ""),
-            f"there are: {', '.join(STUDIES)}",
+            f"there are: {', '.join(STUDIES)}; or a file of your own: --study rows.toml",
         )
     return STUDIES[name]
 

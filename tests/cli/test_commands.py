@@ -154,6 +154,18 @@ def test_a_study_runs_as_a_smoke_test(worlds, runs, somewhere):
     assert result.output.count("teach: 4/4") == result.output.count("selective retraining") == 3
 
 
+def test_a_study_of_ones_own(worlds, runs, somewhere):
+    rows = '[[row]]\nname = "mine"\nmethod = "+dt"\n[[row]]\nname = "top"\nend = "oracle-target"\n'
+    (somewhere / "mine.toml").write_text(f'title = "two rows"\nset = {{ "teach.epochs" = 3 }}\n{rows}')
+    words = ["--init", runs / "demo-source", "--data-root", worlds, "--seeds", "0", "1"]
+    result = mrt("ablate --study mine.toml --dry-run", *words)
+    assert result.exit_code == 0, result.output
+    assert "4 trials of preset demo" in result.output and "oracle-target" in result.output
+    (somewhere / "mine.toml").write_text(rows.replace("+dt", "+td"))
+    result = mrt("ablate --study mine.toml --dry-run", *words)
+    assert result.exit_code == 2 and "mine.toml: row 'mine': method = '+td'" in result.output, result.output
+
+
 def test_doctor_says_what_to_do(worlds, somewhere):
     result = mrt("doctor", "--data-root", worlds)
     assert result.exit_code == 0, result.output
