@@ -196,7 +196,7 @@ RULES = {
             "mrt.files",
         ),
         *("mrt.follow", "mrt.lock", "mrt.models.hub", "mrt.plain", "mrt.plugins", "mrt.seal", "mrt.section"),
-        *("scipy", "submitit", "torch"),
+        *("pydantic", "scipy", "submitit", "torch"),
     ],
     "mrt.ablate.selected": [
         *("mrt.api", "mrt.config", "mrt.engine", "mrt.errors", "mrt.evaluate.unlabelled", "mrt.selection"),

@@ -1,8 +1,8 @@
 """A study of one's own: a TOML file that says which rows a table has. ``mrt ablate --study rows.toml``.
 
 title = "when does the autoencoder help"       # optional: what the table is called
-preset = "synth2foggy"                         # optional: where --preset, --source and --target are not given
-base = "teacher-student"                       # optional: the row that others are compared with; else the first
+preset = "synth2foggy"                         # optional: unless --preset or --target say
+base = "teacher-student"                       # optional: what others are compared with
 set = { "teach.epochs" = 6 }                   # optional: settings of all rows; --set changes them
 
 [[row]]
@@ -90,7 +90,7 @@ def read_study(path: str | Path) -> Study:
 
 
 def check(study: Study, where: str | Path, preset: str | Path) -> None:
-    """MrtError, with file and row, for a setting that the preset does not have or a value that does not fit."""
+    """MrtError, with file and row, for a setting that is unknown or a value that does not fit."""
     for row in study.rows:
         try:
             row_config(row, preset, (), study.settings)
@@ -99,7 +99,7 @@ def check(study: Study, where: str | Path, preset: str | Path) -> None:
 
 
 def _flat(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Dotted keys of settings, which may be written as ``"teach.epochs" = 6`` or ``teach = { epochs = 6 }``."""
+    """Dotted keys of settings, written as ``"teach.epochs" = 6`` or ``teach = { epochs = 6 }``."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         inner = isinstance(value, Mapping) and "." not in name
