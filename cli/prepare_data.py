@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 FORMATS = (
     "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, cvat, "
-    "openimages, csv, via, createml, datumaro, vott; auto finds the first four."
+    "openimages, csv, via, createml, datumaro, vott, video (frames of videos, no labels); auto finds the "
+    "first four, and videos."
 )
 Raw = Annotated[
     list[Path] | None,
@@ -374,13 +375,21 @@ def custom(
     classes: Classes = None,
     map_class: MapClass = None,
     val_share: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             max=0.9,
-            help="Share of the images that becomes the split val, where there is only one split.",
+            help="Share of the images that becomes the split val, where there is only one split; of videos, "
+            "the last ones in time. Default: 0.2 of videos, else none.",
         ),
-    ] = 0.0,
+    ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            help="Of videos, one frame in so much time: 2s, 500ms, 1min; 30: each 30th frame. Default: 2s.",
+            metavar="TIME",
+        ),
+    ] = None,
     domain: Annotated[str, typer.Option(help="A word for tables, e.g. night.")] = "custom",
     boxes: Annotated[
         str,
@@ -399,7 +408,7 @@ def custom(
     check: Check = False,
     data_root: options.DataRoot = None,
 ) -> None:
-    """Your own data in COCO, VOC, YOLO or another format, or a bare folder of target images."""
+    """Your own data in COCO, VOC, YOLO or another format, or bare target images or videos."""
     from mrt.data.convert.custom import recipe
     from mrt.errors import MrtError
 
@@ -425,6 +434,7 @@ def custom(
             val_share=val_share,
             domain=domain,
             boxes=boxes,
+            every=every,
             **hooks,
         )
 
@@ -578,7 +588,7 @@ def _convert(
         unpacking = _Unpacking(watcher)
         recipe = make(paths, root, on_unpack=unpacking)
         unpacking.end()
-        watcher.begin(f"convert {name}", sum(len(split.jobs) for split in recipe.splits.values()))
+        watcher.begin(f"convert {name}", recipe.total)
         card, warnings = prepare(
             recipe,
             root,
@@ -638,7 +648,7 @@ def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how
         packed = any(file.name.lower().endswith(TAR_SUFFIXES) for file in files)
         recipe = make(paths, Path(folder) if packed else root, on_unpack=unpacking)
         unpacking.end()
-        watcher.begin(f"try {name}", sum(len(split.jobs) for split in recipe.splits.values()))
+        watcher.begin(f"try {name}", recipe.total)
         card, warnings = rehearse(
             recipe,
             name,

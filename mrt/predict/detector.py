@@ -18,12 +18,12 @@ from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
 from mrt.data.images import read_picture
+from mrt.data.video import SourceBroken
 from mrt.errors import MrtError
 from mrt.predict.detections import Detections
 from mrt.predict.inputs import Frame
 from mrt.predict.network import Network, Preprocessing
 from mrt.predict.tiles import merge, tile_boxes
-from mrt.predict.video import SourceBroken
 
 DEFAULT_THRESHOLD = 0.3
 TOP_K = 100

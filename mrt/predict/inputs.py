@@ -14,17 +14,14 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from mrt.data import video
 from mrt.data.archives import open_zip
 from mrt.data.card import CARD_NAME, read_card, read_json
 from mrt.data.headers import IMAGE_SUFFIXES
 from mrt.errors import MrtError
-from mrt.predict import video
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
-VIDEO_SUFFIXES = (
-    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg"),
-    *(".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".3gp", ".flv"),
-)
+VIDEO_SUFFIXES = video.SUFFIXES
 STDIN = "-"
 LOOKED_AT = ("val", "test")  # splits of a prepared set, in this order; else its first
 MARK = ".mrt-predictions"  # in a folder that predictions were written to

@@ -10,13 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mrt.data.video import SourceBroken
 from mrt.errors import MrtError
 from mrt.predict.detections import Detections
 from mrt.predict.detector import Detector, Options
 from mrt.predict.inputs import Frame, Source
 from mrt.predict.labels import CocoLabels, VocLabels, YoloLabels
 from mrt.predict.outputs import CocoResults, Crops, Csv, Mark, Pictures, Writer, finish_all
-from mrt.predict.video import SourceBroken
 
 KINDS = {
     "pictures": "annotated images, and an annotated video (H.264) for each video or camera",

@@ -1,116 +1,18 @@
-"""Videos and cameras, through PyAV (FFmpeg's libraries). The extra ``video`` installs it."""
+"""Writing videos, through PyAV (FFmpeg's libraries). The extra ``video`` installs it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from PIL import Image
 
+from mrt.data.video import reason_of, require_av
 from mrt.errors import MrtError
 
-CAMERA_RATE = 30.0  # assumed frames per second of a camera, and of videos that do not state theirs
 ENCODERS = ("libx264", "libopenh264", "h264")  # the first that FFmpeg has is used; all write H.264
 QUALITY = "20"  # x264's constant rate factor: 18 is nearly without loss, 23 its default
-
-
-class SourceBroken(MrtError):
-    """A video or camera that stops giving frames too early."""
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """A video's size in pixels, frames per second, and number of frames (0 if the file does not state it)."""
-
-    width: int
-    height: int
-    rate: float
-    frames: int
-
-
-def require_av() -> ModuleType:
-    """PyAV; MrtError where it is not installed."""
-    try:
-        import av
-    except ImportError:
-        what = "reading videos and cameras needs PyAV, which is not installed"
-        raise MrtError(what, "pip install av") from None
-    av.logging.set_level(av.logging.PANIC)  # errors come as exceptions
-    return av
-
-
-def describe(path: Path) -> VideoFacts:
-    """The facts in a video's header.
-
-    Raises:
-        MrtError: not a video, or PyAV is not installed.
-    """
-    av = require_av()
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.guessed_rate or CAMERA_RATE)
-            frames = stream.frames
-            if not frames and container.duration:
-                frames = int(float(container.duration / av.time_base) * rate)
-            return VideoFacts(stream.codec_context.width, stream.codec_context.height, rate, frames)
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise MrtError(f"{path}: cannot be read as a video ({_reason(error)})") from None
-
-
-def read(path: Path, every: int = 1) -> Iterator[tuple[int, float, Image.Image]]:
-    """(number, seconds from the start, upright RGB picture) of each ``every``-th frame.
-
-    Raises:
-        SourceBroken: the file cannot be decoded (further); frames before that have been given.
-    """
-    av = require_av()
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            yield from _pictures(container.decode(stream), every, float(stream.average_rate or CAMERA_RATE))
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise SourceBroken(f"{path}: the video cannot be read to its end ({_reason(error)})") from None
-
-
-def read_camera(index: int, every: int = 1) -> Iterator[tuple[int, float, Image.Image]]:
-    """As :func:`read`, from a camera, without end.
-
-    Raises:
-        SourceBroken: no such camera, or it was disconnected.
-    """
-    av = require_av()
-    name, driver = {
-        "linux": (f"/dev/video{index}", "v4l2"),
-        "darwin": (str(index), "avfoundation"),
-        "win32": (f"video={index}", "dshow"),
-    }.get(sys.platform, (str(index), None))
-    try:
-        with av.open(name, format=driver) as container:
-            yield from _pictures(container.decode(video=0), every, CAMERA_RATE)
-    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        what = f"camera {index} ({name}): cannot be read ({_reason(error)})"
-        raise SourceBroken(what, "is it connected, and free?") from None
-
-
-def _pictures(frames: Iterator[Any], every: int, rate: float) -> Iterator[tuple[int, float, Image.Image]]:
-    for number, frame in enumerate(frames):
-        if number % every == 0:
-            seconds = float(frame.time) if frame.time is not None else number / rate
-            picture = frame.to_image()
-            # Phones store upright videos rotated; degrees counterclockwise.
-            turned = int(getattr(frame, "rotation", 0) or 0) % 360
-            yield number, seconds, picture.rotate(turned, expand=True) if turned else picture
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class VideoWriter:
@@ -163,7 +65,7 @@ class VideoWriter:
         return self.path
 
     def _failed(self, error: Exception) -> MrtError:
-        what = f"{self.path}: could not be written ({_reason(error)})"
+        what = f"{self.path}: could not be written ({reason_of(error)})"
         return MrtError(what, "check the folder and the free space")
 
 

@@ -173,3 +173,20 @@ def test_the_benchmarks_sets(somewhere):
         assert Image.open(image).size == (384, 192)
     assert not (somewhere / "data" / "synthetic-clear").exists()
     assert "--overwrite" in refused("prepare-data synthetic --benchmark --domain foggy")
+
+
+def test_frames_of_a_video_become_a_target_set(somewhere, monkeypatch):
+    pytest.importorskip("av")
+    from mrt.predict.video import VideoWriter
+
+    rng = np.random.default_rng(0)
+    writer = VideoWriter(somewhere / "clip.mp4", 2)
+    for _ in range(24):
+        writer.add(Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)).resize((96, 64)))
+    writer.close()
+    said = prepare("custom", "--raw", "clip.mp4", "--every", "1s", "--name", "camera")
+    assert "note: 12 frames of 1 video (12 s), one every 1 s" in said
+    assert "camera train: 9 images, no labels" in said and "left out: 1 x between train and val" in said
+    assert "camera val: 2 images" in said and "mrt adapt --target camera --init demo-source" in said
+    told = refused("prepare-data custom --raw clip.mp4 --name other --every soon")
+    assert "--every soon: expected a time" in told and not (somewhere / "data" / "other").exists()

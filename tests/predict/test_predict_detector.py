@@ -211,8 +211,8 @@ def test_the_reading_thread_ends_with_a_stream_that_is_not_used_up():
 
 
 def test_frames_before_a_break_are_given_whatever_the_batch():
+    from mrt.data.video import SourceBroken
     from mrt.predict.inputs import Frame
-    from mrt.predict.video import SourceBroken
 
     def frames():
         for number in range(5):

@@ -10,9 +10,10 @@ import pytest
 from blobs import picture
 from PIL import Image
 
+from mrt.data.video import describe
 from mrt.errors import MrtError
 from mrt.predict import inputs
-from mrt.predict.video import VideoWriter, describe
+from mrt.predict.video import VideoWriter
 
 av = pytest.importorskip("av")
 

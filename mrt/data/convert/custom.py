@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mrt.data.convert import coco, folder, listed, paired, units, voc, yolo
+from mrt.data.convert import clips, coco, folder, listed, paired, units, voc, yolo
 from mrt.data.convert.bridge import LISTED
 from mrt.data.convert.formats import PAIRED
-from mrt.data.convert.kinds import KINDS, detect, left_beside
+from mrt.data.convert.kinds import KINDS, detect, left_beside, unread
+from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
 from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split
+from mrt.data.video import SUFFIXES
 from mrt.errors import MrtError
 
 
@@ -28,17 +30,18 @@ def recipe(
     images: Path | None = None,
     classes: Sequence[str] | None = None,
     class_map: Mapping[str, str] | None = None,
-    val_share: float = 0.0,
+    val_share: float | None = None,
     domain: str = "custom",
     boxes: str = "auto",
+    every: str | None = None,
     on_unpack: Unpacking | None = None,
 ) -> Recipe:
     """A set of the user's own.
 
     Args:
-        raw: folders or archives (zip, tar, tgz).
+        raw: folders, archives (zip, tar, tgz) or videos.
         format: one of :data:`mrt.data.convert.kinds.KINDS` ("images": a bare folder, no labels), or "auto",
-            see :func:`mrt.data.convert.kinds.detect`.
+            see :func:`mrt.data.convert.kinds.detect`; "video" also where there are videos and no labels.
         annotations: COCO only: split -> file, where the files' names do not tell.
         images: COCO only: where the images are, if not below ``raw``.
         classes: those to take, in this order, by their names after ``class_map``; default: all. Objects of
@@ -46,10 +49,12 @@ def recipe(
         class_map: the set's name for a class -> ours.
         val_share: share of the images that becomes "val" if there is only one split: those whose names have
             the smallest hashes, so a second conversion chooses the same ones, and mostly the same if images
-            are added. At least one image stays on each side.
+            are added. At least one image stays on each side. Of videos, the last frames by time, see
+            :func:`mrt.data.convert.clips.recipe`. None: 0.2 of videos, else 0.
         domain: a word for tables.
         boxes: COCO and YOLO only: what the numbers of a box are, where the files leave a doubt; one of
             :data:`mrt.data.convert.units.READINGS`.
+        every: videos only: how densely frames are taken, such as "2s" (the default), or "30" for each 30th.
 
     Raises:
         MrtError: nothing fits, or more than one kind does; an option that does not fit the kind; a class that
@@ -59,10 +64,29 @@ def recipe(
         raise MrtError(f"--format {format}: unknown", f"It is one of auto, {', '.join(KINDS)}.")
     if boxes not in units.READINGS:
         raise MrtError(f"--boxes {boxes}: unknown", f"It is one of {', '.join(units.READINGS)}.")
-    if not 0 <= val_share < 1:
+    if val_share is not None and not 0 <= val_share < 1:
         raise MrtError(f"--val-share {val_share}: expected a share from 0 to less than 1")
-    files = own_files(raw, data_root, on_unpack)
-    kind = format if format != "auto" else "coco" if annotations else detect(files, data_root)
+    density = clips.parse_every(every or clips.DEFAULT_EVERY)
+    videos = {} if annotations or format not in ("auto", "video") else clips.find(raw)
+    others = [path for path in raw if not _is_video(path)]
+    files = own_files(others, data_root, on_unpack) if others or not videos else None
+    kind = format if format != "auto" else "coco" if annotations else _kind(files, videos, data_root)
+    if every is not None and kind != "video":
+        raise MrtError(
+            f"--every {every}: is for videos, and this set is {kind}",
+            "Leave it out, or give --format video to take frames of the videos that there are.",
+        )
+    if kind == "video":
+        for option, given in {
+            "--map-class": class_map,
+            "--images": images,
+            "--boxes": boxes != "auto",
+        }.items():
+            if given:
+                raise MrtError(
+                    f"{option}: frames of videos have no labels, so it means nothing", "Leave it out."
+                )
+        return _of_videos(raw, videos, files, density, val_share, classes, domain)
     if kind != "coco" and (annotations or images):
         raise MrtError(
             f"--annotations and --images are for COCO sets, this one is {kind}",
@@ -86,13 +110,55 @@ def recipe(
     return replace(done, review=partial(_reviewed, review=found.review, finish=finish))
 
 
+def _is_video(path: Path | str) -> bool:
+    path = Path(path).expanduser()
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _kind(files: RawFiles | None, videos: Mapping[str, Path], data_root: Path) -> str:
+    """The kind of a set by its files: videos, with or without photos, where there are no labels."""
+    if files is None:
+        return "video"
+    if videos and not ImageFinder(files.files).files and not unread(files.files, ()):
+        return "video"
+    kind = detect(files, data_root)
+    return "video" if videos and kind == "images" else kind
+
+
+def _of_videos(
+    raw: Sequence[Path],
+    videos: Mapping[str, Path],
+    files: RawFiles | None,
+    every: clips.Every,
+    val_share: float | None,
+    classes: Sequence[str] | None,
+    domain: str,
+) -> Recipe:
+    given = [Path(path).expanduser().absolute() for path in raw]
+    if not videos:
+        raise MrtError(
+            f"--raw {' '.join(map(str, given))}: holds no videos ({', '.join(SUFFIXES)})",
+            "Name the videos or the folder that they are in; archives are not searched for them.",
+        )
+    return clips.recipe(
+        videos,
+        ImageFinder(files.files).files if files is not None else {},
+        ", ".join(path.name for path in given),
+        every=every,
+        val_share=val_share,
+        classes=tuple(classes or ()),
+        domain=domain,
+        notes=files.notes if files is not None else (),
+    )
+
+
 def _finished(
     found: Recipe,
     *,
     beside: Sequence[str],
     classes: Sequence[str] | None,
     class_map: Mapping[str, str],
-    val_share: float,
+    val_share: float | None,
 ) -> Recipe:
     """The recipe with the classes and validation part asked for, and with notes on unused files."""
     found = replace(found, notes=[*found.notes, *beside])

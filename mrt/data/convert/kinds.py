@@ -10,7 +10,7 @@ from posixpath import splitext
 from mrt.data.archives import open_file
 from mrt.data.convert import bridge, coco, voc, yolo
 from mrt.data.convert.formats import PAIRED
-from mrt.data.convert.names import FOREIGN, IMAGES, TABLES, TEXTS, examples, is_about, plain
+from mrt.data.convert.names import FILMS, FOREIGN, IMAGES, TABLES, TEXTS, examples, is_about, plain
 from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
 from mrt.data.convert.yolo_settings import settings_and_names
@@ -34,6 +34,7 @@ KINDS = {
     **{name: found.needs for name, found in PAIRED.items()},
     **{name: found.needs for name, found in bridge.LISTED.items()},
     "images": "any folder of images; no labels",
+    "video": "videos (.mp4, .mov, .mkv, ...), from which frames are taken; no labels",
 }
 _HEAD = 1 << 16
 _LABELS = frozenset((*TEXTS, *TABLES))
@@ -100,8 +101,7 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
         raise MrtError(
             f"--raw {given}: no images that are read, but {len(others)} files of kinds "
             f"that Pillow does not open: {examples(others)}",
-            "Convert pictures to JPEG or PNG, and take pictures out of films first "
-            "(ffmpeg -i film.mp4 film_%06d.jpg).",
+            "Convert pictures to JPEG or PNG, and take videos out of their archive.",
         )
     needs = "\n".join(f"  --format {kind}: {need}" for kind, need in KINDS.items())
     raise MrtError(
@@ -178,7 +178,11 @@ def left_beside(files: RawFiles, kind: str, read: Collection[str]) -> list[str]:
         said.append(
             f"not read: {len(others)} files that may be labels or lists of another kind: {examples(others)}"
         )
-    pictures = foreign(files.files)
+    others = foreign(files.files)
+    films = [inside for inside in others if _suffix(inside) in FILMS]
+    pictures = [inside for inside in others if _suffix(inside) not in FILMS]
+    if films:
+        said.append(f"not read: {len(films)} videos: {examples(films)} (--format video takes their frames)")
     if pictures:
         said.append(
             f"not read: {len(pictures)} files of kinds that Pillow does not open: {examples(pictures)} "

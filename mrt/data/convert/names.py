@@ -17,10 +17,13 @@ from mrt.data.headers import IMAGE_SUFFIXES
 _VISIBLE = r"(?i)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})$"
 _IMAGE = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 IMAGES = re.compile(_VISIBLE.format(_IMAGE))
-# Pictures and recordings that Pillow alone does not read: only mentioned to the user.
+# Pictures and recordings that Pillow alone does not read: only mentioned to the user, unless frames of videos
+# are asked for.
+FILMS = ("mp4", "avi", "mov", "mkv", "webm", "m4v")
 FOREIGN = (
     *("heic", "heif", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "svg", "pdf", "exr", "hdr"),
-    *("dcm", "npy", "mp4", "avi", "mov"),
+    *("dcm", "npy"),
+    *FILMS,
 )
 # Annotations, settings and lists, which are read or mentioned to the user.
 TEXTS = (

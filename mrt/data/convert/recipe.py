@@ -76,6 +76,10 @@ class Recipe:
         read: paths inside the raw files of the annotations, lists and settings that it was made from.
         review: is given the results of all splits before anything is written. If it returns a recipe, that is
             made instead. It takes decisions for which the whole set is needed, such as its units.
+        begin: makes the images of a set for which that tells how many there are, such as frames of videos:
+            called before anything else as ``begin(work, on_progress, recipe)`` with the folder in which the
+            set is made, and returns the recipe to follow, whose jobs are about those images.
+        steps: how often ``begin`` is expected to call ``on_progress``.
     """
 
     domain: str
@@ -88,6 +92,15 @@ class Recipe:
     notes: Sequence[str] = ()
     read: Collection[str] = ()
     review: Callable[[Results], Recipe | None] | None = None
+    begin: Callable[[Path, Progress | None, Recipe], Recipe] | None = None
+    steps: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many steps of progress making it is expected to take."""
+        return (
+            self.steps if self.begin is not None else sum(len(split.jobs) for split in self.splits.values())
+        )
 
 
 def prepare(
@@ -117,7 +130,7 @@ def prepare(
         MrtError: no image at all, a labelled set without a box, a raw file that cannot be used, an output
             that exists or cannot be written.
     """
-    if not sum(len(split.jobs) for split in recipe.splits.values()):
+    if recipe.begin is None and not sum(len(split.jobs) for split in recipe.splits.values()):
         raise MrtError(
             f"{recipe.source}: no images to convert",
             "Is it the right folder or archive? See `mrt prepare-data --help`.",
@@ -134,6 +147,8 @@ def prepare(
                 "Rename the folder.",
             )
     with staged(Path(root), name, overwrite) as work, pixels_allowed(max_pixels):
+        if recipe.begin is not None:
+            recipe, on_progress = recipe.begin(work, on_progress, recipe), None
         recipe, results, said = _results(recipe, work, workers or available_cores(), on_progress)
         warnings: list[str] = []
         said = [*recipe.notes, *said]
