@@ -1,0 +1,119 @@
+"""One figure for each part of the method: when it helps, and what it does to the teacher's labels.
+
+    python docs/results/mechanism/draw.py docs/results/mechanism/rows.json [FOLDER]
+
+The table's file is written by ``mrt ablate --study docs/results/mechanism/rows.toml --seeds 0 1 2``. FOLDER
+(default: beside the table) gets dynamic.png, autoencoder.png and retraining.png, and differences.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from mrt.files import replacing, write_text
+
+CONDITIONS = {  # the rows' common beginning: the row without a part, the words of the figure
+    "few labels": ("few labels: 0.65", "few labels\n(threshold 0.65)"),
+    "0.4": ("0.4", "as usual\n(0.4)"),
+    "wrong labels": ("wrong labels: 0.15", "wrong labels\n(0.15)"),
+}
+PARTS = {  # the part and the condition in which it should help
+    "dynamic": ("dynamic thresholds", "wrong labels"),
+    "autoencoder": ("masked autoencoder", "few labels"),
+    "retraining": ("selective retraining", "wrong labels"),
+}
+WITHOUT, WITH = "#6e6e6e", "#0072B2"
+LEVEL, FONT = 0.95, 8
+
+
+def difference(rows: Mapping[str, Mapping[str, Any]], part: str, condition: str) -> dict[str, Any]:
+    """AP50 with the part less AP50 without it, seed by seed, with the t interval of the mean."""
+    plain, other = (
+        {trial["seed"]: trial["metrics"]["AP50"] for trial in rows[name]["trials"]}
+        for name in (CONDITIONS[condition][0], f"{condition}, {part}")
+    )
+    seeds = sorted(plain.keys() & other.keys())
+    found = np.array([other[seed] - plain[seed] for seed in seeds])
+    half = math.nan
+    if len(found) > 1:
+        half = stats.t.ppf((1 + LEVEL) / 2, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found))
+    return {"seeds": seeds, "differences": found.tolist(), "mean": float(found.mean()), "half": float(half)}
+
+
+def curve(row: Mapping[str, Any], name: str) -> tuple[list[float], np.ndarray]:
+    """Epochs and the values (seeds, epochs) of a curve that every seed has."""
+    curves = [dict(trial["curves"].get(name, ())) for trial in row["trials"]]
+    epochs = sorted(set.intersection(*(set(one) for one in curves)))
+    return epochs, np.array([[one[epoch] for epoch in epochs] for one in curves])
+
+
+def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
+    """Left: what the part gains in each condition. Right: precision, recall and AP50 on the way, with and
+    without it, in the condition in which it should help.
+    """
+    title, condition = PARTS[part]
+    figure = Figure(figsize=(9.2, 2.7), layout="constrained")
+    axes = figure.subplots(1, 4, width_ratios=(1.3, 1, 1, 1))
+    for place, name in enumerate(CONDITIONS):
+        found = difference(rows, part, name)
+        half = 0.0 if math.isnan(found["half"]) else found["half"]
+        axes[0].errorbar(place, found["mean"], half, fmt="o", color=WITH, capsize=3, markersize=4)
+        spread = place + 0.14 + 0.05 * np.arange(len(found["differences"]))
+        axes[0].plot(spread, found["differences"], "o", color=WITH, markersize=2.5, fillstyle="none")
+    axes[0].axhline(0, color=WITHOUT, linewidth=0.8)
+    axes[0].set_xticks(range(len(CONDITIONS)), [words for _, words in CONDITIONS.values()])
+    axes[0].set_xlim(-0.4, len(CONDITIONS) - 0.4)
+    axes[0].set_title(f"AP50 gained by {title}", loc="left")
+    for axis, (name, words) in zip(
+        axes[1:],
+        {"precision": "labels that are right", "recall": "objects labelled", "AP50": "AP50"}.items(),
+        strict=True,
+    ):
+        for row, colour, label in (
+            (CONDITIONS[condition][0], WITHOUT, "without"),
+            (f"{condition}, {part}", WITH, "with"),
+        ):
+            epochs, values = curve(rows[row], name)
+            axis.plot(epochs, values.mean(0), color=colour, label=label, linewidth=1.4)
+            axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        axis.set_title(f"{condition}: {words} (%)", loc="left")
+        axis.set_xlabel("epoch")
+    axes[1].legend(frameon=False, fontsize=FONT)
+    for axis in axes:
+        axis.title.set_fontsize(FONT)
+        axis.xaxis.label.set_fontsize(FONT)
+        axis.tick_params(labelsize=FONT, length=2.5)
+        axis.grid(axis="y", color="#e3e3e3", linewidth=0.6)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> None:
+    """See the module."""
+    file = Path(arguments[0])
+    folder = Path(arguments[1]) if len(arguments) > 1 else file.parent
+    rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    for part in PARTS:
+        with replacing(folder / f"{part}.png") as path:
+            FigureCanvasAgg(draw(rows, part)).print_figure(path, format="png", dpi=160)
+    found = {part: {name: difference(rows, part, name) for name in CONDITIONS} for part in PARTS}
+    write_text(folder / "differences.json", json.dumps(found, indent=1) + "\n")
+    for part, by_condition in found.items():
+        cells = (f"{name} {one['mean']:+.1f} ± {one['half']:.1f}" for name, one in by_condition.items())
+        print(f"{PARTS[part][0]}: {', '.join(cells)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
