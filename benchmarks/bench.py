@@ -16,14 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.counting import (
-    LiveBytes,
     Operation,
     Work,
     as_on_cuda,
     begin_moments,
-    networks_of,
     shapes_only,
-    state_tensors,
 )
 from mrt.adapt.teacher import Teacher
 from mrt.adapt.thresholds import DynamicThresholds
@@ -32,6 +29,7 @@ from mrt.data.loader import Batch
 from mrt.engine import build, distributed
 from mrt.engine.checkpoint import seed_everything
 from mrt.engine.compiling import Compiler
+from mrt.engine.live_bytes import LiveBytes, networks_of, state_tensors
 from mrt.engine.load import load_detector
 from mrt.engine.stages import TRAINED
 from mrt.engine.step import Learner, Parts, training_step

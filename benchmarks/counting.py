@@ -15,8 +15,7 @@ is computed or stored, and any batch is counted in seconds on any machine.
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,57 +29,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mrt.adapt.pseudo_labels import PendingLabels
-from mrt.data.loader import Batch
 from mrt.engine import build
+from mrt.engine.live_bytes import networks_of
 from mrt.engine.step import Learner
 from mrt.losses import Matches, Matching
 from mrt.models import position
 from mrt.models.fast.precision import LayerNorm
-
-
-class LiveBytes(TorchDispatchMode):
-    """Inside this context, counts the bytes of all existing storages, on any device but "meta".
-
-    Attributes:
-        live: bytes now.
-        peak: the maximum so far.
-
-    Args:
-        tensors: those that exist already.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.finalize] = {}
-        for tensor in tensors:
-            self._add(tensor)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._add(tensor)
-        return result
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        for watch in self._known.values():
-            watch.detach()
-        self._known.clear()
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata  # its address, unique while it lives
-        if key not in self._known and tensor.device.type != "meta":
-            size = storage.nbytes()
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            # The Python object lives as long as the storage.
-            self._known[key] = weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.live -= size
-        del self._known[key]
 
 
 @dataclass(frozen=True)
@@ -156,11 +110,6 @@ def _bytes(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
-def networks_of(learner: Learner) -> list[nn.Module]:
-    """The student and, if there is one, the teacher."""
-    return [learner.student, *([learner.teacher.module] if learner.teacher is not None else [])]
-
-
 @contextmanager
 def shapes_only(learner: Learner, labels: int) -> Iterator[None]:
     """Inside this context, tensors have shapes but no values.
@@ -220,21 +169,6 @@ def _any_labels(count: int) -> dict[str, Tensor]:
         "labels": torch.zeros(count, dtype=torch.long),
         "boxes": torch.zeros(count, 4),
     }
-
-
-def state_tensors(learner: Learner, batches: Iterable[dict[str, Batch]]) -> Iterator[Tensor]:
-    """The tensors that exist between two steps: weights, buffers, gradients, moments, teacher and data."""
-    for network in networks_of(learner):
-        yield from network.parameters()
-        yield from network.buffers()
-    for parameter in learner.student.parameters():
-        if parameter.grad is not None:
-            yield parameter.grad
-    for state in learner.optimiser.state.values():
-        yield from _tensors(state)
-    for batch in batches:
-        for domain in batch.values():
-            yield from domain.tensors()
 
 
 def begin_moments(learner: Learner) -> None:

@@ -40,6 +40,8 @@ SMALLEST = 32  # pixels of an image's side: half of a cell of the coarsest of fo
 Side = Annotated[int, Field(ge=SMALLEST)]
 PLUGINS = "method.plugins"
 DETECTOR = "deformable_detr"
+AUTO = "auto"
+BATCH, ACCUMULATE = "engine.batch_size", "engine.accumulate"  # the first as auto means the second as auto
 SCHEMA = 2  # of stored settings; those without a number are 1
 _LARGEST, _LONGEST = 1 << 20, 1 << 16  # letters of a file of settings, and of one on the command line
 _UNEXPECTED = (TypeError, AttributeError, LookupError, OSError, RuntimeError)
@@ -337,9 +339,19 @@ class EngineConfig(Section):
     reaches_of: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
         (*MACHINE_KEYS, "eval_every", "eval_batch_size"), ()
     ) | dict.fromkeys(("on_collapse", "patience"), ("teach",))
-    batch_size: PositiveInt = Field(8, description="images per domain and step over all processes together")
-    accumulate: PositiveInt = Field(
-        1, description="batches whose gradients are summed before a step; divides batch_size"
+    batch_size: PositiveInt = Field(
+        8,
+        description=(
+            "images per domain and step over all processes together; auto: the preset's, with as many of "
+            "them at a time as fit in memory (engine.accumulate=auto)"
+        ),
+    )
+    accumulate: PositiveInt | Literal["auto"] = Field(
+        1,
+        description=(
+            "batches whose gradients are summed before a step; divides batch_size; auto: as few as memory "
+            "allows, measured when a run begins and kept in its config.json"
+        ),
     )
     weight_decay: NonNegativeFloat = 1e-4
     clip: PositiveFloat = Field(0.5, description="largest gradient norm")
@@ -457,6 +469,14 @@ class EngineConfig(Section):
             return "engine.patience: goes back to the best teacher, so keep them; set engine.keep_teachers=1"
         return None
 
+    @field_validator("accumulate", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not number and value != AUTO:
+            raise ValueError("should be a number of batches, at least 1, or auto")
+        return value
+
     @field_validator("on_nonfinite")
     @classmethod
     def _stop_or_skip(cls, value: str) -> str:
@@ -501,7 +521,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.engine.batch_size % self.engine.accumulate:
+        if self.engine.accumulate != AUTO and self.engine.batch_size % self.engine.accumulate:
             raise ValueError(
                 f"engine.batch_size {self.engine.batch_size} is not a multiple of engine.accumulate "
                 f"{self.engine.accumulate}"
@@ -576,6 +596,10 @@ def upgrade(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: schema = {schema}: settings of a newer mrt, this one knows {SCHEMA}",
             "update mrt to read them",
         )
+    engine = values.get("engine")
+    if isinstance(engine, Mapping) and engine.get("batch_size") == AUTO:
+        rest = {key: value for key, value in engine.items() if key != "batch_size"}
+        values["engine"] = {**rest, "accumulate": AUTO}
     if schema < 2:  # what did nothing was taken away; what was added means the same by default
         for stage in ("mae_stage", "teach"):
             if isinstance(values.get(stage), Mapping):
@@ -643,6 +667,7 @@ def load_config(
                 "write it into a .toml file and name that with --preset",
             )
         given.append((key.strip(), _parse(raw.strip(), f"--set {key.strip()}")))
+    given = [(ACCUMULATE, value) if (key, value) == (BATCH, AUTO) else (key, value) for key, value in given]
     for key, value in sorted(
         given, key=lambda item: item[0] != PLUGINS
     ):  # plug-ins first: they bring settings of their own

@@ -16,7 +16,7 @@ from typing import Any
 
 from mrt import remembered
 from mrt.ablate.studies import METHODS
-from mrt.config import Config, Settings, load_config, preset_names
+from mrt.config import AUTO, Config, Settings, load_config, preset_names
 from mrt.errors import MrtError
 from mrt.plain import one_line
 
@@ -119,6 +119,9 @@ def resolve_started(
         require_run(folder)
     path = folder / SETTINGS
     stored, asked = stored_settings(folder), load_config(path, overrides or (), _given(options))
+    if asked.engine.accumulate == AUTO:  # what fitted when the run began
+        engine = asked.engine.model_copy(update={"accumulate": stored.engine.accumulate})
+        asked = asked.model_copy(update={"engine": engine})
     gone = stored.teacher.labels
     if gone and Path(gone).is_absolute() and not Path(gone).exists():
         raise MrtError(

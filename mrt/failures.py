@@ -97,6 +97,12 @@ def worker_gone(error: BaseException) -> RunFailed | None:
     return RunFailed(_say_worker(error, _first_words(error)))
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory, of a GPU or of the host."""
+    text = str(error)
+    return _is_gpu_memory(error, text) or _is_memory(error, text) or bool(_MEMORY.search(text))
+
+
 def is_machine(error: BaseException | None) -> bool:
     """Whether an error of reading a file is the machine's, and not the file's."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE)

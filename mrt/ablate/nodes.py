@@ -20,7 +20,7 @@ from mrt import plugins
 from mrt.ablate.curves import images_per_step
 from mrt.ablate.device import device_kind, trained_on
 from mrt.ablate.studies import Row, row_config
-from mrt.config import MACHINE_KEYS, Config
+from mrt.config import AUTO, MACHINE_KEYS, Config
 from mrt.data.card import DatasetCard, file_sha256
 from mrt.data.registry import find_dataset
 from mrt.engine.facts import is_run, read_facts, stored_settings
@@ -317,6 +317,12 @@ class Planner:
         for row in rows:
             for seed in seeds:
                 config = row_config(row, preset, overrides, {**changes, "seed": seed})
+                if config.engine.accumulate == AUTO:
+                    raise MrtError(
+                        "mrt ablate: engine.batch_size=auto would choose anew for each run, and runs of a "
+                        "table are compared",
+                        "give a number to all: --set engine.accumulate=2",
+                    )
                 data = describe_split(config.data.target, self.split, self.data_root)
                 node = self.chain(config, row.end, seeds[0])
                 found.append(Trial(row, config, node, self.split, data, self.results, self.select_by))

@@ -12,7 +12,7 @@ import torch
 
 from mrt import failures
 from mrt.config import Config
-from mrt.engine import build, checkpoint, distributed, store
+from mrt.engine import build, checkpoint, distributed, fitting, store
 from mrt.engine.data import classes_of, find_cards
 from mrt.engine.diagnosis import broken, left_by
 from mrt.engine.facts import is_run, read_facts
@@ -221,6 +221,16 @@ def _carry_out(
         if resumed is not None:
             _require_one_checkpoint(resumed, world)
         build.use_machine(config, world.device)
+        config = fitting.settle(
+            config,
+            plans,
+            cards,
+            classes,
+            world,
+            command["init"],
+            folder,
+            watcher if world.main else Watcher(),
+        )
         checkpoint.seed_everything(config.seed)  # the same weights in every process
         watcher = watcher if world.main else Watcher()
         shop = open_workshop(

@@ -7,9 +7,9 @@ import torch
 from tiny_world import tiny_config
 
 from benchmarks.bench import Bench
-from benchmarks.counting import LiveBytes
 from mrt.config import Config
 from mrt.engine.distributed import World
+from mrt.engine.live_bytes import LiveBytes
 
 WORLD = World(0, 1, torch.device("cpu"))
 
