@@ -604,7 +604,7 @@ def plan_adaptation(
     given["data.class_map"] = dict(class_map or {}) or None
     given |= METHODS.get(method, {}) | dict(settings or {})
     taken = Taken()
-    if not resume and preset is None and target is not None:
+    if not (resume and name) and preset is None and target is not None:
         named = {key for key in given if given[key] is not None} | _named_by(overrides)
         if not {"data.source", "method.source_free"} & named and choose_preset(None, target) == OWN:
             taken = _take_source(target, init, method, roots)

@@ -233,13 +233,16 @@ def _begin(
     for frame in gap:
         (folder / frame.file).unlink()
     splits = {}
+    several = len({*parts, *(["train"] if copied else [])}) > 1
     for name, (frames, near) in parts.items():
         jobs = [*frames, *(copied if name == "train" else ())]
+        place = _own_folder(folder, name, jobs) if several else Path(IMAGES)
         skipped = {NEAR: near, BETWEEN: len(gap) if name == "train" else 0}
         skipped = {reason: count for reason, count in skipped.items() if count}
-        splits[name] = Split(Path(IMAGES), jobs, convert, skipped, makes=True)
+        splits[name] = Split(place, jobs, convert, skipped, makes=True)
     if copied and "train" not in splits:
-        splits = {"train": Split(Path(IMAGES), copied, convert, makes=True), **splits}
+        place = _own_folder(folder, "train", copied) if several else Path(IMAGES)
+        splits = {"train": Split(place, copied, convert, makes=True), **splits}
     videos = {
         clip.inside: {
             "seconds": round(clip.length, 3),
@@ -255,6 +258,16 @@ def _begin(
         notes=[*planned.notes, *_said(clips, every, len(photos)), *said],
         details={**planned.details, "videos": videos},
     )
+
+
+def _own_folder(folder: Path, split: str, frames: Sequence[Frame]) -> Path:
+    """Move a split's files to a folder of its own, so that who may not open annotations can tell them apart."""
+    for file in dict.fromkeys(frame.file for frame in frames):
+        there = folder / split / file
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if (folder / file).exists():  # not a photo behind a broken link
+            os.replace(folder / file, there)
+    return Path(IMAGES) / split
 
 
 def _take(clips: Sequence[Clip], folder: Path, every: Every) -> Iterator[None]:
