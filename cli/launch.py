@@ -20,6 +20,7 @@ from .arguments import WORDS
 # Environment variable of the processes that --gpus starts; their parent tells the user how they ended.
 STARTED = "MRT_STARTED_BY_GPUS"
 BAD_INPUT = 2
+KILLED = getattr(signal, "SIGKILL", 9)  # Windows has no such signal
 HUNG = 5  # seconds: a process killed so long after the first failure had hung, and the launcher ended it
 
 
@@ -126,7 +127,7 @@ def _told(error: Any) -> Exception:
     if first.exitcode == BAD_INPUT or not killed:
         return typer.Exit(first.exitcode)
     rank, number = next(iter(killed.items()))
-    if number == signal.SIGKILL and error.failures[rank].timestamp - first.timestamp >= HUNG:
+    if number == KILLED and error.failures[rank].timestamp - first.timestamp >= HUNG:
         return ProcessLost(f"process {rank} hung and had to be killed")
-    why = " (often the system's answer to too little memory)" if number == signal.SIGKILL else ""
+    why = " (often the system's answer to too little memory)" if number == KILLED else ""
     return ProcessLost(f"process {rank} was ended by {signal.Signals(number).name}{why}")

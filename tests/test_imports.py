@@ -22,6 +22,7 @@ RULES = {
     "mrt.failures": ["mrt.errors"],
     "mrt.follow": [],
     "mrt.lock": ["mrt.errors"],
+    "mrt.exclusive": [],
     "mrt.plain": [],
     "mrt.seal": [],
     "mrt.boxes": ["torch", "torchvision"],
@@ -195,7 +196,16 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        *("mrt.follow", "mrt.lock", "mrt.models.hub", "mrt.plain", "mrt.plugins", "mrt.seal", "mrt.section"),
+        *(
+            "mrt.exclusive",
+            "mrt.follow",
+            "mrt.lock",
+            "mrt.models.hub",
+            "mrt.plain",
+            "mrt.plugins",
+            "mrt.seal",
+            "mrt.section",
+        ),
         *("pydantic", "scipy", "submitit", "torch"),
     ],
     "mrt.ablate.selected": [
@@ -222,8 +232,8 @@ RULES = {
         *("mrt.models", "mrt.data", "mrt.evaluate.draw"),
     ],
     "mrt.labelling": [
-        *("numpy", "mrt", "mrt.api", "mrt.data", "mrt.engine.report", "mrt.errors", "mrt.files"),
-        "mrt.predict",
+        *("numpy", "mrt", "mrt.api", "mrt.data", "mrt.engine.report", "mrt.errors", "mrt.exclusive"),
+        *("mrt.files", "mrt.predict"),
     ],
     "mrt.export": [
         *(

@@ -25,6 +25,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
 from mrt.files import write_text
 
 POLL = 0.2  # seconds between looks at what runs
+KILLED = getattr(signal, "SIGKILL", 9)  # Windows has no such signal
 PATIENCE = 60  # seconds that a stopped process has to save its state
 GENERIC = (
     "timeout_min",
@@ -241,7 +242,7 @@ class LocalProcesses:
         if gpu is not None:
             self._free.append(gpu)
         if code < 0:
-            memory = " (often the system's answer to too little memory)" if -code == signal.SIGKILL else ""
+            memory = " (often the system's answer to too little memory)" if -code == KILLED else ""
             return f"its process was ended by {signal.Signals(-code).name}{memory}"
         return f"its process ended with exit code {code}" if code else ""
 

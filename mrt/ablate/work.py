@@ -26,6 +26,7 @@ from mrt.data.card import read_json
 from mrt.engine.facts import SETTINGS, is_checkpoint, is_run, read_facts, stored_settings
 from mrt.engine.report import Watcher
 from mrt.errors import Interrupted, MrtError, RunFailed
+from mrt.exclusive import hold
 from mrt.files import write_text
 from mrt.follow import follow_the_parent
 from mrt.lock import NAME as LOCK
@@ -266,15 +267,11 @@ def finish_run(
 @contextmanager
 def locked(path: Path, watcher: Watcher) -> Iterator[None]:
     """Nobody else is inside at the same time. The system releases the lock of a process, however it ends."""
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not hold(file):
             watcher.say(f"{path.name}: another process is at work on it; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            hold(file, wait=True)
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mrt.config import Config
+from mrt.config import AUTO, Config
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey, UnreadableImage
 from mrt.data.loader import Batch, UnreadableImages, build_loader, on_device
@@ -100,12 +100,13 @@ def _cache(config: Config) -> str | None:
 def batch_share(config: Config, processes: int) -> int:
     """Images per domain, process and backward pass. MrtError if the total batch does not divide."""
     engine = config.engine
-    share, rest = divmod(engine.batch_size, processes * engine.accumulate)
+    accumulate = 1 if engine.accumulate == AUTO else engine.accumulate  # which is settled later
+    share, rest = divmod(engine.batch_size, processes * accumulate)
     if rest or not share:
         raise MrtError(
             f"engine.batch_size = {engine.batch_size} cannot be shared by {processes} processes x "
-            f"{engine.accumulate} accumulated batches",
-            f"take a multiple of {processes * engine.accumulate}",
+            f"{accumulate} accumulated batches",
+            f"take a multiple of {processes * accumulate}",
         )
     return share
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt.errors import MrtError
+from mrt.exclusive import hold
 from mrt.labelling.answers import some
 
 _ENTRY = ("image", "labels", "boxes", "scores", "unknown", "dropped")
@@ -102,21 +103,10 @@ class Progress:
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
-        _lock(self._file, self.path)
+        if not hold(self._file):
+            raise MrtError(
+                f"{self.path}: another mrt label is at work on it", "wait for it, or choose another --out"
+            )
         self._file.truncate(self._good)
         if not self._good:
             self._file.write(json.dumps({"question": self.question}).encode() + b"\n")
-
-
-def _lock(file: Any, path: Path) -> None:
-    """MrtError if another process writes the file."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MrtError(
-            f"{path}: another mrt label is at work on it", "wait for it, or choose another --out"
-        ) from None
