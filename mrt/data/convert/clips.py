@@ -261,7 +261,7 @@ def _begin(
 
 
 def _own_folder(folder: Path, split: str, frames: Sequence[Frame]) -> Path:
-    """Move a split's files to a folder of its own, so that who may not open annotations can tell them apart."""
+    """Move a split's files to a folder of its own: who opens no annotations can tell them apart then."""
     for file in dict.fromkeys(frame.file for frame in frames):
         there = folder / split / file
         there.parent.mkdir(parents=True, exist_ok=True)
