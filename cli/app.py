@@ -157,7 +157,7 @@ def explain(error: BaseException) -> MrtError | RunFailed | None:
 app = typer.Typer(
     cls=Root,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
@@ -195,6 +195,8 @@ def main() -> None:
     # Waiting OpenMP threads spin for some 50 microseconds, then sleep: as fast as spinning on idle cores, and
     # several times faster on cores that other processes use too.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if sys.platform == "darwin":  # what Apple's GPUs lack is computed on the CPU instead of being refused
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     follow_the_launcher()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding lacks characters such as ±
