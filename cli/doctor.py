@@ -255,13 +255,15 @@ def operator() -> list[Row]:
     from mrt.ops.native import build_hint
 
     rows: list[Row] = []
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for device in ("cpu", *(name for name, found in there.items() if found)):
         reason = fallback_reason(device)
         kernel = "C++" if device == "cpu" else "CUDA"
         found = f"{kernel} kernels" if reason is None else f"plain PyTorch, slower: {reason}"
         chosen = reason is not None and reason.startswith("MRT_OPS_BACKEND")
-        state = OK if reason is None or chosen else MISSING
-        todo = "unset MRT_OPS_BACKEND" if chosen else build_hint() if reason else ""
+        none = device == "mps"  # for which there are no kernels to build
+        state = OK if reason is None or chosen or none else MISSING
+        todo = "unset MRT_OPS_BACKEND" if chosen else build_hint() if reason and not none else ""
         rows.append((state, f"op on {device}", found, todo))
         if reason is None:
             rows.append(agreement(device, kernel))

@@ -44,7 +44,10 @@ Set = Annotated[
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Seed of everything random in the run. Default: the preset's (0).")
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto, a GPU if there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda or mps (Apple). Default: auto, a GPU if there is one (NVIDIA)."),
+]
 Gpus = Annotated[
     int | None,
     typer.Option(

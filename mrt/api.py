@@ -41,7 +41,7 @@ def load(
             official Deformable DETR), a folder of ``mrt export`` or of a Hugging Face model, a name that
             ships with mrt ("demo-source"), or a model to download ("coco", "hf:OWNER/NAME").
         which: network of a run: "teacher", "student", or "auto", the teacher if there is one.
-        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps".
         amp: precision: "off" (float32), "tf32", "bf16" or "fp16".
         run_root: the folder of all runs.
 
@@ -68,14 +68,14 @@ def choose_device(name: str) -> torch.device:
     Raises:
         MrtError: there is no such device.
     """
-    if name in ("auto", "cpu", "cuda"):
+    if name in distributed.DEVICES:
         return distributed.join(name).device
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MrtError(
-            f"device {name!r}: {str(error).splitlines()[0]}", "choose auto, cpu, cuda or cuda:NUMBER"
+            f"device {name!r}: {str(error).splitlines()[0]}", "choose auto, cpu, cuda, cuda:NUMBER or mps"
         ) from None
     return device
 

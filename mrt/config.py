@@ -374,7 +374,9 @@ class EngineConfig(Section):
     checkpointing: bool = Field(
         False, description="keep fewer activations and compute them again: for small GPUs"
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: an NVIDIA GPU if there is one; mps: Apple's GPUs"
+    )
     workers: NonNegativeInt = 4
     threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0: torch's own choice")
     log_every: PositiveInt = 20

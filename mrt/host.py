@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def wide(device: torch.device | str) -> torch.dtype:
+    """The type in which sums are kept on a device: float64, but float32 on Apple's GPUs ("mps"), which
+    have no wider one.
+    """
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 class HostCopy:
     """A tensor that is being copied to the host.
 

@@ -175,7 +175,7 @@ RULES = {
             "mrt.plugins",
         ),
         *("mrt.models", "mrt.losses", "mrt.adapt", "mrt.data", "mrt.evaluate", "mrt.ops", "mrt.parts"),
-        *("mrt.failures", "mrt.lock", "mrt.seal"),
+        *("mrt.failures", "mrt.host", "mrt.lock", "mrt.seal"),
     ],
     "mrt.engine.facts": [
         *("pydantic", "typing_extensions", "mrt.config", "mrt.data.card", "mrt.errors", "mrt.files"),

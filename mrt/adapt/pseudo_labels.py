@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
 from mrt.boxes import cxcywh_to_xyxy
-from mrt.host import HostCopy, to_device
+from mrt.host import HostCopy, to_device, wide
 
 
 class PendingLabels:
@@ -95,7 +95,7 @@ class LabelCount:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)  # last: images
+        self.counts = torch.zeros(num_classes + 1, dtype=wide(device), device=device)  # last: images
 
     @torch.no_grad()
     def add(self, labels: Sequence[dict[str, Tensor]]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrt.errors import MrtError
+from mrt.host import wide
 
 
 class DynamicThresholds:
@@ -45,8 +46,8 @@ class DynamicThresholds:
             )
         self.alpha, self.gamma, self.enabled = alpha, gamma, enabled
         self.minimum, self.maximum = minimum, maximum
-        self.values = torch.full((num_classes,), start, dtype=torch.float64, device=device)
-        self._record = torch.zeros((2, num_classes), dtype=torch.float64, device=device)
+        self.values = torch.full((num_classes,), start, dtype=wide(device), device=device)
+        self._record = torch.zeros((2, num_classes), dtype=wide(device), device=device)
 
     @property
     def sum(self) -> Tensor:
@@ -74,10 +75,10 @@ class DynamicThresholds:
         """Update the thresholds from the record and start a new record.
 
         Args:
-            all_reduce: sums a (2, C) float64 tensor over ranks in place; leave out in a single process.
+            all_reduce: sums a (2, C) tensor over ranks in place; leave out in a single process.
 
         Returns:
-            (C,) float64 thresholds.
+            (C,) thresholds.
         """
         if all_reduce is not None:
             all_reduce(self._record)

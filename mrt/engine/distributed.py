@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mrt.errors import Interrupted, MrtError, ProcessLost
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 LET_GO = 0.2  # seconds
 
 
@@ -143,13 +144,16 @@ def join(device: str = "auto", timeout: int = 600) -> World:
     """Join the process group described by ``torchrun``'s environment; without it, be the only process.
 
     Args:
-        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        device: "auto" (an NVIDIA GPU if there is one), "cpu", "cuda", or "mps" (Apple's GPUs, only when asked
+            for).
         timeout: seconds that a process waits for the others.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise MrtError(f"device {device!r}: unknown", "choose auto, cpu or cuda")
+    if device not in DEVICES:
+        raise MrtError(f"device {device!r}: unknown", "choose auto, cpu, cuda or mps")
     if device == "cuda" and not torch.cuda.is_available():
         raise MrtError("engine.device = 'cuda', but torch sees no GPU", "run mrt doctor, or use --device cpu")
+    if device == "mps":
+        return World(0, 1, _apple())
     cuda = device != "cpu" and torch.cuda.is_available()
     size, rank, local = (
         int(os.environ.get(name, default))
@@ -171,6 +175,15 @@ def join(device: str = "auto", timeout: int = 600) -> World:
             backends, timeout=timedelta(seconds=timeout), device_id=chosen if cuda else None
         )
     return World(rank, size, chosen)
+
+
+def _apple() -> torch.device:
+    """Apple's GPU, for one process."""
+    if not torch.backends.mps.is_available():
+        raise MrtError("engine.device = 'mps', but torch sees no Apple GPU", "use --device cpu")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise MrtError("engine.device = 'mps': is for one process", "start it without torchrun and --gpus")
+    return torch.device("mps")
 
 
 def leave() -> None:

@@ -36,6 +36,7 @@ from mrt.engine.report import LOG, RunLog, Watcher, logs_now
 from mrt.engine.shares import LOOKED_AT
 from mrt.engine.store import Checkpoints
 from mrt.errors import Diverged, Interrupted, MrtError, RunFailed, Unstable
+from mrt.host import wide
 from mrt.parts.base import Moment, Part
 
 ADVICE = (
@@ -384,7 +385,8 @@ class Meter:
         """One step's losses: scalars on the device, or plain numbers; and the images it was made from."""
         tensors = {name: value for name, value in seen.items() if isinstance(value, Tensor)}
         if tensors:
-            names, values = tuple(tensors), torch.stack(list(tensors.values())).double()
+            names, values = tuple(tensors), torch.stack(list(tensors.values()))
+            values = values.to(wide(values.device))
             if self.learner.allowed:  # a step that was skipped is not in the means
                 fine = values.isfinite().all()
                 values = torch.where(fine, values, torch.zeros_like(values))
@@ -407,7 +409,7 @@ class Meter:
         """Go on where :meth:`state_dict` was called; nothing for an empty one."""
         device = self.learner.world.device
         self._forget()
-        self._sums = {tuple(names): sums.to(device) for names, sums in state.get("sums", ())}
+        self._sums = {tuple(names): sums.to(device, wide(device)) for names, sums in state.get("sums", ())}
         self._skipped = {tuple(names): number.to(device) for names, number in state.get("skipped", ())}
         self._numbers.update(state.get("numbers", {}))
         self._counts.update(state.get("counts", {}))

@@ -65,11 +65,20 @@ class ChannelStatistics(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("added", torch.zeros(2 * channels + 1, dtype=torch.float64))
 
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """As of every module; but on Apple's GPUs, which have no float64, sums are kept in float32."""
+        try:
+            return super()._apply(function, recurse)
+        except TypeError:
+            self.added = self.added.float()
+            return super()._apply(function, recurse)
+
     @torch.no_grad()
     def add(self, features: Tensor, padding: Tensor | None = None) -> None:
         """Take in a map (B, C, h, w), without its padding cells (B, h, w; True = padding)."""
-        distance = features.double() - self.mean[:, None, None]
-        counted = torch.ones_like(distance[:, :1]) if padding is None else (~padding)[:, None].double()
+        wide = self.added.dtype
+        distance = features.to(wide) - self.mean[:, None, None]
+        counted = torch.ones_like(distance[:, :1]) if padding is None else (~padding)[:, None].to(wide)
         distance = distance * counted
         self.added += torch.cat(
             [distance.sum((0, 2, 3)), (distance * distance).sum((0, 2, 3)), counted.sum()[None]]

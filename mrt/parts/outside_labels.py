@@ -21,7 +21,7 @@ from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import Batch
 from mrt.data.outside import read_labels
 from mrt.domains import TARGET
-from mrt.host import HostCopy, to_device
+from mrt.host import HostCopy, to_device, wide
 from mrt.losses import Judged
 from mrt.parts.base import Labels, Look, Moment, Needs, Part, Site
 from mrt.parts.settings import decayed
@@ -88,7 +88,8 @@ class OutsideLabels(Part):
 
     def _summed(self) -> Tensor:
         """The counts of all processes together."""
-        return self.site.world.sum(self.counts.to(self.site.world.device, copy=True))
+        device = self.site.world.device
+        return self.site.world.sum(self.counts.to(device, wide(device), copy=True))
 
     def before_step(self, batches: Sequence[Mapping[str, Batch]], look: Look | None, moment: Moment) -> None:
         """The weight decays by epoch. The labels' way to the host begins before anything is computed."""

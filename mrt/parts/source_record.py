@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mrt.domains import SOURCE
+from mrt.host import wide
 from mrt.losses import Judged, matched_confidences
 from mrt.parts.base import Part, Site
 
@@ -37,7 +38,9 @@ class SourceRecord(Part):
 
     def _forget(self) -> None:
         self.counts = torch.zeros(
-            (3, len(self.site.classes) + 1), dtype=torch.float64, device=self.site.world.device
+            (3, len(self.site.classes) + 1),
+            dtype=wide(self.site.world.device),
+            device=self.site.world.device,
         )
 
     @torch.no_grad()

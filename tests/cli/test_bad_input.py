@@ -85,7 +85,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("eval nothing", ["nothing", "no run folder"]),
         ("eval", ["mrt eval", "name a run or weights: demo-source"]),
         ("eval x --which best", ["--which best"]),
-        ("eval demo-source --device banana", ["banana", "auto, cpu or cuda"]),
+        ("eval demo-source --device banana", ["banana", "auto, cpu, cuda or mps"]),
         ("eval x --picture p.pdf", ["p.pdf", ".png"]),
         # ablations
         ("ablate", ["nothing to vary", "--mask-ratio 0.5 0.8"]),
