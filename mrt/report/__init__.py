@@ -75,8 +75,15 @@ def write_report(
         device=device,
         watcher=watcher or Watcher(),
     )
+    about.watcher.begin("figures and intervals", 1)
     sections.fill_record(about)
-    made = [section(about) for section in sections.ALL]
+    about.watcher.end()
+    made = []
+    about.watcher.begin("page", len(sections.ALL))
+    for section in sections.ALL:
+        made.append(section(about))
+        about.watcher.advance(1)
+    about.watcher.end()
     names = [run.title for run in runs]
     title = f"Report on {names[0]}" if len(runs) == 1 else f"Comparison of {', '.join(names)}"
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

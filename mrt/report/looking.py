@@ -258,23 +258,27 @@ def features(study: Study) -> Section:
         why = study.missing.get("networks") or study.missing.get("data")
         section.blocks.append(lacking(why or "one of the two data sets is not here"))
         return section
-    splits, batches = {}, {}
-    for domain, card in cards.items():
-        split = run.config.data.validation_split
-        splits[domain] = split if split in card.splits else getattr(run.config.data, f"{domain}_split")
-        batches[domain] = networks.views(run.config, card, splits[domain], run.classes, study.points)
     detectors = {"before": study.start} if study.start else {}
     for item in study.runs:
         if item.title in study.last:
             detectors[item.title if study.several else "after"] = study.last[item.title]
+    other = "source" if study.domain == "target" else "target"  # the domain that was not looked at yet
+    split = run.config.data.validation_split
+    usual = getattr(run.config.data, f"{other}_split")
+    splits = {study.domain: study.split, other: split if split in cards[other].splits else usual}
+    batches = networks.views(run.config, cards[other], splits[other], run.classes, study.points)
+    study.watcher.begin(f"features of {cards[other].name}", len(detectors) * sum(map(len, batches)))
     rows: dict[str, Any] = {}
+    counts: dict[str, int] = {}
     for title, judged in detectors.items():
-        found = {d: networks.features(judged.detector, batches[d], study.device) for d in batches}
+        seen = networks.features(judged.detector, batches, study.device, study.watcher)
+        found = {study.domain: judged.vectors, other: seen}
+        counts = {domain: len(vectors[networks.PLACES[0]]) for domain, vectors in found.items()}
         rows[title] = {
             place: networks.embed(found["source"][place], found["target"][place], PERPLEXITY, run.config.seed)
             for place in networks.PLACES
         }
-    counts = {d: sum(len(batch) for batch in items) for d, items in batches.items()}
+    study.watcher.end()
     mixing = {title: {place: item[2] for place, item in places.items()} for title, places in rows.items()}
     perplexity = min(PERPLEXITY, (sum(counts.values()) - 1) / 3)
     study.record["features"] = {

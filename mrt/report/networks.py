@@ -25,6 +25,7 @@ from mrt.engine.snapshots import spread_evenly
 from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections, Metrics, collect, score
 from mrt.models.detector import DeformableDETR
+from mrt.models.interface import DetectorOutput
 from mrt.models.mae import MaskedAutoencoder, random_masks
 from mrt.parts.rebuild import build_mae, load_autoencoder
 from mrt.report.collect import RunData
@@ -36,12 +37,18 @@ PLACES = ("backbone (C5)", "encoder", "decoder")
 
 @dataclass
 class Judged:
-    """A detector's detections on the report's images, and its metrics there (None without labels)."""
+    """A detector's detections on the report's images, and its metrics there (None without labels).
+
+    Attributes:
+        vectors: of some of these images, in their order, as :func:`features` gives them: seen in the same
+            pass.
+    """
 
     network: str
     detector: DeformableDETR
     detections: list[ImageDetections]
     metrics: Metrics | None
+    vectors: dict[str, np.ndarray]
 
 
 def evaluation_set(run: RunData, card: DatasetCard, split: str) -> DetectionDataset:
@@ -61,8 +68,12 @@ def judge(
     config: Config,
     device: torch.device,
     watcher: Watcher,
+    points: int,
 ) -> Judged:
-    """Run a detector on the images.
+    """Run a detector on the images, once.
+
+    Args:
+        points: of so many images, spread evenly, the vectors are kept.
 
     Raises:
         MrtError: there are no such weights, or their classes are not the run's.
@@ -84,10 +95,25 @@ def judge(
         done = images
 
     batches = (batch.to(device) for batch in loader)
-    detections = collect(predictor(detector, device), batches, len(dataset), progress)
+    wanted = set(spread_evenly(len(dataset), points))
+    kept: list[dict[str, Tensor]] = []
+    begin = 0
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: DetectorOutput) -> None:
+        nonlocal begin
+        rows = [row for row in range(len(inputs[0])) if begin + row in wanted]
+        begin += len(inputs[0])
+        if rows:
+            kept.append({place: found[rows] for place, found in vectors_of(output, inputs[1]).items()})
+
+    handle = detector.register_forward_hook(keep)
+    try:
+        detections = collect(predictor(detector, device), batches, len(dataset), progress)
+    finally:
+        handle.remove()
     watcher.end()
     metrics = score(detections, dataset) if dataset.labelled else None
-    return Judged(facts["network"], detector, detections, metrics)
+    return Judged(facts["network"], detector, detections, metrics, _joined(kept))
 
 
 def views(config: Config, card: DatasetCard, split: str, classes: list[str], count: int) -> list[Batch]:
@@ -104,25 +130,45 @@ def views(config: Config, card: DatasetCard, split: str, classes: list[str], cou
 
 @torch.inference_mode()
 def features(
-    detector: DeformableDETR, batches: Sequence[Batch], device: torch.device
+    detector: DeformableDETR, batches: Sequence[Batch], device: torch.device, watcher: Watcher
 ) -> dict[str, np.ndarray]:
-    """One vector per image at each of :data:`PLACES`, the inputs of the discriminators: (images, channels).
+    """One vector per image at each of :data:`PLACES`: (images, channels), float32."""
+    found = []
+    for batch in batches:
+        mask = None if batch.mask is None else batch.mask.to(device)
+        found.append(vectors_of(detector(batch.images.to(device), mask), mask))
+        watcher.advance(len(batch))
+    return _joined(found)
+
+
+def vectors_of(output: DetectorOutput, mask: Tensor | None) -> dict[str, Tensor]:
+    """One vector per image at each of :data:`PLACES`, the inputs of the discriminators: (B, channels).
 
     C5 and the encoder's output are averaged over the cells that are not padding, the decoder's queries with
-    their best scores as weights. All float32.
+    their best scores as weights.
+
+    Args:
+        mask: (B, H, W), True = padding; None where there is none.
     """
-    found: dict[str, list[Tensor]] = {place: [] for place in PLACES}
-    for batch in batches:
-        output = detector(batch.images.to(device), batch.to(device).mask)
-        last = output.features.maps[-1]
-        padding = batch.padding_mask[:, None].float().to(device)
-        seen = ~nn.functional.interpolate(padding, size=last.shape[-2:])[:, 0].bool()
-        found[PLACES[0]].append((last * seen[:, None]).sum((2, 3)) / seen.sum((1, 2)).clamp(min=1)[:, None])
-        cells = torch.cat([~mask.flatten(1) for mask in output.features.masks], dim=1)[..., None]
-        found[PLACES[1]].append((output.memory * cells).sum(1) / cells.sum(1).clamp(min=1))
-        weights = output.logits[-1].sigmoid().amax(-1, keepdim=True)
-        found[PLACES[2]].append((output.queries * weights).sum(1) / weights.sum(1).clamp(min=1e-6))
-    return {place: torch.cat(parts).float().cpu().numpy() for place, parts in found.items()}
+    last = output.features.maps[-1]
+    seen = last.new_ones(last[:, :1].shape)
+    if mask is not None:
+        seen = 1 - nn.functional.interpolate(mask[:, None].float(), size=last.shape[-2:])
+    cells = torch.cat([~item.flatten(1) for item in output.features.masks], dim=1)[..., None]
+    weights = output.logits[-1].sigmoid().amax(-1, keepdim=True)
+    return {
+        PLACES[0]: (last * seen).sum((2, 3)) / seen.sum((2, 3)).clamp(min=1),
+        PLACES[1]: (output.memory * cells).sum(1) / cells.sum(1).clamp(min=1),
+        PLACES[2]: (output.queries * weights).sum(1) / weights.sum(1).clamp(min=1e-6),
+    }
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    return (
+        {place: torch.cat([part[place] for part in parts]).float().cpu().numpy() for place in parts[0]}
+        if parts
+        else {}
+    )
 
 
 def embed(

@@ -20,6 +20,13 @@ from mrt.plain import markdown, markdown_code, visible
 
 CELL_WIDTH = 640  # largest width of a picture in the page, in pixels; the file in figures/ has full size
 
+# Abbreviations that a page explains where a pointer rests on them.
+SHORT = {
+    "AP50": "average precision in per cent, mean of the classes; a box counts as found from IoU 0.5 on",
+    "AP75": "the same from IoU 0.75 on",
+    "AP": "the mean of that over IoU 0.5, 0.55, ... 0.95 (COCO's figure)",
+}
+
 
 @dataclass(frozen=True)
 class Note:
@@ -161,12 +168,20 @@ def _environment(for_html: bool) -> jinja2.Environment:
     environment.filters["cell"] = partial(markdown, begins=False)
     environment.filters["block"] = markdown_code
     environment.filters["described"] = _described
+    environment.filters["interval"] = _interval
+    environment.globals["short"] = SHORT
     return environment
 
 
 def _seen(value: Any) -> Any:
     """A text of the page with control characters as visible escapes; markup, such as a figure, as it is."""
     return visible(value) if type(value) is str else value
+
+
+def _interval(value: str) -> tuple[str, str]:
+    """A figure, and its interval if it has one: "+6.2 [5.1, 7.3]" in two."""
+    figure, bracket, rest = visible(value).partition(" [")
+    return figure, bracket.strip() + rest
 
 
 def _described(svg: str, alt: str) -> str:

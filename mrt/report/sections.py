@@ -17,7 +17,7 @@ from mrt.report.collect import RunData, changed_settings, find_card, flatten, ne
 from mrt.report.page import Block, Code, Facts, Headline, Note, Section, Table
 from mrt.report.study import START, Study
 from mrt.report.trust import without_labels
-from mrt.report.words import LOOKING, lacking, number, span_words, told, with_interval
+from mrt.report.words import EXPLAINED, LOOKING, lacking, number, span_words, told, with_interval
 
 METRICS = ("AP50", "AP", "AP75")
 
@@ -46,12 +46,15 @@ def headlines(study: Study) -> list[Headline]:
             found.append(Headline(run.title, [("AP50", "-")], reason))
             continue
         texts = [(name, number(result["metrics"][name])) for name in ("AP50", "AP")]
-        change = study.record["change"].get(run.title, {}).get("AP50", {}).get("value")
-        if change is not None:
-            texts.append((f"change in AP50 against {study.record['against']}", number(change, sign=True)))
+        change = study.record["change"].get(run.title, {}).get("AP50", {})
+        if change.get("value") is not None:
+            gain = with_interval(change["value"], change, sign=True)
+            texts.append((f"change in AP50 against {study.record['against']}", gain))
         source = f"from {result['file']}" if result["file"] else "measured for this report"
         last = f"Last {network_of(run, result['network'])}"
         about = f"{last} on {result['data']}, split {result['split']}, per cent; {source}."
+        if change.get("low") is not None:
+            about += f" [low, high]: where {100 * LEVEL:g} % of {SAMPLES} draws of the images lie."
         about += " THE RUN IS NOT FINISHED." if run.unfinished else ""
         found.append(Headline(run.title if study.several else last, texts, about))
     return found
@@ -356,10 +359,15 @@ def command_line(run: RunData) -> str:
     return shlex.join([*words, *(["--set", *sets] if sets else [])])
 
 
+def explained(_: Study) -> Section:
+    """What the words and abbreviations of a report mean."""
+    return Section("words", "Words and abbreviations", [Facts("What they mean", EXPLAINED, open=True)])
+
+
 ALL = (
     *(results, curves, looking.pseudo_labels, without_labels, looking.pictures),
     *(looking.reconstructions, looking.features, looking.errors),
-    *(settings, data, environment),
+    *(settings, data, environment, explained),
 )
 
 

@@ -173,7 +173,8 @@ def _look(study: Study) -> None:
     start = next(iter(starts)) if len(starts) == 1 else None
 
     def judge(where: str | Path, config: Any) -> Judged:
-        return networks.judge(where, "auto", study.dataset, config, study.device, study.watcher)
+        more = (study.dataset, config, study.device, study.watcher, study.points)
+        return networks.judge(where, "auto", *more)
 
     if len(starts) > 1:
         study.missing["start"] = "the runs did not start from the same weights"

@@ -5,9 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mrt.report.collect import RunData
-from mrt.report.page import Note
+from mrt.report.page import SHORT, Note
 
 LOOKING = "† Uses target labels, to look at only: nothing was trained or chosen with them."
+
+# What the words and abbreviations of a report mean.
+EXPLAINED = [
+    *SHORT.items(),
+    ("IoU", "intersection over union of two boxes: the area that they share, divided by that of both"),
+    ("[low, high]", "an interval: most draws of the images, with repetition, give a figure in it"),
+    ("start", "the weights that the run started from: the detector before adaptation"),
+    (
+        "student, teacher",
+        "the network that learns; the running average of its weights, which labels the target",
+    ),
+    ("pseudo labels", "boxes of the teacher that the student learns from in place of true ones"),
+    ("threshold", "the score from which on a box of the teacher becomes a pseudo label"),
+    ("fair source-only", "trained as long and in the same way as the adapted run, but without the target"),
+    ("oracle", "trained with the target's labels: about the best that adaptation could reach"),
+    ("MAE", "masked autoencoder: a branch that learns to rebuild features of which most were masked"),
+    ("C5", "the last and coarsest map of the backbone's features"),
+    ("t-SNE", "a drawing in which what is near in the space of the features is near; far says little"),
+    (
+        "TIDE",
+        "splits the mistakes by kind: wrong class; wrong place (localisation); both; a second box of one "
+        "object (duplicate); a box where nothing is (background); an object without a box (missed)",
+    ),
+    ("†", "uses target labels, to look at only"),
+    ("‡", "chosen with target labels: no result"),
+]
 
 
 def number(value: float | None, sign: bool = False) -> str:

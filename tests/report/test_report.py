@@ -18,7 +18,7 @@ from mrt.report import write_report
 
 SECTIONS = (
     *("results", "curves", "pseudo-labels", "trust", "detections", "reconstruction", "features", "errors"),
-    *("settings", "data", "environment"),
+    *("settings", "data", "environment", "words"),
 )
 BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
 BROWSER = next(filter(None, BROWSERS), None)
@@ -41,7 +41,9 @@ def comparison(world, runs, tmp_path_factory) -> Path:
 
 
 def headline(page: str) -> list[tuple[str, str]]:
-    return re.findall(r'<dd data-figure="([^"]*)">([^<]*)</dd>', page)
+    interval = r'(?: <span class="interval">([^<]*)</span>)?'
+    found = re.findall(rf'<dd data-figure="([^"]*)">([^<]*){interval}</dd>', page)
+    return [(name, f"{figure} {bounds}".strip()) for name, figure, bounds in found]
 
 
 def test_the_headline_is_the_stored_result_of_the_last_teacher(report, runs):
@@ -64,6 +66,31 @@ def test_numbers_measured_for_the_report_are_those_of_its_json(comparison):
     gain = found["start"]["metrics"]["AP50"] - fair["metrics"]["AP50"]
     assert found["change"]["start"]["AP50"]["value"] == pytest.approx(gain)
     assert set(found["errors"]) == {"start", "fair", "adapted"}
+    change = found["change"]["adapted"]["AP50"]
+    card = dict(headline(page))["change in AP50 against fair"]
+    assert card == f"{change['value']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]".replace(
+        "-0.0", "+0.0"
+    )
+    assert '<abbr title="average precision' in page and "draws of the images lie" in page
+
+
+def test_networks_look_at_the_images_once(runs, world, tmp_path, monkeypatch):
+    """The features of the images that are judged are kept from that pass."""
+    from mrt.models.detector import DeformableDETR
+
+    seen: list[int] = []
+    forward = DeformableDETR.forward
+
+    def counting(self, images, *more, **kept):
+        seen.append(len(images))
+        return forward(self, images, *more, **kept)
+
+    monkeypatch.setattr(DeformableDETR, "forward", counting)
+    write_report([runs / "adapted"], tmp_path, data_root=world, images=1)
+    # Two networks on the 8 target images of val and on the 8 source images beside them.
+    assert sum(seen) == 2 * (8 + 8)
+    found = json.loads((tmp_path / "report.json").read_text())["features"]
+    assert found["images"] == {"source": 8, "target": 8}
 
 
 def test_every_section_and_figure_of_a_run_is_there(report):
