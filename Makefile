@@ -19,7 +19,7 @@ BUILD_NEEDS = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject
     print(*(p["build-system"]["requires"] + ["ninja"] + [d for d in p["project"]["dependencies"] if d.startswith("torch")]), sep="\n")'
 SOURCES := pyproject.toml setup.py mrt/__init__.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo demo-from-scratch demo-results demo-source synth-source test soak lint build bench wheel clean
+.PHONY: help demo demo-from-scratch demo-results demo-source synth-source test soak lint docs build bench wheel clean
 
 help:
 	@echo "make demo                a detector goes from clear weather into fog, in minutes, on the CPU"
@@ -29,6 +29,7 @@ help:
 	@echo "make demo-source         the source detector that ships with mrt, again"
 	@echo "make synth-source        that of the presets synth2foggy, synth2night and synth2rain, again: an hour"
 	@echo "make wheel               dist/: a wheel for the CPU that needs no compiler, and the sources as .tar.gz"
+	@echo "make docs                the documentation as a site, in build/site"
 	@echo "make soak                kills, failing disks, flipped bits and mutated files by the thousand, the wheel in an empty environment: hours"
 	@echo "make lint | build | bench | clean"
 
@@ -71,6 +72,11 @@ soak: $(VENV)/.installed wheel
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+
+# Strict: a dead link, or a page that is in no menu, fails. To read while writing: $(BIN)/mkdocs serve
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Written to build/site/index.html"
 
 build: $(VENV)/.installed
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command_line import mrt, refused
 from PIL import Image
+from short_presets import short_presets
 
 # Commands in messages stand at the end of a line, after a colon or an arrow, or on a line of their own.
 COMMANDS = "adapt|assess|demo|doctor|eval|export|label|predict|prepare-data|pretrain-source|report|select"
@@ -28,15 +29,7 @@ def short(monkeypatch, tmp_path_factory):
     """The presets with an epoch of a step each; no setting has to be given for that."""
     from mrt import config
 
-    folder = tmp_path_factory.mktemp("presets")
-    for file in config.PRESETS.glob("*.toml"):
-        text = re.sub(r"(?m)^(steps_per_epoch|epochs|decay_epoch|eval_every) = .*\n", "", file.read_text())
-        text = re.sub(r"(?m)^(workers|keep_teachers) = .*\n", "", text)
-        for section in ("pretrain", "mae_stage", "teach"):
-            text = text.replace(f"[{section}]\n", f"[{section}]\nepochs = 1\nsteps_per_epoch = 1\n")
-        text = text.replace("[mae]\n", "[mae]\ndecay_epoch = 1\n")
-        text = text.replace("[engine]\n", "[engine]\nworkers = 0\nthreads = 1\n")
-        (folder / file.name).write_text(re.sub(r"(?m)^batch_size = .*$", "batch_size = 2", text))
+    folder = short_presets(config.PRESETS, tmp_path_factory.mktemp("presets"))
     monkeypatch.setattr(config, "PRESETS", folder)
 
 
