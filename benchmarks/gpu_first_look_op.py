@@ -1,8 +1,9 @@
 """Is the op right on this GPU? Its outputs and gradients against the PyTorch path in float64.
 
-Compared is the largest difference as a share of the array's largest value, at least of SMALLEST. Both sides
-get the same numbers, rounded to the dtypes that the kernel takes. "fallback" beside an error is that of the
-PyTorch path in the kernel's own precision.
+Compared is the largest difference as a share of the array's largest value, beyond one rounding of each
+16-bit number: errors and limits are those of mrt.ops.selfcheck. Both sides get the same numbers, rounded to
+the dtypes that the kernel takes. "fallback" beside an error is that of the PyTorch path in the kernel's own
+precision.
 """
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ bench = benchmark("ms_deform_attn")
 Case = bench.Case
 MIDDLE = ((50, 84), (25, 42), (13, 21), (7, 11))
 TINY = ((6, 9), (3, 5), (2, 3), (1, 2))
-SMALLEST = selfcheck.SMALLEST
-LIMITS = {
-    torch.float64: 1e-11,
-    **{bench.DTYPES[name]: limit for name, limit in bench.ALLOWED_ERROR.items()},
-}
+LIMITS = selfcheck.LIMITS
 USUAL = (torch.float32, torch.bfloat16, torch.float16)
 NOWHERE = (torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 3e9, -40.0)
 NAMES = ("output", "value", "references", "offsets", "logits")
@@ -96,13 +93,8 @@ def errors(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
     """Of each array; infinite where shapes differ."""
     found = []
     for mine, right in zip(actual, exact, strict=True):
-        if mine.shape != right.shape:
-            found.append(float("inf"))
-        elif right.numel() == 0:
-            found.append(0.0)
-        else:
-            scale = right.abs().max().clamp(min=SMALLEST)
-            found.append(((mine.double() - right).abs().max() / scale).item())
+        same = mine.shape == right.shape
+        found.append(selfcheck.relative_error(mine, right) if same else float("inf"))
     return found
 
 
