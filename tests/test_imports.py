@@ -104,7 +104,10 @@ RULES = {
     ],
     "mrt.data.registry": ["mrt.data.card", "mrt.errors"],
     "mrt.data.staging": ["mrt.data.card", "mrt.errors"],
-    "mrt.data.preview": ["PIL", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.errors"],
+    "mrt.data.palette": [],
+    "mrt.data.preview": [
+        *("PIL", "mrt.data.archives", "mrt.data.card", "mrt.data.headers", "mrt.data.palette", "mrt.errors"),
+    ],
     "mrt.data.convert": [
         *(
             "numpy",

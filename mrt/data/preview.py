@@ -12,20 +12,9 @@ from PIL import Image, ImageDraw, ImageOps
 from mrt.data.archives import open_file
 from mrt.data.card import DatasetCard, is_ignored, prepared_annotations, read_card, read_json
 from mrt.data.headers import BROKEN, open_picture
+from mrt.data.palette import COLOURS
 from mrt.errors import MrtError
 
-# Okabe and Ito's palette for all kinds of colour vision. Further classes start again with the first colour;
-# their names tell them apart.
-COLOURS = (
-    (213, 94, 0),
-    (230, 159, 0),
-    (86, 180, 233),
-    (204, 121, 167),
-    (0, 158, 115),
-    (255, 255, 255),
-    (0, 114, 178),
-    (240, 228, 66),
-)
 _MOST = 1 << 20  # pixels of a side; no kind of image has more
 IGNORED, GROUND = (128, 128, 128), (20, 20, 20)
 

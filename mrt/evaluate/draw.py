@@ -8,20 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mrt.data.palette import COLOURS
 from mrt.evaluate.coco import ImageDetections
 
-# Okabe and Ito's palette for all kinds of colour vision, without black. With more classes it starts again;
-# then the labels distinguish them.
-COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (255, 255, 255),
-)
 MIN_WIDTH = 640  # narrower images are enlarged by a whole factor before boxes and text go on
 BACKGROUND, INK = (255, 255, 255), (20, 20, 20)
 

@@ -24,6 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from mrt.config import DRIVERS, loss_words
+from mrt.data.palette import COLOURS as PALETTE
+from mrt.data.palette import on_white
 from mrt.files import replacing
 from mrt.plain import visible
 from mrt.report.collect import RunData, Span
@@ -130,7 +132,8 @@ def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r"(url\(#|href=\"#)", lambda found: f"{found[1]}{name}-", svg)
     svg = re.sub(r"font(-family)?: ([^;\"]*?)'?DejaVu Sans'?[^;\"]*", plain_font, svg)
     svg = svg.replace(INK, "currentColor").replace(GROUND, f"var(--ground, {GROUND})")
-    svg = svg.replace(COLOURS[0].lower(), f"var(--blue, {COLOURS[0]})")
+    for name_of, colour in (("blue", COLOURS[0]), ("vermilion", COLOURS[3])):  # too dark on a dark page
+        svg = svg.replace(colour.lower(), f"var(--{name_of}, {colour})")
     svg = re.sub(r'<svg ([^>]*?) ?width="[^"]*"', r"<svg \1", svg)
     return re.sub(r'<svg height="[^"]*"', "<svg", svg, count=1)
 
@@ -146,6 +149,15 @@ def _side_by_side(labels: Iterable[str], most: int) -> int:
     """The number of columns of a legend, at most ``most``, so that the longest label fits."""
     labels = list(labels)
     return max(1, min(len(labels), most, 90 // (8 + max(len(label) for label in labels))))
+
+
+def look_of_classes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and dashes of classes, in the colours that they have in pictures."""
+    looks: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        turn = number // len(PALETTE)
+        looks[name] = {"color": on_white(number), "linestyle": DASHES[turn % len(DASHES)]}
+    return looks
 
 
 def look_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -292,7 +304,7 @@ def average_precision(run: RunData) -> Figure | None:
     axes[0, 0].set_title("all classes†")
     axes[0, 0].legend(loc="lower right")
     lines = [line for line in run.of("eval") if line["network"] == networks[0]]
-    for name, look in look_of(run.classes).items():
+    for name, look in look_of_classes(run.classes).items():
         points = [(run.place(line), line.get("per_class", {}).get(name, {}).get("AP50")) for line in lines]
         points = [(x, y) for x, y in points if y is not None]
         _curve(axes[0, 1], [x for x, _ in points], [y for _, y in points], name, **look)
@@ -316,7 +328,7 @@ def thresholds(run: RunData) -> Figure | None:
     figure, axes = _new(1, 1, height=2.5)
     axis = axes[0, 0]
     begin = next(span for span in run.spans if span.name == lines[0]["stage"]).begin
-    for name, look in look_of(run.classes).items():
+    for name, look in look_of_classes(run.classes).items():
         x = [begin, *(run.place(line) for line in lines)]
         later = (line["thresholds"].get(name, math.nan) for line in lines)
         y = [run.config.teacher.threshold_start, *later]
@@ -364,8 +376,8 @@ def pseudo_labels(
         hatches = ("", "///", "...")
         for number, name in enumerate(run.classes):
             values = np.array([line["labels_per_image"].get(name, 0.0) for line in counted])
-            turn, place = divmod(number, len(COLOURS))
-            look = {"color": COLOURS[place], "hatch": hatches[turn % len(hatches)], "linewidth": 0}
+            turn = number // len(PALETTE)
+            look = {"color": on_white(number), "hatch": hatches[turn % len(hatches)], "linewidth": 0}
             width = 0.8 if len(counted) <= 20 else 1.0
             axis.bar(places, values, width, bottom, label=name, **look)
             bottom += values

@@ -54,7 +54,7 @@ def headlines(study: Study) -> list[Headline]:
         last = f"Last {network_of(run, result['network'])}"
         about = f"{last} on {result['data']}, split {result['split']}, per cent; {source}."
         if change.get("low") is not None:
-            about += f" [low, high]: where {100 * LEVEL:g} % of {SAMPLES} draws of the images lie."
+            about += f" [low, high]: {100 * LEVEL:g} % of {SAMPLES} draws of the images lie in it."
         about += " THE RUN IS NOT FINISHED." if run.unfinished else ""
         found.append(Headline(run.title if study.several else last, texts, about))
     return found

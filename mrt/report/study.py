@@ -95,7 +95,7 @@ class Study:
         path = self.figures / f"{name}.png"
         sheet = side_by_side([[cell.picture for cell in row] for row in rows], titles, width=CELL)
         with replacing(path) as file:
-            sheet.save(file, format="PNG", optimize=True)
+            sheet.save(file, format="PNG")  # optimize=True: four times the time for 2 % of the bytes
         return Grid(name, alt, caption, titles, rows, path)
 
 

@@ -71,7 +71,7 @@ def test_numbers_measured_for_the_report_are_those_of_its_json(comparison):
     assert card == f"{change['value']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]".replace(
         "-0.0", "+0.0"
     )
-    assert '<abbr title="average precision' in page and "draws of the images lie" in page
+    assert '<abbr title="average precision' in page and "draws of the images lie in it" in page
 
 
 def test_networks_look_at_the_images_once(runs, world, tmp_path, monkeypatch):
