@@ -18,7 +18,7 @@ constexpr unsigned long long kNotFinite = 0x7ff8000000000000ull;  // a NaN's bit
 
 struct NoSum {  // somebody else sees to value's gradient
   static constexpr bool kAdds = false;
-  __device__ __forceinline__ int slice(const Geometry&, int64_t, int64_t) const { return 0; }
+  __device__ __forceinline__ int from(int64_t) const { return 0; }
 };
 
 template <typename R>
@@ -32,7 +32,8 @@ struct FloatSum {
     __device__ __forceinline__ void add(int64_t at, R x) const { atomicAdd(sums + at, x); }
     __device__ __forceinline__ void add4(int64_t at, float4 x) const { atomic_add4(sums + at, x); }
   };
-  __device__ __forceinline__ Slice slice(const Geometry&, int64_t, int64_t first) const { return {sums + first}; }
+  __device__ __forceinline__ Slice from(int64_t first) const { return {sums + first}; }
+  __device__ __forceinline__ Slice slice(const Geometry&, int64_t, int64_t first) const { return from(first); }
 };
 
 // What FixedSum and the kernel that reads its sums agree on.

@@ -19,10 +19,31 @@ constexpr int kEntries = kTileThreads * 4;
 constexpr int kOutside = 1 << 30;
 static_assert(kBins == 4 * kTileThreads, "a thread scans four bins");
 
+// Whether a lane adds to neighbouring channels: see add4().
+#if MRT_VECTOR_ATOMICS
+constexpr bool kNeighbours = true;
+#else
+constexpr bool kNeighbours = false;
+#endif
+
 struct __align__(8) Entry {
   float weight;
-  unsigned cell_and_query;  // cell of the level << 6 | query of the tile
+  unsigned key;  // cell of the level * bytes of `upstream` | where in there the query's gradient begins
 };
+
+// Adds four sums to four channels: neighbours where one instruction adds them; else channels kLanes apart, so that each of four
+// instructions adds to neighbours for neighbouring lanes: to one sector for 8 lanes, rather than four times to all four.
+template <int kLanes>
+__device__ __forceinline__ void add4(float* to, float4 x) {
+  if constexpr (kNeighbours) {
+    atomic_add4(to, x);
+  } else {
+    atomicAdd(to, x.x);
+    atomicAdd(to + kLanes, x.y);
+    atomicAdd(to + 2 * kLanes, x.z);
+    atomicAdd(to + 3 * kLanes, x.w);
+  }
+}
 
 // Exclusive prefix sums of bins, in place; returns their total. A thread owns four neighbours. `parts`: one number per warp.
 __device__ __forceinline__ int scan_bins(int4* bins, int* parts) {
@@ -47,86 +68,93 @@ __device__ __forceinline__ int scan_bins(int4* bins, int* parts) {
   return total;
 }
 
-template <typename V, int kDim>
+template <typename V, int kDim, int kLevels>
 __global__ void __launch_bounds__(kTileThreads, 4)
-    tiles_kernel(const __grid_constant__ Geometry g, const Inputs<V, float> in, const V* __restrict__ grad_output,
+    tiles_kernel(const __grid_constant__ Layout g, const __grid_constant__ Inputs<V, float> in, const V* __restrict__ grad_output,
                  float* __restrict__ grad_value) {
   constexpr int kLanes = kDim / 4, kGroups = kTileThreads / kLanes;
-  __shared__ float4 upstream[kTileQueries][kLanes];
+  using Reader = PointReader<V, kFastPoints, kLevels>;
+  constexpr int kMostLevels = Reader::kMostRounds;
+  constexpr unsigned kRow = kLanes * sizeof(float4), kRows = kTileQueries * kRow;
+  __shared__ float4 upstream[kTileQueries][kLanes];  // output gradients; a lane's four channels as add4() adds them
   __shared__ Entry entries[kEntries];
   __shared__ int4 bins[kBins / 4];
   __shared__ int parts[kTileThreads / kWarp], outside;
+  __shared__ int2 own[kTileThreads];
+  __shared__ float weights[kMostLevels][kTileThreads];  // of the thread's points
   int* const bin = &bins[0].x;
-  const int thread = threadIdx.x, query = thread / kFastPoints, point = thread % kFastPoints;
-  const int heads = static_cast<int>(g.heads), head = static_cast<int>(blockIdx.x) % heads;
-  const int64_t image = blockIdx.y;
-  const Tile tile = find_tile(g, static_cast<int>(blockIdx.x) / heads, kTileSide);
+  const int thread = static_cast<int>(threadIdx.x), query = thread / kFastPoints, point = thread % kFastPoints;
+  const int head = static_cast<int>(blockIdx.z), image = static_cast<int>(blockIdx.y);
+  const Tile tile = find_tile(g, static_cast<int>(blockIdx.x), kTileSide);
   const int tile_width = g.width[tile.level], tile_height = g.height[tile.level];
   // Row of query i of the tile in (N, Q); -1 beyond the level's edge.
-  const auto row_of = [&](int i) -> int64_t {
+  const auto row_of = [&](int i) -> int {
     const int x = tile.x + i % kTileSide, y = tile.y + i / kTileSide;
     return x < tile_width && y < tile_height ? image * g.queries + g.start[tile.level] + y * tile_width + x : -1;
   };
 
+#pragma unroll
   for (int i = thread; i < kTileQueries * kLanes; i += kTileThreads) {
-    const int64_t row = row_of(i / kLanes);
+    const int row = row_of(i / kLanes);
     float x[4] = {};
-    if (row >= 0) read(grad_output + (row * heads + head) * kDim + i % kLanes * 4, x);
-    upstream[i / kLanes][i % kLanes] = make_float4(x[0], x[1], x[2], x[3]);
+    if (row >= 0) read(grad_output + (static_cast<int64_t>(row) * g.heads + head) * kDim + i % kLanes * 4, x);
+    if constexpr (kNeighbours) {
+      upstream[i / kLanes][i % kLanes] = make_float4(x[0], x[1], x[2], x[3]);
+    } else {
+      float* const to = &upstream[i / kLanes][0].x;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) to[(i % kLanes * 4 + c) % kLanes * 4 + (i % kLanes * 4 + c) / kLanes] = x[c];
+    }
   }
   bins[thread] = make_int4(0, 0, 0, 0);
   if (thread == 0) outside = 0;
 
   // This thread's points are points `point` of `query` in all levels; the four threads of a query share its softmax.
   const bool exists = row_of(query) >= 0;
-  const int64_t row = exists ? row_of(query) : row_of(0);
-  PointReader<V, kFastPoints> reader(g, in, static_cast<int>(row), head, point);
-  reader.softmax();
+  const Reader reader(g, in, exists ? row_of(query) : row_of(0), head, point, exists, own);
+  reader.read_weights(weights);
 
-  const unsigned step = static_cast<unsigned>(heads) * kDim;
+  const unsigned step = static_cast<unsigned>(g.heads) * kDim;
   const int group = thread / kLanes, lane = thread % kLanes;
+  const float middle_x = (tile.x + kTileSide * 0.5f) / tile_width, middle_y = (tile.y + kTileSide * 0.5f) / tile_height;
+  float* const slice = opaque(grad_value + (static_cast<int64_t>(image) * g.cells * g.heads + head) * kDim + lane * (kNeighbours ? 4 : 1));
   __syncthreads();
-  for (int level = 0; level < g.levels; ++level) {
+#pragma unroll 1
+  for (int level = 0; level < reader.levels(); ++level) {
     const int width = g.width[level], height = g.height[level];
     // The window lies around the tile's middle, but inside the map.
-    int left = static_cast<int>((tile.x + kTileSide * 0.5f) / tile_width * width) - kWindow / 2;
-    int upper = static_cast<int>((tile.y + kTileSide * 0.5f) / tile_height * height) - kWindow / 2;
-    left = max(0, min(left, width - kWindow));
-    upper = max(0, min(upper, height - kWindow));
+    const int left = max(0, min(static_cast<int>(middle_x * width) - kWindow / 2, width - kWindow));
+    const int upper = max(0, min(static_cast<int>(middle_y * height) - kWindow / 2, height - kWindow));
 
     const Sample sample = reader.sample(level);
-    const float weight = reader.weight(sample);
-    const Place place = exists ? reader.place(g, sample, level) : Place{0u, 0.f, 0.f};
-    // The cell in `packed`: the upper left corner, or its neighbour where it is outside.
-    const int first = static_cast<int>(place.packed & kCell) - g.start[level], first_y = first / width, first_x = first - first_y * width;
-    float corner[4];
-    int cells[4];
+    const float weight = weights[level][thread];
+    const Place place = reader.place(sample, level);
+    const Inside inside = find_inside(place, width, height);
+    const float dx = place.dx, dy = place.dy;
+    const float corner[4] = {weight * (1.f - dx) * (1.f - dy), weight * dx * (1.f - dy), weight * (1.f - dx) * dy, weight * dx * dy};
+    const bool wanted[4] = {inside.upper && inside.left, inside.upper && inside.right, inside.lower && inside.left,
+                            inside.lower && inside.right};
     int keys[4];  // bin | rank in it << 10; kOutside | rank; -1: no contribution
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const bool right = c % 2 == 1, lower = c / 2 == 1;
-      corner[c] = weight * (right ? place.dx : 1.f - place.dx) * (lower ? place.dy : 1.f - place.dy);
-      const unsigned needed = (right ? kRight : kLeft) | (lower ? kLower : kUpper);
+      const int bin_x = place.x - left + c % 2, bin_y = place.y - upper + c / 2, own = bin_y * kWindow + bin_x;
       keys[c] = -1;
-      cells[c] = 0;
-      if ((place.packed & needed) != needed) continue;
-      const int x = first_x + (right && (place.packed & kLeft) ? 1 : 0), y = first_y + (lower && (place.packed & kUpper) ? 1 : 0);
-      cells[c] = y * width + x;
-      const int bin_x = x - left, bin_y = y - upper;
-      if (bin_x >= 0 && bin_x < kWindow && bin_y >= 0 && bin_y < kWindow) {
-        keys[c] = (bin_y * kWindow + bin_x) | atomicAdd(bin + bin_y * kWindow + bin_x, 1) << 10;
+      if (!wanted[c]) continue;
+      if ((static_cast<unsigned>(bin_x) | static_cast<unsigned>(bin_y)) < kWindow) {
+        keys[c] = own | atomicAdd(bin + own, 1) << 10;
       } else {
         keys[c] = kOutside | atomicAdd(&outside, 1);
       }
     }
     __syncthreads();
-    const int inside = scan_bins(bins, parts), total = inside + outside;
+    const int sorted = scan_bins(bins, parts), total = sorted + outside;
     __syncthreads();
+    const unsigned cell = static_cast<unsigned>(place.y * width + place.x);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       if (keys[c] < 0) continue;
-      const int at = keys[c] & kOutside ? inside + (keys[c] ^ kOutside) : bin[keys[c] % kBins] + keys[c] / kBins;
-      entries[at] = {corner[c], static_cast<unsigned>(cells[c] << 6 | query)};
+      const int at = keys[c] & kOutside ? sorted + (keys[c] ^ kOutside) : bin[keys[c] % kBins] + keys[c] / kBins;
+      entries[at] = {corner[c], (cell + c % 2 + c / 2 * width) * kRows | query * kRow};
     }
     __syncthreads();
     bins[thread] = make_int4(0, 0, 0, 0);
@@ -134,24 +162,24 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 
     const int part = (total + kGroups - 1) / kGroups | 1;  // odd: groups of a warp read different banks
     const int begin = group * part, end = min(total, begin + part);
-    float* const sums = grad_value + ((image * g.cells + g.start[level]) * heads + head) * kDim + lane * 4;
+    float* const sums = opaque(advance(slice, g.start[level], step * sizeof(float)));
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-    unsigned current = 0;
+    unsigned current = begin < end ? entries[begin].key : 0u;
+#pragma unroll 4
     for (int k = begin; k < end; ++k) {
       const Entry entry = entries[k];
-      const float4 x = upstream[entry.cell_and_query % kTileQueries][lane];
-      const unsigned cell = entry.cell_and_query / kTileQueries;
-      if (cell != current) {
-        if (k > begin) atomic_add4(sums + current * step, sum);
+      const float4 x = *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(upstream) + (entry.key % kRows | lane * sizeof(float4)));
+      if ((entry.key ^ current) >= kRows) {
+        add4<kLanes>(advance(sums, current / kRows, step * sizeof(float)), sum);
         sum = make_float4(0.f, 0.f, 0.f, 0.f);
-        current = cell;
       }
+      current = entry.key;
       sum.x += entry.weight * x.x;
       sum.y += entry.weight * x.y;
       sum.z += entry.weight * x.z;
       sum.w += entry.weight * x.w;
     }
-    if (begin < end) atomic_add4(sums + current * step, sum);
+    if (begin < end) add4<kLanes>(advance(sums, current / kRows, step * sizeof(float)), sum);
     __syncthreads();
   }
 }
@@ -160,9 +188,10 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 
 template <typename V>
 cudaError_t launch_tiles(const Geometry& g, const Inputs<V, float>& in, const V* grad_output, float* grad_value, cudaStream_t stream) {
-  const dim3 blocks = item_blocks(g, true, kTileQueries);
-  return with_dim(g.dim, [&](auto dim) {
-    return launch(tiles_kernel<V, decltype(dim)::value>, blocks, kTileThreads, stream, g, in, grad_output, grad_value);
+  const Layout plan = layout(g, kTileSide);
+  return with_dim_and_levels(g, [&](auto dim, auto levels) {
+    return launch(tiles_kernel<V, decltype(dim)::value, decltype(levels)::value>, item_blocks(g, plan, true, kTileQueries), kTileThreads,
+                  stream, plan, in, grad_output, grad_value);
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -25,14 +26,53 @@ struct Word<8> {
   using type = uint2;
 };
 
-// kCount neighbours as floats, in one load (8 or 16 bytes, aligned as much) through the read-only cache.
+// The same pointer into global memory, unknown to the compiler, which would else compute it anew wherever it is used, to save two registers.
+template <typename T>
+__device__ __forceinline__ T* opaque(T* pointer) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
+// base + offset in global memory, in one instruction.
+template <typename T>
+__device__ __forceinline__ T* advance(T* base, unsigned offset, unsigned bytes = sizeof(T)) {
+#ifdef __CUDA_ARCH__
+  T* result;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(result) : "r"(offset), "r"(bytes), "l"(base));
+  __builtin_assume(__isGlobal(result));
+  return result;
+#else
+  return base + offset * static_cast<uint64_t>(bytes / sizeof(T));
+#endif
+}
+
+// kCount neighbours as floats, from one word (8 or 16 bytes).
+template <typename V, int kCount>
+__device__ __forceinline__ void unpack(const typename Word<sizeof(V) * kCount>::type& word, float (&to)[kCount]) {
+  if constexpr (std::is_same_v<V, c10::BFloat16>) {  // the upper half of a float
+    unsigned pairs[kCount / 2];
+    std::memcpy(pairs, &word, sizeof(word));
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      const unsigned low = pairs[i] << 16, high = pairs[i] & 0xffff0000u;
+      std::memcpy(&to[2 * i], &low, sizeof(low));
+      std::memcpy(&to[2 * i + 1], &high, sizeof(high));
+    }
+  } else {
+    V values[kCount];
+    std::memcpy(values, &word, sizeof(word));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = static_cast<float>(values[i]);
+  }
+}
+
+// The same in one load through the read-only cache; aligned to its size.
 template <typename V, int kCount>
 __device__ __forceinline__ void read(const V* from, float (&to)[kCount]) {
-  using W = typename Word<sizeof(V) * kCount>::type;
-  const W word = __ldg(reinterpret_cast<const W*>(from));
-  V values[kCount];
-  std::memcpy(values, &word, sizeof(word));
-  for (int i = 0; i < kCount; ++i) to[i] = static_cast<float>(values[i]);
+  unpack<V>(__ldg(reinterpret_cast<const typename Word<sizeof(V) * kCount>::type*>(from)), to);
 }
 
 template <typename V, int kCount>
@@ -116,7 +156,15 @@ __device__ __forceinline__ R max_over_lanes(R x) {
   return x;
 }
 
-__device__ __forceinline__ float exponential(float x) { return __expf(x); }
+// What is less than 2^-126 becomes 0.
+__device__ __forceinline__ float exponential(float x) {
+#ifdef __CUDA_ARCH__
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x * 1.44269504f));
+  return x;
+#else
+  return __expf(x);
+#endif
+}
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
 // Hopper adds four neighbouring floats in one atomic instruction; before, it takes four.

@@ -53,8 +53,9 @@ def link(target: Path, objects: list[Path], *libraries: str) -> ctypes.CDLL:
     base = ctypes.cast(library.emulated_run, ctypes.c_void_p).value - int(symbols["emulated_run"][0], 16)
     # Static variables of kernels.
     shared = [fields for name, fields in symbols.items() if "_kernel" in name and fields[-1] == "b"]
-    # Five of each of the tile kernel's instances, one of each points kernel's.
-    assert len(shared) == 5 * 9 + 18, "__shared__ variables"
+    # Three types of value, three numbers of channels, two of levels: 18 instances of the forward kernel, of
+    # the points kernel with and without value's gradient, and of the tile kernel.
+    assert len(shared) == 18 * (4 + 5 + 6 + 7), "__shared__ variables"
     for address, size, _ in shared:
         library.emulated_shared(ctypes.c_void_p(base + int(address, 16)), ctypes.c_int64(int(size, 16)))
     return library

@@ -64,34 +64,49 @@ class ByHost:
         self.test(host, *self.arguments)
 
 
-ADDRESS = "at(in_.weight_step, round)"
+ADDRESS = "at(static_cast<int>(in_.weight_step), round)"
 MUTANTS = {
     "a NaN in cell 0 leaks": Mutant(
-        "forward.cu", "packed != 0u ? sum[i] + part[i] : sum[i]", "sum[i] + part[i]", nowhere("decoder"), True
+        "forward.cu", "if (somewhere) sum[i] +=", "sum[i] +=", nowhere("decoder"), True
     ),
     "corner weights of 16 bits": Mutant(
         "forward.cu",
-        "const float weight = __shfl_sync(kAll, corner_weights[c], source, kLanes);",
-        "const c10::BFloat16 weight(__shfl_sync(kAll, corner_weights[c], source, kLanes));",
+        "const float factors[4] = {w.x, w.y, w.z, w.w};",
+        "const c10::BFloat16 factors[4] = {w.x, w.y, w.z, w.w};",
         decoder(BF16),
     ),
     "dx of 16 bits": Mutant(
         "backward.cu",
-        "const float dx = __shfl_sync(kAll, place.dx, source, kLanes)",
-        "const float dx = static_cast<float>(c10::BFloat16(__shfl_sync(kAll, place.dx, source, kLanes)))",
+        "fractions[thread] = make_float2(place.dx,",
+        "fractions[thread] = make_float2(c10::BFloat16(place.dx),",
         encoder(BF16),
     ),
     "the softmax's mean is forgotten": Mutant(
         "backward.cu",
-        "(along_weights[round][threadIdx.x] - mean)",
-        "along_weights[round][threadIdx.x]",
+        "(along_weights[round][thread] - mean)",
+        "along_weights[round][thread]",
         decoder(),
     ),
     "the gradient of a point outside is its NaN weight's": Mutant(
-        "backward.cu", "place.packed != 0u ? mine : 0.f", "mine", weights_outside()
+        "backward.cu", "inside != 0u ? mine : 0.f", "mine", weights_outside()
     ),
     "a corner outside is added to": Mutant(
-        "backward.cu", "if (inside[c]) sums.add4", "if (packed != 0u) sums.add4", decoder()
+        "backward.cu", "at.y |= inside & 2u ? 0u : kOff", "at.y |= inside != 0u ? 0u : kOff", decoder()
+    ),
+    "a tile's row is one too few": Mutant(
+        "fast.cuh", "if (column >= columns) ++row, column -= columns;", "", encoder()
+    ),
+    "corners are read before they are written": Mutant(
+        "forward.cu",
+        "left * lower, right * lower);  // zero outside\n    __syncwarp();",
+        "left * lower, right * lower);",
+        decoder(),
+    ),
+    "a round's corners overwrite the last one's": Mutant(
+        "backward.cu", "    __syncwarp();  // the last round's have been read\n", "", encoder()
+    ),
+    "the four sums of sm_80 go to neighbours": Mutant(
+        "tiles.cu", "atomicAdd(to + kLanes, x.y);", "atomicAdd(to + 1, x.y);", encoder()
     ),
     "bins are not emptied at first": Mutant(
         "tiles.cu",
@@ -103,15 +118,15 @@ MUTANTS = {
         "tiles.cu", "__syncthreads();\n    bins[thread]", "bins[thread]", encoder(), True
     ),
     "the last run of a group is not added": Mutant(
-        "tiles.cu", "if (begin < end) atomic_add4(sums + current * step, sum);", "", encoder()
+        "tiles.cu", "if (begin < end) add4<kLanes>", "if (false) add4<kLanes>", encoder()
     ),
     "a corner's row is the upper one's": Mutant(
-        "tiles.cu", "(lower && (place.packed & kUpper) ? 1 : 0)", "0", encoder()
+        "tiles.cu", "cell + c % 2 + c / 2 * width", "cell + c % 2", encoder()
     ),
     "logits are read as if they were contiguous": Mutant(
         "fast.cuh",
         ADDRESS,
-        "at(g_.heads * g_.samples, round)",
+        "at(g_.heads * samples(g_), round)",
         ByHost(host.test_slices_of_one_product, F32, F32, 7, 32, False),
     ),
     "the second number of a pair is the first": Mutant(
@@ -134,7 +149,7 @@ MUTANTS = {
     ),
     "five levels are too many": Mutant(
         "fast.cuh",
-        "(kFastPoints * kFastLevels + kLanes - 1) / kLanes",
+        "(kFastPoints * kMostLevels + kLanes - 1) / kLanes",
         "4 * kFastPoints / kLanes",
         decoder(levels=5),
     ),

@@ -29,6 +29,9 @@ struct alignas(16) float4 {
 struct alignas(16) int4 {
   int x, y, z, w;
 };
+struct alignas(8) int2 {
+  int x, y;
+};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
@@ -75,6 +78,7 @@ T __shfl_up_sync(unsigned mask, T x, unsigned distance) {
   const int lane = emulator::machine.lane(), source = lane - static_cast<int>(distance);
   return emulator::machine.exchange(mask, x, source < 0 ? lane : source);
 }
+inline void __syncwarp() { emulator::machine.exchange(0xffffffffu, 0, emulator::machine.lane()); }
 inline void __syncthreads() { emulator::machine.wait_for_block(); }
 
 // Memory. Aligned, and inside a buffer that was announced.
@@ -110,6 +114,8 @@ inline void atomicMax(unsigned long long* to, unsigned long long x) {
 }
 
 inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline unsigned __umulhi(unsigned x, unsigned y) { return static_cast<unsigned>(static_cast<uint64_t>(x) * y >> 32); }
 inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline long long __double2ll_rn(double x) { return llrint(x); }
 inline int min(int a, int b) { return a < b ? a : b; }

@@ -19,7 +19,7 @@ unsigned Machine::random(unsigned below) {
 bool Machine::fail(const char* what) {
   if (error.empty()) {
     error = std::string(what) + " by thread " + std::to_string(thread.x) + " of block " + std::to_string(block.x) + ", " +
-            std::to_string(block.y);
+            std::to_string(block.y) + ", " + std::to_string(block.z);
   }
   return false;
 }
@@ -126,12 +126,12 @@ bool Machine::run(const Size& grid, const Size& threads, std::function<void()> k
     makecontext(&fiber.context, &Machine::fiber_main, 0);
     fiber.started = false;
   }
-  std::vector<unsigned> order(static_cast<size_t>(grid.x) * grid.y);
+  std::vector<unsigned> order(static_cast<size_t>(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0u);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random(static_cast<unsigned>(i))]);
   for (const unsigned index : order) {
     if (!error.empty()) return false;
-    block = Size(index % grid.x, index / grid.x, 0);
+    block = Size(index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y);
     run_block(threads.x);
   }
   return error.empty();
