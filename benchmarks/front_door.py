@@ -1,11 +1,15 @@
 """CPU time of what a newcomer meets first: help, doctor, and refusals of what is not there.
 
     python -m benchmarks.front_door [--rounds 9] [--out benchmarks/results/front-door-cpu.json]
+    python -m benchmarks.front_door --report RUN [RUN ...] [--data-root data] [--split test] [--out FILE]
 
 Each command is a process of its own, in an empty folder without anything that earlier commands kept, on one
 thread. Its user and system time is taken by ``wait4``, so a busy machine hardly matters. They are measured
 by turns, after one round that does not count. "typer and rich" is Python that imports these two alone: no
 command can take less.
+
+With ``--report``, `mrt report` of the first run and of all of them instead, once each, on as many threads as
+there are cores: user and system time, and wall time, which other work on the machine makes longer.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks.environment import environment
@@ -57,11 +62,53 @@ def cpu_seconds(words: list[str], folder: Path, code: int) -> float:
     return used.ru_utime + used.ru_stime
 
 
+def report_seconds(runs: list[str], data_root: Path, split: str) -> dict[str, float]:
+    """CPU and wall seconds of a report of these runs on a split, written to a folder that is removed."""
+    with tempfile.TemporaryDirectory() as out:
+        words = [
+            "-m",
+            "mrt_cli",
+            "report",
+            *runs,
+            "--data-root",
+            str(data_root),
+            "--split",
+            split,
+            "--out",
+            out,
+        ]
+        begin = time.monotonic()
+        process = os.posix_spawn(sys.executable, [sys.executable, "-P", *words], os.environ)
+        _, status, used = os.wait4(process, 0)
+        if os.waitstatus_to_exitcode(status):
+            raise SystemExit("the report failed")
+        return {"runs": len(runs), "cpu": used.ru_utime + used.ru_stime, "wall": time.monotonic() - begin}
+
+
+def measure_reports(options: argparse.Namespace) -> None:
+    """Reports of one run and of all that are named."""
+    found = [
+        report_seconds(runs, options.data_root, options.split)
+        for runs in ([options.report[:1]] + [options.report] * (len(options.report) > 1))
+    ]
+    for item in found:
+        print(f"report of {item['runs']}: {item['cpu']:.1f} s of CPU, {item['wall']:.1f} s")
+    if options.out:
+        told = {"reports": found, "environment": environment("cpu")}
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--report", nargs="+", metavar="RUN")
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--split", default="test")
     options = parser.parse_args()
+    if options.report:
+        measure_reports(options)
+        return
     figures: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -222,6 +222,7 @@ RULES = {
             "PIL",
             "matplotlib",
             "sklearn",
+            "threadpoolctl",
             "jinja2",
             "mrt.errors",
             "mrt.files",

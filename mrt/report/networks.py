@@ -183,6 +183,7 @@ def embed(
     """
     from sklearn.manifold import TSNE
     from sklearn.neighbors import NearestNeighbors
+    from threadpoolctl import threadpool_limits
 
     points = np.concatenate([source, target]).astype(np.float64)
     of_target = np.arange(len(points)) >= len(source)
@@ -193,7 +194,8 @@ def embed(
     centred = points - points.mean(0)
     centred /= max(float(centred.std()), 1e-12)
     perplexity = min(perplexity, (len(points) - 1) / 3)
-    picture = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(centred)
+    with threadpool_limits(1):  # so few points give several threads nothing but waiting
+        picture = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(centred)
     return picture, of_target, mixing
 
 
