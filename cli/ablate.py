@@ -211,6 +211,8 @@ def ablate(
         or "-".join(axis.key.rpartition(".")[2] for axis in axes)
         or "seeds",
     )
+    if chosen is not None and name is None and Path(study).suffix:
+        trials_of.require_same_study(stem, chosen)
     planner = trials_of.Planner(
         data,
         split,
@@ -236,7 +238,7 @@ def ablate(
     with watching() as watcher, repeatable("ablate"):
         results = trials_of.run(trials, root, data_root=data, launcher=worker, watcher=watcher)
     varied = ", ".join(axis.key for axis in axes) or "seeds"
-    title = f"Ablation: {chosen.title}" if chosen else f"Ablation of {varied}"
+    title = trials_of.title_of(chosen) if chosen else f"Ablation of {varied}"
     about = {
         "preset": trials[0].config.preset,
         "study": study and Path(study).stem,

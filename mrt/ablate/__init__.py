@@ -39,6 +39,7 @@ from mrt.ablate.studies import (
     plain,
 )
 from mrt.ablate.study_file import check as check_study
+from mrt.ablate.study_file import require_same_study, title_of
 from mrt.ablate.table import (
     METRICS,
     columns,
@@ -90,11 +91,13 @@ __all__ = [
     "missing_work",
     "notes",
     "require_epochs",
+    "require_same_study",
     "require_teachers",
     "run",
     "shrink",
     "spread",
     "spread_metrics",
+    "title_of",
     "to_csv",
     "to_markdown",
     "write_report",

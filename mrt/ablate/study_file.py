@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrt.ablate.studies import METHODS, End, Row, Study, row_config
 from mrt.config import nearest
+from mrt.data.card import read_json
 from mrt.errors import MrtError
 
 HINT = "docs/experiments.md#a-study-of-your-own shows a whole file"
@@ -67,6 +68,8 @@ def read_study(path: str | Path) -> Study:
         raise MrtError(f"--study {path}: {getattr(error, 'strerror', None) or error}", HINT) from None
     except tomllib.TOMLDecodeError as error:
         raise MrtError(f"{path}: not TOML: {error}", HINT) from None
+    except RecursionError:
+        raise MrtError(f"{path}: lists or tables that lie in each other too deep", HINT) from None
     try:
         found = _File.model_validate(values)
     except ValidationError as error:
@@ -96,6 +99,19 @@ def check(study: Study, where: str | Path, preset: str | Path) -> None:
             row_config(row, preset, (), study.settings)
         except MrtError as error:
             raise MrtError(f"{where}: row {row.name!r}: {error.message}", error.hint) from None
+
+
+def title_of(study: Study) -> str:
+    """How a study's table begins."""
+    return f"Ablation: {study.title}"
+
+
+def require_same_study(stem: Path, study: Study) -> None:
+    """MrtError if the table that would be written over is one of another title."""
+    file = stem.with_name(f"{stem.name}.json")
+    before = read_json(file).get("title") if file.is_file() else None
+    if isinstance(before, str) and not before.startswith(f"{title_of(study)}, "):
+        raise MrtError(f"{file}: is another study's table: {before}", "name this one's files: --name NAME")
 
 
 def _flat(settings: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def settle(
             f"take a multiple of {world.size}",
         )
     limit = int(SHARE[world.device.type] * free_memory(world.device))
+    if world.device.type != "cuda":  # the processes of a machine share its memory
+        limit //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     trial = Trial(config, plans, cards, classes, world.device, start, folder)
     watcher.say("engine.batch_size=auto: looking how many images fit at a time")
     with _nothing_drawn(world.device):
@@ -106,8 +108,10 @@ def choose(share: int, limit: int, measure: Measure, trying: bool) -> tuple[int,
                 break
     else:
         one = measure(1)
-        each = (measure(2) or 0) - (one or 0) if share > 1 else 0
-        needs = {size: None if one is None else one + max(each, 0) * (size - 1) for size in sizes}
+        two = measure(2) if one is not None and share > 1 else None
+        needs = {1: one}
+        if one is not None and two is not None:
+            needs |= {size: one + max(two - one, 0) * (size - 1) for size in sizes}
     fits = next((size for size in sizes if _fits(needs.get(size), limit)), None)
     if fits is None:
         need = needs.get(1)

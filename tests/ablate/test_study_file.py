@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from mrt.ablate import METHODS, check_study, find_study
+from mrt.ablate import METHODS, check_study, find_study, require_same_study, title_of
 from mrt.ablate.studies import row_config
 from mrt.errors import MrtError
 
@@ -85,6 +87,7 @@ def test_the_least_that_a_file_can_say(write):
         ),
         ('[[row]]\nname = "a"\nset = { "teach.epoch" = 1 }', ["row 'a'", "teach.epoch", "teach.epochs"]),
         ('[[row]]\nname = "a"\nset = { "teach.epochs" = "x" }', ["row 'a'", "teach.epochs"]),
+        ("x = " + "[" * 5000, ["rows.toml", "too deep"]),
         ('preset = "dmo"\n[[row]]\nname = "a"', ["row 'a'", "dmo"]),
     ],
 )
@@ -95,6 +98,18 @@ def test_what_is_wrong_in_a_file_is_told(write, text, words):
         check_study(study, name, study.preset or "demo")
     told = str(raised.value)
     assert all(word in told for word in words) and "rows.toml" in told, told
+
+
+def test_another_studys_table_is_not_written_over(write, tmp_path):
+    study = find_study(write(FILE))
+    require_same_study(tmp_path / "rows", study)
+    (tmp_path / "rows.json").write_text(json.dumps({"title": f"{title_of(study)}, preset demo"}))
+    require_same_study(tmp_path / "rows", study)
+    (tmp_path / "rows.json").write_text(json.dumps({"title": "Ablation: blood, preset demo"}))
+    with pytest.raises(
+        MrtError, match=r"rows\.json: is another study's table: Ablation: blood[\s\S]*--name NAME"
+    ):
+        require_same_study(tmp_path / "rows", study)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 def run(home, *words, **more):
     settings = {"HOME": str(home), "COLUMNS": "100", **more}
+    settings["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # whichever shell runs the tests
     command = [sys.executable, "-P", "-c", "from mrt_cli.app import main; main()", *words]
     return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=60)
 

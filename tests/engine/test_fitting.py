@@ -68,6 +68,10 @@ def test_elsewhere_one_and_two_images_tell_all():
     assert choose(1, 85, host, trying=False)[0] == 1
 
 
+def test_one_image_that_fits_does_not_speak_for_two():
+    assert choose(8, 100, lambda size: 10 if size == 1 else None, trying=False)[0] == 1
+
+
 @pytest.mark.parametrize("trying", [True, False])
 def test_if_nothing_fits_it_is_said_what_to_do(trying):
     with pytest.raises(MrtError, match=r"not even one image per domain fits") as told:
