@@ -27,8 +27,8 @@ _COMMAND = re.compile(r"(?:^|: |-> |\$ )mrt [a-z]")
 RANK = int(os.environ.get("RANK", "0"))
 BORDER = 3  # letters beside a column's own: a blank on either side, a line
 LEAST_TEXT = 20  # letters that a column of text keeps when it is folded
-PLAIN = 159  # columns of prose there
-PLAIN_WIDTH = 200  # of tables in a pipe or a file, where there is no terminal to ask
+PLAIN = 159  # columns of prose in a pipe or a file, where there is no terminal to ask
+PLAIN_WIDTH = 159  # of tables there
 
 
 def _console(stream: str) -> Console:
@@ -46,25 +46,29 @@ def say(text: str = "", style: str | None = None, wrap: bool = False) -> None:
         _console("stdout").print(shown, style=style, soft_wrap=not wrap)
 
 
-def fold(text: str, indent: int) -> str:
+def fold(text: str, indent: int, stream: str = "stdout") -> str:
     """Prose in lines that fit the terminal (159 columns where there is none), each but the first indented.
 
     Lines break between words only: a path or a word that is longer keeps its line.
     """
-    width = shutil.get_terminal_size((PLAIN, 24)).columns if sys.stdout.isatty() else PLAIN
+    width = shutil.get_terminal_size((PLAIN, 24)).columns if getattr(sys, stream).isatty() else PLAIN
     if len(text) <= width - indent:
         return text
     lines = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
     return f"\n{'':{indent}}".join(lines)
 
 
-def fitted(text: str) -> str:
-    """A message for a terminal, whose long lines break between words. Lines with a command stay whole, to be
-    copied; so does everything where there is no terminal.
+def fitted(text: str, stream: str = "stdout", before: int = 0) -> str:
+    """A message whose long lines break between words. Lines with a command stay whole, to be copied. Where
+    there is no terminal, what a line goes on with is indented.
+
+    Args:
+        stream: where it will be shown. before: letters that stand before its first line.
     """
-    if not sys.stdout.isatty():
-        return text
-    return "\n".join(line if _COMMAND.search(line) else fold(line, 0) for line in text.split("\n"))
+    lines = (f"{'':{before}}{text}").split("\n")
+    indent = 0 if getattr(sys, stream).isatty() else 2
+    shown = "\n".join(line if _COMMAND.search(line) else fold(line, indent, stream) for line in lines)
+    return shown[before:]
 
 
 def show_error(error: Exception) -> None:
@@ -82,9 +86,9 @@ def show_error(error: Exception) -> None:
         message, hint = error.message, error.hint
     where = f"mrt (process {RANK}): " if RANK else "mrt: "
     console.print(where, style="bold red", end="", soft_wrap=True)
-    console.print(visible(message), soft_wrap=True)
+    console.print(fitted(visible(message), "stderr", len(where)), soft_wrap=True)
     if hint:
-        console.print(visible(hint), style="cyan", soft_wrap=True)
+        console.print(fitted(visible(hint), "stderr"), style="cyan", soft_wrap=True)
 
 
 def show_table(
@@ -117,7 +121,7 @@ def show_table(
             table.add_row(*(row[index] for index in part))
         console.print(table)
     if caption:
-        console.print(visible(caption), soft_wrap=True)
+        console.print(fitted(visible(caption)), soft_wrap=True)
 
 
 def parts_that_fit(rows: Sequence[Sequence[str]], text_columns: int, width: int) -> list[list[int]]:

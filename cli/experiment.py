@@ -36,15 +36,15 @@ def carry_out(
         Whether a run was trained by this process.
     """
     from . import launch
-    from .console import say, watching
+    from .console import fitted, say, watching
 
     if dry_run:
         plan.require_labels(prepared=False)
         check_weights(plan)
         if plan.assumed:
-            typer.echo(f"Not said, so taken: {plan.assumed}.", err=True)
+            typer.echo(fitted(f"Not said, so taken: {plan.assumed}.", "stderr"), err=True)
         for text in plan.config.warnings(*plan.stages):
-            typer.echo(text, err=True)
+            typer.echo(fitted(text, "stderr"), err=True)
         say(plan.config.to_json().rstrip())
         return False
     if plan.assumed and launch.STARTED not in os.environ:

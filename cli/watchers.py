@@ -28,6 +28,7 @@ MOST_SHOWN = 16  # more numbers of a kind would fill the screen
 TALL = 36  # lines of a terminal with room for curves
 NAME, MOST_BLOCKS = 26, 72  # of a curve's line
 MOST_CURVES, MOST_POINTS = 6, 512  # shown, and kept of each
+MOST_EVENTS = 5  # of what happened lately
 SPARKS = "▁▂▃▄▅▆▇█"
 
 # Numbers of a step that belong to no part of the method, in plainer words than in metrics.jsonl.
@@ -277,7 +278,8 @@ class LineWatcher(TaskWatcher):
 
 
 class LiveWatcher(TaskWatcher):
-    """A few lines at the bottom of the terminal, redrawn four times a second; messages scroll above them.
+    """A few lines at the bottom of the terminal, redrawn four times a second; messages scroll above them. A
+    tall terminal also shows curves, and what happened lately: ends of epochs, evaluations, messages.
 
     To avoid a deadlock of the two threads, the drawing thread takes no lock of the run, and a message from a
     signal handler that interrupts another message is printed after it.
@@ -289,6 +291,7 @@ class LiveWatcher(TaskWatcher):
 
         super().__init__()
         self._idle = time.monotonic()
+        self.events: tuple[str, ...] = ()
         self._unsaid: deque[str] = deque()
         self._speaking = False
         self._live = Live(
@@ -311,7 +314,21 @@ class LiveWatcher(TaskWatcher):
         self._idle = time.monotonic()
         super().end()
 
+    def epoch(self, facts: Mapping[str, Any]) -> None:
+        super().epoch(facts)
+        if self.tasks and self.tasks[-1].epochs:
+            self._happened(f"epoch {facts.get('epoch')}/{facts.get('epochs')} done")
+
+    def measured(self, network: str, figures: Mapping[str, Any]) -> None:
+        super().measured(network, figures)
+        self._happened(f"{network}: AP50 {figure(figures.get('AP50'))}")
+
+    def _happened(self, text: str) -> None:
+        event = f"{time.strftime('%H:%M:%S')}  {one_line(text)}"
+        self.events = (*self.events, event)[-MOST_EVENTS:]
+
     def say(self, text: str) -> None:
+        self._happened(text)
         self._unsaid.append(text)
         if self._speaking:
             return
@@ -332,6 +349,10 @@ class LiveWatcher(TaskWatcher):
             for task in self.tasks
             for line in self._task_lines(task, width, options.ascii_only, tall=console.height >= TALL)
         ]
+        if lines and console.height >= TALL:
+            for number, event in enumerate(self.events):
+                text = Text(("lately" if number == 0 else "").ljust(LABEL), style="cyan")
+                lines.append(text.append(event, style="default"))
         for line in lines or [Text(f"preparing  {clock(time.monotonic() - self._idle)}", style="dim")]:
             line.truncate(width, overflow="ellipsis")
             line.no_wrap = True

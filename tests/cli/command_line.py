@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mrt_cli.app import app
 from typer.testing import CliRunner, Result
 
@@ -28,6 +30,12 @@ def mrt(command: str, *more: object) -> Result:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def too_long(text: str) -> list[str]:
+    """Lines of 160 columns and more, but for commands, settings (as JSON) and words that are as long."""
+    lines = [line for line in text.splitlines() if len(line) >= 160 and " " in line.strip()]
+    return [line for line in lines if not re.search(r"(?:^|: |-> |\$ )mrt [a-z]|^ *[\"{\[]", line)]
 
 
 def refused(command: str, *more: object) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import mrt, refused
+from command_line import mrt as run
+from command_line import refused, too_long
 from PIL import Image
 from short_presets import short_presets
 
@@ -22,6 +23,13 @@ SUGGESTED = re.compile(rf"(?:: |-> |^)(mrt (?:{COMMANDS})(?: .*)?)$")
 # What a message leaves open, as these tests fill it in.
 OPEN = {"PHOTOS": ["photos"], "FOLDER": ["photos"]}
 SMALL = ["--train", "4", "--val", "2", "--test", "2", "--size", "96x64", "--workers", "1"]
+
+
+def mrt(command: str, *more: object):
+    """Run ``mrt``; what it prints where there is no terminal stays below 160 columns."""
+    result = run(command, *more)
+    assert too_long(result.output) == []
+    return result
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,12 @@ def teach(watcher) -> None:
     watcher.advance(1, **{**NUMBERS, "total": 9.25})
 
 
+def unfolded(text: str) -> list[str]:
+    """Lines, none as long as 160 columns, put together again where they go on indented."""
+    assert max(map(len, text.splitlines())) < 160
+    return text.replace("\n  ", " ").splitlines()
+
+
 def test_lines(capsys, monkeypatch):
     monkeypatch.setattr(watchers, "SECONDS_BETWEEN_LINES", 0.0)
     watcher = LineWatcher()
@@ -50,7 +56,7 @@ def test_lines(capsys, monkeypatch):
     watcher.advance()
     watcher.end()
     watcher.end()
-    lines = capsys.readouterr().out.splitlines()
+    lines = unfolded(capsys.readouterr().out)
     assert lines[0] == "teach: 1/4, epoch 1/2"
     assert re.match(r"teach: 2/4, epoch 1/2, \d+:\d\d left, 37.0 images/s; source loss: class", lines[1])
     assert "; source loss: class 0.500, box L1 0.500, GIoU 0.500, domain 0.500; " in lines[1]
@@ -68,7 +74,7 @@ def test_a_line_every_ten_seconds_and_the_last_ap(capsys):
     watcher = LineWatcher()
     teach(watcher)
     watcher.epoch({"epoch": 2, "epochs": 2, **AGAIN})
-    lines = capsys.readouterr().out.splitlines()
+    lines = unfolded(capsys.readouterr().out)
     assert len(lines) == 3, "an epoch, a message, an epoch"
     assert lines[2] == (
         "teach: epoch 2/2 done; retraining: backbone+encoder after epoch 1; AP50: "
@@ -271,3 +277,21 @@ def test_curves_of_a_tall_terminal():
         shown = console.file.getvalue()
         assert ("█" in shown and "9.000 -> 3.000" in shown) is there
         assert all(len(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line)) < 80 for line in shown.splitlines())
+
+
+def test_what_happened_lately_in_a_tall_terminal():
+    for height, there in ((50, True), (24, False)):
+        console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True)
+        watcher = LiveWatcher(console)
+        for number in range(4):
+            watcher.say(f"message {number}")
+        teach(watcher)
+        assert len(watcher.events) == watchers.MOST_EVENTS
+        told = [event.split("  ", 1)[1] for event in watcher.events]
+        assert told[:4] == ["message 3", "epoch 1/2 done", "student: AP50 30.5", "teacher: AP50 -"]
+        console.file.seek(0)
+        console.file.truncate()
+        console.print(watcher)
+        shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", console.file.getvalue()).splitlines()
+        assert any(line.startswith("lately") and "message 3" in line for line in shown) is there
+        assert all(len(line) < 80 for line in shown)
