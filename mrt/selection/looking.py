@@ -15,6 +15,7 @@ from PIL import Image
 from mrt.config import Config, validate, without_plugins
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset
+from mrt.data.headers import read_header
 from mrt.data.images import read_picture
 from mrt.data.registry import find_dataset
 from mrt.engine.labels import class_map_for
@@ -61,14 +62,20 @@ class Measured:
     seconds: float
 
 
-def find_images(inputs: Sequence[str | Path], origin: str, limit: int = LIMIT) -> Images:
+def find_images(
+    inputs: Sequence[str | Path], origin: str, limit: int = LIMIT, *, of_set: bool = False
+) -> Images:
     """At most ``limit`` images of folders, files or archives, spread evenly over them by name.
+
+    Args:
+        of_set: the inputs are the folders of a prepared set: what its conversion left out, broken images and
+            videos, is passed over.
 
     Raises:
         MrtError: there are none, or an input is no such thing.
     """
     sources, broken = find(inputs)
-    if broken:
+    if broken and not of_set:
         raise broken[0]
     (images, *others) = [source for source in sources if source.kind == "images"] or [None]
     if images is None or others:
@@ -76,7 +83,23 @@ def find_images(inputs: Sequence[str | Path], origin: str, limit: int = LIMIT) -
             f"{origin}: no images", "name images or folders of them; a video's frames do not count"
         )
     frames = list(images.frames())
-    return Images([frames[index] for index in spread_evenly(len(frames), limit)], origin)
+    while True:
+        chosen = [frames[index] for index in spread_evenly(len(frames), limit)]
+        unusable = {frame.name for frame in chosen if of_set and not _usable(frame)}
+        if not unusable:
+            return Images(chosen, origin)
+        frames = [frame for frame in frames if frame.name not in unusable]
+        if not frames:
+            raise MrtError(f"{origin}: none of its images can be read", "mrt prepare-data --check tells more")
+
+
+def _usable(frame: Frame) -> bool:
+    """Whether an image is one that a conversion takes, and that can be read here."""
+    try:
+        read_header(frame.path)
+    except MrtError:
+        return False
+    return True
 
 
 def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:
@@ -95,7 +118,8 @@ def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:
                 "only their annotations tell them apart, which are not opened here",
                 "name the images: --images FOLDER",
             )
-    return find_images([root], f"{card.name} {split}", min(limit, card.splits[split].num_images))
+    most = min(limit, card.splits[split].num_images)
+    return find_images([root], f"{card.name} {split}", most, of_set=True)
 
 
 def images_for(
