@@ -70,6 +70,9 @@ def read(
 ) -> Iterator[tuple[int, float, Image.Image]]:
     """(number, seconds from the first frame, upright RGB picture) of each ``every``-th frame.
 
+    The seconds never go back: where the time stamps of the file begin anew, as in files that were joined end
+    to end, they go on one frame after the last one.
+
     Args:
         seconds: of the first frame in each such span of time instead, whatever ``every`` says.
 
@@ -130,15 +133,19 @@ def _spaced(span: float) -> Wanted:
 
 
 def _pictures(frames: Iterator[Any], wanted: Wanted, rate: float) -> Iterator[tuple[int, float, Image.Image]]:
-    begin = None
+    shift, last = None, 0.0
     for number, frame in enumerate(frames):
-        at = float(frame.time) if frame.time is not None else number / rate
-        begin = at if begin is None else begin
-        if wanted(number, at - begin):
+        stamp = float(frame.time) if frame.time is not None else number / rate
+        if shift is None:
+            shift = -stamp
+        elif stamp + shift < last:
+            shift = last + 1 / rate - stamp
+        last = at = stamp + shift
+        if wanted(number, at):
             picture = frame.to_image()
             # Phones store upright videos rotated; degrees counterclockwise.
             turned = int(getattr(frame, "rotation", 0) or 0) % 360
-            yield number, at - begin, picture.rotate(turned, expand=True) if turned else picture
+            yield number, at, picture.rotate(turned, expand=True) if turned else picture
 
 
 def reason_of(error: Exception) -> str:

@@ -8,8 +8,10 @@ import math
 import os
 import re
 import shutil
+import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,15 +22,18 @@ from PIL import Image
 
 from mrt.data import video
 from mrt.data.archives import open_file
-from mrt.data.convert.names import examples, split_of_folder
+from mrt.data.convert.names import examples, split_of_folder, stem_of
 from mrt.data.convert.places import measured
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.headers import UNREADABLE
 from mrt.data.staging import Progress
 from mrt.errors import MrtError
 
 DEFAULT_EVERY = "2s"
 DEFAULT_VAL_SHARE = 0.2
-IMAGES = "images"  # the folder of the set that frames and photos are written to
+IMAGES = "images"  # the folder of the set that frames and photos lie in
+TAKEN = ".taken"  # where they are written first: which split a frame is of is known when all are there
+LONGEST = 200  # bytes of the last part of a clip's label: with the time it has to be a file name
 QUALITY = 95  # of the JPEG files
 # Two frames are near-duplicates if, of so many averaged grey cells, less than this share differs by more than
 # so many of 255 grey levels, beside the change of brightness of the whole frame (its median).
@@ -36,6 +41,7 @@ CELLS = 64, 36
 CHANGED, LEVELS = 0.002, 10
 GAP_SECONDS, GAP_SHARE = 10.0, 0.1  # between train and val: seconds, and at most this share of all
 LEAST_TO_SPLIT = 5  # frames
+LEAST_SECONDS = 0.001  # names of frames tell no shorter times apart
 NEAR = "near-duplicate of the frame before"
 BETWEEN = "between train and val"
 _EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h)?")
@@ -65,7 +71,8 @@ class Clip:
     """A video, and what was taken of it.
 
     Attributes:
-        inside: its path below what ``--raw`` names. label: its part of the frames' names.
+        inside: its path below what ``--raw`` names, as UTF-8 can hold it; no two clips share one.
+        label: its part of the frames' names.
         expected: frames, as far as its header tells.
         start, length: in seconds, on the common time of all clips.
         dropped: when the near-duplicates are, on that time.
@@ -84,47 +91,98 @@ class Clip:
 
 
 def parse_every(text: str) -> Every:
-    """ "2s", "500ms", "1min" -> so much time; "30" -> each 30th frame. MrtError for anything else."""
+    """ "2s", "500ms", "1min" -> so much time, from a millisecond on; "30" -> each 30th frame. MrtError for
+    anything else.
+    """
     match = _EVERY.fullmatch(text.strip().lower())
     number = float(match[1]) if match else 0.0
-    if match is None or number <= 0 or (match[2] is None and number != int(number)):
+    seconds = number * _UNITS[match[2]] if match and match[2] else None
+    if match is None or not math.isfinite(number if seconds is None else seconds):
+        fits = False
+    else:
+        fits = number >= 1 and number == int(number) if seconds is None else seconds >= LEAST_SECONDS
+    if not fits:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
         raise MrtError(
-            f"--every {text}: expected a time or a number of frames",
-            "for example --every 2s, --every 500ms, --every 1min, or --every 30 for each 30th frame",
+            f"--every {shown}: expected a time or a number of frames",
+            "for example --every 2s, --every 500ms, --every 1min (1ms is the least), or --every 30 for each "
+            "30th frame",
         )
-    if match[2] is None:
-        return Every(int(number), None, f"each {int(number)}th frame" if number > 1 else "each frame")
-    return Every(1, number * _UNITS[match[2]], f"one every {number:g} {match[2]}")
+    if seconds is None:
+        return Every(int(number), None, f"each {_ordinal(int(number))} frame" if number > 1 else "each frame")
+    return Every(1, seconds, f"one every {number:g} {match[2]}")
+
+
+def _ordinal(number: int) -> str:
+    """1 -> "1st", 22 -> "22nd", 12 -> "12th"."""
+    teen = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def find(raw: Sequence[Path | str]) -> dict[str, Path]:
     """Videos among the files named and in the folders named, to the bottom: path inside -> file, in natural
     order ("clip2" before "clip10"). Hidden files and folders are left out, and so is what archives hold.
+    Links that lead nowhere are in it, so that they are told of when they are opened.
     """
     found: dict[str, Path] = {}
+    seen: set[tuple[int, int]] = set()
     for given in (Path(path).expanduser().absolute() for path in raw):
         if given.is_file() and given.suffix.lower() in video.SUFFIXES:
-            _add(found, given.name, given)
+            _add(found, seen, given.name, given)
         elif given.is_dir():
             for where, folders, names in os.walk(given):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 for name in sorted(names):
                     path = Path(where) / name
                     if path.suffix.lower() in video.SUFFIXES and not name.startswith("."):
-                        _add(found, path.relative_to(given).as_posix(), path)
-    return dict(
-        sorted(found.items(), key=lambda item: _natural(PurePosixPath(item[0]).with_suffix("").as_posix()))
-    )
+                        _add(found, seen, path.relative_to(given).as_posix(), path)
+    return dict(sorted(found.items(), key=lambda item: _natural(stem_of(item[0]))))
 
 
-def _add(found: dict[str, Path], inside: str, path: Path) -> None:
-    """Under a name of its own; the same file twice is one."""
-    if any(os.path.samefile(path, other) for other in found.values()):
-        return
-    place, number, name = PurePosixPath(inside), 2, inside
-    while name in found:
-        name, number = place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix(), number + 1
-    found[name] = path
+def _add(found: dict[str, Path], seen: set[tuple[int, int]], inside: str, path: Path) -> None:
+    """Under a name of its own; the same file twice is one. What is no plain file, such as a pipe, is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        pass
+    else:
+        identity = facts.st_dev, facts.st_ino
+        if not stat.S_ISREG(facts.st_mode) or (facts.st_ino and identity in seen):
+            return
+        seen.add(identity)
+    found[_free(inside, found)] = path
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or with a number before its suffix: a path that is not among those ``taken``."""
+    place, number, free = PurePosixPath(name), 2, name
+    while free in taken:
+        free, number = place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix(), number + 1
+    return free
+
+
+class _Names:
+    """Paths given out so far, and folders that no file may be called like. Two that differ in their case or
+    Unicode form only are one, as they are on the disks of Windows and of a Mac.
+    """
+
+    def __init__(self, files: Iterable[str] = ()) -> None:
+        self._taken = {
+            _folded(folder.as_posix()) for file in set(files) for folder in PurePosixPath(file).parents
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return _folded(name) in self._taken
+
+    def give(self, wanted: str) -> str:
+        """A free path, the one wanted if that is free."""
+        name = _free(wanted, self)
+        self._taken.add(_folded(name))
+        return name
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
@@ -162,16 +220,23 @@ def recipe(
     Raises:
         MrtError: PyAV is not installed, or none of the videos can be read.
     """
-    video.require_av()
-    clips, unread = [], []
+    photos_alone = "\n--format images takes the photos beside them alone" if photos else ""
+    try:
+        video.require_av()
+    except MrtError as error:
+        raise MrtError(error.message, f"{error.hint}{photos_alone}") from None
+    clips, unread, told = [], [], _Names()
     labels = _labels(videos)
     for inside, path in videos.items():
         try:
-            clips.append(Clip(inside, path, labels[inside], _expected(path, every)))
+            expected = _expected(path, every)
         except MrtError as error:
             unread.append(error)
+        else:
+            clips.append(Clip(told.give(_plain(inside)), path, labels[inside], expected))
     if not clips:
-        raise MrtError("\n".join(error.message for error in unread), "is it a video, and whole?")
+        hint = f"are they videos, and whole?{photos_alone}"
+        raise MrtError("\n".join(error.message for error in unread), hint)
     steps = sum(clip.expected for clip in clips) + len(photos)
     empty = Split(Path(IMAGES), [], convert, makes=True)
     return Recipe(
@@ -195,15 +260,19 @@ def _expected(path: Path, every: Every) -> int:
 
 
 def _labels(videos: Mapping[str, Path]) -> dict[str, str]:
-    """The part of the frames' names that tells the clip: its path without the suffix, unless two share it."""
-    stems = {inside: PurePosixPath(inside).with_suffix("").as_posix() for inside in videos}
-    several = Counter(stem.casefold() for stem in stems.values())
-    return {
-        inside: _plain(stem)
-        if several[stem.casefold()] == 1
-        else _plain(f"{stem}-{PurePosixPath(inside).suffix[1:].lower()}")
-        for inside, stem in stems.items()
-    }
+    """The part of the frames' names that tells the clip, no two the same: its path without the suffix, unless
+    two share that; then with it.
+    """
+    stems = {inside: _plain(stem_of(inside)) for inside in videos}
+    several = Counter(map(_folded, stems.values()))
+    labels, given = {}, _Names()
+    for inside, stem in stems.items():
+        ending = "" if several[_folded(stem)] == 1 else f"-{PurePosixPath(inside).suffix[1:].lower()}"
+        place = PurePosixPath(stem)
+        # the images of hidden files would be hidden, too
+        last = place.name.encode()[:LONGEST].decode(errors="ignore").lstrip(".") + ending
+        labels[inside] = given.give(place.with_name(last or "_").as_posix())
+    return labels
 
 
 def _plain(name: str) -> str:
@@ -222,27 +291,35 @@ def _begin(
     val_share: float | None,
 ) -> Recipe:
     """Write the frames and photos into the set's folder; the recipe of what was written."""
-    folder, done = work / IMAGES, 0
-    for done, _ in enumerate(_take(clips, folder, every), start=1):
+    taken, done = work / TAKEN, 0
+    names = _Names((*photos, *(f"{clip.label}-" for clip in clips)))
+    for done, _ in enumerate(_take(clips, taken, every, names), start=1):
         if on_progress is not None:
             on_progress(done, planned.steps)
-    copied = [_copied(inside, place, folder) for inside, place in photos.items()]
+    copied = [_copied(inside, place, taken, names) for inside, place in photos.items()]
     if not any(clip.frames for clip in clips) and not photos:
         raise MrtError("\n".join(f"{clip.path}: {clip.broken or 'no frame in it'}" for clip in clips))
     parts, gap, said = _divided(clips, val_share)
-    for frame in gap:
-        (folder / frame.file).unlink()
     splits = {}
+    # A folder for each split: who opens no annotations can tell them apart then.
     several = len({*parts, *(["train"] if copied else [])}) > 1
+    if copied and "train" not in parts:
+        parts = {"train": ([], 0), **parts}
     for name, (frames, near) in parts.items():
         jobs = [*frames, *(copied if name == "train" else ())]
-        place = _own_folder(folder, name, jobs) if several else Path(IMAGES)
+        place = Path(IMAGES, name) if several else Path(IMAGES)
+        _move(jobs, taken, work / place)
         skipped = {NEAR: near, BETWEEN: len(gap) if name == "train" else 0}
         skipped = {reason: count for reason, count in skipped.items() if count}
         splits[name] = Split(place, jobs, convert, skipped, makes=True)
-    if copied and "train" not in splits:
-        place = _own_folder(folder, "train", copied) if several else Path(IMAGES)
-        splits = {"train": Split(place, copied, convert, makes=True), **splits}
+    shutil.rmtree(taken, ignore_errors=True)  # the frames of the gap are left in it
+    renamed = [
+        f"{inside} is {job.file}"
+        for inside, job in zip(photos, copied, strict=True)
+        if isinstance(job, Frame) and job.file != inside
+    ]
+    if renamed:
+        said = [*said, f"photos with a name that is taken, renamed: {examples(renamed)}"]
     videos = {
         clip.inside: {
             "seconds": round(clip.length, 3),
@@ -255,22 +332,21 @@ def _begin(
         planned,
         begin=None,
         splits=splits,
-        notes=[*planned.notes, *_said(clips, every, len(photos)), *said],
+        notes=[*planned.notes, *_said(clips, every, sum(isinstance(job, Frame) for job in copied)), *said],
         details={**planned.details, "videos": videos},
     )
 
 
-def _own_folder(folder: Path, split: str, frames: Sequence[Frame]) -> Path:
-    """Move a split's files to a folder of its own: who opens no annotations can tell them apart then."""
-    for file in dict.fromkeys(frame.file for frame in frames):
-        there = folder / split / file
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if (folder / file).exists():  # not a photo behind a broken link
-            os.replace(folder / file, there)
-    return Path(IMAGES) / split
+def _move(jobs: Iterable[Frame | Skipped], taken: Path, folder: Path) -> None:
+    """Move the files of a split to its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        if isinstance(job, Frame):
+            (folder / job.file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(taken / job.file, folder / job.file)
 
 
-def _take(clips: Sequence[Clip], folder: Path, every: Every) -> Iterator[None]:
+def _take(clips: Sequence[Clip], folder: Path, every: Every, names: _Names) -> Iterator[None]:
     """Write the frames of all clips that are no near-duplicates; one step for each that was looked at."""
     last, start = None, 0.0
     for clip in clips:
@@ -284,7 +360,7 @@ def _take(clips: Sequence[Clip], folder: Path, every: Every) -> Iterator[None]:
                     clip.dropped.append(start + seconds)
                 else:
                     last = cells
-                    file = f"{clip.label}-{_stamp(seconds)}.jpg"
+                    file = names.give(f"{clip.label}-{_stamp(seconds)}.jpg")
                     (folder / file).parent.mkdir(parents=True, exist_ok=True)
                     picture.save(folder / file, quality=QUALITY, subsampling=0)
                     clip.frames.append(Frame(file, clip.inside, seconds, start + seconds))
@@ -315,16 +391,20 @@ def _stamp(seconds: float) -> str:
     return f"{minutes // 60:02}h{minutes % 60:02}m{rest // 1000:02}s{rest % 1000:03}"
 
 
-def _copied(inside: str, place: Path, folder: Path) -> Frame:
-    """A photo, copied into the set; one that cannot be read is told of when its size is measured."""
-    target = folder / inside
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _copied(inside: str, place: Path, folder: Path, names: _Names) -> Frame | Skipped:
+    """A photo, copied into the set under a free name; why not, if it cannot be used."""
+    size = measured(place, inside)
+    if isinstance(size, Skipped):
+        return size
     try:
-        with open_file(place) as original, open(target, "wb") as copy:
-            shutil.copyfileobj(original, copy)
-    except FileNotFoundError:  # a broken link: "image missing"
-        pass
-    return Frame(inside, "", 0.0, 0.0)
+        with open_file(place) as original:
+            content = original.read()
+    except OSError as error:
+        return Skipped(UNREADABLE, f"{inside} ({error.strerror or error})")
+    file = names.give(inside)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_bytes(content)
+    return Frame(file, "", 0.0, 0.0)
 
 
 def _divided(
@@ -383,7 +463,10 @@ def _said(clips: Sequence[Clip], every: Every, photos: int) -> list[str]:
         "levels",
     ]
     if photos:
-        said.append(f"{_count(photos, 'photo')} beside the videos: copied, all to train")
+        said.append(
+            f"{_count(photos, 'photo')} beside the videos: copied, all to train "
+            "(--format images takes photos alone)"
+        )
     return said + [f"warning: {clip.broken}: {len(clip.frames)} frames used" for clip in clips if clip.broken]
 
 
@@ -396,10 +479,13 @@ def _time(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
-def convert(job: Frame, folder: Path) -> Picture | Skipped:
-    """The size of a frame or photo that was written to ``folder``."""
+def convert(job: Frame | Skipped, folder: Path) -> Picture | Skipped:
+    """The size of a frame or photo that was written to ``folder``; or why it was not."""
+    if isinstance(job, Skipped):
+        return job
     size = measured(folder / job.file, job.file)
     if isinstance(size, Skipped):
+        (folder / job.file).unlink(missing_ok=True)  # who looks at the folder must not find it
         return size
     extra = {"video": job.clip, "seconds": round(job.seconds, 3)} if job.clip else {}
     return Picture(job.file, size.width, size.height, extra=extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,11 @@ from mrt.data.convert import clips, coco, folder, listed, paired, units, voc, yo
 from mrt.data.convert.bridge import LISTED
 from mrt.data.convert.formats import PAIRED
 from mrt.data.convert.kinds import KINDS, detect, left_beside, unread
+from mrt.data.convert.names import examples
 from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
 from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split
-from mrt.data.video import SUFFIXES
+from mrt.data.video import SUFFIXES, describe, require_av
 from mrt.errors import MrtError
 
 
@@ -41,7 +43,8 @@ def recipe(
     Args:
         raw: folders, archives (zip, tar, tgz) or videos.
         format: one of :data:`mrt.data.convert.kinds.KINDS` ("images": a bare folder, no labels), or "auto",
-            see :func:`mrt.data.convert.kinds.detect`; "video" also where there are videos and no labels.
+            see :func:`mrt.data.convert.kinds.detect`; "video" where there are videos and no labels, but not
+            if there are images, and none of the videos can be opened.
         annotations: COCO only: split -> file, where the files' names do not tell.
         images: COCO only: where the images are, if not below ``raw``.
         classes: those to take, in this order, by their names after ``class_map``; default: all. Objects of
@@ -67,10 +70,17 @@ def recipe(
     if val_share is not None and not 0 <= val_share < 1:
         raise MrtError(f"--val-share {val_share}: expected a share from 0 to less than 1")
     density = clips.parse_every(every or clips.DEFAULT_EVERY)
-    videos = {} if annotations or format not in ("auto", "video") else clips.find(raw)
+    wanted = "coco" if annotations and format == "auto" else format
+    videos = clips.find(raw)
     others = [path for path in raw if not _is_video(path)]
+    if videos and not others and wanted not in ("auto", "video"):
+        given = " ".join(str(Path(path).expanduser().absolute()) for path in raw)
+        raise MrtError(
+            f"--raw {given}: nothing but videos, of which a set of the kind {wanted} cannot be made",
+            "To take frames of them, leave --format and --annotations out; else name the images' folder.",
+        )
     files = own_files(others, data_root, on_unpack) if others or not videos else None
-    kind = format if format != "auto" else "coco" if annotations else _kind(files, videos, data_root)
+    kind = _kind(files, videos, data_root) if wanted == "auto" else wanted
     if every is not None and kind != "video":
         raise MrtError(
             f"--every {every}: is for videos, and this set is {kind}",
@@ -78,6 +88,7 @@ def recipe(
         )
     if kind == "video":
         for option, given in {
+            "--annotations": annotations,
             "--map-class": class_map,
             "--images": images,
             "--boxes": boxes != "auto",
@@ -99,7 +110,10 @@ def recipe(
     found = _read(kind, files, data_root, annotations, images, boxes, domain, on_unpack)
     finish = partial(
         _finished,
-        beside=left_beside(files, kind, found.read),
+        beside=[
+            *left_beside(_without(files, videos), kind, found.read),
+            *_videos_beside(videos, unasked=kind == "images" and format == "auto"),
+        ],
         classes=classes,
         class_map=class_map or {},
         val_share=val_share,
@@ -122,7 +136,44 @@ def _kind(files: RawFiles | None, videos: Mapping[str, Path], data_root: Path) -
     if videos and not ImageFinder(files.files).files and not unread(files.files, ()):
         return "video"
     kind = detect(files, data_root)
-    return "video" if videos and kind == "images" else kind
+    return "video" if kind == "images" and any(map(_opens, videos.values())) else kind
+
+
+def _opens(path: Path) -> bool:
+    """Whether a file is a video that can be opened. TypeScript's files end in .ts, too."""
+    try:
+        describe(path)
+    except MrtError:
+        return False
+    return True
+
+
+def _without(files: RawFiles, videos: Mapping[str, Path]) -> RawFiles:
+    """The raw files but for these videos."""
+    rest, left_out = copy.copy(files), set(videos.values())
+    rest.files = {inside: place for inside, place in files.files.items() if place not in left_out}
+    return rest
+
+
+def _videos_beside(videos: Mapping[str, Path], unasked: bool) -> list[str]:
+    """What to tell of videos whose frames are not taken.
+
+    Args:
+        unasked: nobody said that photos alone are meant: none of the videos can be opened.
+    """
+    if not videos:
+        return []
+    if unasked:
+        try:
+            require_av()
+        except MrtError as error:
+            what = f"not read: {len(videos)} videos: {examples(videos)}"
+            return [
+                f"warning: {what}: {error.message} ({error.hint}; then --format video takes their frames)"
+            ]
+        what = f"{len(videos)} files that are called like videos, but cannot be read as such"
+        return [f"not read: {what}: {examples(videos)}"]
+    return [f"not read: {len(videos)} videos: {examples(videos)} (--format video takes their frames)"]
 
 
 def _of_videos(
