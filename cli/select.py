@@ -27,8 +27,12 @@ def select(
     split: options.PhotosSplit = None,
     limit: options.Looked = 200,
     by: Annotated[
-        str, typer.Option(metavar="SIGNAL", help="What --apply goes by: last, or one of the signals.")
-    ] = "last",
+        str | None,
+        typer.Option(
+            metavar="SIGNAL",
+            help="What is chosen by: a signal, or last (as where it is not known). Default: prototypes.",
+        ),
+    ] = None,
     apply: Annotated[
         bool,
         typer.Option(
@@ -58,12 +62,13 @@ def select(
     """
     from mrt import experiment
     from mrt.errors import MrtError, RunFailed
-    from mrt.signals import require_signal
+    from mrt.signals import RECOMMENDED, require_signal
 
     from .console import clock, say, show_table, watching
     from .experiment import require_one_process
 
     require_one_process("select")
+    by = by or RECOMMENDED
     require_signal(by, "--by", also=("last",))
     if out is not None and not apply:
         raise MrtError("--out: there is nothing to write", "add --apply")
@@ -119,7 +124,7 @@ def select(
     say(f"Took {clock(seconds)} for {len(candidates)} detectors, {seconds / len(candidates):.1f} s each.")
     taken = selection.choose(ranking, by)
     record = {
-        "by": by,
+        "by": by if by in ranking["picks"] else "last",
         "chosen": taken,
         "images": {"from": chosen.origin, "number": len(chosen), "names": chosen.names},
         "seed": seed,
@@ -136,14 +141,39 @@ def select(
         short = {key: value for key, value in record.items() if key not in ("images", "candidates")}
         short["images"] = {key: value for key, value in record["images"].items() if key != "names"}
         selection.apply(candidate.file, place, short)
-        say(f"{taken}, written to {place}; use it by that name: mrt predict {place} PHOTOS")
-    elif by != "last":
-        say(f"By {by}: {taken}" + ("" if taken != ranking["base"] else ": no difference beyond noise"))
+        say(f"By {by}: {taken}{_why(by, ranking)}")
+        say(f"Written to {place}; use it by that name: mrt predict {place} PHOTOS")
+    else:
+        apart = any(candidate.run is None for candidate in candidates)
+        how = (
+            "--apply --out FILE writes its weights" if apart else f"--apply writes its weights to {SELECTED}"
+        )
+        say(f"By {by}: {taken}{_why(by, ranking)}. {how}.")
     if len(runs) == 1 and candidates[0].run is not None:
         try:
             selection.keep_record(candidates[0].run, record)
         except (MrtError, RunFailed, OSError) as error:  # such as a folder that may only be read
             say(f"mrt report will not show this: {str(error).splitlines()[0]}")
+
+
+def _why(by: str, ranking: dict[str, Any]) -> str:
+    """Why the last detector is taken, if it is."""
+    from mrt.signals import RECOMMENDED
+
+    pick = ranking["picks"].get(by)
+    if by == "last":
+        return ""
+    if pick is None:
+        return (
+            f" ({by} is not known here: it looks at the source's images)"
+            if by == RECOMMENDED
+            else " (not known here)"
+        )
+    return (
+        ""
+        if pick["is_base"] or pick["beyond_noise"]
+        else f", for {pick['candidate']} is not better beyond noise"
+    )
 
 
 def _value(row: dict[str, Any], name: str, ranking: dict[str, Any]) -> str:

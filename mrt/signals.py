@@ -10,6 +10,7 @@ JUDGES = (
     *("confidence", "entropy", "atc", "boxes", "flatness", "views", "partner", "prototypes", "count-drift"),
     "class-drift",
 )
+RECOMMENDED = "prototypes"  # measured in docs/results/selection
 OF_THE_LAST = ("partner",)  # known of a run's last detector only
 
 

@@ -65,14 +65,16 @@ def test_the_command_ranks_and_writes(chosen, tmp_path):
     weights, facts = load_detector(file)
     expected = load_detector(chosen / "runs" / "run")[0].state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in weights.state_dict().items())
-    assert facts["selected"]["by"] == "last" and facts["selected"]["chosen"] == "last teacher"
+    assert facts["selected"]["by"] == "prototypes" and facts["selected"]["chosen"] == "last teacher"
+    assert "By prototypes: last teacher" in out, "six images are too few for another one"
     assert read_metadata(file)["classes"] == ["red", "green"]
     again = done("run", "--limit", "6", "--json", str(tmp_path / "two.json"), *roots(chosen))
     timeless = [
         [{key: value for key, value in row.items() if key != "seconds"} for row in content["candidates"]]
         for content in (found, read_json(tmp_path / "two.json"))
     ]
-    assert timeless[0] == timeless[1] and "Took " in again
+    assert timeless[0] == timeless[1] and "Took " in again and "--apply writes its weights" in again
+    assert "By last: last teacher" in done("run", "--limit", "2", "--by", "last", *roots(chosen))
 
 
 def test_images_of_ones_own_and_no_source(chosen, tmp_path):
@@ -84,6 +86,9 @@ def test_images_of_ones_own_and_no_source(chosen, tmp_path):
         *("--run-root", str(chosen / "runs")),
     )
     assert "on 8 images of" in out and "Left out, for want of what they look at: atc, prototypes" in out
+    assert (
+        "By prototypes: last teacher (prototypes is not known here: it looks at the source's images)" in out
+    )
 
 
 @pytest.mark.parametrize(

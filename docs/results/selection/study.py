@@ -269,6 +269,12 @@ def tables(runs: Sequence[dict]) -> tuple[str, dict]:
     lines += ["", "| runs | " + " | ".join(WATCHED.values()) + " |", "| --- |" + " ---: |" * len(WATCHED)]
     for kind, counts in plain["watch"].items():
         lines.append(f"| {kind} | " + " | ".join(str(counts[key]) for key in WATCHED) + " |")
+    plain["lost"] = list(_lost(done))
+    lines += ["", "Runs that lost 5 points:", "", "| gap, kind | seed | after epoch | told after epoch |"]
+    lines += ["| --- | ---: | ---: | ---: |"]
+    for one in plain["lost"]:
+        told = "-" if one["told"] is None else one["told"]
+        lines.append(f"| {one['gap']}, {one['kind']} | {one['seed']} | {one['lost']} | {told} |")
     return "\n".join(lines) + "\n", plain
 
 
@@ -277,12 +283,7 @@ def watched(runs: Sequence[dict]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for run in runs:
         counts = found.setdefault(run["kind"], dict.fromkeys(WATCHED, 0))
-        best, lost = run["start"], None
-        for row in run["epochs"]:
-            best = max(best, row["AP50"])
-            if lost is None and row["AP50"] < best - 5:
-                lost = row["epoch"]
-        told = next((one["epoch"] for one in run["watch"] if one["alarms"]), None)
+        lost, told = lost_and_told(run)
         if lost is None:
             counts["quiet" if told is None else "false"] += 1
         elif told is None:
@@ -290,6 +291,25 @@ def watched(runs: Sequence[dict]) -> dict[str, dict[str, int]]:
         else:
             counts["before" if told < lost else "later"] += 1
     return found
+
+
+def lost_and_told(run: dict) -> tuple[int | None, int | None]:
+    """After which epoch AP50 was 5 points below its best so far, the start's included, and after which the
+    watch first said something; None: never.
+    """
+    best, lost = run["start"], None
+    for row in run["epochs"]:
+        best = max(best, row["AP50"])
+        if lost is None and row["AP50"] < best - 5:
+            lost = row["epoch"]
+    return lost, next((one["epoch"] for one in run["watch"] if one["alarms"]), None)
+
+
+def _lost(runs: Sequence[dict]) -> Iterable[dict]:
+    for run in runs:
+        lost, told = lost_and_told(run)
+        if lost is not None:
+            yield {**{key: run[key] for key in ("gap", "kind", "seed")}, "lost": lost, "told": told}
 
 
 def _cell(pair: tuple[float, float], correlation: bool) -> str:
