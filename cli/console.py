@@ -23,7 +23,7 @@ from mrt.plain import visible
 
 from .launch import STARTED
 
-_COMMAND = re.compile(r"(?:^|: |-> |\$ )mrt [a-z]")
+_COMMAND = re.compile(r"(?:^|: |-> |\$ )\s*(?:mrt|make|pip install) -?[a-z]")
 RANK = int(os.environ.get("RANK", "0"))
 BORDER = 3  # letters beside a column's own: a blank on either side, a line
 LEAST_TEXT = 20  # letters that a column of text keeps when it is folded

@@ -75,7 +75,8 @@ def doctor(
             row = fold(text, INDENT)
             say(f"{state:8}{what:{WIDEST}}  {row}", style=STYLES[state])
             if todo:
-                say(f"{'':8}{'':{WIDEST}}  -> {todo}")
+                rest = f"\n{'':{INDENT}}".join(todo.split("\n"))
+                say(f"{'':8}{'':{WIDEST}}  -> {rest}")
 
     # What is quick comes first, and each line as soon as it is known: torch alone takes seconds to import.
     tell(_safely(versions))

@@ -61,7 +61,7 @@ def build_hint() -> str:
         )
     return (
         "Kernels for this machine are built from mrt's sources, with a C++ compiler at hand, for CUDA also "
-        "nvcc: pip install --no-build-isolation --no-deps --force-reinstall CHECKOUT_OR_TAR_GZ"
+        "nvcc:\npip install --no-build-isolation --no-deps --force-reinstall CHECKOUT_OR_TAR_GZ"
     )
 
 

@@ -182,7 +182,10 @@ def left_beside(files: RawFiles, kind: str, read: Collection[str]) -> list[str]:
     films = [inside for inside in others if _suffix(inside) in FILMS]
     pictures = [inside for inside in others if _suffix(inside) not in FILMS]
     if films:
-        said.append(f"not read: {len(films)} videos: {examples(films)} (--format video takes their frames)")
+        said.append(
+            f"not read: {len(films)} videos in archives: {examples(films)} (unpack them, and --format video "
+            "takes their frames)"
+        )
     if pictures:
         said.append(
             f"not read: {len(pictures)} files of kinds that Pillow does not open: {examples(pictures)} "

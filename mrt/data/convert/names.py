@@ -12,6 +12,7 @@ from posixpath import splitext
 from urllib.parse import unquote
 
 from mrt.data.headers import IMAGE_SUFFIXES
+from mrt.data.video import SUFFIXES
 
 # files that are neither in a hidden folder nor added by macOS to zip files
 _VISIBLE = r"(?i)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})$"
@@ -19,7 +20,7 @@ _IMAGE = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 IMAGES = re.compile(_VISIBLE.format(_IMAGE))
 # Pictures and recordings that Pillow alone does not read: only mentioned to the user, unless frames of videos
 # are asked for.
-FILMS = ("mp4", "avi", "mov", "mkv", "webm", "m4v")
+FILMS = tuple(suffix[1:] for suffix in SUFFIXES if suffix != ".ts")  # a .ts is more often a program
 FOREIGN = (
     *("heic", "heif", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "svg", "pdf", "exr", "hdr"),
     *("dcm", "npy"),

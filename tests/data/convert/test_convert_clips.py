@@ -6,7 +6,9 @@ import builtins
 import io
 import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +166,18 @@ def test_a_rehearsal_leaves_nothing_and_labels_win_over_videos(tmp_path):
     card, _ = make(tmp_path / "raw", tmp_path)
     assert card.labelled and card.details["format"] == "yolo"
     assert any("drive.mp4 (--format video takes their frames)" in line for line in card.details["notes"])
+
+
+def test_videos_in_an_archive_are_told_of(tmp_path):
+    for name in ("drive.mp4", "old.mpg"):
+        write_text(tmp_path / "raw" / name, "not looked at")
+    write_image(tmp_path / "raw" / "a.jpg", (40, 30))
+    write_text(tmp_path / "raw" / "a.txt", "0 0.5 0.5 0.2 0.2")
+    write_text(tmp_path / "raw" / "classes.txt", "car")
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "raw")
+    card, _ = make(Path(packed), tmp_path)
+    told = "not read: 2 videos in archives: drive.mp4, old.mpg (unpack them, and --format video"
+    assert any(told in line for line in card.details["notes"]), card.details["notes"]
 
 
 @pytest.mark.parametrize(
