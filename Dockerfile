@@ -3,10 +3,10 @@
 #
 #   docker build --target cpu -t mrt .
 #   docker build --target cuda -t mrt:cuda .
-#   docker run --rm -it --user "$(id -u):$(id -g)" -v "$PWD:/work" mrt prepare-data synthetic
-#   docker run --rm -it --gpus all --shm-size 8g --user "$(id -u):$(id -g)" -v "$PWD:/work" mrt:cuda adapt --target foggy
+#   docker run --rm -it --user "$(id -u):$(id -g)" -v "$PWD:/mrt" mrt prepare-data synthetic
+#   docker run --rm -it --gpus all --shm-size 8g --user "$(id -u):$(id -g)" -v "$PWD:/mrt" mrt:cuda adapt --target foggy
 #
-# Data, runs and what is remembered or downloaded lie in the folder that is mounted at /work.
+# Data, runs and what is remembered or downloaded lie in the folder that is mounted at /mrt.
 
 # TORCH is what pip installs, TORCH_INDEX where from if not from pip's own index: PyTorch's "Get started" page
 # names an index whose CPU wheels are gigabytes smaller. CUDA has to be of the release that torch was built with:
@@ -42,11 +42,11 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 mrt \
-    && install -d -o mrt -g mrt /work
+    && install -d -o mrt -g mrt /mrt
 COPY --from=cpu-build /opt/mrt /opt/mrt
-ENV PATH="/opt/mrt/bin:$PATH" HOME=/work/.mrt-home
+ENV PATH="/opt/mrt/bin:$PATH" HOME=/mrt/.mrt-home
 USER 10001
-WORKDIR /work
+WORKDIR /mrt
 ENTRYPOINT ["mrt"]
 CMD ["--help"]
 
@@ -79,11 +79,11 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 python3 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 mrt \
-    && install -d -o mrt -g mrt /work
+    && install -d -o mrt -g mrt /mrt
 COPY --from=cuda-build /opt/mrt /opt/mrt
-ENV PATH="/opt/mrt/bin:$PATH" HOME=/work/.mrt-home \
+ENV PATH="/opt/mrt/bin:$PATH" HOME=/mrt/.mrt-home \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
-WORKDIR /work
+WORKDIR /mrt
 ENTRYPOINT ["mrt"]
 CMD ["--help"]

@@ -272,7 +272,7 @@ def make(i: Instruction) -> Callable:
 
 
 def unknown(i: Instruction, *_):
-    raise NotImplementedError(i.text)
+    raise ValueError(f"an instruction that is not known here: {i.text}")
 
 
 UNIFORM = {name: name[1:] for name in (

@@ -142,9 +142,11 @@ def ablate(
     if select_by is not None:
         require_signal(select_by, "--select-by", among=True)
     chosen = trials_of.find_study(study) if study else None
+    called = Path(study).stem if study else None
+    own_rows = study is not None and study.endswith(".toml")
     usual = (chosen and chosen.preset) or "demo"
     from_preset = preset or (experiment.choose_preset(source, target) if source or target else usual)
-    if chosen is not None and Path(study).suffix:
+    if own_rows:
         trials_of.check_study(chosen, study, from_preset)
     axes = trials_of.make_axes(context.meta[AXES], named_plugins(from_preset, overrides or ()))
     if chosen and axes:
@@ -206,12 +208,9 @@ def ablate(
     base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
     stem = experiment.run_folder(
         root,
-        name
-        or (study and Path(study).stem)
-        or "-".join(axis.key.rpartition(".")[2] for axis in axes)
-        or "seeds",
+        name or called or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds",
     )
-    if chosen is not None and name is None and Path(study).suffix:
+    if own_rows and name is None:
         trials_of.require_same_study(stem, chosen)
     planner = trials_of.Planner(
         data,
@@ -241,7 +240,7 @@ def ablate(
     title = trials_of.title_of(chosen) if chosen else f"Ablation of {varied}"
     about = {
         "preset": trials[0].config.preset,
-        "study": study and Path(study).stem,
+        "study": called,
         "study_settings": dict(chosen.settings) if chosen else {},
         "axes": trials_of.axis_settings(axes),
         "set": list(overrides or ()),
@@ -251,7 +250,7 @@ def ablate(
         results,
         trials,
         title=f"{title}, preset {trials[0].config.preset}",
-        subject=(study and Path(study).stem) or "row",
+        subject=called or "row",
         base=base,
         about=about,
     )

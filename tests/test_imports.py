@@ -137,7 +137,7 @@ RULES = {
     ],
     "mrt.evaluate.unlabelled": [
         *("torch", "numpy", "PIL", "scipy", "mrt.boxes", "mrt.data", "mrt.errors"),
-        *("mrt.evaluate.bootstrap", "mrt.models.interface"),
+        *("mrt.evaluate.bootstrap", "mrt.models.interface", "mrt.signals"),
     ],
     "mrt.selection": [
         *("torch", "numpy", "PIL", "mrt.config", "mrt.data", "mrt.engine", "mrt.errors"),

@@ -38,7 +38,7 @@ def test_hadolint_finds_nothing():
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_each_target_runs_mrt_for_a_user_without_rights(target):
     build, final = stages()[f"{target}-build"], stages()[target]
-    assert 'ENTRYPOINT ["mrt"]' in final and "WORKDIR /work" in final
+    assert 'ENTRYPOINT ["mrt"]' in final and "WORKDIR /mrt" in final
     users = [line.split()[1] for line in final if line.startswith("USER ")]
     assert users and users[-1].isdecimal() and int(users[-1]) > 0
     assert f"COPY --from={target}-build /opt/mrt /opt/mrt" in final

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from mrt.evaluate.unlabelled import atc, confidence, drift, prototypes, stability
 from mrt.evaluate.unlabelled.estimate import Estimate, interval, ratio
 from mrt.evaluate.unlabelled.looks import Look, Looks, Truth, look, shaken
+from mrt.signals import JUDGES
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Signal:
         function: from :class:`Looks` to an estimate.
         needs: fields of :class:`Looks` that must be there.
         high: whether a larger value speaks for the detector.
-        judges: whether it ranks detectors; others are shown beside.
     """
 
     name: str
@@ -39,7 +39,11 @@ class Signal:
     function: Callable[[Looks], Estimate]
     needs: tuple[str, ...] = ()
     high: bool = True
-    judges: bool = True
+
+    @property
+    def judges(self) -> bool:
+        """Whether it ranks detectors; others are shown beside."""
+        return self.name in JUDGES
 
     def of(self, looks: Looks) -> Estimate | None:
         """Its estimate; None where something that it needs was not looked at."""
@@ -52,7 +56,7 @@ SIGNALS = {
     for signal in (
         Signal("confidence", "mean score of what is found", confidence.confidence),
         Signal("entropy", "mean entropy of the scores", confidence.entropy, high=False),
-        Signal("found", "expected objects per image", confidence.found, judges=False),
+        Signal("found", "expected objects per image", confidence.found),
         Signal("atc", "estimated precision (average thresholded confidence)", atc.atc, _SOURCE),
         Signal("boxes", "overlap of boxes when weights change a little", stability.boxes, ("shaken",)),
         Signal("flatness", "the same for boxes and classes", stability.flatness, ("shaken",)),
