@@ -321,6 +321,30 @@ def test_inputs_of_full_size_are_made_once(monkeypatch):
     assert states(look) == {"E": "ok"} and made == [0, 1, 2] and len(look.checks) == 2
 
 
+def test_points_of_16_bits_stay_off_the_borders_of_cells():
+    """There a location's gradient jumps, so a right kernel would be called wrong."""
+    bench, case = speed.bench, speed.bench.CPU_CASES["odd"]
+    kinds = (torch.bfloat16, torch.float32, *[torch.bfloat16] * 3)
+    given = case.inputs(0)
+    sizes = torch.tensor([(w, h) for h, w in case.shapes], dtype=torch.float64)[:, None]
+
+    def least_share(offsets):
+        share = (given[1][:, :, None, :, None] * sizes - 0.5 + offsets.double()) % 1
+        return torch.minimum(share, 1 - share).min().item()
+
+    moved = bench.rounded(case, given, kinds)
+    assert least_share(given[2].bfloat16()) == 0 and least_share(moved[2]) > 1e-3
+    assert (moved[2] != given[2].bfloat16()).double().mean() < 0.01
+    exact = bench.results(bench.backends(case, "cpu")[0][bench.GRID], [tensor.double() for tensor in moved])
+
+    def rounded_twice(*leaves):  # as an output added up in 16 bits
+        return (right(*leaves).bfloat16() * 1.004).to(torch.bfloat16)
+
+    right = bench.backends(case, "cpu")[0][bench.GRID]
+    assert not bench.check(right, moved, exact)[1]
+    assert "output" in bench.check(rounded_twice, moved, exact)[1]
+
+
 def test_a_backend_that_is_wrong_ends_its_dtype_only(look, monkeypatch):
     def run_case(case, device, dtypes, names, budget):
         if dtypes == ["float32"]:
