@@ -3,7 +3,7 @@
 namespace mrt::cpu {
 namespace {
 
-constexpr int kTogether = 8;    // queries prepared together: their long chains of dependent instructions overlap
+constexpr int kTogether = 8;  // queries prepared together, step by step: their chains of dependent instructions overlap
 
 // Aligned memory for one thread.
 template <typename T>
@@ -29,8 +29,8 @@ struct Points {
   alignas(64) Integer<T> row[4][kLanes<T>];
 };
 
-// Reads one item (a head of a query) and turns it into Points, a vector at a time. Inputs are read in whole vectors, past the item's end
-// if L * P is no multiple of their length: what is read there lies "outside" its map of negative width, and gets no attention.
+// Reads items (a head of a query each) and turns them into Points, a vector at a time. Inputs are read in whole vectors, past the item's
+// end if L * P is no multiple of their length: what is read there lies "outside" its map of negative width, and gets no attention.
 // Inputs of 16 bits are widened as they are read; locations are computed in T whatever they are.
 template <typename T>
 class Reader {
@@ -42,16 +42,16 @@ class Reader {
         bytes_(call.point_storage == Storage::kWide ? sizeof(T) : sizeof(uint16_t)),
         points_end_(end_of(call, call.point_step, 2 * samples_)),
         weights_end_(end_of(call, call.weight_step, samples_)),
-        numbers_(padded_ * 6),
-        integers_(padded_ * 3),
+        numbers_(padded_ * (5 + kTogether) + 2 * kTogether * (padded_ + kLanes<T>)),
+        integers_(padded_ * 2),
         width_(numbers_.get()),
         height_(width_ + padded_),
-        attention_(height_ + padded_),
-        tail_points_(attention_ + padded_),
+        tail_points_(height_ + padded_),
         tail_weights_(tail_points_ + 2 * padded_),
+        attention_(tail_weights_ + padded_),
+        centres_(attention_ + kTogether * padded_),
         start_(integers_.get()),
-        columns_(start_ + padded_),
-        centre_(columns_ + padded_) {
+        columns_(start_ + padded_) {
     for (int64_t k = 0; k < padded_; ++k) {
       const int64_t l = k < samples_ ? k / call.sizes->points : 0;
       const Level level = call.sizes->levels[l];
@@ -59,9 +59,9 @@ class Reader {
       height_[k] = level.height;
       start_[k] = level.start;
       columns_[k] = level.width;
-      centre_[k] = 2 * l;
-      attention_[k] = tail_points_[2 * k] = tail_points_[2 * k + 1] = tail_weights_[k] = 0;
+      tail_points_[2 * k] = tail_points_[2 * k + 1] = tail_weights_[k] = 0;
     }
+    std::memset(centres_, 0, 2 * kTogether * (padded_ + kLanes<T>) * sizeof(T));
   }
 
   int64_t samples() const { return samples_; }
@@ -69,27 +69,18 @@ class Reader {
   Vector<T> width(int64_t k) const { return load(width_ + k); }
   Vector<T> height(int64_t k) const { return load(height_ + k); }
 
-  // A head of query `row` = n * Q + q into blocks() Points; `nowhere` is the row of zeros.
-  MRT_INLINE void read(int64_t row, int64_t head, Integer<T> nowhere, Points<T>* p) {
-    const int64_t point = row * call_.point_step + head * samples_ * 2, weight = row * call_.weight_step + head * samples_;
-    points_ = static_cast<const char*>(call_.points) + point * bytes_;
-    weights_ = static_cast<const char*>(call_.weights) + weight * bytes_;
-    // A later query's: too far apart for the processor to foresee.
-    prefetch(points_ + kTogether * call_.point_step * bytes_, 2 * samples_ * bytes_);
-    prefetch(weights_ + kTogether * call_.weight_step * bytes_, samples_ * bytes_);
-    if (point + 2 * padded_ > points_end_ || weight + padded_ > weights_end_) {  // nothing to read past the tensors' ends
-      std::memcpy(tail_points_, points_, 2 * samples_ * bytes_);
-      std::memcpy(tail_weights_, weights_, samples_ * bytes_);
-      points_ = reinterpret_cast<const char*>(tail_points_);
-      weights_ = reinterpret_cast<const char*>(tail_weights_);
+  // A head of queries `row` = n * Q + q and following, at most kTogether, into blocks() Points each; `nowhere` is the row of zeros.
+  MRT_INLINE void read(int64_t row, int64_t head, int64_t queries, Integer<T> nowhere, Points<T>* p) {
+    for (int64_t j = 0; j < queries; ++j) read_weights(row + j, head, attention_ + j * padded_);
+    if (call_.references != nullptr) {
+      for (int64_t j = 0; j < queries; ++j) read_references(row + j, centres_ + 2 * j * (padded_ + kLanes<T>));
+      softmax(queries);
     }
-    if (call_.references == nullptr) {
-      for (int64_t k = 0; k < padded_; k += kLanes<T>) store(attention_ + k, numbers(weights_, k));
-    } else {
-      reference_ = call_.references + row * call_.sizes->levels.size() * 2;
-      softmax();
+    for (int64_t j = 0; j < queries; ++j) {
+      const char* const points = item(call_.points, call_.point_step, row + j, head, 2, points_end_, tail_points_);
+      const T *const centres = centres_ + 2 * j * (padded_ + kLanes<T>), *const attention = attention_ + j * padded_;
+      for (int64_t k = 0; k < padded_; k += kLanes<T>) locate(k, points, centres + k, attention + k, nowhere, *p++);
     }
-    for (int64_t k = 0; k < padded_; k += kLanes<T>) locate(k, nowhere, *p++);
   }
 
  private:
@@ -99,21 +90,49 @@ class Reader {
 
   MRT_INLINE Vector<T> numbers(const char* array, int64_t at) const { return load_numbers<T>(array, call_.point_storage, at); }
 
-  MRT_INLINE void locate(int64_t k, Integer<T> nowhere, Points<T>& p) const {
-    const Vector<T> width = load(width_ + k), height = load(height_ + k), weight = load(attention_ + k);
-    const Vector<T> pairs[2] = {numbers(points_, 2 * k), numbers(points_, 2 * k + kLanes<T>)};
+  // Where an item's numbers are, `each` of a point: nothing is read past the tensor's end, so the last ones are copied to `tail`.
+  MRT_INLINE const char* item(const void* array, int64_t step, int64_t row, int64_t head, int64_t each, int64_t end, T* tail) const {
+    const int64_t at = row * step + head * samples_ * each;
+    const char* const numbers = static_cast<const char*>(array) + at * bytes_;
+    // A later query's: too far apart for the processor to foresee.
+    prefetch(numbers + kTogether * step * bytes_, each * samples_ * bytes_);
+    if (at + each * padded_ <= end) return numbers;
+    std::memcpy(tail, numbers, each * samples_ * bytes_);
+    return reinterpret_cast<const char*>(tail);
+  }
+
+  // Logits, or (plain op) attention weights. What lies past the item's end gets no attention.
+  MRT_INLINE void read_weights(int64_t row, int64_t head, T* attention) const {
+    const Vector<T> masked = call_.references == nullptr ? Vector<T>{} : Vector<T>{} - std::numeric_limits<T>::infinity();
+    const char* const weights = item(call_.weights, call_.weight_step, row, head, 1, weights_end_, tail_weights_);
+    for (int64_t k = 0; k < padded_; k += kLanes<T>) {
+      store(attention + k, load(width_ + k) > 0 ? numbers(weights, k) : masked);
+    }
+  }
+
+  // A query's reference points, each as often as its level has sampling points: first all x, then all y.
+  MRT_INLINE void read_references(int64_t row, T* centres) const {
+    const int64_t levels = call_.sizes->levels.size(), points = call_.sizes->points;
+    const T* const reference = call_.references + row * levels * 2;
+    for (int64_t l = 0; l < levels; ++l) {
+      const Vector<T> x = Vector<T>{} + reference[2 * l], y = Vector<T>{} + reference[2 * l + 1];
+      for (int64_t p = 0; p < points; p += kLanes<T>) {  // what is too much, the next level writes over
+        store(centres + l * points + p, x);
+        store(centres + padded_ + kLanes<T> + l * points + p, y);
+      }
+    }
+  }
+
+  MRT_INLINE void locate(int64_t k, const char* points, const T* centres, const T* attention, Integer<T> nowhere, Points<T>& p) const {
+    const Vector<T> width = load(width_ + k), height = load(height_ + k), weight = load(attention);
+    const Vector<T> pairs[2] = {numbers(points, 2 * k), numbers(points, 2 * k + kLanes<T>)};
     Vector<T> x = every_second<0>(pairs[0], pairs[1], Lanes<T>{}), y = every_second<1>(pairs[0], pairs[1], Lanes<T>{});
     if (call_.references == nullptr) {  // cells, 0 = the centre of the first cell
       x = x * width - T(0.5);
       y = y * height - T(0.5);
     } else {
-      alignas(64) T centre_x[kLanes<T>], centre_y[kLanes<T>];
-      for (int i = 0; i < kLanes<T>; ++i) {
-        centre_x[i] = reference_[centre_[k + i]];
-        centre_y[i] = reference_[centre_[k + i] + 1];
-      }
-      x += load(centre_x) * width - T(0.5);
-      y += load(centre_y) * height - T(0.5);
+      x += load(centres) * width - T(0.5);
+      y += load(centres + padded_ + kLanes<T>) * height - T(0.5);
     }
     const Integers<T> inside = (x > T(-1)) & (x < width) & (y > T(-1)) & (y < height);  // all bits set, or (NaN fails each) none
     x = inside ? x : Vector<T>{};
@@ -141,22 +160,30 @@ class Reader {
     p.inside = inside;
   }
 
-  MRT_INLINE void softmax() {
-    const Vector<T> masked = Vector<T>{} - std::numeric_limits<T>::infinity();  // lanes past the item's end: no attention, ever
-    Vector<T> largest = Vector<T>{} + std::numeric_limits<T>::lowest(), total{};
-    for (int64_t k = 0; k < padded_; k += kLanes<T>) {
-      const Vector<T> logits = load(width_ + k) > 0 ? numbers(weights_, k) : masked;
-      store(attention_ + k, logits);
-      largest = logits > largest ? logits : largest;
+  // Each loop's turns do not depend on each other, and are short enough for the processor to have several at work.
+  MRT_INLINE void softmax(int64_t queries) {
+    Vector<T> largest[kTogether], total[kTogether];
+    for (int64_t j = 0; j < queries; ++j) {
+      Vector<T> most = Vector<T>{} + std::numeric_limits<T>::lowest();
+      for (int64_t k = 0; k < padded_; k += kLanes<T>) {
+        const Vector<T> logits = load(attention_ + j * padded_ + k);
+        most = logits > most ? logits : most;
+      }
+      largest[j] = largest_of<T>(most);
     }
-    largest = largest_of<T>(largest);
-    for (int64_t k = 0; k < padded_; k += kLanes<T>) {
-      const Vector<T> e = exponential(load(attention_ + k) - largest);
-      store(attention_ + k, e);
-      total += e;
+    for (int64_t j = 0; j < queries; ++j) {
+      Vector<T> sum{};
+      for (int64_t k = j * padded_; k < (j + 1) * padded_; k += kLanes<T>) {
+        const Vector<T> e = exponential(load(attention_ + k) - largest[j]);
+        store(attention_ + k, e);
+        sum += e;
+      }
+      total[j] = sum;
     }
-    const Vector<T> scale = 1 / sum_of<T>(total);
-    for (int64_t k = 0; k < padded_; k += kLanes<T>) store(attention_ + k, load(attention_ + k) * scale);
+    for (int64_t j = 0; j < queries; ++j) {
+      const Vector<T> scale = 1 / sum_of<T>(total[j]);
+      for (int64_t k = j * padded_; k < (j + 1) * padded_; k += kLanes<T>) store(attention_ + k, load(attention_ + k) * scale);
+    }
   }
 
   const Call<T>& call_;
@@ -164,10 +191,9 @@ class Reader {
   int64_t points_end_, weights_end_;  // elements up to the end of the last query's
   Buffer<T> numbers_;
   Buffer<Integer<T>> integers_;
-  T *width_, *height_, *attention_, *tail_points_, *tail_weights_;
-  Integer<T> *start_, *columns_, *centre_;
-  const char *points_ = nullptr, *weights_ = nullptr;  // the item's
-  const T* reference_ = nullptr;
+  T *width_, *height_, *tail_points_, *tail_weights_;
+  T *attention_, *centres_;  // (query, point), (query, x and y, point)
+  Integer<T> *start_, *columns_;
 };
 
 }  // namespace

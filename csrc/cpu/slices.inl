@@ -116,7 +116,7 @@ void forward_task(const Call<T>& call, Reader<T>& reader, const Task& task, cons
   const auto rows = value_map<T, V, kReads>(call, task, scratch);
   for (int64_t q = task.first; q < task.last; q += kTogether) {
     const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
-    for (int64_t j = 0; j < together; ++j) reader.read(task.row(sizes, q + j), task.head, sizes.cells, scratch.points.get() + j * blocks);
+    reader.read(task.row(sizes, q), task.head, together, sizes.cells, scratch.points.get());
     for (int64_t j = 0; j < together; ++j) {
       Vector<T> sum[chains][V] = {};
       const Points<T>* p = scratch.points.get() + j * blocks;
@@ -196,7 +196,7 @@ void backward_task(const Call<T>& call, Reader<T>& reader, const Task& task, con
   const auto grads = gradient_map<T, V, kReads == Reads::kInPlace>(call, task, scratch, part_grads);
   for (int64_t q = task.first; q < task.last; q += kTogether) {
     const int64_t together = task.last - q < kTogether ? task.last - q : kTogether, item = task.item(sizes, q);
-    for (int64_t j = 0; j < together; ++j) reader.read(task.row(sizes, q + j), task.head, sizes.cells, scratch.points.get() + j * blocks);
+    reader.read(task.row(sizes, q), task.head, together, sizes.cells, scratch.points.get());
     for (int64_t j = 0; j < together; ++j) {
       const int64_t at = (item + j * sizes.heads) * sizes.dim + task.channel;
       prefetch(static_cast<const char*>(call.grad_output) + (at + kTogether * task.step) * upstream_bytes, task.width * upstream_bytes);
