@@ -73,7 +73,8 @@ class Clip:
     Attributes:
         inside: its path below what ``--raw`` names, as UTF-8 can hold it; no two clips share one.
         label: its part of the frames' names.
-        expected: frames, as far as its header tells.
+        expected: frames that will be looked at, as far as its header tells.
+        told: how long its header says that it is, in seconds; 0 if it does not.
         start, length: in seconds, on the common time of all clips.
         dropped: when the near-duplicates are, on that time.
         broken: why it could not be read to its end, if so.
@@ -83,6 +84,7 @@ class Clip:
     path: Path
     label: str
     expected: int
+    told: float
     start: float = 0.0
     length: float = 0.0
     frames: list[Frame] = field(default_factory=list)
@@ -229,11 +231,14 @@ def recipe(
     labels = _labels(videos)
     for inside, path in videos.items():
         try:
-            expected = _expected(path, every)
+            facts = video.describe(path)
         except MrtError as error:
             unread.append(error)
         else:
-            clips.append(Clip(told.give(_plain(inside)), path, labels[inside], expected))
+            length = facts.frames / facts.rate
+            clips.append(
+                Clip(told.give(_plain(inside)), path, labels[inside], _expected(facts, every), length)
+            )
     if not clips:
         hint = f"are they videos, and whole?{photos_alone}"
         raise MrtError("\n".join(error.message for error in unread), hint)
@@ -252,8 +257,7 @@ def recipe(
     )
 
 
-def _expected(path: Path, every: Every) -> int:
-    facts = video.describe(path)
+def _expected(facts: video.VideoFacts, every: Every) -> int:
     if every.seconds is None:
         return -(-facts.frames // every.frames)
     return math.ceil(facts.frames / facts.rate / every.seconds)
@@ -354,7 +358,7 @@ def _take(clips: Sequence[Clip], folder: Path, every: Every, names: _Names) -> I
         span = every.seconds or 0.0
         try:
             for _, seconds, picture in video.read(clip.path, every.frames, every.seconds):
-                clip.length = seconds + span
+                clip.length = max(seconds, min(seconds + span, clip.told or math.inf))
                 cells = cells_of(picture)
                 if last is not None and is_near(last, cells):
                     clip.dropped.append(start + seconds)
