@@ -22,6 +22,10 @@ GROWS = 1.1  # times the epoch before
 FALLEN = 0.5  # share of the run's own largest number of labels
 MANY = 1.5  # labels per image, as a multiple of the source's boxes
 SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
+CLASS_MANY, CLASS_LEAST = (
+    3.0,
+    0.5,
+)  # times the source's boxes of a class and its first labels; labels per image
 TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
 FALL = 0.05  # share of their best value by which prototypes fall when a teacher gets worse
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
@@ -141,6 +145,20 @@ class Watch:
                 "exploding",
                 f"pseudo labels explode: {now.total:.1f} an image, {than}; thresholds {self._moved(now)}. "
                 f"{ADVICE['exploding']}",
+            )
+            return
+        first_labels, many = self.sights[0].labels, []
+        for name, count in now.labels.items():
+            of_source, at_first = self.expected.get(name, 0.0), first_labels.get(name, 0.0)
+            if of_source > 0 and count > CLASS_MANY * max(of_source, at_first) and count >= CLASS_LEAST:
+                many.append(
+                    f"{name} {count:.1f} an image, {of_source:.1f} on the source, {at_first:.1f} at first"
+                )
+        if many:
+            yield Alarm(
+                "exploding",
+                f"pseudo labels of a class explode: {'; '.join(many[:NAMED])}; "
+                f"thresholds {self._moved(now)}. {ADVICE['exploding']}",
             )
 
     def _one_class(self, now: Sight) -> Iterable[Alarm]:

@@ -64,6 +64,20 @@ def test_labels_that_explode():
     assert seen(1, 4, 6) == [[]] * 3, "many times more, but no more than the source has"
 
 
+def test_a_class_that_explodes_alone():
+    """As platelets did from one laboratory's blood smears to another's: 2 % of them were right at the end."""
+    watcher = Watch({"WBC": 1.1, "RBC": 22.1, "Platelets": 1.0})
+    counts = [(1.0, 13.0, 0.1), (1.0, 14.6, 0.8), (1.1, 15.4, 2.0), (1.3, 16.6, 3.4), (1.6, 19.0, 13.2)]
+    found = []
+    for epoch, labels in enumerate(counts, 1):
+        found.append(watcher.see(Sight(epoch, dict(zip(("WBC", "RBC", "Platelets"), labels, strict=True)))))
+    assert [[alarm.kind for alarm in alarms] for alarms in found] == [[], [], [], ["exploding"], []]
+    assert "of a class explode: Platelets 3.4 an image, 1.0 on the source, 0.1 at first" in found[3][0].text
+    assert watcher.active == {"exploding"} and watcher.good == 3
+    rare = Watch({"car": 5.0, "train": 0.01})
+    assert not rare.see(Sight(1, {"car": 4.0, "train": 0.4})), "too few to say"
+
+
 def test_a_class_that_takes_over():
     assert seen(5, 5, car=[0.6, 0.97]) == [[], ["one class"]]
     assert seen(5, car=0.97) == [["one class"]]
