@@ -6,6 +6,7 @@ Needs no torch.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 # What moves a terminal's cursor, changes its colours or turns the order of letters around: control
@@ -35,6 +36,11 @@ def one_line(text: Any) -> str:
     several lines.
     """
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def quoted(path: Any) -> str:
+    """A path or a name as one word of a command to type."""
+    return shlex.quote(str(path))
 
 
 def markdown(text: Any, begins: bool = True) -> str:

@@ -120,7 +120,7 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        *("mrt.data.limits", "mrt.data.text", "mrt.data.video"),
+        *("mrt.data.limits", "mrt.data.text", "mrt.data.video", "mrt.plain"),
     ],
     "mrt.data.convert.bridge": ["datumaro", "mrt.data.archives", "mrt.data.convert", "mrt.errors"],
     "mrt.data.synthetic": ["numpy", "PIL", "mrt.data.card", "mrt.data.staging", "mrt.errors"],
@@ -146,7 +146,7 @@ RULES = {
     ],
     "mrt.selection.page": [
         *("numpy", "mrt.api", "mrt.engine", "mrt.evaluate", "mrt.files", "mrt.parts.source_record"),
-        *("mrt.predict", "mrt.report.page", "mrt.selection"),
+        *("mrt.plain", "mrt.predict", "mrt.report.page", "mrt.selection"),
     ],
     "mrt.parts": [
         *(
@@ -172,6 +172,7 @@ RULES = {
             "mrt",
             "mrt.errors",
             "mrt.files",
+            "mrt.plain",
             "mrt.boxes",
             "mrt.config",
             "mrt.domains",
@@ -182,11 +183,11 @@ RULES = {
     ],
     "mrt.engine.facts": [
         *("pydantic", "typing_extensions", "mrt.config", "mrt.data.card", "mrt.errors", "mrt.files"),
-        *("mrt.lock", "mrt.seal"),
+        *("mrt.lock", "mrt.plain", "mrt.seal"),
     ],
     "mrt.engine.report": [
         *("torch", "tensorboard", "mrt.engine.facts", "mrt.engine.loggers", "mrt.errors", "mrt.files"),
-        "mrt.seal",
+        *("mrt.plain", "mrt.seal"),
     ],
     "mrt.engine.loggers": ["wandb", "mlflow", "mrt.errors"],
     "mrt.ablate": [

@@ -63,6 +63,9 @@ _NO_IMAGES = (
 )
 
 
+_SEVERAL = (".gif", ".webp", ".tif", ".tiff", ".apng")  # may hold more than one picture
+
+
 class ImageProblem(MrtError):
     """An image that cannot be used.
 
@@ -206,6 +209,21 @@ def read_header(path: Path, most: int | None = None) -> Header:
             f"{path}: cannot be read as an image ({error})", UNREADABLE, _short(error)
         ) from None
     return header
+
+
+def pictures_in(path: Path) -> int:
+    """How many pictures an image file holds: the frames of an animation, the pages of a document. Others look
+    at the first alone. 1 for kinds that hold one, and for what cannot be read.
+    """
+    if path.suffix.lower() not in _SEVERAL:
+        return 1
+    try:
+        with warnings.catch_warnings(), open_file(path) as file:
+            warnings.simplefilter("ignore")
+            with open_picture(file) as picture:
+                return int(getattr(picture, "n_frames", 1))
+    except (ImageProblem, *BROKEN):
+        return 1
 
 
 def _unknown(path: Path) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from mrt.data.convert.names import split_of_folder
 from mrt.data.convert.places import ImageFinder, measured
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Skipped, Split
+from mrt.data.headers import pictures_in
 
 _SPLITS = ("train", "val", "test")
 
@@ -70,6 +71,10 @@ def _split(places: Sequence[Path]) -> Split:
 
 
 def convert(job: Job) -> Picture | Skipped:
-    """The image's size."""
+    """The image's size; of a file that holds several pictures, the others are counted as skipped."""
     size = measured(Path(job.place), job.file)
-    return size if isinstance(size, Skipped) else Picture(job.file, size.width, size.height)
+    if isinstance(size, Skipped):
+        return size
+    others = pictures_in(Path(job.place)) - 1
+    skipped = {"picture beside the first of its file (animation, pages)": others} if others > 0 else {}
+    return Picture(job.file, size.width, size.height, skipped=skipped)

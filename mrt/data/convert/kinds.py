@@ -65,7 +65,7 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
         "yolo": bool(images) and _is_yolo(files, images),
     }
     kinds = [kind for kind, fit in fits.items() if fit]
-    given = " ".join(str(path) for path in files.paths)
+    given = files.given
     if len(kinds) == 1:
         return kinds[0]
     if kinds:
@@ -102,6 +102,11 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
             f"--raw {given}: no images that are read, but {len(others)} files of kinds "
             f"that Pillow does not open: {examples(others)}",
             "Convert pictures to JPEG or PNG, and take videos out of their archive.",
+        )
+    if not files.files:
+        raise MrtError(
+            f"--raw {given}: no images, labels or videos in it",
+            "Name the folder, the archive or the files to make a set of (prepared sets do not count).",
         )
     needs = "\n".join(f"  --format {kind}: {need}" for kind, need in KINDS.items())
     raise MrtError(

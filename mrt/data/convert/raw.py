@@ -22,7 +22,9 @@ from mrt.data.card import CARD_NAME, UNPACKED, decode_json
 from mrt.data.convert.joined import Place, one_tree
 from mrt.data.convert.names import WANTED, examples
 from mrt.errors import MrtError
+from mrt.plain import quoted
 
+MANY = 6  # paths that are too many for a message
 Unpacking = Callable[[Path, int, int], None]  # called with (archive, bytes done, bytes in all)
 
 
@@ -46,10 +48,11 @@ class RawFiles:
         paths: what ``--raw`` names.
         wanted: regular expression; only files whose path inside matches it (``re.search``) are listed.
         data_root: tar archives are unpacked below it.
-        apart: keep different files with the same path apart, instead of raising an error.
+        apart: keep different files with the same path apart, instead of raising an error; single files, such
+            as photos, may be named, too.
 
     Raises:
-        MrtError: a path that does not exist or is neither folder nor archive; a folder or archive that cannot
+        MrtError: a path that does not exist or is none of these; a folder or archive that cannot
             be read; two places that hold different files with the same path, or different labels for the same
             image.
     """
@@ -68,15 +71,20 @@ class RawFiles:
         self._wanted = re.compile(wanted)
         self._data_root = data_root.absolute()
         places: list[Place] = []
+        singles: dict[Path, dict[str, Path]] = {}  # files named one by one, by their folder
         for path in self.paths:
             if path.is_dir():
                 places.append(Place(path, path.name, self._in_folder(path)))
                 archives = [file for file in sorted(path.iterdir()) if file.is_file() and is_archive(file)]
             elif path.is_file() and is_archive(path):
                 archives = [path]
+            elif apart and path.is_file() and self._wanted.search(path.name):
+                singles.setdefault(path.parent, {})[path.name] = path
+                continue
             elif path.exists():
                 raise MrtError(
-                    f"--raw {path}: neither a folder nor a {', '.join(ZIP_SUFFIXES + TAR_SUFFIXES)} archive"
+                    f"--raw {path}: neither a folder nor a {', '.join(ZIP_SUFFIXES + TAR_SUFFIXES)} archive",
+                    f"Name the folder that it is in: --raw {quoted(path.parent)}",
                 )
             else:
                 raise MrtError(
@@ -87,13 +95,19 @@ class RawFiles:
                 Place(archive, _stem(archive), self._in_archive(archive, on_unpack), True)
                 for archive in archives
             ]
+        places += [Place(folder, folder.name, files) for folder, files in singles.items()]
         self.files, said = one_tree(places, apart)
         self.notes += said
 
     @property
     def source(self) -> str:
         """What was given, without this machine's folders, for the card."""
-        return ", ".join(path.name for path in self.paths)
+        return examples([path.name for path in self.paths], MANY)
+
+    @property
+    def given(self) -> str:
+        """What was given, for messages."""
+        return " ".join(map(str, self.paths)) if len(self.paths) < MANY else examples(map(str, self.paths))
 
     def matching(self, pattern: str) -> Iterator[tuple[re.Match[str], Path]]:
         """(match, where to read it) of files whose path inside matches (``re.search``), sorted by path."""
@@ -209,4 +223,4 @@ def relative(place: Path, root: Path) -> str:
 def require(found: Any, what: str, raw: RawFiles, hint: str) -> None:
     """Raise an MrtError that names what was looked for, unless ``found`` is something."""
     if not found:
-        raise MrtError(f"--raw {' '.join(str(path) for path in raw.paths)}: holds no {what}", hint)
+        raise MrtError(f"--raw {raw.given}: holds no {what}", hint)

@@ -118,3 +118,13 @@ def test_a_set_with_splits_keeps_them(tmp_path):
     with pytest.raises(MrtError, match="has the splits train, val already"):
         make(raw, tmp_path, val_share=0.2)
     assert list(make(raw, tmp_path).splits) == ["train", "val"]
+
+
+def test_a_folder_with_nothing_to_make_a_set_of(tmp_path):
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    write_text(tmp_path / "other" / "letter.doc", "dear")
+    for name in ("empty", "other"):
+        with pytest.raises(MrtError) as error:
+            recipe([tmp_path / name], tmp_path / "data")
+        assert error.value.message == f"--raw {tmp_path / name}: no images, labels or videos in it"
+        assert len(str(error.value).splitlines()) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from PIL import Image
 from trees import pack, write_image, write_text
 
 from mrt.data.card import read_card
@@ -68,3 +69,14 @@ def test_no_images_at_all(tmp_path):
     write_text(tmp_path / "raw" / "a.png", "no image either")
     with pytest.raises(MrtError, match=r"none of the 1 images could be used(.|\n)*a\.png"):
         make(tmp_path / "raw", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".WEBP", ".tiff"])
+def test_of_a_file_with_several_pictures_the_first_is_taken_and_the_others_are_told(tmp_path, suffix):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    (tmp_path / "raw").mkdir()
+    frames[0].save(tmp_path / "raw" / f"many{suffix}", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "raw" / f"one{suffix}")
+    card, _ = make(tmp_path / "raw", tmp_path)
+    assert card.split("train").num_images == 2
+    assert card.split("train").skipped == {"picture beside the first of its file (animation, pages)": 2}

@@ -199,3 +199,18 @@ def test_what_is_not_opened_or_is_no_part_of_a_set(tmp_path):
     found, notes = own(tmp_path / "a", tmp_path / "b", data=tmp_path / "data")
     assert {"a.jpg", "b.jpg"} <= found.keys() and "a/README.txt" not in found
     assert len([note for note in notes if "not opened: inner/more.zip" in note]) == 2
+
+
+def test_files_may_be_named_one_by_one(tmp_path):
+    """As a shell does with photos/*.jpg; only for a user's own set."""
+    for name in ("a/1.jpg", "a/2.jpg", "a/not-named.jpg", "b/1.jpg", "a/x.doc"):
+        write_text(tmp_path / name, name)
+    named = [tmp_path / name for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg")]
+    files = own_files(named, tmp_path / "data")
+    assert contents(files) == {name: name for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg")}
+    assert contents(own_files(named[:2], tmp_path / "data")) == {"1.jpg": "a/1.jpg", "2.jpg": "a/2.jpg"}
+    with pytest.raises(MrtError, match="neither a folder nor") as error:
+        own_files([tmp_path / "a" / "x.doc"], tmp_path / "data")
+    assert f"--raw {tmp_path / 'a'}" in error.value.hint
+    many = own_files([tmp_path / "a" / "1.jpg"] * 100, tmp_path / "data")
+    assert len(many.given) < 100 + 3 * len(str(tmp_path)) and "94 more" in many.source
