@@ -7,6 +7,8 @@ import hashlib
 import importlib.util
 import pickle
 import re
+import tarfile
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,16 +83,18 @@ def read_state(path: Path) -> State:
             content, metadata = load_file(path), _metadata(path)
         else:
             metadata = {}
-            if zipfile.is_zipfile(path):
-                require_stored(path)
+            require_torch_file(path)
             # Official Deformable DETR files keep their arguments in a Namespace.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice to whoever wrote the file, with lines of code
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Without the original error: its text, which a traceback would show, advises to run the code.
         raise _holds_code(path, str(error)) from None
     except Exception as error:  # a damaged pickle can raise any
         reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, SafetensorError):
+            reason = "it is no safetensors file, or it was cut short"
         if not isinstance(error, (SafetensorError, RuntimeError, ValueError, OSError)):
             reason = "it is no PyTorch file, or it was cut short"
         raise MrtError(
@@ -120,6 +124,25 @@ def read_state(path: Path) -> State:
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def require_torch_file(path: Path) -> None:
+    """ValueError for a file that plainly is none of PyTorch's, before its readers say so in words of their
+    own: nothing, text, an image, an archive of other files, or one that was cut short.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        raise ValueError("it is empty")
+    if start[:2] == b"PK":
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it was cut short")
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                raise ValueError("it is an archive of other files")
+        require_stored(path)
+    elif start[:1] != b"\x80" and not tarfile.is_tarfile(path):
+        raise ValueError("it is no PyTorch file")
 
 
 def require_stored(file: Path | BinaryIO) -> None:

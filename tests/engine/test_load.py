@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -109,7 +112,25 @@ def test_what_it_is_not_is_said(tmp_path, face, source):
     (empty / "cut.safetensors").write_bytes((source / "student.safetensors").read_bytes()[:5000])
     assert "cut.safetensors is not a readable weights file" in refused(empty / "cut.safetensors")
     (empty / "text.pth").write_text("hello")
-    assert "text.pth is not a readable weights file" in refused(empty / "text.pth")
+    for name, content, why in (
+        ("text.pth", b"hello", "it is no PyTorch file"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0", "it is no PyTorch file"),
+        ("not.jpg", b"not an image", "it is no PyTorch file"),
+        ("nothing.pt", b"", "it is empty"),
+        ("cut.pth", b"PK\x03\x04" + bytes(50), "it was cut short"),
+        ("nothing.safetensors", b"", "it is no safetensors file, or it was cut short"),
+    ):
+        (empty / name).write_bytes(content)
+        assert f"{name} is not a readable weights file: {why}\n" in refused(empty / name)
+    with zipfile.ZipFile(empty / "photos.zip", "w") as archive:
+        archive.writestr("photo.jpg", b"a")
+    assert "photos.zip is not a readable weights file: it is an archive of other files" in refused(
+        empty / "photos.zip"
+    )
+    (empty / "own.pkl").write_bytes(pickle.dumps({"weights": Path("a")}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "own.pkl" in refused(empty / "own.pkl")
     assert "no run folder, weights file or shipped weights" in refused("nothing") and "coco" in refused(
         "nothing"
     )
