@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
+from typer import BadParameter
 from typer.core import TyperCommand
 
 AXES = "mrt.axes"  # where AxisCommand leaves what it found in the context's meta
@@ -40,8 +41,52 @@ def help_of(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
+def require_values(command: Any, ctx: Any, args: Sequence[str]) -> None:
+    """A usage error for an option whose value is missing: another option of the command follows it."""
+    known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    takers = {
+        name: param
+        for param in command.params
+        if not getattr(param, "is_flag", False) and not getattr(param, "count", False)
+        for name in param.opts
+        if name.startswith("-")
+    }
+    for option, word in pairwise(args):
+        if option == "--":
+            return
+        if option in takers and word in known and word.startswith("--"):
+            raise BadParameter(
+                f"it is missing: what follows is the option {word}", ctx=ctx, param=takers[option]
+            )
+
+
+def _is_a_setting(command: str, option: str, args: Sequence[str]) -> Exception | None:
+    """The error for an unknown option that is the last part of a setting's name; None: it is not."""
+    from mrt.config import known_keys
+    from mrt.errors import MrtError
+
+    wanted = option.lstrip("-").replace("-", "_")
+    last = {"adapt": ("pretrain",), "pretrain-source": ("mae_stage", "teach")}.get(command, ())
+    keys = [key for key in known_keys() if wanted in (key, key.rpartition(".")[2])]
+    keys = [key for key in keys if key.partition(".")[0] not in last] or keys
+    keys.sort(key=lambda key: not key.startswith(("teach.", "pretrain.")))
+    if not keys:
+        return None
+    value = "VALUE"
+    for position, word in enumerate(args):
+        name, equals, given = word.partition("=")
+        after = args[position + 1 : position + 2]
+        if name == option:
+            value = given if equals else (after[0] if after and not is_option(after[0]) else value)
+    others = f" (or {', '.join(keys[1:])})" if keys[1:] else ""
+    return MrtError(f"No such option: {option}", f"it is a setting: --set {keys[0]}={value}{others}")
+
+
 class ListCommand(TyperCommand):
-    """A command without positional arguments, whose list options take all the values that follow them."""
+    """A command without positional arguments, whose list options take all the values that follow them.
+
+    An option whose value was forgotten, and a setting that was taken for an option, are told as such.
+    """
 
     def takes(self, word: str, option: str) -> bool:
         """Whether a word after a list option is one of its values."""
@@ -63,7 +108,19 @@ class ListCommand(TyperCommand):
             for value in values:
                 spread += [token, value]
             position += len(values)
-        return super().parse_args(ctx, spread)
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, spread)
+        require_values(self, ctx, spread)
+        try:
+            return super().parse_args(ctx, spread)
+        except Exception as error:
+            name = getattr(error, "option_name", None)
+            if not hasattr(error, "possibilities") or "--set" not in lists:
+                raise
+            told = _is_a_setting(ctx.info_name, name, args)
+            if told is None:
+                raise
+            raise told from None
 
 
 class PairsCommand(ListCommand):

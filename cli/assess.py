@@ -61,6 +61,9 @@ def assess(
         raise MrtError("--images and --target: both say which images", "leave out one of them")
     if label_format not in ("coco", "yolo", "voc"):
         raise MrtError(f"--format {label_format}: unknown", "choose coco, yolo or voc")
+    roots = experiment.find_roots(data_root, run_root)
+    where = experiment.require_named(run, roots.run_root)
+    other = experiment.require_named(against, roots.run_root) if against else None
     require_libraries("mrt assess")
     from mrt import selection
     from mrt.api import choose_device
@@ -68,9 +71,7 @@ def assess(
     from mrt.selection.assess import candidates
     from mrt.selection.page import write_assessment
 
-    roots = experiment.find_roots(data_root, run_root)
-    where = experiment.find_run(run, roots.run_root)
-    pair = candidates(where, experiment.find_run(against, roots.run_root) if against else None)
+    pair = candidates(where, other)
     seen = selection.images_for(
         pair[1], images=images, target=target, split=split, limit=limit, data_root=roots.data_root
     )

@@ -102,12 +102,15 @@ def doctor(
 
 def look_at_run(name: str, run_root: Path, as_json: bool, mend: bool) -> None:
     """What is wrong with a run's folder; exit code 1 if anything is."""
+    from mrt.experiment import find_run, require_run
+
+    folder = Path(find_run(name, run_root))
+    if not folder.exists():
+        require_run(name, run_root)  # which says what could have been meant
     from mrt.engine.diagnosis import FINE, WRONG, diagnose
-    from mrt.experiment import find_run
 
     from .console import say
 
-    folder = Path(find_run(name, run_root))
     mended: list[str] | None = [] if mend else None
     findings = diagnose(folder, mended)
     if mended:

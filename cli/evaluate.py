@@ -181,7 +181,7 @@ def require_asked(runs: Sequence[str], which: str, data: str | None, split: str 
     from mrt.data.registry import find_dataset
     from mrt.engine.facts import is_run, read_facts, stored_settings
     from mrt.engine.labels import require_labelled, set_to_measure
-    from mrt.experiment import require_detector
+    from mrt.experiment import find_roots, find_run, require_detector
 
     network = "auto" if which == "both" else which
     places = [Path(require_detector(name, roots.run_root, network)) for name in runs]
@@ -192,7 +192,8 @@ def require_asked(runs: Sequence[str], which: str, data: str | None, split: str 
         card = set_to_measure(stored_settings(places[0]), command, roots.data_root)
     else:  # what the weights file says, once it is read
         return
-    require_labelled(card, runs[0], roots.data_root)
+    elsewhere = find_run(runs[0], find_roots(None, None).run_root) != str(places[0])
+    require_labelled(card, str(places[0]) if elsewhere and is_run(places[0]) else runs[0], roots.data_root)
     if split is not None:
         card.split(split)
 

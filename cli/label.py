@@ -117,7 +117,7 @@ def label(
     _summarise(found, names, threshold)
     say(f"Written to {out}")
     if found.boxes.total():
-        _say_next(target, split, out, data_root)
+        _say_next(target, split, out, detector, data_root, run_root)
 
 
 def _beforehand(card: DatasetCard, labeller: Labeller, names: Sequence[str]) -> list[str]:
@@ -172,13 +172,28 @@ def _summarise(found: Found, names: Sequence[str], threshold: float) -> None:
         )
 
 
-def _say_next(target: str, split: str, out: Path, data_root: Path | None) -> None:
+def _say_next(
+    target: str, split: str, out: Path, detector: str | None, data_root: Path | None, run_root: Path | None
+) -> None:
+    """A command that adapts with the labels; of a target for which there is no source detector, it begins
+    with the detector that labelled, or with one that comes with mrt.
+    """
+    from mrt.errors import MrtError
+    from mrt.experiment import SHIPPED, plan_adaptation
+
     from .console import say
 
-    words = ["mrt", "adapt", "--target", target, "--set", f"teacher.labels={out}"]
-    if split != "train":
-        words.append(f"data.target_split={split}")
-    words += [] if data_root is None else ["--data-root", str(data_root)]
+    sets = [f"teacher.labels={out}", *([f"data.target_split={split}"] if split != "train" else [])]
+    words = ["mrt", "adapt", "--target", target]
+    try:
+        plan_adaptation(
+            target=target, overrides=sets, data_root=data_root, run_root=run_root
+        ).starting_weights()
+    except MrtError:
+        words += ["--init", detector or SHIPPED]
+    words += ["--set", *sets]
+    for option, root in (("--data-root", data_root), ("--run-root", run_root)):
+        words += [] if root is None else [option, str(root)]
     say(f"Adapt with them: {shlex.join(words)}")
     say("Labels count there from a score of 0.3 on; --set teacher.labels_score=0.2 says otherwise.")
 

@@ -14,12 +14,14 @@ from . import options
 from .arguments import ListCommand, is_option
 
 if TYPE_CHECKING:
+    from mrt.config import Settings
     from mrt.predict.detector import Detector
     from mrt.predict.inputs import Frame, Source
     from mrt.predict.job import Tally
 
 # A copy of mrt.predict.job.KINDS, which explains each.
 KINDS = ("pictures", "frames", "json", "csv", "coco", "yolo", "voc", "none")
+CARD = "dataset.json"  # in the folder of a prepared set: a copy of mrt.data.card.CARD_NAME
 SHOWN = 12  # thresholds by class that fit a message
 
 
@@ -154,18 +156,14 @@ def predict(
     if which not in ("auto", "teacher", "student"):
         raise MrtError(f"--which {which}: expected teacher, student or auto")
     detector, *inputs = words if weights is None else [weights, *words]
-    if Path(detector).suffix.lower() in (*asked.PICTURE_SUFFIXES, *asked.VIDEO_SUFFIXES):
-        raise MrtError(
-            f"{detector}: is an image or a video, not a detector",
-            f"name the detector first: mrt predict coco {shlex.quote(detector)}",
-        )
+    roots = find_roots(None, run_root)
+    _require_detector_first(detector, inputs, roots, named=weights is not None)
     if not inputs:
         raise MrtError(
             f"mrt predict {detector}: predict on what?",
             f"name images, folders, prepared sets or videos: mrt predict {shlex.quote(detector)} PHOTOS",
         )
     wanted = _thresholds(threshold)
-    roots = find_roots(None, run_root)
     sources, broken = asked.find([_place(word, roots.data_root) for word in inputs], every)
     detector = require_detector(detector, roots.run_root, which)
 
@@ -258,11 +256,38 @@ class _Progress:
             self.open = False
 
 
+def _require_detector_first(detector: str, inputs: Sequence[str], roots: Settings, named: bool) -> None:
+    """MrtError if what stands in the place of the detector are images, which it says in what order to name.
+
+    Args:
+        named: whether the detector was given as --weights.
+    """
+    from mrt.engine.whereabouts import may_be_one
+    from mrt.errors import MrtError
+    from mrt.experiment import find_run
+    from mrt.predict.inputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+
+    place = _place(detector, roots.data_root)
+    if Path(detector).suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES):
+        what = "an image or a video"
+    elif may_be_one(find_run(detector, roots.run_root)) or not Path(place).is_dir():
+        return
+    else:
+        what = "a prepared set" if (Path(place) / CARD).is_file() else "a folder"
+    known = [word for word in inputs if may_be_one(find_run(word, roots.run_root))]
+    words = ["mrt", "predict", *(known[:1] or ["coco"]), detector]
+    words += [word for word in inputs if word not in known[:1]] if not named else []
+    more = ["--run-root", str(roots.run_root)] if known and not may_be_one(known[0]) else []
+    raise MrtError(
+        f"{detector}: is {what}, not a detector", f"name the detector first: {shlex.join(words + more)}"
+    )
+
+
 def _place(word: str, data_root: Path) -> str:
     """An input, or the folder of the prepared set that it names."""
     named = data_root / word
     there = os.path.exists(word) or word == "-" or word.isdecimal()
-    return str(named) if not there and (named / "dataset.json").is_file() else word
+    return str(named) if not there and (named / CARD).is_file() else word
 
 
 def _summarise(tally: Tally, choice: Any) -> None:

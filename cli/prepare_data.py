@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -79,6 +80,10 @@ MapClass = Annotated[
 ]
 
 
+# The kinds of data sets, in the order in which they are likely to be wanted.
+MAKES = ("synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "acdc", "kitti", "cfc", "custom")
+
+
 class DataSets(TyperGroup):
     """The group of data sets. The name of any prepared set is a command too: for --check and --preview."""
 
@@ -90,21 +95,69 @@ class DataSets(TyperGroup):
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is asked for, with its options in groups."""
+        """The command that is asked for, with its options in groups.
+
+        Raises:
+            MrtError: there is no command and no prepared set of that name.
+        """
         name, command, rest = super().resolve_command(ctx, args)
+        asked = ctx.meta.get("mrt.prepared")
+        if asked not in (None, "prepared") and not ctx.resilient_parsing:
+            _require_prepared(asked, _data_root_in(rest))
         return name, arrange(command, "prepare-data", ctx) if command is not None else None, rest
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which they are likely to be wanted."""
-        order = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "acdc", "kitti", "cfc", "custom"]
-        return [name for name in order if name in self.commands]
+        return [name for name in MAKES if name in self.commands]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # `mrt prepare-data --check` without a name: all prepared sets
-        if args and args[0] in ("--check", "--preview", "--data-root"):
+        if args and args[0].partition("=")[0] in ("--check", "--preview", "--data-root"):
             args = ["prepared", *args]
             ctx.meta["mrt.prepared"] = None
+        elif "--raw" in args and args[0].startswith("-") and not ctx.resilient_parsing:
+            from mrt.errors import MrtError
+
+            more = [] if "--name" in args else ["--name", "WORD"]
+            raise MrtError(
+                f"mrt prepare-data {args[0]}: the kind of data set comes first",
+                "your own files: " + shlex.join(["mrt", "prepare-data", "custom", *args, *more]),
+            )
         return super().parse_args(ctx, args)
+
+
+def _data_root_in(words: Sequence[str]) -> Path | None:
+    """The value of ``--data-root`` among the words of a command line."""
+    for word, after in pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        if option == "--data-root" and (equals or after):
+            return Path(value if equals else after)
+    return None
+
+
+def _require_prepared(name: str, data_root: Path | None) -> None:
+    """MrtError unless a set of that name is prepared; it says what could have been meant."""
+    from mrt.config import nearest
+    from mrt.errors import MrtError
+    from mrt.experiment import find_roots
+
+    root = find_roots(data_root, None).data_root
+    there = _prepared_in(root)
+    if name in there:
+        return
+    guess = nearest(name, [*MAKES, *there])
+    raise MrtError(
+        f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
+        f"it makes: {', '.join(MAKES)} (your own: custom --name {name}); prepared in {root}: "
+        f"{', '.join(there) or 'none'}",
+    )
+
+
+def _prepared_in(root: Path) -> list[str]:
+    """The names of the sets in a data root."""
+    from mrt.data.card import CARD_NAME
+
+    return sorted(folder.parent.name for folder in root.glob(f"*/{CARD_NAME}"))
 
 
 def cityscapes(
@@ -446,23 +499,15 @@ def prepared(
     ctx: typer.Context, check: Check = False, preview: Preview = 0, data_root: options.DataRoot = None
 ) -> None:
     """Check or draw a set that is there."""
-    from mrt.config import nearest
-    from mrt.data.card import CARD_NAME
     from mrt.errors import MrtError
     from mrt.experiment import find_roots
 
     from .console import watching
 
     name, root = ctx.meta["mrt.prepared"], find_roots(data_root, None).data_root
-    there = sorted(folder.parent.name for folder in root.glob(f"*/{CARD_NAME}"))
-    if name is not None and name not in there:
-        makes = ["synthetic", "cityscapes", "foggy", "sim10k", "bdd100k", "acdc", "kitti", "cfc", "custom"]
-        guess = nearest(name, [*makes, *there])
-        raise MrtError(
-            f"prepare-data {name}: unknown data set" + (f", did you mean {guess}?" if guess else ""),
-            f"it makes: {', '.join(makes)} (your own: custom --name {name}); prepared in {root}: "
-            f"{', '.join(there) or 'none'}",
-        )
+    there = _prepared_in(root)
+    if name is not None:
+        _require_prepared(name, data_root)
     if not there:
         raise MrtError(f"prepare-data: no prepared set in {root}", "name another place with --data-root")
     if not check and not preview and name is None:

@@ -62,6 +62,7 @@ def select(
     """
     from mrt import experiment
     from mrt.errors import MrtError, RunFailed
+    from mrt.plain import quoted
     from mrt.signals import RECOMMENDED, require_signal
 
     from .console import clock, say, show_table, watching
@@ -74,13 +75,14 @@ def select(
         raise MrtError("--out: there is nothing to write", "add --apply")
     if images and target:
         raise MrtError("--images and --target: both say which images", "leave out one of them")
+    roots = experiment.find_roots(data_root, run_root)
+    places = [experiment.require_named(run, roots.run_root) for run in runs]
     from mrt import selection
     from mrt.api import choose_device
     from mrt.engine.facts import SELECTED
     from mrt.evaluate.unlabelled import SIGNALS
 
-    roots = experiment.find_roots(data_root, run_root)
-    candidates = selection.find_candidates([experiment.find_run(run, roots.run_root) for run in runs])
+    candidates = selection.find_candidates(places)
     if apply and out is None and any(candidate.run is None for candidate in candidates):
         raise MrtError("--apply: weights that belong to no run may be chosen", "say where to: --out FILE")
     chosen = selection.images_for(
@@ -142,7 +144,7 @@ def select(
         short["images"] = {key: value for key, value in record["images"].items() if key != "names"}
         selection.apply(candidate.file, place, short)
         say(f"By {by}: {taken}{_why(by, ranking)}")
-        say(f"Written to {place}; use it by that name: mrt predict {place} PHOTOS")
+        say(f"Written to {place}; use it by that name: mrt predict {quoted(place)} PHOTOS")
     else:
         apart = any(candidate.run is None for candidate in candidates)
         how = (

@@ -18,7 +18,7 @@ from mrt import remembered
 from mrt.ablate.studies import METHODS
 from mrt.config import AUTO, Config, Settings, load_config, preset_names
 from mrt.errors import MrtError
-from mrt.plain import one_line
+from mrt.plain import one_line, quoted
 
 PRESET_OF_TARGET = {"foggy": "city2foggy", "cityscapes": "sim2city", "bdd100k": "city2bdd"}
 PRESET_OF_TARGET |= {f"synth-{world}": f"synth2{world}" for world in ("foggy", "night", "rain")}
@@ -140,7 +140,7 @@ def resolve_started(
     if kept:
         raise MrtError(
             f"{folder}: a run that goes on cannot have another {', '.join(kept)} ({words})",
-            f"drop those options, or start another run from its weights: --name NEW --init {folder}",
+            f"drop those options, or start another run from its weights: --name NEW --init {quoted(folder)}",
         )
     if not allow_change:
         sections = list(dict.fromkeys(key.partition(".")[0] for key in changed))
@@ -318,6 +318,20 @@ def require_detector(name: str, run_root: Path, which: str = "auto") -> str:
     from mrt.engine.whereabouts import require_there
 
     return require_there(find_run(name, run_root), which, run_names(run_root))
+
+
+def require_named(name: str, run_root: Path) -> str:
+    """:func:`find_run`, and whether there is anything of that name; what it holds is for others to look at.
+
+    Raises:
+        MrtError: nothing is there, nor a model to download; what could have been meant is listed.
+    """
+    from mrt.engine.whereabouts import may_be_one, not_there
+
+    found = find_run(name, run_root)
+    if not (Path(found).exists() or may_be_one(found)):
+        raise not_there(name, run_names(run_root))
+    return found
 
 
 def require_run(name: str, run_root: Path) -> Path:
@@ -637,10 +651,14 @@ def plan_adaptation(
                 "leave out --stage: teaching is all there is",
             )
         chosen = ("teach",)
+    fewer = ""
+    if not resume:
+        domains = ("target",) if config.method.source_free else ("source", "target")
+        config, fewer = _batch_that_fits(config, domains, {*given, *_named_by(overrides)}, roots)
     words = "adapt" + (f" --method {method}" if method else "")
     words += "".join(f" --stage {item}" for item in dict.fromkeys(stage or ()))
     asked = {"target": target} if config.method.source_free else {"source": source, "target": target}
-    assumed = _assumed(config, preset, resume, asked, taken.words, init if network else None)
+    assumed = _assumed(config, preset, resume, asked, taken.words, init if network else None, fewer)
     return Experiment(
         *("adapt", words, config, folder, roots, kind, init, resume, resume_from, changed),
         stages=chosen,
@@ -816,10 +834,14 @@ def plan_pretraining(
         run_root=roots.run_root,
         allow_change=allow_change,
     )
+    fewer = ""
+    if not resume:
+        domains = ("source", "target") if match_compute else (oracle or "source",)
+        config, fewer = _batch_that_fits(config, domains, {*given, *_named_by(overrides)}, roots)
     words = "pretrain-source" + (" --match-compute" if match_compute else "")
     words += f" --oracle {oracle}" if oracle else ""
     asked = {"source": source, **({"target": target} if match_compute or oracle else {})}
-    assumed = _assumed(config, preset, resume, asked, network=init if network else None)
+    assumed = _assumed(config, preset, resume, asked, network=init if network else None, fewer=fewer)
     return Experiment(
         "pretrain-source",
         words,
@@ -844,12 +866,14 @@ def _assumed(
     asked: Mapping[str, str | None],
     taken: Mapping[str, str] | None = None,
     network: str | None = None,
+    fewer: str = "",
 ) -> str:
     """The defaults of a new run, e.g. "preset own (settings for your own data), source cityscapes".
 
     Args:
         asked: "source" and "target" as they were given. taken: words for what was taken in their place.
         network: the weights whose network and image sizes are taken.
+        fewer: words for a batch that is smaller than the preset's.
     """
     if resume:
         return ""
@@ -863,4 +887,43 @@ def _assumed(
             words.append(f"{domain} {getattr(config.data, domain)}")
     words += taken.values()
     words += [f"the network and image sizes of {network}"] if network else []
+    words += [fewer] if fewer else []
     return ", ".join(words)
+
+
+def _batch_that_fits(
+    config: Config, domains: Sequence[str], named: Collection[str], roots: Settings
+) -> tuple[Config, str]:
+    """The configuration of a new run with a batch that its smallest set can fill, and words for it; the same
+    configuration and no words where the batch was named, or is filled, or a set is not there yet.
+
+    Args:
+        domains: what there are batches of: "source", "target", or "source+target" of both as one set.
+        named: the settings that the user gave.
+    """
+    from mrt.data.registry import find_dataset
+
+    engine, data = config.engine, config.data
+    times = 1 if engine.accumulate == AUTO else engine.accumulate
+    if "engine.batch_size" in named:
+        return config, ""
+    images = {}
+    for domain in domains:
+        names, number = {}, 0
+        for part in domain.split("+"):
+            name = getattr(data, part)
+            try:
+                split = find_dataset(name, roots.data_root).split(getattr(data, f"{part}_split"))
+            except MrtError:  # told where the set is needed
+                return config, ""
+            names[name] = None
+            number += split.num_images
+        images[" and ".join(names)] = number
+    fewest = min(images, key=images.__getitem__)
+    number = images[fewest]
+    if not number or engine.batch_size // times <= number:
+        return config, ""
+    size = number * times
+    what = f"{fewest} has only {number} image{'' if number == 1 else 's'} to learn from"
+    smaller = config.model_copy(update={"engine": engine.model_copy(update={"batch_size": size})})
+    return smaller, f"engine.batch_size {size}, for {what}"

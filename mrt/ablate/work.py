@@ -31,6 +31,7 @@ from mrt.files import write_text
 from mrt.follow import follow_the_parent
 from mrt.lock import NAME as LOCK
 from mrt.lock import RunLock
+from mrt.plain import quoted
 from mrt.seal import take_checksum, with_checksum
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -256,7 +257,7 @@ def finish_run(
         if not (begun or half) or any(folder.glob("checkpoints/*.pt")):
             raise MrtError(
                 f"{folder}: not empty, and no run that could be continued",
-                f"look what it is (mrt doctor {folder}), then move or delete {folder}",
+                f"look what it is (mrt doctor {quoted(folder)}), then move or delete {folder}",
             )
         with RunLock(folder):  # or somebody is just beginning it
             shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to continue

@@ -409,9 +409,11 @@ def build_loader(
         timeout: seconds that a batch of the workers is waited for.
     """
     if drop_last and len(dataset) // world_size < batch_size:
+        several = f"{world_size} processes x " if world_size > 1 else ""
         raise MrtError(
-            f"{len(dataset)} images do not fill a batch: {world_size} processes x {batch_size} images",
-            "Choose a smaller batch (engine.batch_size), or use more images.",
+            f"{len(dataset)} images do not fill a batch: {several}{batch_size} images at a time",
+            "Use more images, or a smaller batch"
+            + (f": --set engine.batch_size={len(dataset)}" if world_size == 1 and len(dataset) else "."),
         )
     sampler = EpochSampler(len(dataset), seed, shuffle, rank, world_size, drop_last)
     if num_workers > 0 and hasattr(dataset, "preload"):

@@ -26,9 +26,11 @@ from mrt.engine.facts import (
 )
 from mrt.engine.kept import FOLDER, kept_teachers
 from mrt.engine.report import LOG, LOGS, logs_now, read_log, wrong_logs
+from mrt.engine.whereabouts import resuming
 from mrt.errors import MrtError, RunFailed
 from mrt.files import remove_litter, unfinished, write_text
 from mrt.lock import RunLock, owner_of
+from mrt.plain import quoted
 
 FINE, NOTE, WRONG = "fine", "note", "wrong"
 
@@ -124,7 +126,7 @@ def _litter(folder: Path, mended: list[str] | None) -> list[Finding]:
             mended += [f"removed {name}" for name in remove_litter(place, again=True)]
         names = unfinished(place)
         if names:
-            todo = f"mrt doctor {folder} --mend removes them; so does the next --resume"
+            todo = f"mrt doctor {quoted(folder)} --mend removes them; so does the next --resume"
             found.append(
                 Finding(NOTE, "unfinished files", f"{len(names)} of a killed writer in {place}", todo)
             )
@@ -154,7 +156,7 @@ def _checkpoints(folder: Path, facts: dict[str, Any], mended: list[str] | None) 
             todo = f"--resume goes on from {good[0].name}, and sets the damaged one aside"
         else:
             todo = "start the run anew with another --name" + (
-                f", or from its weights: --init {folder}"
+                f", or from its weights: --init {quoted(folder)}"
                 if (folder / "student.safetensors").is_file()
                 else ""
             )
@@ -206,8 +208,8 @@ def _logs(folder: Path, facts: dict[str, Any], mended: list[str] | None) -> list
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
             mended.append(f"{name}: {len(lines)} lines that can be read are kept")
         todo = (
-            f"what it says cannot be trusted: mrt doctor {folder} --mend keeps the lines that can be read; "
-            "--resume of an unfinished run does, too"
+            f"what it says cannot be trusted: mrt doctor {quoted(folder)} --mend keeps the lines that can be "
+            "read; --resume of an unfinished run does, too"
         )
         findings.append(Finding(WRONG, name, "; ".join(problems), todo))
     mendable = any(one.state == WRONG for one in findings) and (folder / LOG).is_file()
@@ -258,7 +260,7 @@ def _weights(folder: Path, facts: dict[str, Any]) -> list[Finding]:
             findings.append(Finding(FINE, name, "whole"))
             continue
         if again:
-            todo = "continue the run with --resume: it writes them again from its last checkpoint"
+            todo = f"the run writes it again from its last checkpoint: {resuming(folder)}"
         else:
             todo = "put it back from a backup: the run has no checkpoint to write it from again"
         findings.append(Finding(WRONG, name, reason, todo))

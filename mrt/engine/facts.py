@@ -22,6 +22,7 @@ from mrt.data.card import file_sha256, read_json
 from mrt.errors import MrtError
 from mrt.files import write_text
 from mrt.lock import NAME
+from mrt.plain import quoted
 
 FACTS, SETTINGS = "run.json", "config.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
@@ -186,7 +187,10 @@ def require_plain_files(folder: Path) -> None:
 
 
 def _what_to_do(folder: Path) -> str:
-    return f"put back what was there (a backup's run.json); mrt doctor {folder} looks at the rest of the run"
+    return (
+        f"put back what was there (a backup's run.json); mrt doctor {quoted(folder)} looks at the rest of "
+        "the run"
+    )
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -203,7 +207,9 @@ def require_own_settings(folder: Path, facts: Mapping[str, Any] | None = None) -
     facts = read_facts(folder) if facts is None else facts
     path = Path(folder) / SETTINGS
     if not path.is_file():
-        raise MrtError(f"{path}: no such file", f"put it back; mrt doctor {folder} says what else is missing")
+        raise MrtError(
+            f"{path}: no such file", f"put it back; mrt doctor {quoted(folder)} says what else is missing"
+        )
     known = {facts.get(CONFIG_DIGEST), facts.get(PENDING, {}).get(CONFIG_DIGEST)} - {None}
     if known and file_sha256(path) not in known:
         raise MrtError(
@@ -256,5 +262,6 @@ def require_own_log(path: Path) -> None:
     if problem:
         raise MrtError(
             f"{path}: {problem}",
-            f"mrt doctor {path.parent} says more; with --mend, the lines that can be read count again",
+            f"mrt doctor {quoted(path.parent)} says more; with --mend, the lines that can be read count "
+            "again",
         )

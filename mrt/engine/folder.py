@@ -39,11 +39,13 @@ from mrt.engine.facts import (
 )
 from mrt.engine.learner import Learner
 from mrt.engine.report import logs_now
+from mrt.engine.whereabouts import resuming
 from mrt.errors import MrtError
 from mrt.files import remove_litter, whole_folder, write_text
 from mrt.lock import RunLock
 from mrt.models.weights import save_weights
 from mrt.ops import backend
+from mrt.plain import quoted
 
 
 def begin_run(
@@ -106,7 +108,7 @@ def open_run(folder: Path, command: dict[str, Any]) -> tuple[Config, dict[str, A
     if facts["command"] != command["command"]:
         raise MrtError(
             f"{folder}: is a run of mrt {facts['command']}, not of mrt {command['command']}",
-            f"mrt {facts['command']} --resume --name {folder.name}",
+            resuming(folder),
         )
     for name in ("stages", "match_compute", "oracle"):
         if name in command and command[name] != facts.get(name):
@@ -185,7 +187,7 @@ def require_unchanged(cards: Mapping[str, DatasetCard], config: Config) -> None:
                     f"{path}: has been changed since {card.folder / CARD_NAME} was written: its sha256 is "
                     "another",
                     "prepare the set again; to keep what was edited, make a set of its own from the file: "
-                    f"mrt prepare-data custom --raw {card.folder} --name NAME (docs/data.md)",
+                    f"mrt prepare-data custom --raw {quoted(card.folder)} --name NAME (docs/data.md)",
                 )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mrt.engine.facts import require_own_log
 from mrt.errors import MrtError
 from mrt.files import not_written, replacing, write_text
+from mrt.plain import quoted
 from mrt.seal import Prefix
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def read_log(path: Path, say: Callable[[str], Any] | None = None, whole: bool = 
     if damaged and say is None:
         raise MrtError(
             f"{path}: {damaged[0]}" + (f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""),
-            f"mrt doctor {path.parent} --mend takes damaged lines out",
+            f"mrt doctor {quoted(path.parent)} --mend takes damaged lines out",
         )
     if damaged:
         say(f"{path}: {len(damaged)} damaged lines are left out, the first: {damaged[0]}")

@@ -46,6 +46,7 @@ from mrt.engine.validation import validation
 from mrt.errors import MrtError, RunFailed
 from mrt.lock import RunLock
 from mrt.models.sealed import is_name
+from mrt.plain import quoted
 from mrt.seal import Prefix
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's
@@ -115,7 +116,7 @@ def _is_complete(folder: Path, plans: Sequence[Plan], watcher: Watcher) -> bool:
         return False
     if wrong:
         raise MrtError(
-            "\n".join(wrong), f"the run has no checkpoint to write it from again; mrt doctor {folder}"
+            "\n".join(wrong), f"the run has no checkpoint to write it from again; mrt doctor {quoted(folder)}"
         )
     return True
 
@@ -159,7 +160,7 @@ def _start(folder: Path, config: Config, command: dict[str, Any], name: str | No
         networks = [file for file in ("teacher", "student") if (folder / f"{file}.safetensors").is_file()]
         raise MrtError(
             f"{folder}: has no checkpoint to go on from (there were some){done}",
-            f"start another run from it, with --init {folder}"
+            f"start another run from it, with --init {quoted(folder)}"
             if networks
             else f"put its {CHECKPOINTS} back, or start another run with --name",
         )

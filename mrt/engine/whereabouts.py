@@ -11,8 +11,10 @@ from mrt.data.card import file_sha256
 from mrt.engine.facts import is_run, read_facts
 from mrt.errors import MrtError
 from mrt.models.hub import ALIASES, PREFIX, fetch, hub_name
+from mrt.plain import quoted
 
 SHIPPED = Path(__file__).parent.parent / "weights"
+MODEL = "config.json"  # in a folder of a Hugging Face model
 EXPORT_CARD = "export.json"  # in a folder that mrt export has written
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")  # what files of weights are called
 NETWORKS = ("teacher", "student")
@@ -32,7 +34,7 @@ def not_there(where: str | Path, runs: Iterable[str] = ()) -> MrtError:
         runs: names of runs that could have been meant.
     """
     runs, shipped = list(runs), shipped_names()
-    near = difflib.get_close_matches(str(where), [*runs, *shipped, *ALIASES], n=1)
+    near = difflib.get_close_matches(str(where), [*runs, *shipped, *ALIASES, *_beside(where)], n=1)
     names = [f"did you mean {near[0]}?"] if near else []
     if runs:
         more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
@@ -43,6 +45,14 @@ def not_there(where: str | Path, runs: Iterable[str] = ()) -> MrtError:
         f"{where}: no run folder, weights file or shipped weights of that name",
         " ".join(names),
     )
+
+
+def _beside(where: str | Path) -> list[str]:
+    """The paths in the folder in which a path should have been, where that may be a detector's."""
+    folder = Path(where).parent
+    if folder == Path() or not folder.is_dir():
+        return []
+    return [str(path) for path in sorted(folder.iterdir())[:1000] if may_be_one(path)]
 
 
 def of_run(folder: Path, which: str = "auto", *, whole: bool = True) -> Path:
@@ -63,15 +73,17 @@ def of_run(folder: Path, which: str = "auto", *, whole: bool = True) -> Path:
             if whole and file_sha256(file) != left[file.name]:
                 raise MrtError(
                     f"{file}: is not the file that this run wrote",
-                    f"put it back; mrt doctor {folder} says what else is wrong",
+                    f"put it back; mrt doctor {quoted(folder)} says what else is wrong",
                 )
             break
     gone = f"{wanted[0]}.safetensors"
     if gone in left and not (folder / gone).is_file():
+        student = folder / "student.safetensors"
+        other = which == "auto" and student.name in left and student.is_file()
         raise MrtError(
             f"{folder / gone}: missing: the run had written it",
-            f"put it back; mrt doctor {folder} says how else"
-            + (". The student is taken with --which student" if which == "auto" else ""),
+            f"put it back; mrt doctor {quoted(folder)} says how else"
+            + (f". The student is there, and can be named instead: {student}" if other else ""),
         )
     for name in wanted:
         if (folder / f"{name}.safetensors").is_file():
@@ -96,6 +108,16 @@ def _short(path: Path) -> str:
     """A path as it is shortest to type: from the working folder, where it lies below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def may_be_one(where: str | Path) -> bool:
+    """Whether a path or a name can be a detector's, by its looks: nothing is opened or downloaded."""
+    path = Path(where)
+    if path.is_dir():
+        return is_run(path) or any((path / name).is_file() for name in (EXPORT_CARD, MODEL))
+    if path.is_file():
+        return path.suffix.lower() in WEIGHTS
+    return (SHIPPED / f"{where}.safetensors").is_file() or hub_name(str(where)) is not None
 
 
 def require_there(where: str, which: str = "auto", runs: Iterable[str] = ()) -> str:

@@ -14,6 +14,7 @@ from mrt.data.card import DatasetCard
 from mrt.data.registry import find_dataset
 from mrt.engine.facts import FACTS, SETTINGS, read_facts, require_own_settings
 from mrt.errors import MrtError
+from mrt.plain import quoted
 from mrt.report.stored import read_metrics, read_results, read_snapshots
 
 SECTION_OF_STAGE = {"pretrain": "pretrain", "mae": "mae_stage", "teach": "teach"}
@@ -149,10 +150,15 @@ class RunData:
 
 def load_run(folder: Path) -> RunData:
     """Read a run folder; MrtError if it is none."""
-    if not (folder / FACTS).is_file() or not (folder / SETTINGS).is_file():
+    if not (folder / FACTS).is_file():
         raise MrtError(
-            f"{folder}: not a run folder (no {FACTS} and {SETTINGS})",
+            f"{folder}: not a run folder (no {FACTS})",
             "name a folder that mrt pretrain-source, adapt, demo or ablate has written",
+        )
+    if not (folder / SETTINGS).is_file():
+        raise MrtError(
+            f"{folder / SETTINGS}: missing: the run had written it",
+            f"put it back; mrt doctor {quoted(folder)} says what else is wrong",
         )
     facts = read_facts(folder)
     _require_sense(folder / FACTS, facts)

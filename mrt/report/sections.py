@@ -12,6 +12,7 @@ from mrt.data.card import DatasetCard
 from mrt.engine.folder import provenance
 from mrt.evaluate.bootstrap import LEVEL, SAMPLES, differences, estimates, intervals
 from mrt.evaluate.matching import match
+from mrt.plain import quoted
 from mrt.report import figures, looking
 from mrt.report.collect import RunData, changed_settings, find_card, flatten, network_of, preset_of, start_of
 from mrt.report.page import Block, Code, Facts, Headline, Note, Section, Table
@@ -111,7 +112,7 @@ def results(study: Study) -> Section:
             continue
         then, now = number(stored["metrics"]["AP50"]), number(judged.metrics.AP50)
         if then != now:
-            again = f"mrt eval {run.folder} --split {study.split}"
+            again = f"mrt eval {quoted(run.folder)} --split {study.split}"
             text = (
                 f"{run.title}: {stored['file']} says AP50 {then}, but its weights give {now} now. "
                 f"Evaluate it again: {again}"

@@ -17,7 +17,7 @@ from mrt.data.card import read_json
 from mrt.engine.facts import SELECTION
 from mrt.engine.report import read_log
 from mrt.errors import MrtError
-from mrt.plain import one_line
+from mrt.plain import one_line, quoted
 from mrt.seal import take_checksum
 
 EVALUATIONS, RESULTS = "eval-*.json", "result-*.json"
@@ -228,7 +228,7 @@ def read_selection(folder: Path) -> dict[str, Any] | None:
     path = folder / SELECTION
     if not path.is_file():
         return None
-    found, again = read_json(path), f"delete it, or look again: mrt select {folder}"
+    found, again = read_json(path), f"delete it, or look again: mrt select {quoted(folder)}"
     if not take_checksum(found):
         raise MrtError(f"{path}: {CHANGED}", again)
     _check(_SELECTION, found, path, "", again)
@@ -272,12 +272,13 @@ def read_snapshots(path: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
 
 def _mend(path: Path) -> str:
     return (
-        f"put the file back as it was (from a backup); mrt doctor {path.parent} looks at the rest of the run"
+        f"put the file back as it was (from a backup); mrt doctor {quoted(path.parent)} looks at the rest of "
+        "the run"
     )
 
 
 def _measure_again(path: Path) -> str:
-    return f"measure again: mrt eval {path.parent}, or delete the file"
+    return f"measure again: mrt eval {quoted(path.parent)}, or delete the file"
 
 
 def _check(kind: TypeAdapter[Any], value: Any, path: Path, where: str, hint: str) -> None:

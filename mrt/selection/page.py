@@ -16,6 +16,7 @@ from mrt.evaluate.unlabelled import SIGNALS
 from mrt.evaluate.unlabelled.looks import SHOWN
 from mrt.files import whole_folder, write_text
 from mrt.parts.source_record import BOXES
+from mrt.plain import quoted
 from mrt.predict import job
 from mrt.predict.detector import Options
 from mrt.predict.inputs import Source
@@ -186,7 +187,7 @@ def _to_label(
             f"{len(chosen)} images with the boxes of the detector after adaptation are in "
             f"{place}. Correct them in an annotation tool, then make a data set of them:"
         ),
-        Code(f"mrt prepare-data custom --raw {place} --name corrected"),
+        Code(f"mrt prepare-data custom --raw {quoted(place)} --name corrected"),
     ]
     return section
 

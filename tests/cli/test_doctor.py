@@ -63,7 +63,7 @@ def test_doctor_looks_at_a_run(runs, tmp_path):
 
 
 def test_doctor_says_what_it_cannot_look_at(tmp_path):
-    assert "no such folder" in refused("doctor nowhere --run-root", tmp_path)
+    assert "nowhere: not a run folder" in refused("doctor nowhere --run-root", tmp_path)
     assert "which run" in refused("doctor --mend")
     result = mrt("doctor", tmp_path)
     assert result.exit_code == 1 and "no run's folder" in result.output

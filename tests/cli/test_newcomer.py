@@ -134,6 +134,59 @@ def test_every_suggested_command_works(photos, somewhere):
     assert named >= {"prepare-data", "predict", "adapt", "eval"}, done
 
 
+def test_a_single_photo_is_enough(photos, somewhere):
+    """The batch is as large as the set; what is suggested works for three photos as it does for one."""
+    for number, name in ((1, "one"), (3, "three")):
+        (somewhere / name).mkdir()
+        for index in range(number):
+            shutil.copy(photos / "street.jpg", somewhere / name / f"{index}.jpg")
+        (words,) = suggestions(mrt(f"prepare-data custom --raw {name} --name {name}-photo").output)
+        result = mrt(*words, "--set", "engine.accumulate=1")
+        assert result.exit_code == 0, result.output
+        smaller = "engine.batch_size 1, for one-photo has only 1 image to learn from"
+        assert (smaller in " ".join(result.stdout.split())) == (number == 1)
+    named = refused("adapt --target one-photo --init demo-source --name x --set engine.batch_size=2")
+    assert "1 images do not fill a batch: 2 images at a time" in named
+    assert "--set engine.batch_size=1" in named
+
+
+def test_images_in_the_place_of_the_detector(photos, somewhere):
+    """Each is told in the right order, as a command that works."""
+    assert mrt("prepare-data custom --raw photos --name camera").exit_code == 0
+    for words, what in (
+        ("predict photos", "photos: is a folder"),
+        ("predict photos demo-source", "photos: is a folder"),
+        ("predict camera demo-source", "camera: is a prepared set"),
+        ("predict photos/street.jpg demo-source", "photos/street.jpg: is an image"),
+    ):
+        result = mrt(words)
+        assert (result.exit_code, what in result.output) == (2, True), result.output
+        (typed,) = suggestions(result.output)
+        result = mrt(*_as_typed(typed), "--save", "none")
+        assert result.exit_code == 0, result.output
+    assert "did you mean demo-source" in refused("predict demo-sorce photos")
+
+
+def test_hints_find_a_run_that_is_elsewhere(photos, somewhere):
+    """What is suggested after --run-root works without it, or has it; names with blanks are one word."""
+    assert mrt("prepare-data custom --raw photos --name camera").exit_code == 0
+    trained = mrt("adapt --target camera --init demo-source --run-root", "my runs", "--name", "mine")
+    assert trained.exit_code == 0, trained.output
+    for command in ("eval mine", "label camera --detector demo-source --classes car"):
+        result = mrt(command, "--run-root", "my runs")
+        (typed,) = suggestions(result.output)
+        more = ["--name", "labelled"] if typed[0] == "adapt" else []
+        result = mrt(*typed, *more)
+        assert result.exit_code == 0, f"{command} suggested {typed}\n{result.output}"
+    for command in ("assess mime", "select mime mine", "eval mime", "predict mime photos", "export mime"):
+        more = ["--format", "safetensors"] if "export" in command else []
+        assert "did you mean mine?" in refused(command, "--run-root", "my runs", *more), command
+    assert "did you mean my runs/mine?" in refused("predict", "my runs/mime", "photos")
+    (somewhere / "my runs" / "mine" / "teacher.safetensors").unlink()
+    said = refused("predict", "my runs/mine", "photos")
+    assert "mrt doctor 'my runs/mine'" in said and "my runs/mine/student.safetensors" in said
+
+
 def _as_typed(words: list[str]) -> list[str]:
     """A suggested command with what it leaves open, in sizes of a test, and without the internet."""
     typed = [word for given in words for word in OPEN.get(given, [given])]
