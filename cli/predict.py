@@ -25,6 +25,14 @@ CARD = "dataset.json"  # in the folder of a prepared set: a copy of mrt.data.car
 SHOWN = 12  # thresholds by class that fit a message
 
 
+def _nth(text: str | int) -> int:
+    """The number of ``--every``; a usage error for a time, which mrt prepare-data takes."""
+    number = str(text)
+    if not (number.isascii() and number.isdecimal() and int(number)):
+        raise typer.BadParameter(f"{number}: a number of frames, from 1; for example 30 for each 30th")
+    return int(number)
+
+
 class PredictCommand(ListCommand):
     """A ListCommand whose inputs may stand before, between and after options that take several values.
 
@@ -109,7 +117,10 @@ def predict(
     ] = None,
     overlap: Annotated[float, typer.Option(help="Share of a tile that neighbours have in common.")] = 0.2,
     every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Of videos and cameras, look at every N-th frame.")
+        int,
+        typer.Option(
+            min=1, metavar="N", parser=_nth, help="Of videos and cameras, look at every N-th frame."
+        ),
     ] = 1,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Look at N images or frames of each input at most.")

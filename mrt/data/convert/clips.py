@@ -300,7 +300,12 @@ def _begin(
     for done, _ in enumerate(_take(clips, taken, every, names), start=1):
         if on_progress is not None:
             on_progress(done, planned.steps)
-    copied = [_copied(inside, place, taken, names) for inside, place in photos.items()]
+    copied = []
+    for inside, place in photos.items():
+        copied.append(_copied(inside, place, taken, names))
+        done += 1
+        if on_progress is not None:
+            on_progress(done, planned.steps)
     if not any(clip.frames for clip in clips) and not photos:
         raise MrtError("\n".join(f"{clip.path}: {clip.broken or 'no frame in it'}" for clip in clips))
     parts, gap, said = _divided(clips, val_share)
