@@ -357,6 +357,10 @@ def data_root_of(given: Path | None, root: Path) -> list[Row]:
     return [*rows, (OK, "data root", f"{root.resolve()}{f' ({who})' if who else ''}{there}", "")]
 
 
+def _classes(card: Any) -> str:
+    return f"{len(card.classes)} classes" if card.labelled else "no labels"
+
+
 def data_sets(root: Path, run_root: Path) -> list[Row]:
     """Prepared sets under the data root, and those that runs were made with and that are not here."""
     from mrt.data.archives import inside_zip
@@ -384,7 +388,7 @@ def data_sets(root: Path, run_root: Path) -> list[Row]:
             *((inside_zip(place) or (place,))[0] for place in roots),
         ]
         gone = [str(path) for path in places if not path.exists()]
-        state, found, todo = OK, f"{card.domain}: {parts} images, {len(card.classes)} classes", ""
+        state, found, todo = OK, f"{card.domain}: {parts} images, {_classes(card)}", ""
         if gone:
             state, todo = BROKEN, "prepare it again with --overwrite"
             found += f"; {gone[0]} is gone"

@@ -250,7 +250,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         part.site = replace(sites[part.name], snapshots=snapshots)
         part.begin(part.site)
     steps = data.steps_per_epoch(plan, config, shop.cards)
-    return Stage(plan, learner, streams, steps, Watch(expected))
+    return Stage(plan, learner, streams, steps, Watch(expected, discriminators=config.domain.enabled))
 
 
 def _snapshots(plan: Plan, shop: Workshop, learner: Learner, source: bool) -> LabelSnapshots | None:

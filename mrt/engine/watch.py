@@ -30,14 +30,20 @@ TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its sha
 FALL = 0.05  # share of their best value by which prototypes fall when a teacher gets worse
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
 NAMED = 8  # classes in a message: those whose thresholds moved most
+WEAKER = "make the discriminators weaker (domain.*_weight)"
+SLOWER = "let the teacher follow more slowly (teacher.ema nearer 1)"
 ADVICE = {  # what to do, by the kind of alarm
-    "vanishing": "Lower the thresholds (teacher.threshold_start, teacher.threshold_min), begin with a source "
-    "detector that finds more in the target, or make the discriminators weaker (domain.*_weight).",
-    "exploding": "Raise teacher.threshold_min, or let the teacher follow more slowly (teacher.ema nearer 1).",
-    "one class": "Use thresholds of its own for each class (teacher.dynamic=true), or raise "
-    "teacher.threshold_max.",
-    "falling": "Make the discriminators weaker (domain.*_weight), let the teacher follow more slowly "
-    "(teacher.ema nearer 1), or take an earlier teacher (engine.keep_teachers, mrt select).",
+    "vanishing": (
+        "lower the thresholds (teacher.threshold_start, teacher.threshold_min)",
+        "begin with a source detector that finds more in the target",
+        WEAKER,
+    ),
+    "exploding": ("raise teacher.threshold_min", SLOWER),
+    "one class": (
+        "use thresholds of its own for each class (teacher.dynamic=true)",
+        "raise teacher.threshold_max",
+    ),
+    "falling": (WEAKER, SLOWER, "take an earlier teacher (engine.keep_teachers, mrt select)"),
 }
 
 
@@ -77,14 +83,16 @@ class Watch:
     Args:
         expected: labelled source boxes per image by class; empty where that is not known: then the run is
             compared with itself alone.
+        discriminators: whether the run has any, so that weaker ones are worth a try.
 
     Attributes:
         sights: of the epochs so far. good: number of the last epoch without an alarm (0: the beginning).
         active: kinds of what is wrong now.
     """
 
-    def __init__(self, expected: Mapping[str, float] | None = None) -> None:
+    def __init__(self, expected: Mapping[str, float] | None = None, discriminators: bool = True) -> None:
         self.expected = dict(expected or {})
+        self.discriminators = discriminators
         self.sights: list[Sight] = []
         self.good = 0
         self.active: set[str] = set()
@@ -118,6 +126,12 @@ class Watch:
             if over and (sight := sight_of(line)) is not None:
                 self.see(sight)
 
+    def _advice(self, kind: str) -> str:
+        """What to do, as a sentence."""
+        steps = [step for step in ADVICE[kind] if self.discriminators or step != WEAKER]
+        text = f"{', '.join(steps[:-1])}, or {steps[-1]}."
+        return text[0].upper() + text[1:]
+
     def _of_source(self) -> float:
         return sum(self.expected.values())
 
@@ -133,7 +147,7 @@ class Watch:
             yield Alarm(
                 "vanishing",
                 f"pseudo labels vanish: {now.total:.2f} an image, {than}; thresholds {self._moved(now)}. "
-                f"{ADVICE['vanishing']}",
+                f"{self._advice('vanishing')}",
             )
 
     def _many(self, now: Sight) -> Iterable[Alarm]:
@@ -144,7 +158,7 @@ class Watch:
             yield Alarm(
                 "exploding",
                 f"pseudo labels explode: {now.total:.1f} an image, {than}; thresholds {self._moved(now)}. "
-                f"{ADVICE['exploding']}",
+                f"{self._advice('exploding')}",
             )
             return
         first_labels, many = self.sights[0].labels, []
@@ -158,7 +172,7 @@ class Watch:
             yield Alarm(
                 "exploding",
                 f"pseudo labels of a class explode: {'; '.join(many[:NAMED])}; "
-                f"thresholds {self._moved(now)}. {ADVICE['exploding']}",
+                f"thresholds {self._moved(now)}. {self._advice('exploding')}",
             )
 
     def _one_class(self, now: Sight) -> Iterable[Alarm]:
@@ -173,7 +187,7 @@ class Watch:
             yield Alarm(
                 "one class",
                 f"one class takes over: {name} has {share:.0%} of the pseudo labels, {source:.0%} on the "
-                f"source; thresholds {self._moved(now)}. {ADVICE['one class']}",
+                f"source; thresholds {self._moved(now)}. {self._advice('one class')}",
             )
 
     def _falling(self, now: Sight) -> Iterable[Alarm]:
@@ -183,7 +197,7 @@ class Watch:
                 "falling",
                 f"the teacher gets worse: prototypes fall to {now.prototypes:.2f} from {best.prototypes:.2f} "
                 f"after epoch {best.epoch} (how far classes are apart, compared with the domains). "
-                f"{ADVICE['falling']}",
+                f"{self._advice('falling')}",
             )
 
     def _moved(self, now: Sight) -> str:

@@ -29,6 +29,8 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --seed x --target foggy", ["--seed", "integer"]),
         ("adapt --seed -1 --target foggy", ["--seed"]),
         ("adapt foggy", ["unexpected", "foggy"]),
+        ("predict demo-source clip.mp4 --every 2s", ["--every", "2s: a number of frames"]),
+        ("predict demo-source clip.mp4 --every 0", ["--every", "0: a number of frames"]),
         ("adapt --target --seed 1", ["--target", "it is missing", "--seed"]),
         ("adapt --target foggy --set --seed 1", ["--set", "it is missing"]),
         ("adapt --target foggy --epochs 3", ["No such option: --epochs", "--set teach.epochs=3"]),

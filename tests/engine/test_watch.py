@@ -58,6 +58,17 @@ def test_labels_that_vanish():
     assert seen(0, 0, expected={})[0] == ["vanishing"], "nothing is nothing, whatever the source has"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_weaker_discriminators_are_advised_only_where_there_are_some(there):
+    sights = [Sight(1, SOURCE, prototypes=0.9), Sight(2, {"car": 0.1}, prototypes=0.5)]
+    watcher = Watch(SOURCE, discriminators=there)
+    texts = {alarm.kind: alarm.text for sight in sights for alarm in watcher.see(sight)}
+    assert set(texts) >= {"vanishing", "falling"}
+    for kind in ("vanishing", "falling"):
+        assert ("discriminators" in texts[kind]) == there, texts[kind]
+        assert ", or " in texts[kind] and texts[kind].endswith(".")
+
+
 def test_labels_that_explode():
     assert seen(5, 16) == [[], ["exploding"]]
     assert seen(3, 9.5, 10.5) == [[], [], ["exploding"]], "three times the first epoch's, above the source's"
@@ -392,7 +403,7 @@ def test_prototypes_are_those_of_the_snapshots_images(data, source, tmp_path, mo
         records = DetectionDataset(card, "train", classes=facts["classes"]).records
         paths = [records[place].path for place in spread_evenly(len(records), 4)]
         read = [lambda path=path: Image.open(path).convert("RGB") for path in paths]
-        looks.append(look(detector, read, Preprocessing(config.data.sides[-1], config.data.max_size).size))
+        looks.append(look(detector, read, Preprocessing.of(config.data).size))
     assert [line["prototypes"] for line in epochs_of(run)] == [1.25] and len(seen) == 2
     for mine, theirs in zip((seen[-1].plain, seen[-1].source), looks, strict=True):
         for name in ("scores", "boxes", "queries"):
