@@ -58,7 +58,7 @@ def load(
     config = validate(without_plugins(facts.get("config") or {}), facts["file"])
     found = dynamic_thresholds(facts)
     thresholds = Thresholds(found, "the run's dynamic thresholds") if found else None
-    preprocessing = Preprocessing(config.data.sides[-1], config.data.max_size)
+    preprocessing = Preprocessing.of(config.data)
     return Detector(TorchNetwork(detector, amp), facts["classes"], preprocessing, thresholds, facts)
 
 

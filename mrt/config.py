@@ -133,6 +133,15 @@ class DataConfig(Section):
     source_crop: bool = Field(True, description="random crop in stage 1")
     sides: tuple[Side, ...] = Field((800,), description="short sides of stages 2 and 3 and of evaluation, px")
     max_size: Side = Field(1333, description="longest side of an image, px")
+    size_multiple: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description=(
+            "both sides of a scaled image are rounded to a multiple of this, px; 1: not at all (published); "
+            "32, the coarsest stride: the cells of all maps lie where they are taken to lie"
+        ),
+    )
     cache: Literal["none", "ram"] = Field("none", description="keep decoded images in memory (small sets)")
     max_bad: NonNegativeInt = Field(
         10,
@@ -141,9 +150,15 @@ class DataConfig(Section):
         ),
     )
 
+    @model_validator(mode="after")
+    def _check_multiple(self) -> DataConfig:
+        if self.size_multiple > self.max_size:
+            raise ValueError(f"data.size_multiple {self.size_multiple} exceeds data.max_size {self.max_size}")
+        return self
+
     def acting(self, kind: str, config: Config) -> dict[str, Any]:
         """Without source images, the source's name and split do not act."""
-        values = super().acting(kind, config)
+        values = without_defaults(self, super().acting(kind, config), "size_multiple")
         unused = ("source", "source_split") if kind == "teach" and config.method.source_free else ()
         return {key: value for key, value in values.items() if key not in unused}
 

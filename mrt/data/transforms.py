@@ -58,16 +58,26 @@ class Region(NamedTuple):
     width: int
 
 
-def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, short_side: int, max_size: int, multiple: int = 1
+) -> tuple[int, int]:
     """(height, width) after scaling the short side to ``short_side``, keeping the long side to ``max_size``.
 
-    Rounds down, as torchvision's ``resize(size, max_size)`` does and as the published numbers need.
+    Rounds down, as torchvision's ``resize(size, max_size)`` does and as the published numbers need; then to
+    the nearest ``multiple``, at least one and at most as many as ``max_size`` holds. A map of stride s has
+    ceil(side / s) cells, which the detector takes for the whole side: only where s divides it they lie where
+    they are taken to lie. With 194 pixels and stride 32 they are 15 % off, with 1333 pixels 0.8 %.
     """
     short, long = min(height, width), max(height, width)
     new_short, new_long = short_side, int(short_side * long / short)
     if new_long > max_size:
         new_short, new_long = int(max_size * new_short / new_long), max_size
     new_short = max(new_short, 1)
+    if multiple > 1:
+        most = max(max_size // multiple, 1)
+        new_short, new_long = (
+            min(max(round(side / multiple), 1), most) * multiple for side in (new_short, new_long)
+        )
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
@@ -179,10 +189,17 @@ class Transform:
         max_size: limit of the long side.
         crop: half of the samples are cropped first, see ``CROP_SIDES``.
         flip: probability of mirroring.
+        multiple: of which both sides are, see :func:`resized_size`.
     """
 
     def __init__(
-        self, kind: str, short_sides: Sequence[int], max_size: int, crop: bool = False, flip: float = 0.5
+        self,
+        kind: str,
+        short_sides: Sequence[int],
+        max_size: int,
+        crop: bool = False,
+        flip: float = 0.5,
+        multiple: int = 1,
     ) -> None:
         if kind not in KINDS:
             raise MrtError(f"transform kind is {kind!r}", f"Use one of: {', '.join(KINDS)}.")
@@ -191,6 +208,7 @@ class Transform:
                 f"image sizes: short_sides {list(short_sides)!r}, max_size {max_size!r}: pixels, at least 1"
             )
         self.kind, self.short_sides, self.max_size = kind, tuple(short_sides), max_size
+        self.multiple = multiple
         self.crop, self.flip = (crop, flip) if kind != "eval" else (False, 0.0)
 
     def __call__(self, image: Tensor | Image.Image, target: Target, rng: random.Random) -> Sample:
@@ -201,7 +219,7 @@ class Transform:
         if self.crop and rng.random() < 0.5:
             region = self._draw_region(height, width, rng)
         short_side = self.short_sides[-1] if self.kind == "eval" else rng.choice(self.short_sides)
-        size = resized_size(region.height, region.width, short_side, self.max_size)
+        size = resized_size(region.height, region.width, short_side, self.max_size, self.multiple)
         flipped = rng.random() < self.flip
 
         scale = torch.tensor((size[1] / region.width, size[0] / region.height)).repeat(2)
@@ -237,7 +255,9 @@ class Transform:
                 "Use --set data.source_crop=false, or do not ask for one shape.",
             )
         sides = self.short_sides[-1:] if self.kind == "eval" else self.short_sides
-        results = [resized_size(*size, side, self.max_size) for size in set(sizes) for side in sides]
+        results = [
+            resized_size(*size, side, self.max_size, self.multiple) for size in set(sizes) for side in sides
+        ]
         return max(height for height, _ in results), max(width for _, width in results)
 
     def _draw_region(self, height: int, width: int, rng: random.Random) -> Region:
@@ -259,7 +279,12 @@ class Transform:
 
 
 def build_transform(
-    kind: str, short_sides: Sequence[int], max_size: int, crop: bool = False, flip: float = 0.5
+    kind: str,
+    short_sides: Sequence[int],
+    max_size: int,
+    crop: bool = False,
+    flip: float = 0.5,
+    multiple: int = 1,
 ) -> Transform:
     """The transform of that kind; see :class:`Transform`."""
-    return Transform(kind, short_sides, max_size, crop, flip)
+    return Transform(kind, short_sides, max_size, crop, flip, multiple)

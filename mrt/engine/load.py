@@ -217,7 +217,7 @@ def settings_of(where: str | Path) -> dict[str, Any]:
     changes["model.weights"] = "imagenet" if about.pretrained else "none"
     if path.is_file() and is_ours(path):
         data = read_header(path)["metadata"].get("config", {}).get("data", {})
-        changes |= {f"data.{key}": data[key] for key in ("sides", "max_size") if key in data}
+        changes |= {f"data.{key}": data[key] for key in ("sides", "max_size", "size_multiple") if key in data}
     return changes
 
 
@@ -321,6 +321,7 @@ def _load_huggingface(folder: Path) -> tuple[Detector, dict[str, Any]]:
         "model.backbone": about.backbone,
         "data.sides": [about.short_side],
         "data.max_size": about.max_size,
+        "data.size_multiple": about.size_multiple,
     }
     config = load_config("own", changes=changes)
     return detector, {"classes": about.classes, "network": "student", "config": config.plain()}

@@ -67,6 +67,7 @@ def make_card(
             "colours": "RGB, upright",
             "short_side": preprocessing.short_side,
             "max_size": preprocessing.max_size,
+            "multiple": preprocessing.multiple,
             "fixed": list(preprocessing.fixed) if preprocessing.fixed else None,
             "filter": "bilinear, antialiased (Pillow)",
         },
@@ -143,7 +144,8 @@ def _is_preprocessing(sizes: Any) -> bool:
         return False
     fixed = sizes.get("fixed")
     fits = fixed is None or (_is_list_of_counts(fixed) and len(fixed) == 2)
-    return fits and all(_is_count(sizes.get(name)) for name in ("short_side", "max_size"))
+    counts = (sizes.get("short_side"), sizes.get("max_size"), sizes.get("multiple", 1))
+    return fits and all(_is_count(value) for value in counts)
 
 
 def _has_hash(entry: Any) -> bool:
@@ -235,6 +237,13 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
     """README.md of a Hugging Face folder: what the model is, how to use it, its data, figures and terms."""
     source, sizes = card["source"], card["preprocessing"]
     run = source.get("run") or {}
+    multiple = sizes.get("multiple", 1)
+    rounded = (
+        f" Then both sides are rounded to a multiple of {multiple}; transformers' processor does not, so "
+        "give it images of such a size with do_resize=False."
+        if multiple > 1
+        else ""
+    )
     lines = [
         "---",
         "library_name: transformers",
@@ -281,7 +290,7 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
         "```",
         "",
         f"Images are scaled so that the short side has {sizes['short_side']} pixels, or fewer where "
-        f"the long one would have more than {sizes['max_size']}. {_thresholds(card)}",
+        f"the long one would have more than {sizes['max_size']}.{rounded} {_thresholds(card)}",
         "",
         "## Training data",
         "",

@@ -36,14 +36,20 @@ def read(path: str) -> Image.Image:
 
 
 def network_size(width: int, height: int, sizes: dict) -> tuple[int, int]:
-    """The network's input size (width, height): the short side as set, or less to limit the long side."""
+    """The network's input size (width, height): the short side as set, or less to limit the long side; both
+    rounded to a multiple."""
     if sizes["fixed"]:
         return sizes["fixed"][1], sizes["fixed"][0]
     short, long = min(width, height), max(width, height)
     new_short, new_long = sizes["short_side"], int(sizes["short_side"] * long / short)
     if new_long > sizes["max_size"]:
         new_short, new_long = int(sizes["max_size"] * new_short / new_long), sizes["max_size"]
-    new_short = max(new_short, 1)
+    new_short, multiple = max(new_short, 1), sizes.get("multiple", 1)
+    if multiple > 1:
+        most = max(sizes["max_size"] // multiple, 1)
+        new_short, new_long = (
+            min(max(round(side / multiple), 1), most) * multiple for side in (new_short, new_long)
+        )
     return (new_short, new_long) if width <= height else (new_long, new_short)
 
 

@@ -50,7 +50,7 @@ def load_program(folder: Path, device: str = "auto") -> Detector:
     thresholds = Thresholds(values, str(card["thresholds"].get("origin")))
     which = (card.get("source") or {}).get("network") or "student"
     facts = {"network": which, "file": str(path), "classes": card["classes"]}
-    preprocessing = Preprocessing(sizes["short_side"], sizes["max_size"], fixed)
+    preprocessing = Preprocessing(sizes["short_side"], sizes["max_size"], fixed, sizes.get("multiple", 1))
     return Detector(network, card["classes"], preprocessing, thresholds, facts)
 
 

@@ -349,7 +349,13 @@ def _write_huggingface(job: _Job, detector: DeformableDETR, work: Path) -> _Writ
     name = default_folder(job.where, "huggingface").name.removesuffix("-huggingface")
     text = cards.model_card(card, name)
     write_huggingface(
-        work, detector, job.eager.classes, short_side=sizes.short_side, max_size=sizes.max_size, card=text
+        work,
+        detector,
+        job.eager.classes,
+        short_side=sizes.short_side,
+        max_size=sizes.max_size,
+        size_multiple=sizes.multiple,
+        card=text,
     )
     return card, detector.state_dict()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,14 @@ CANDIDATES = 300  # (query, class) pairs of an image that thresholds, NMS and cl
 PRECISIONS = {"off": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class ImageSizes(Protocol):
+    """``[data]`` of the settings, as far as it says how images are scaled."""
+
+    sides: Sequence[int]
+    max_size: int
+    size_multiple: int
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image is scaled for the network, in pixels.
@@ -30,15 +39,22 @@ class Preprocessing:
         short_side, max_size: the short side becomes ``short_side``, or less if the long one would exceed
             ``max_size``.
         fixed: (height, width) that every image is stretched to instead, for programs exported for one size.
+        multiple: of which both sides are (:func:`mrt.data.transforms.resized_size`).
     """
 
     short_side: int
     max_size: int
     fixed: tuple[int, int] | None = None
+    multiple: int = 1
+
+    @classmethod
+    def of(cls, data: ImageSizes) -> Preprocessing:
+        """As images are scaled for evaluation."""
+        return cls(data.sides[-1], data.max_size, multiple=data.size_multiple)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image of that size."""
-        return self.fixed or resized_size(height, width, self.short_side, self.max_size)
+        return self.fixed or resized_size(height, width, self.short_side, self.max_size, self.multiple)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """An RGB picture as (3, height, width) uint8, scaled by Pillow's antialiased bilinear filter."""

@@ -16,8 +16,9 @@ from mrt.config import Config
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import Batch, build_loader, collate
-from mrt.data.transforms import build_transform, denormalise
+from mrt.data.transforms import denormalise
 from mrt.engine import checkpoint, data, store
+from mrt.engine.data import evaluation_transform
 from mrt.engine.inference import predictor
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
@@ -118,7 +119,7 @@ def judge(
 
 def views(config: Config, card: DatasetCard, split: str, classes: list[str], count: int) -> list[Batch]:
     """``count`` images spread over a split, without labels, in batches as for evaluation."""
-    transform = build_transform("eval", config.data.sides, config.data.max_size)
+    transform = evaluation_transform(config)
     dataset = DetectionDataset(card, split, classes=classes, transform=transform, labelled=False)
     indices = spread_evenly(len(dataset), count)
     size = config.engine.eval_batch_size

@@ -187,7 +187,7 @@ def measure(
     needs = {need for name in signals for need in SIGNALS[name].needs}
     detector, facts = load_detector(candidate.file, device=device)
     config = validate(without_plugins(facts.get("config") or {}), facts["file"])
-    size = Preprocessing(config.data.sides[-1], config.data.max_size).size
+    size = Preprocessing.of(config.data).size
     batch = config.engine.eval_batch_size
     own = _settings(candidate.file)
     labelled = None

@@ -274,6 +274,26 @@ def test_largest_holds_every_result():
     assert build_transform("eval", [30, 36], 60).largest([(40, 50)]) == (36, 45)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "sides", "expected"),
+    [
+        (363, 360, (192, 288), (192, 192)),  # 193 x 192 otherwise: 7 cells of stride 32 where 6.03 are image
+        (480, 640, (192, 288), (192, 256)),
+        (1080, 1920, (800, 1333), (736, 1312)),
+        (100, 3000, (192, 288), (32, 288)),
+        (5, 5, (10, 40), (32, 32)),
+    ],
+)
+def test_sides_of_a_multiple(height, width, sides, expected):
+    assert resized_size(height, width, *sides, 32) == expected
+    assert resized_size(width, height, *sides, 32) == expected[::-1]
+    transform = build_transform("eval", [sides[0]], sides[1], multiple=32)
+    assert transform.largest([(height, width)]) == expected
+    target = {"boxes": torch.tensor([[0.0, 0.0, width, height / 2]]), "labels": torch.tensor([0])}
+    image, shares, _ = transform(torch.zeros(3, height, width, dtype=torch.uint8), target, random.Random(0))
+    assert image.shape[1:] == expected and torch.allclose(shares["boxes"], torch.tensor([0.5, 0.25, 1, 0.5]))
+
+
 def test_bad_settings_are_named():
     with pytest.raises(MrtError, match="blurry"):
         build_transform("blurry", [800], 1333)

@@ -45,7 +45,9 @@ def face(tmp_path_factory) -> Path:
     torch.manual_seed(1)
     detector = small_detector(build_backbone("resnet18", weights="checkpoint"), num_levels=4)
     folder = tmp_path_factory.mktemp("hub") / "face"
-    write_huggingface(folder, detector, NAMES, short_side=96, max_size=160, card="# A detector\n")
+    write_huggingface(
+        folder, detector, NAMES, short_side=96, max_size=160, size_multiple=32, card="# A detector\n"
+    )
     return folder
 
 
@@ -72,6 +74,7 @@ def test_a_hugging_face_folder_and_the_file_in_it(face):
         facts["classes"] == NAMES
         and facts["config"]["data"]["sides"] == [96]
         and facts["config"]["data"]["max_size"] == 160
+        and facts["config"]["data"]["size_multiple"] == 32
     )
     again, _ = load_detector(face / "model.safetensors")
     for key, value in detector.state_dict().items():

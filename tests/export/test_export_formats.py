@@ -29,7 +29,7 @@ from mrt.models.detector import DeformableDETR
 from mrt.models.postprocess import top_pairs
 from mrt.models.published import describe_published
 from mrt.models.transformer import DeformableTransformer
-from mrt.predict.network import pixels_to_input
+from mrt.predict.network import Preprocessing, pixels_to_input
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 LOOSE = {"atol": 0.02}  # pixels; the differences found are far smaller
@@ -354,6 +354,22 @@ def test_the_script_uses_each_class_own_threshold_and_passes_over_what_it_cannot
     assert [line["class"] for line in lines_of(done)] == found.names and len(found)
     (folder / "model.onnx").write_bytes(b"")
     assert run_script(folder, photos / "0.jpg").returncode == 2
+
+
+def test_the_script_rounds_sides_to_a_multiple(onnx_folder, two_stage, photos, tmp_path):
+    folder = copy_export(onnx_folder, tmp_path / "x")
+    card = card_of(folder)
+    card["preprocessing"] |= {"short_side": 100, "max_size": 200, "multiple": 32}
+    (folder / "export.json").write_text(json.dumps(card))
+    detector = mrt.load(two_stage)
+    detector.preprocessing = Preprocessing(100, 200, multiple=32)
+    paths = sorted(photos.iterdir())
+    done = run_script(folder, *paths, "--threshold", 0.2)
+    assert done.returncode == 0, done.stderr
+    expect_same_lines(lines_of(done), detector, paths, 0.2)
+    assert mrt.load(folder).preprocessing == detector.preprocessing
+    sides = {detector.preprocessing.size(height, width) for height, width in ((150, 200), (90, 333))}
+    assert sides == {(96, 128), (64, 192)}
 
 
 @pytest.mark.soak

@@ -13,6 +13,7 @@ from mrt.models.detector import DeformableDETR
 
 MODEL_TYPE = "deformable_detr"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+MULTIPLE = "mrt_size_multiple"  # in config.json, see :func:`mrt.models.huggingface.write_huggingface`
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in mrt.data.transforms
 BILINEAR = 2  # Pillow's number

@@ -22,6 +22,7 @@ from mrt.models.huggingface.names import (
     IMAGE_STD,
     LARGEST_PROPOSAL_LEVELS,
     MODEL_TYPE,
+    MULTIPLE,
     PROCESSOR,
     STRIDES,
     WEIGHTS,
@@ -67,6 +68,7 @@ class HuggingFaceModel:
         backbone: name for :func:`mrt.models.backbone.build_backbone`.
         arguments: all arguments of :class:`DeformableDETR` except the backbone.
         short_side, max_size: the size that images are scaled to.
+        size_multiple: to a multiple of which both sides are rounded then; 1 unless mrt wrote the folder.
     """
 
     classes: list[str]
@@ -74,6 +76,7 @@ class HuggingFaceModel:
     arguments: dict[str, Any]
     short_side: int
     max_size: int
+    size_multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,8 @@ def _describe(folder: Path) -> _Description:
         "query_init": "learned",
     }
     short_side, max_size = _read_processor(folder / PROCESSOR)
-    about = HuggingFaceModel(classes, trunk.name, arguments, short_side, max_size)
+    multiple = config.count(MULTIPLE, 1, most=256)
+    about = HuggingFaceModel(classes, trunk.name, arguments, short_side, max_size, multiple)
     return _Description(about, trunk, labels, tied=config.flag("tie_word_embeddings", True))
 
 

@@ -24,6 +24,7 @@ from mrt.models.huggingface.names import (
     IMAGE_STD,
     LARGEST_PROPOSAL_LEVELS,
     MODEL_TYPE,
+    MULTIPLE,
     NORM_EPS,
     PROCESSOR,
     STRIDES,
@@ -47,6 +48,7 @@ def write_huggingface(
     *,
     short_side: int,
     max_size: int,
+    size_multiple: int = 1,
     card: str,
 ) -> None:
     """Write a folder for ``transformers.AutoModelForObjectDetection`` and ``AutoImageProcessor``.
@@ -60,6 +62,8 @@ def write_huggingface(
         detector: to be written.
         classes: one name per class, all different.
         short_side, max_size: the size that images are scaled to.
+        size_multiple: to a multiple of which both sides are rounded then. transformers cannot say so: it is
+            kept for mrt, in config.json.
         card: text of README.md.
 
     Raises:
@@ -74,6 +78,8 @@ def write_huggingface(
             f"image size: short_side {short_side}, max_size {max_size}", "Give pixels, at least 1."
         )
     config, state = _their_config(detector, list(classes)), _their_state(detector)
+    if size_multiple != 1:
+        config[MULTIPLE] = size_multiple
     weights = ordered(save(state, {"format": "pt", SHA256: content_digest("", state)}))
     with whole_folder(Path(folder)) as work:
         write_text(work / CONFIG, _json(config))
