@@ -33,13 +33,13 @@ def export(
         ),
     ],
     format: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--format",
             metavar="FORMAT...",
             help="safetensors, huggingface, torch-export, onnx, mrt-published; one or several.",
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -96,9 +96,14 @@ def export(
     from .experiment import require_one_process
 
     require_one_process("export")
+    if not format:
+        raise MrtError(
+            f"mrt export {detector}: as what?",
+            f"add --format with one or several of {', '.join(FORMATS)}",
+        )
     wrong = [name for name in format if name not in FORMATS]
     if wrong:
-        raise MrtError(f"--format {wrong[0]}: expected {', '.join(FORMATS)}")
+        raise MrtError(f"--format {wrong[0]}: unknown", f"choose of {', '.join(FORMATS)}")
     if len(set(format)) < len(format):
         raise MrtError(f"--format {' '.join(format)}: each once")
     if which not in ("auto", "teacher", "student"):

@@ -792,7 +792,7 @@ def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watche
     for folder in folders if preview else ():
         draw_preview(folder, preview, watcher)
     if problems:
-        raise MrtError("\n".join(problems), "make it again: mrt prepare-data NAME --raw ... --overwrite")
+        raise MrtError("\n".join(problems), "make it again, by the command that made it with --overwrite")
 
 
 def draw_preview(folder: Path, images: int, watcher: Watcher) -> None:

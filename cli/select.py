@@ -167,9 +167,9 @@ def _why(by: str, ranking: dict[str, Any]) -> str:
         return ""
     if pick is None:
         return (
-            f" ({by} is not known here: it looks at the source's images)"
+            f" (the last one, for {by} is not known here: it looks at the source's images)"
             if by == RECOMMENDED
-            else " (not known here)"
+            else " (the last one, for it is not known here)"
         )
     return (
         ""

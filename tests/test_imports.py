@@ -102,7 +102,7 @@ RULES = {
         "mrt.data.staging",
         "mrt.errors",
     ],
-    "mrt.data.registry": ["mrt.data.card", "mrt.errors"],
+    "mrt.data.registry": ["mrt.data.archives", "mrt.data.card", "mrt.errors"],
     "mrt.data.staging": ["mrt.data.card", "mrt.errors"],
     "mrt.data.palette": [],
     "mrt.data.preview": [

@@ -43,7 +43,9 @@ def read_picture(path: Path | str, size: tuple[int, int] | None = None) -> Image
             picture = decode_picture(source, str(path), size)
     except FileNotFoundError:
         raise MrtError(
-            f"{path}: no such image", "Has the folder moved? Make the set again with `mrt prepare-data`."
+            f"{path}: no such image",
+            "Has the folder moved? Put it back, or make the set again: the command that made it, with "
+            "--overwrite.",
         ) from None
     except OSError as error:
         raise _unreadable(str(path), error) from None

@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 
+from mrt.data.archives import inside_zip
 from mrt.data.card import CARD_NAME, DatasetCard, read_card
 from mrt.errors import MrtError
 
@@ -41,12 +42,15 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     """The card of a prepared set, by its name under ``data_root`` or by the path of its folder or card.
 
     Raises:
-        MrtError: there is no such set. It says which ``mrt prepare-data`` makes it, and which sets there are.
+        MrtError: there is no such set, or its images or annotations are gone. It says which ``mrt
+            prepare-data`` makes it, and which sets there are.
     """
     data_root, asked = Path(data_root), Path(name_or_path)
     for candidate in (data_root / asked, asked):
         if _is_file(candidate / CARD_NAME) or (candidate.name == CARD_NAME and _is_file(candidate)):
-            return read_card(candidate)
+            card = read_card(candidate)
+            require_files(card, data_root)
+            return card
     name = str(name_or_path)
     there = [folder.name for folder in _prepared(data_root)]
     hints, root = [], ["--data-root", str(data_root)]
@@ -69,6 +73,22 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     raise MrtError(
         f"No data set '{name[:200]}' in {data_root} (there: {', '.join(there) or 'none'})", "\n".join(hints)
     )
+
+
+def require_files(card: DatasetCard, data_root: Path) -> None:
+    """MrtError for a set of which no folder with images, or no annotation file, is where its card says."""
+    images = [card.images_root(split) for split in card.splits]
+    annotations = [card.annotations_path(split) for split in card.splits]
+    for what, places in (("images", images), ("annotations", annotations)):
+        if not places or any(os.path.exists((inside_zip(place) or (place,))[0]) for place in places):
+            continue
+        own = shlex.join(["mrt", "prepare-data", "custom", "--raw", "FOLDER", "--name", card.name])
+        words = [PREPARE_COMMANDS.get(card.name, own), "--overwrite"]
+        words.append(shlex.join(["--data-root", str(data_root)]))
+        raise MrtError(
+            f"data set {card.name!r}: its {what} are gone: {places[0]}",
+            f"put them back, or make the set again: {' '.join(words)}",
+        )
 
 
 def prepared_sets(data_root: Path | str) -> list[DatasetCard]:

@@ -382,7 +382,7 @@ def _frame(image: Any, number: int) -> Frame:
     """A frame for an image of any supported type."""
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
-        return Frame(str(path), lambda: read_picture(path), path)
+        return Frame(str(path), lambda: _read(path), path)
     if not isinstance(image, (Image.Image, np.ndarray, Tensor)):
         raise MrtError(
             f"image {number}: cannot be a {type(image).__name__}",
@@ -390,6 +390,20 @@ def _frame(image: Any, number: int) -> Frame:
         )
     picture = image.convert("RGB") if isinstance(image, Image.Image) else _picture_of(image, number)
     return Frame("", lambda: picture)
+
+
+def _read(path: Path) -> Image.Image:
+    """The picture of a file that was named by itself; its errors do not speak of data sets."""
+    if path.is_dir():
+        raise MrtError(
+            f"{path}: is a folder, not an image",
+            f"give its images: detector.predict(sorted(Path({str(path)!r}).glob('*.jpg')))",
+        )
+    try:
+        return read_picture(path)
+    except MrtError as error:
+        hint = "get the file again, or leave it out" if path.exists() else "check the path"
+        raise MrtError(error.message, hint) from None
 
 
 def _picture_of(image: np.ndarray | Tensor, number: int) -> Image.Image:

@@ -18,6 +18,7 @@ from mrt.data import video
 from mrt.data.archives import open_zip
 from mrt.data.card import CARD_NAME, read_card, read_json
 from mrt.data.headers import IMAGE_SUFFIXES
+from mrt.data.registry import require_files
 from mrt.errors import MrtError
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
@@ -162,6 +163,7 @@ def _files(text: str, notes: list[str]) -> Iterator[tuple[Path | None, Path]]:
 def _of_set(folder: Path, notes: list[str]) -> Iterator[tuple[Path, Path]]:
     """The images of a prepared set's split."""
     card = read_card(folder)
+    require_files(card, card.folder.parent)
     split = next((name for name in (*LOOKED_AT, *card.splits) if name in card.splits), None)
     if split is None:
         raise MrtError(f"{folder}: has no split to look at", "name a folder of images")

@@ -40,7 +40,8 @@ def test_what_does_not_detect_the_same_is_a_failed_run(runs, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "coreml"], "--format coreml: expected safetensors, huggingface"),
+        (["--format", "coreml"], "--format coreml: unknown choose of safetensors, huggingface"),
+        ([], "as what? add --format with one or several of safetensors, huggingface"),
         (["--format", "onnx", "--size", "640"], "--size 640: expected WIDTHxHEIGHT"),
         (["--format", "onnx", "--size", "0x10"], "--size 0x10: expected"),
         (["--format", "onnx", "onnx"], "each once"),

@@ -187,6 +187,25 @@ def test_hints_find_a_run_that_is_elsewhere(photos, somewhere):
     assert "mrt doctor 'my runs/mine'" in said and "my runs/mine/student.safetensors" in said
 
 
+def test_photos_that_have_moved_are_told_before_anything_is_made(photos, somewhere):
+    """What is suggested makes the set again; no run is begun."""
+    assert mrt("prepare-data custom --raw photos --name camera").exit_code == 0
+    photos.rename(somewhere / "elsewhere")
+    for command in (
+        "adapt --target camera --init demo-source",
+        "predict demo-source camera",
+        "label camera --detector demo-source --classes car",
+    ):
+        said = refused(command)
+        assert f"data set 'camera': its images are gone: {photos}" in said, command
+        assert "mrt prepare-data custom --raw FOLDER --name camera --overwrite --data-root data" in said
+    assert not Path("runs").exists() and not Path("predictions").exists()
+    again = "prepare-data custom --raw elsewhere --name camera --overwrite --data-root data"
+    assert mrt(again).exit_code == 0
+    Path("data/camera/train.json").unlink()
+    assert "its annotations are gone: data/camera/train.json" in refused("predict demo-source camera")
+
+
 def _as_typed(words: list[str]) -> list[str]:
     """A suggested command with what it leaves open, in sizes of a test, and without the internet."""
     typed = [word for given in words for word in OPEN.get(given, [given])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,9 @@ def test_every_kind_of_image_gives_the_same(photo, tmp_path):
         (np.full((5, 5, 3), -0.5), "from -0.5 to -0.5"),
         (7, "cannot be a int"),
         ([7], "cannot be a int"),
-        ("nothing.jpg", "no such image"),
+        ("nothing.jpg", "nothing.jpg: no such image\ncheck the path"),
+        (Path("/"), "/: is a folder, not an image\ngive its images: detector.predict(sorted(Path('/')"),
+        (__file__, "cannot be read as an image (in no image format that Pillow knows)\nget the file again"),
     ],
 )
 def test_what_is_no_image_is_said(image, words):
