@@ -122,6 +122,10 @@ def test_photos_beside_videos_are_copied_to_train(tmp_path):
     assert content["images"][-1] == {**content["images"][-1], "file_name": "photos/a.jpg", "width": 40}
     assert "1 photo beside the videos: copied, all to train" in " ".join(card.details["notes"])
     assert not list(card.folder.rglob("b.jpg")), "who looks at the folder must not find it"
+    told: list[tuple[int, int]] = []
+    plan = recipe([raw], tmp_path / "data", every="1s")
+    prepare(plan, tmp_path / "data", "again", workers=1, on_progress=lambda *step: told.append(step))
+    assert told == [(done, plan.total) for done in range(1, plan.total + 1)], "photos count, too"
     with pytest.raises(MrtError, match="--every 1s: is for videos, and this set is images"):
         recipe([raw], tmp_path / "data", format="images", every="1s")
 
