@@ -5,6 +5,7 @@ Every command that a message suggests is run as it is printed, and has to work.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from command_line import mrt as run
 from command_line import refused, too_long
 from PIL import Image
 from short_presets import short_presets
+from tiny_set import write_set
 
 # Commands in messages stand at the end of a line, after a colon or an arrow, or on a line of their own.
 COMMANDS = "adapt|assess|demo|doctor|eval|export|label|predict|prepare-data|pretrain-source|report|select"
@@ -148,6 +150,33 @@ def test_a_single_photo_is_enough(photos, somewhere):
     named = refused("adapt --target one-photo --init demo-source --name x --set engine.batch_size=2")
     assert "1 images do not fill a batch: 2 images at a time" in named
     assert "--set engine.batch_size=1" in named
+
+
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [
+        ("pretrain-source --source few", 3),
+        ("pretrain-source --source few --oracle source+target --target many", 8),
+        ("pretrain-source --source few --oracle target --target many", 5),
+        ("pretrain-source --source few --match-compute --target many", 3),
+        ("adapt --source few --target many", 3),
+        ("adapt --target many --method source-free", 5),
+        ("adapt --source few --target many --set engine.batch_size=8 engine.accumulate=4", 8),
+        ("adapt --source few --target many --set engine.accumulate=2", 6),
+    ],
+)
+def test_a_batch_is_no_larger_than_the_smallest_set(command, size, somewhere):
+    """Of sets that share batches; a batch that was named stays; each part of an accumulated one is filled."""
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    box = {"image_id": 1, "category_id": 1, "bbox": [2, 2, 20, 20], "area": 400, "iscrowd": 0}
+    for name, number in (("few", 3), ("many", 5)):
+        images = dict.fromkeys(range(1, number + 1), pixels)
+        write_set(Path("data") / name, images, [box], ("car",))
+    (somewhere / "eight.toml").write_text("[engine]\nbatch_size = 8\n")
+    result = mrt(command, "--preset", "eight.toml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["engine"]["batch_size"] == size
+    assert (f"engine.batch_size {size}, for " in " ".join(result.stderr.split())) == (size < 8), result.stderr
 
 
 def test_images_in_the_place_of_the_detector(photos, somewhere):
