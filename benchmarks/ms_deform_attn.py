@@ -1,4 +1,4 @@
-"""Speed of multi-scale deformable attention: our kernels, grid_sample and PyPI's torch-ms-deform-attn.
+"""Speed of multi-scale deformable attention: our kernels, grid_sample, torch-ms-deform-attn and deformops.
 
     python -m benchmarks.ms_deform_attn [--case encoder decoder ...] [--backends ...]
                                         [--dtype float32 bfloat16] [--quick]
@@ -6,12 +6,12 @@
 What is timed is the core of an attention layer: softmax, location arithmetic and sampling; forward, and
 backward alone. "as called" is how a model calls it: offsets and logits are slices of one product, of value's
 dtype, and the gradient is that of the product; who needs them contiguous or in float32 copies them. "core"
-has them contiguous and in float32, "plain op" is the sampling alone. PyPI's package takes part if it is
-installed. Before anything is timed, every implementation's output and gradients are checked against float64,
-calculated from the same inputs. Then the implementations take turns,
-round after round over three sets of inputs, so that other load of the machine affects all of them alike.
-Figures are medians with their quartiles. A ratio is the median of the rounds' ratios to PyPI's (without that:
-to grid_sample).
+has them contiguous and in float32, "plain op" is the sampling alone. PyPI's packages take part if they are
+installed (deformops needs Python 3.12, and has kernels for GPUs only). Before anything is timed, every
+implementation's output and gradients are checked against float64, calculated from the same inputs. Then the
+implementations take turns, round after round over three sets of inputs, so that other load of the machine
+affects all of them alike. Figures are medians with their quartiles. A ratio is the median of the rounds'
+ratios to torch-ms-deform-attn (without that: to grid_sample).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Relative L2 of a tensor of this dtype against float64 from the same inputs. 16 bits: one rounding, 2^-9 or
 # 2^-12 at most; float32: about three times what any implementation here shows.
 ALLOWED_ERROR = {"float32": 2e-5, "bfloat16": 2**-9, "float16": 2**-12}
-PEER, GRID = "torch-ms-deform-attn", "grid_sample"
+PEER, SECOND, GRID = "torch-ms-deform-attn", "deformops", "grid_sample"
 WARM_UP = 1
 GRID_EVERY = 4  # grid_sample, slow and beyond doubt, takes part in every fourth round
 
@@ -135,17 +135,29 @@ def backends(case: Case, device: str) -> tuple[dict[str, Core], dict[str, Core]]
         GRID: lambda value, *points: reference.ms_deform_attn_fused(value, case.shapes, *points)
     }
     ops: dict[str, Core] = {}
+    shapes = torch.tensor(case.shapes, device=device)
+    starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
     try:
         from torch_ms_deform_attn import ms_deform_attn as peer
     except ImportError:
         pass
     else:
-        shapes = torch.tensor(case.shapes, device=device)
-        starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
         # It computes in float32 for every input type, and 16-bit locations would miss their cells. So the
         # inputs are cast as autocast would do.
         ops[PEER] = lambda value, *points: peer(value.float(), shapes, starts, *points).to(value.dtype)
         cores[PEER] = around(ops[PEER])
+    try:
+        from deformops.registry import msda
+    except (ImportError, SyntaxError):  # it needs Python 3.12
+        pass
+    else:
+
+        def softmax_inside(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+            """All inputs have value's dtype, as it asks for: 16-bit locations miss their cells."""
+            locations = (references[:, :, None, :, None] + offsets / sizes).to(value.dtype)
+            return msda(value, shapes, starts, locations, logits.to(value.dtype), method="softmax")
+
+        cores[SECOND] = softmax_inside
     if fallback_reason(device) is None:
         ops["mrt plain"] = lambda value, *points: native.ms_deform_attn(value, flat, *points)
         cores["mrt plain"] = around(ops["mrt plain"])
@@ -368,15 +380,20 @@ def run_part(
     budget: float,
 ) -> dict[str, dict]:
     """Backend -> errors and times; stops the program if a kernel is wrong."""
-    errors = {}
+    errors, dtype = {}, sets[0][0].dtype
     for name in names:
-        errors[name], wrong = check(cores[name], sets[0], exact)
+        try:
+            errors[name], wrong = check(cores[name], sets[0], exact)
+        except Exception as error:
+            if name != SECOND:
+                raise
+            print(f"{name} is left out in {dtype} on {case}: {type(error).__name__}: {error}", flush=True)
+            continue
         if name.startswith("mrt") and wrong:
-            dtype = sets[0][0].dtype
             raise SystemExit(f"{name} is wrong in {dtype} on {case}: {wrong}; nothing was timed")
     device = sets[0][0].device.type
-    rows = measure({name: timer(cores[name], sets, device) for name in names}, budget)
-    return {name: {"errors": errors[name], **rows[name]} for name in names}
+    rows = measure({name: timer(cores[name], sets, device) for name in errors}, budget)
+    return {name: {"errors": errors[name], **rows[name]} for name in errors}
 
 
 def plain_inputs(case: Case, inputs: list[Tensor]) -> list[Tensor]:
@@ -437,7 +454,12 @@ def plot(report: dict, path: Path) -> bool:
     figure, axes = pyplot.subplots(
         1, 2, figsize=(11, 1.2 + 0.3 * len(rows)), sharey=True, constrained_layout=True
     )
-    markers = {GRID: ("#D55E00", "x"), "mrt plain": ("#E69F00", "s"), "mrt fused": ("#0072B2", "o")}
+    markers = {
+        GRID: ("#D55E00", "x"),
+        SECOND: ("#CC79A7", "D"),
+        "mrt plain": ("#E69F00", "s"),
+        "mrt fused": ("#0072B2", "o"),
+    }
     parts = (("forward", "forward"), ("both", "forward and backward"))
     for axis, (label, title) in zip(axes, parts, strict=True):
         for name, (colour, marker) in markers.items():
@@ -496,7 +518,7 @@ def main() -> None:
     parser.add_argument(
         "--backends",
         nargs="+",
-        choices=(GRID, PEER, "mrt plain", "mrt fused"),
+        choices=(GRID, PEER, SECOND, "mrt plain", "mrt fused"),
         metavar="NAME",
         help="default: all here",
     )
