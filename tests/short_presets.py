@@ -37,7 +37,9 @@ def short_presets(original: Path, folder: Path, *, tiny: bool = False) -> Path:
         text = text.replace("[engine]\n", "[engine]\nbatch_size = 2\nworkers = 0\nthreads = 1\n")
         if tiny and file.stem != "own":
             text = re.sub(r"(?ms)^\[model\]\n.*?(?=^\[|\Z)", "", text) + TINY
-            text = re.sub(r"(?m)^(init|source_sides|sides|max_size|source_crop|cache) = .*\n", "", text)
+            text = re.sub(
+                r"(?m)^(init|source_sides|sides|max_size|size_multiple|source_crop|cache) = .*\n", "", text
+            )
             sizes = "sides = [48]\nsource_sides = [48]\nmax_size = 96\n"
             text = text.replace("[data]\n", f"[data]\n{sizes}")
         (folder / file.name).write_text(text)

@@ -64,7 +64,9 @@ def test_the_page_runs_as_it_stands(place, monkeypatch):
         for section in ("model", "engine", "pretrain", "mae_stage", "teach")
         for key, value in tiny[section].items()
     }
-    shape |= {f"data.{key}": tiny["data"][key] for key in ("sides", "source_sides", "max_size")}
+    shape |= {
+        f"data.{key}": tiny["data"][key] for key in ("sides", "source_sides", "max_size", "size_multiple")
+    }
 
     def small(preset, overrides=(), changes=None):
         """The demo with a tiny detector: the test is whether the page's code runs, not how well."""

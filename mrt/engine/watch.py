@@ -47,6 +47,17 @@ ADVICE = {  # what to do, by the kind of alarm
 }
 
 
+def advice(kind: str, discriminators: bool = True) -> str:
+    """What to do about an alarm, as a sentence; "" for a kind that is not known.
+
+    Args:
+        discriminators: whether the run has some.
+    """
+    steps = [step for step in ADVICE.get(kind, ()) if discriminators or step != WEAKER]
+    text = ", or ".join([", ".join(steps[:-1]), steps[-1]] if steps[1:] else steps)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 @dataclass(frozen=True)
 class Sight:
     """What is seen of one epoch.
@@ -127,10 +138,7 @@ class Watch:
                 self.see(sight)
 
     def _advice(self, kind: str) -> str:
-        """What to do, as a sentence."""
-        steps = [step for step in ADVICE[kind] if self.discriminators or step != WEAKER]
-        text = f"{', '.join(steps[:-1])}, or {steps[-1]}."
-        return text[0].upper() + text[1:]
+        return advice(kind, self.discriminators)
 
     def _of_source(self) -> float:
         return sum(self.expected.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from mrt.engine.kept import kept_teachers, standing
 from mrt.engine.snapshots import spread_evenly
-from mrt.engine.watch import ADVICE
+from mrt.engine.watch import advice
 from mrt.evaluate.unlabelled import SIGNALS
 from mrt.report.collect import RunData
 from mrt.report.page import Block, Note, Section, Table
@@ -65,7 +65,8 @@ def _while_it_trained(run: RunData) -> list[Block]:
     for kind in dict.fromkeys(kind for line in lines for kind in line.get("alarms") or ()):
         epochs = [line["epoch"] for line in lines if kind in (line.get("alarms") or ())]
         when = f"{len(epochs)} epochs, first in " if len(epochs) > 1 else ""
-        text = f"{run.title}: alarm {kind} in {when}epoch {epochs[0]}. {ADVICE.get(kind, '')}"
+        said = advice(kind, run.config.domain.enabled)
+        text = f"{run.title}: alarm {kind} in {when}epoch {epochs[0]}. {said}"
         blocks.append(Note(text.strip(), warning=True))
     ended = run.facts.get("ended", {}).get("teach")
     if ended:

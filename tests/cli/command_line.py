@@ -9,7 +9,13 @@ from typer.testing import CliRunner, Result
 
 # Training of a second, in which the detector learns nothing: the tests are about the commands around it.
 TINY = [
-    *("data.sides=[48]", "data.source_sides=[48]", "data.max_size=96", "data.cache='none'"),
+    *(
+        "data.sides=[48]",
+        "data.source_sides=[48]",
+        "data.max_size=96",
+        "data.size_multiple=1",
+        "data.cache='none'",
+    ),
     *("engine.threads=1", "model.backbone=resnet18", "model.weights='none'", "model.freeze='none'"),
     *("model.hidden_dim=16", "model.num_heads=2", "model.num_decoder_layers=2"),
     *("model.feedforward_dim=32", "model.num_queries=10", "engine.batch_size=2", "engine.log_every=1"),

@@ -73,6 +73,7 @@ def tiny_config(**changes: object) -> Config:
         "data.source_sides": [48],
         "data.sides": [48],
         "data.max_size": 64,
+        "data.size_multiple": 1,
         "model.backbone": "test_efficientnet",
         "model.weights": "none",
         "model.freeze": "none",
