@@ -271,8 +271,8 @@ CPU_MUTANTS = {
     "the softmax's mean is forgotten": ("slices.inl", ".weight * (grad - mean)", ".weight * grad"),
     "the largest logit is not subtracted": (
         "points.inl",
-        "exponential(load(attention_ + k) - largest)",
-        "exponential(load(attention_ + k) - largest * 0)",
+        "exponential(load(attention_ + k) - largest[j])",
+        "exponential(load(attention_ + k) - largest[j] * 0)",
     ),
     "16-bit numbers are cut off": ("vectors.inl", "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
 }
