@@ -34,7 +34,7 @@ from mrt.data.convert.recipe import prepare
 from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.synthetic.render import render
 from mrt.data.synthetic.traffic import CLASSES
-from mrt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform, resized_size
+from mrt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, resized_size
 
 SHORT_SIDE, MAX_SIZE = 800, 1333
 FILES = {"png 2048x1024": ("png", (2048, 1024)), "jpeg 1280x720": ("jpg", (1280, 720))}
@@ -109,7 +109,7 @@ class Tensors(Plain):
 
 def ours(card: DatasetCard, paths: Sequence[Path], kind: str) -> Pipeline:
     """The data set's own items, boxes and all."""
-    dataset = DetectionDataset(card, "train", transform=build_transform(kind, (SHORT_SIDE,), MAX_SIZE))
+    dataset = DetectionDataset(card, "train", transform=Transform(kind, (SHORT_SIDE,), MAX_SIZE))
     place = {path.name: index for index, path in enumerate(paths)}
     return lambda path, turn: dataset[SampleKey(place[path.name], f"0/{turn}/{path.name}")]
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # A copy of mrt.predict.job.KINDS, which explains each.
 KINDS = ("pictures", "frames", "json", "csv", "coco", "yolo", "voc", "none")
-CARD = "dataset.json"  # in the folder of a prepared set: a copy of mrt.data.card.CARD_NAME
 SHOWN = 12  # thresholds by class that fit a message
 
 
@@ -273,6 +272,7 @@ def _require_detector_first(detector: str, inputs: Sequence[str], roots: Setting
     Args:
         named: whether the detector was given as --weights.
     """
+    from mrt.data.card import CARD_NAME
     from mrt.engine.whereabouts import may_be_one
     from mrt.errors import MrtError
     from mrt.experiment import find_run
@@ -284,7 +284,7 @@ def _require_detector_first(detector: str, inputs: Sequence[str], roots: Setting
     elif may_be_one(find_run(detector, roots.run_root)) or not Path(place).is_dir():
         return
     else:
-        what = "a prepared set" if (Path(place) / CARD).is_file() else "a folder"
+        what = "a prepared set" if (Path(place) / CARD_NAME).is_file() else "a folder"
     known = [word for word in inputs if may_be_one(find_run(word, roots.run_root))]
     words = ["mrt", "predict", *(known[:1] or ["coco"]), detector]
     words += [word for word in inputs if word not in known[:1]] if not named else []
@@ -296,9 +296,11 @@ def _require_detector_first(detector: str, inputs: Sequence[str], roots: Setting
 
 def _place(word: str, data_root: Path) -> str:
     """An input, or the folder of the prepared set that it names."""
+    from mrt.data.card import CARD_NAME
+
     named = data_root / word
     there = os.path.exists(word) or word == "-" or word.isdecimal()
-    return str(named) if not there and (named / CARD).is_file() else word
+    return str(named) if not there and (named / CARD_NAME).is_file() else word
 
 
 def _summarise(tally: Tally, choice: Any) -> None:

@@ -276,15 +276,3 @@ class Transform:
             region_height,
             region_width,
         )
-
-
-def build_transform(
-    kind: str,
-    short_sides: Sequence[int],
-    max_size: int,
-    crop: bool = False,
-    flip: float = 0.5,
-    multiple: int = 1,
-) -> Transform:
-    """The transform of that kind; see :class:`Transform`."""
-    return Transform(kind, short_sides, max_size, crop, flip, multiple)

@@ -14,7 +14,7 @@ from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey, UnreadableImage
 from mrt.data.loader import Batch, UnreadableImages, build_loader, on_device
 from mrt.data.registry import find_dataset
-from mrt.data.transforms import Sample, Transform, build_transform
+from mrt.data.transforms import Sample, Transform
 from mrt.domains import DOMAINS, SOURCE, TARGET
 from mrt.engine import labels
 from mrt.engine.distributed import World
@@ -45,7 +45,7 @@ def training_set(
     """
     data = config.data
     sides, crop = (data.source_sides, data.source_crop) if varied else (data.sides, False)
-    transform = build_transform(kind, sides, data.max_size, crop=crop, multiple=data.size_multiple)
+    transform = Transform(kind, sides, data.max_size, crop=crop, multiple=data.size_multiple)
     return DetectionDataset(
         card,
         split,
@@ -60,7 +60,7 @@ def training_set(
 def evaluation_transform(config: Config) -> Transform:
     """How images are scaled for evaluation."""
     data = config.data
-    return build_transform("eval", data.sides, data.max_size, multiple=data.size_multiple)
+    return Transform("eval", data.sides, data.max_size, multiple=data.size_multiple)
 
 
 def evaluation_set(config: Config, card: DatasetCard, split: str, classes: list[str]) -> DetectionDataset:

@@ -22,10 +22,8 @@ GROWS = 1.1  # times the epoch before
 FALLEN = 0.5  # share of the run's own largest number of labels
 MANY = 1.5  # labels per image, as a multiple of the source's boxes
 SURGE, SURGE_MANY = 3.0, 1.0  # times the first epoch's labels, and that multiple of the source's boxes
-CLASS_MANY, CLASS_LEAST = (
-    3.0,
-    0.5,
-)  # times the source's boxes of a class and its first labels; labels per image
+CLASS_MANY = 3.0  # labels of one class, as a multiple of the source's boxes of it and of its first labels
+CLASS_LEAST = 0.5  # labels per image of a class, below which it is not told
 TAKEN, RISE = 0.85, 0.35  # a class's share of the labels; how far above its share on the source and at first
 FALL = 0.05  # share of their best value by which prototypes fall when a teacher gets worse
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing

@@ -186,8 +186,8 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         raise wrong(path, "metadata.config.data.sides", sides, "not a list of sizes in pixels")
     if not is_count(data.get("max_size", 1), most=MOST_PIXELS):
         raise wrong(path, "metadata.config.data.max_size", data["max_size"], "not a size in pixels")
-    if not is_count(data.get("size_multiple", 1), most=256):
-        raise wrong(path, "metadata.config.data.size_multiple", data["size_multiple"], "not 1 to 256")
+    if not is_count(data.get("size_multiple", 1), most=MOST_PIXELS):
+        raise wrong(path, "metadata.config.data.size_multiple", data["size_multiple"], "not a size in pixels")
     for name in ("target", "source", "validation_split"):
         if not isinstance(data.get(name, ""), str):
             raise wrong(path, f"metadata.config.data.{name}", data[name], "not a name")

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from mrt.data.dataset import DetectionDataset
 from mrt.data.headers import read_header
 from mrt.data.images import read_image
-from mrt.data.transforms import build_transform
+from mrt.data.transforms import Transform
 from mrt.errors import MrtError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -43,7 +43,7 @@ def test_an_item_without_transform_is_made_of_tv_tensors(small_set):
 
 
 def test_images_without_boxes_stay(small_set):
-    dataset = DetectionDataset(small_set, "train", transform=build_transform("weak", [24], 64))
+    dataset = DetectionDataset(small_set, "train", transform=Transform("weak", [24], 64))
     target = dataset[2].target
     assert target["boxes"].shape == (0, 4) and target["labels"].dtype == torch.int64
 
@@ -167,7 +167,7 @@ def test_memory_cache_gives_the_same_items(small_set):
 
 
 def test_augmenting_a_cached_image_leaves_the_cache_alone(small_set):
-    dataset = DetectionDataset(small_set, "train", transform=build_transform("pair", [24], 64), cache="ram")
+    dataset = DetectionDataset(small_set, "train", transform=Transform("pair", [24], 64), cache="ram")
     dataset.preload()
     before = [pixels.clone() for pixels in dataset._cache.values()]
     for _ in range(10):

@@ -16,14 +16,14 @@ from PIL import Image
 
 from mrt.data.dataset import DetectionDataset
 from mrt.data.loader import EpochSampler, build_loader, collate, on_device, one_ahead, pad
-from mrt.data.transforms import Sample, build_transform
+from mrt.data.transforms import Sample, Transform
 from mrt.engine import data
 from mrt.engine.data import Stream
 from mrt.errors import MrtError, RunFailed
 
 
 def pair_loader(card, **options):
-    dataset = DetectionDataset(card, "train", transform=build_transform("pair", [20, 24], 40, crop=True))
+    dataset = DetectionDataset(card, "train", transform=Transform("pair", [20, 24], 40, crop=True))
     return build_loader(dataset, **{"batch_size": 2, "seed": 5, "shuffle": True} | options)
 
 
@@ -48,7 +48,7 @@ def test_images_of_one_size_need_no_padding():
 
 
 def test_one_shape_for_every_batch_when_asked(small_set):
-    dataset = DetectionDataset(small_set, "train", transform=build_transform("pair", [20, 24], 40))
+    dataset = DetectionDataset(small_set, "train", transform=Transform("pair", [20, 24], 40))
     assert {record.size for record in dataset.records} == {(24, 40), (28, 40), (32, 40)}
     assert dataset.largest_size() == (24, 40)  # 24x40 stays, 28x40 and 32x40 become 24x34 and 24x30
     free, fixed = (
@@ -66,13 +66,13 @@ def test_one_shape_for_every_batch_when_asked(small_set):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_image_too_large_for_a_fixed_shape_is_an_error(small_set, num_workers):
-    dataset = DetectionDataset(small_set, "train", transform=build_transform("weak", [24], 40))
+    dataset = DetectionDataset(small_set, "train", transform=Transform("weak", [24], 40))
     with pytest.raises(MrtError, match="40x24 does not fit a batch of 36x24"):
         list(build_loader(dataset, batch_size=7, pad_to=(24, 36), num_workers=num_workers))
 
 
 def test_a_crop_has_no_largest_size(small_set):
-    dataset = DetectionDataset(small_set, "train", transform=build_transform("weak", [24], 40, crop=True))
+    dataset = DetectionDataset(small_set, "train", transform=Transform("weak", [24], 40, crop=True))
     with pytest.raises(MrtError, match="crop"):
         dataset.largest_size()
     assert DetectionDataset(small_set, "train").largest_size() == (32, 40)
@@ -248,7 +248,7 @@ def test_an_unreadable_image_is_the_same_error_from_a_worker(small_set, num_work
 def test_workers_share_a_cache_that_is_filled_before_they_start(small_set):
     plain = [batch.images for batch in pair_loader(small_set)]
     dataset = DetectionDataset(
-        small_set, "train", transform=build_transform("pair", [20, 24], 40, crop=True), cache="ram"
+        small_set, "train", transform=Transform("pair", [20, 24], 40, crop=True), cache="ram"
     )
     loader = build_loader(dataset, batch_size=2, seed=5, shuffle=True, num_workers=1)
     for path in small_set.images_root("train").iterdir():

@@ -15,7 +15,7 @@ from mrt.data.dataset import DetectionDataset, SampleKey
 from mrt.data.loader import collate
 from mrt.data.outside import read_labels
 from mrt.data.registry import find_dataset, labels_digest
-from mrt.data.transforms import build_transform
+from mrt.data.transforms import Transform
 from mrt.errors import MrtError
 
 CLASSES = ["red", "green"]
@@ -297,7 +297,7 @@ def test_the_images_carry_the_labels_through_every_view(world):
     ]
     given = read(world, write(world, coco))
     plain = DetectionDataset(
-        find_dataset("hazy", world), "train", CLASSES, build_transform("pair", [96], 128), labelled=False
+        find_dataset("hazy", world), "train", CLASSES, Transform("pair", [96], 128), labelled=False
     )
     dressed = plain.with_labels(given)
     assert not any(len(record.boxes) for record in plain.records)

@@ -14,7 +14,7 @@ from mrt.data import colour
 from mrt.data.dataset import DetectionDataset
 from mrt.data.transforms import (
     Region,
-    build_transform,
+    Transform,
     crop_boxes,
     crop_pixels,
     denormalise,
@@ -75,7 +75,7 @@ def test_crop(recorded, converted):
 def test_whole_weak_transform(recorded, converted, case, short_side, max_size, flip):
     image, boxes = converted
     labels = torch.from_numpy(recorded["convert/out/labels"])
-    transform = build_transform("weak", [short_side], max_size, flip=flip)
+    transform = Transform("weak", [short_side], max_size, flip=flip)
     sample = transform(image, {"boxes": boxes, "labels": labels}, random.Random(0))
     assert_close(sample.image, recorded[f"{case}/out/image"])
     assert_close(sample.target["boxes"], recorded[f"{case}/out/boxes"])
@@ -103,10 +103,10 @@ def test_conversion_of_annotations(recorded, make_set):
 def test_pair_shares_geometry_and_only_strong_changes_colour(converted):
     image, boxes = converted
     target = {"boxes": boxes, "labels": torch.arange(3)}
-    transform = build_transform("pair", [30, 36], 60, crop=True)
+    transform = Transform("pair", [30, 36], 60, crop=True)
     for seed in range(20):
         pair = transform(image, target, random.Random(seed))
-        weak = build_transform("weak", [30, 36], 60, crop=True)(image, target, random.Random(seed))
+        weak = Transform("weak", [30, 36], 60, crop=True)(image, target, random.Random(seed))
         assert pair.strong.shape == pair.image.shape
         assert torch.equal(pair.image, weak.image) and torch.equal(pair.target["boxes"], weak.target["boxes"])
     assert torch.equal(target["boxes"], boxes), "a transform must not write into the dataset's boxes"
@@ -117,7 +117,7 @@ def test_crop_keeps_boxes_on_their_pixels():
     image = torch.zeros(3, 128, 256, dtype=torch.uint8)
     image[:, 40:80, 100:180] = 255
     target = {"boxes": torch.tensor([[100.0, 40, 180, 80]]), "labels": torch.tensor([0])}
-    transform = build_transform("weak", [96, 128], 256, crop=True)
+    transform = Transform("weak", [96, 128], 256, crop=True)
     cropped = 0
     for seed in range(60):
         sample = transform(image, target, random.Random(seed))
@@ -146,7 +146,7 @@ def test_labels_follow_their_boxes_when_a_crop_drops_some():
         "ignore_boxes": boxes.flip(0),
         "ignore_labels": torch.tensor([5, 3]),
     }
-    transform = build_transform("weak", [50], 100, crop=True)
+    transform = Transform("weak", [50], 100, crop=True)
     for seed in range(40):
         out = transform(torch.zeros(3, 50, 100, dtype=torch.uint8), target, random.Random(seed)).target
         lengths = {len(out[name]) for name in ("boxes", "labels", "ignore_boxes", "ignore_labels")}
@@ -156,7 +156,7 @@ def test_labels_follow_their_boxes_when_a_crop_drops_some():
 
 def test_eval_never_changes_anything_but_the_size(converted):
     image, boxes = converted
-    transform = build_transform("eval", [480, 80], 400, crop=True, flip=1.0)
+    transform = Transform("eval", [480, 80], 400, crop=True, flip=1.0)
     sample = transform(image, {"boxes": boxes, "labels": torch.arange(3)}, random.Random(0))
     assert sample.target["size"] == (80, 100)
     assert_close(sample.target["boxes"][0], [0.3, 0.275, 0.4, 0.25])
@@ -268,10 +268,10 @@ def test_a_grey_strong_view_has_three_equal_planes():
 
 def test_largest_holds_every_result():
     sizes = [(40, 50), (60, 30), (33, 90)]
-    transform = build_transform("weak", [30, 36], 60)
+    transform = Transform("weak", [30, 36], 60)
     results = [resized_size(*size, side, 60) for size in sizes for side in (30, 36)]
     assert transform.largest(sizes) == (max(h for h, _ in results), max(w for _, w in results))
-    assert build_transform("eval", [30, 36], 60).largest([(40, 50)]) == (36, 45)
+    assert Transform("eval", [30, 36], 60).largest([(40, 50)]) == (36, 45)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_largest_holds_every_result():
 def test_sides_of_a_multiple(height, width, sides, expected):
     assert resized_size(height, width, *sides, 32) == expected
     assert resized_size(width, height, *sides, 32) == expected[::-1]
-    transform = build_transform("eval", [sides[0]], sides[1], multiple=32)
+    transform = Transform("eval", [sides[0]], sides[1], multiple=32)
     assert transform.largest([(height, width)]) == expected
     target = {"boxes": torch.tensor([[0.0, 0.0, width, height / 2]]), "labels": torch.tensor([0])}
     image, shares, _ = transform(torch.zeros(3, height, width, dtype=torch.uint8), target, random.Random(0))
@@ -296,6 +296,6 @@ def test_sides_of_a_multiple(height, width, sides, expected):
 
 def test_bad_settings_are_named():
     with pytest.raises(MrtError, match="blurry"):
-        build_transform("blurry", [800], 1333)
+        Transform("blurry", [800], 1333)
     with pytest.raises(MrtError, match="short_sides"):
-        build_transform("weak", [], 1333)
+        Transform("weak", [], 1333)

@@ -139,9 +139,9 @@ def test_batches_are_tried_at_their_largest_size(world):
     from mrt.data.dataset import DetectionDataset, SampleKey
     from mrt.data.loader import collate
     from mrt.data.registry import find_dataset
-    from mrt.data.transforms import build_transform
+    from mrt.data.transforms import Transform
 
-    transform = build_transform("pair", [48], 64)
+    transform = Transform("pair", [48], 64)
     dataset = DetectionDataset(find_dataset("clear", world), "train", transform=transform)
     batch = collate([dataset[SampleKey(0, "a")]])
     larger = padded(batch, (64, 64))

@@ -250,7 +250,7 @@ def _describe(folder: Path) -> _Description:
         "query_init": "learned",
     }
     short_side, max_size = _read_processor(folder / PROCESSOR)
-    multiple = config.count(MULTIPLE, 1, most=256)
+    multiple = config.count(MULTIPLE, 1, most=MOST_PIXELS)
     about = HuggingFaceModel(classes, trunk.name, arguments, short_side, max_size, multiple)
     return _Description(about, trunk, labels, tied=config.flag("tie_word_embeddings", True))
 
