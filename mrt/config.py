@@ -227,6 +227,11 @@ class ModelConfig(Section):
         strides = {"none": 0, "stem": 4, "stride8": 8, "stride16": 16, "all": 32}
         return strides[self.freeze] if self.weights != "none" else 0
 
+    @property
+    def coarsest_stride(self) -> int:
+        """Of the maps that mrt's own detector looks at: C5's, doubled for each level beyond it."""
+        return 32 * 2 ** max(self.num_levels - 3, 0)
+
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
         if self.hidden_dim % self.num_heads:

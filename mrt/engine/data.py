@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mrt.config import AUTO, Config
+from mrt.config import AUTO, DETECTOR, Config
 from mrt.data.card import DatasetCard
 from mrt.data.dataset import DetectionDataset, SampleKey, UnreadableImage
 from mrt.data.loader import Batch, UnreadableImages, build_loader, on_device
@@ -23,6 +24,7 @@ from mrt.engine.load import describe
 from mrt.engine.plan import Plan
 from mrt.errors import MrtError, RunFailed
 
+MOST_OFF = 0.1  # of a side, by which the coarsest map may be off before a run says so
 MOST_NAMED = 5  # files in the message of a run that met too many bad ones
 
 
@@ -296,8 +298,13 @@ def build_streams(
     classes: list[str],
     labelled: Sequence[DetectionDataset],
     world: World,
+    tell: Callable[[list[str]], None],
 ) -> dict[str, Stream]:
-    """Batches of a plan by domain; "source" are the labelled images, whoever's they are."""
+    """Batches of a plan by domain; "source" are the labelled images, whoever's they are.
+
+    Args:
+        tell: is told of image sizes that do not fit the network (:func:`unfit_sizes`).
+    """
     sets: dict[str, Any] = {}
     if labelled:
         sets[SOURCE] = labelled[0] if len(labelled) == 1 else Joined(labelled)
@@ -309,6 +316,8 @@ def build_streams(
         for part in plan.parts:
             images = part.annotate(TARGET, images)
         sets[TARGET] = images
+    for dataset in (*labelled, *(sets[domain] for domain in sets if domain == TARGET)):
+        tell(unfit_sizes(config, dataset))
     streams = {
         domain: Stream(
             training_loader(config, dataset, world, config.seed + 7919 * DOMAINS.index(domain)),
@@ -319,6 +328,30 @@ def build_streams(
     }
     watch_bad(streams, {}, _nobody)
     return streams
+
+
+def unfit_sizes(config: Config, dataset: DetectionDataset) -> list[str]:
+    """That most images of a set come out at sizes whose coarsest map lies elsewhere than the detector takes
+    it to lie (:func:`mrt.data.transforms.resized_size`), one line; none below ``MOST_OFF``, or where they
+    are cropped.
+    """
+    transform = dataset.transform
+    own = config.model.detector == DETECTOR
+    if not own or not isinstance(transform, Transform) or transform.crop or not dataset.records:
+        return []
+    stride = config.model.coarsest_stride
+    sizes = Counter(transform.largest([record.size]) for record in dataset.records)
+    off = {size: max(-(-side // stride) * stride / side - 1 for side in size) for size in sizes}
+    unfit = {size: sizes[size] for size in sizes if off[size] > MOST_OFF}
+    if 2 * sum(unfit.values()) <= len(dataset.records):
+        return []
+    height, width = max(unfit, key=lambda size: unfit[size])
+    return [
+        f"Warning: {dataset.card.name}: images come out at {height}x{width} pixels (height x width), "
+        f"where the map of stride {stride} is {100 * off[height, width]:.0f} % off, which costs accuracy. "
+        f"Round sizes with --set data.size_multiple={stride} (docs/method.md, image sizes and strides), in "
+        "every stage from the first on if you can"
+    ]
 
 
 def watch_bad(streams: Mapping[str, Stream], bad: dict[str, str], say: Callable[[str], None]) -> None:

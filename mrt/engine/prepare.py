@@ -205,7 +205,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
     sets = data.labelled_sets(plan, config, shop.cards, shop.classes)
     for domain, dataset in zip(plan.labelled, sets, strict=True):
         shop.tell([*dataset.left_out(), *labels.missing_classes(dataset, labels.LEARN[domain])])
-    streams = data.build_streams(plan, config, shop.cards, shop.classes, sets, world)
+    streams = data.build_streams(plan, config, shop.cards, shop.classes, sets, world, shop.tell)
     data.watch_bad(streams, shop.bad, watcher.say)
     site = Site(config, plan.settings, shop.classes, detector, world, watcher.say)
     on_record = {name: shop.source.get(BOXES, {}).get(name, 0.0) for name in shop.classes}
