@@ -190,6 +190,7 @@ def test_overrides_win_over_changes_and_the_last_one_wins():
         ("engine.accumulate=3", ["batch_size", "accumulate"]),
         ("mae.level=9", ["mae.level", "9"]),
         ("teacher.threshold_min=0.9", ["threshold_min", "threshold_max"]),
+        ("retrain.hold=40", ["retrain.hold 40", "less than retrain.every, 40"]),
         ("seed", ["seed", "key=value"]),
         ("=3", ["key=value"]),
     ],

@@ -135,7 +135,7 @@ def training_step(
         trained = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
         seen["grad_norm"] = clip_grad_norm_(trained, learner.config.engine.clip, foreach=True).detach()
         _optimise(learner, seen)
-    if learner.teacher is not None:
+    if learner.teacher is not None and not any(part.holds_teacher(moment) for part in learner.method):
         with record_function("step: average"):
             learner.teacher.update(learner.student.detector, learner.step)
     learner.step += 1

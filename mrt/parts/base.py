@@ -292,6 +292,10 @@ class Part:
         """The detection losses and matches by domain; numbers to log."""
         return {}
 
+    def holds_teacher(self, moment: Moment) -> bool:
+        """Whether the teacher stays as it is after the step that has just been made."""
+        return False
+
     def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
         """What goes on record of an epoch: plain values by name (numbers, or numbers by name), for the log.
 

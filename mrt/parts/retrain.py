@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrt.adapt.retrain import kept_words, restore
 from mrt.models.interface import Detector
-from mrt.parts.base import Needs, Part, Site
+from mrt.parts.base import Moment, Needs, Part, Site
 
 if TYPE_CHECKING:
     from mrt.config import Config
@@ -43,6 +43,15 @@ class Retrain(Part):
             other = site.kept.get(site.config.retrain.source, state)
             names = going_back(site.detector, site.config.retrain.parts)
             self.weights = {name: other[name].detach().to(state[name].device, copy=True) for name in names}
+
+    def holds_teacher(self, moment: Moment) -> bool:
+        """In the first ``retrain.hold`` epochs after a return."""
+        settings = self.site.config.retrain
+        return (
+            bool(self.weights)
+            and settings.every <= moment.epoch
+            and moment.epoch % settings.every < settings.hold
+        )
 
     def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
         """Put the weights back where it is time; the optimiser keeps its moments."""

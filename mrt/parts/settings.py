@@ -360,11 +360,27 @@ class RetrainConfig(Section):
         "backbone+encoder"
     )
     source: Literal["random", "source", "mae"] = Field("mae", description="weights it goes back to")
+    hold: NonNegativeInt = Field(
+        0,
+        description=(
+            "epochs after a return in which the teacher stays as it is, while the student catches up: a fast "
+            "average (teacher.ema) would follow the student down; 0: published"
+        ),
+    )
 
     def acting(self, kind: str, config: Config) -> dict[str, Any]:
         """Nothing where it never comes: it never follows the last epoch."""
         comes = self.every and self.parts != "none" and self.every < config.teach.epochs
-        return super().acting(kind, config) if comes else {}
+        return without_defaults(self, super().acting(kind, config), "hold") if comes else {}
+
+    def problem(self, config: Config) -> str | None:
+        """The teacher must learn between two returns."""
+        if not self.every or self.hold < self.every:
+            return None
+        return (
+            f"retrain.hold {self.hold}: after a return the teacher would never learn again; take less than "
+            f"retrain.every, {self.every}"
+        )
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -72,6 +72,14 @@ def test_a_teacher_of_each_epoch(data: Path, tmp_path: Path) -> None:
     assert not kept_teachers(plain) and same(plain / "teacher.safetensors", run / "teacher.safetensors")
 
 
+def test_the_teacher_is_held_after_a_return(world: Path, source: Path, tmp_path: Path) -> None:
+    changes = {"teach.epochs": 5, "retrain.every": 2, "retrain.hold": 1, "engine.keep_teachers": 10}
+    config = settings(**changes, **{"mae.use": "none", "teacher.ema": 0.5})
+    found = kept_teachers(stages.adapt(config, tmp_path / "run", init=str(source), data_root=world))
+    stayed = [same(found["teach", epoch], found["teach", epoch + 1]) for epoch in range(1, 5)]
+    assert stayed == [False, True, False, True]  # the student goes back after epochs 2 and 4
+
+
 def test_the_last_ones_stay(data: Path, tmp_path: Path) -> None:
     config = settings(**{"engine.keep_teachers": 2})
     source = stages.pretrain_source(config, tmp_path / "source", data_root=data)

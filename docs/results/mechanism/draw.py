@@ -73,7 +73,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
     axes[0].axhline(0, color=WITHOUT, linewidth=0.8)
     axes[0].set_xticks(range(len(CONDITIONS)), [words for _, words in CONDITIONS.values()])
     axes[0].set_xlim(-0.4, len(CONDITIONS) - 0.4)
-    axes[0].set_title(f"AP50 gained by {title}", loc="left")
+    axes[0].set_title(f"AP50 gained by {title}", loc="left", fontsize=FONT)
     for axis, (name, words) in zip(
         axes[1:],
         {"precision": "labels that are right", "recall": "objects labelled", "AP50": "AP50"}.items(),
@@ -86,11 +86,10 @@ def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
             epochs, values = curve(rows[row], name)
             axis.plot(epochs, values.mean(0), color=colour, label=label, linewidth=1.4)
             axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        axis.set_title(f"{condition}: {words} (%)", loc="left")
+        axis.set_title(f"{condition}: {words} (%)", loc="left", fontsize=FONT)
         axis.set_xlabel("epoch")
     axes[1].legend(frameon=False, fontsize=FONT)
     for axis in axes:
-        axis.title.set_fontsize(FONT)
         axis.xaxis.label.set_fontsize(FONT)
         axis.tick_params(labelsize=FONT, length=2.5)
         axis.grid(axis="y", color="#e3e3e3", linewidth=0.6)
