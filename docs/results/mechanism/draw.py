@@ -23,9 +23,10 @@ from scipy import stats
 from mrt.files import replacing, write_text
 
 CONDITIONS = {  # the rows' common beginning: the row without a part, the words of the figure
-    "few labels": ("few labels: 0.65", "few labels\n(threshold 0.65)"),
-    "0.4": ("0.4", "as usual\n(0.4)"),
-    "wrong labels": ("wrong labels: 0.15", "wrong labels\n(0.15)"),
+    "few labels": ("few labels: 0.65", "0.65:\nfew"),
+    "0.5": ("0.5", "0.5"),
+    "0.4": ("0.4", "0.4:\nusual"),
+    "wrong labels": ("wrong labels: 0.15", "0.15:\nwrong"),
 }
 PARTS = {  # the part and the condition in which it should help
     "dynamic": ("dynamic thresholds", "wrong labels"),
@@ -74,6 +75,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
     axes[0].set_xticks(range(len(CONDITIONS)), [words for _, words in CONDITIONS.values()])
     axes[0].set_xlim(-0.4, len(CONDITIONS) - 0.4)
     axes[0].set_title(f"AP50 gained by {title}", loc="left", fontsize=FONT)
+    axes[0].set_xlabel("threshold of the labels")
     for axis, (name, words) in zip(
         axes[1:],
         {"precision": "labels that are right", "recall": "objects labelled", "AP50": "AP50"}.items(),
