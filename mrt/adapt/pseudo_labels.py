@@ -28,6 +28,11 @@ class PendingLabels:
         nms_iou: of two boxes that overlap more than this, the one with the lower score is dropped.
         ignore_above: queries below the threshold but above this score are reported as ``ignore_boxes``, which
             are neither object nor background.
+        possible: (C,) lower thresholds: what would be a label with them is in ``possible`` afterwards.
+
+    Attributes:
+        on_host: the result on the host. possible: (n,) scores and (n,) int64 classes, on the host, of all
+            images; None without the argument.
     """
 
     @torch.no_grad()
@@ -38,15 +43,20 @@ class PendingLabels:
         thresholds: Tensor,
         nms_iou: float = 0.7,
         ignore_above: float | None = None,
+        possible: Tensor | None = None,
     ) -> None:
         self.device, self.nms_iou, self.ignore_above = logits.device, nms_iou, ignore_above
         self.on_host: list[dict[str, Tensor]] | None = None
+        self.possible: tuple[Tensor, Tensor] | None = None
         scores, labels = logits.float().sigmoid().max(-1)
         # NaN boxes would pass NMS, whose comparisons with them are all false.
         finite = boxes.isfinite().all(-1) & scores.isfinite()
         scores = torch.where(finite, scores, -1.0)
         passes = scores > thresholds.to(logits.device)[labels]
         facts = torch.stack((scores, labels.float(), passes.float()), dim=-1)
+        if possible is not None:
+            could = scores > possible.to(logits.device)[labels]
+            facts = torch.cat((facts, could[..., None].float()), dim=-1)
         self._rows = HostCopy(torch.cat((boxes.float(), facts), dim=-1))
 
     @torch.no_grad()
@@ -58,15 +68,23 @@ class PendingLabels:
         host.
         """
         chosen: list[Tensor] = []
+        possible: list[Tensor] = []
         for image in self._rows.result():
-            good = image[image[:, 6] > 0]
-            chosen.append(good[nms(cxcywh_to_xyxy(good[:, :4]), good[:, 4], self.nms_iou)])
+            chosen.append(self._best(image[image[:, 6] > 0]))
+            if image.shape[1] > 7:
+                possible.append(self._best(image[image[:, 7] > 0]))
             if self.ignore_above is not None:
                 unsure = image[(image[:, 6] == 0) & (image[:, 4] > self.ignore_above)]
                 corners = cxcywh_to_xyxy(unsure[:, :4])
                 chosen.append(unsure[batched_nms(corners, unsure[:, 4], unsure[:, 5], self.nms_iou)])
+        if possible:
+            rows = torch.cat(possible)
+            self.possible = rows[:, 4], rows[:, 5].long()
         self.on_host = self._targets(chosen)
         return self._targets(to_device(torch.cat(chosen), self.device).split([len(part) for part in chosen]))
+
+    def _best(self, rows: Tensor) -> Tensor:
+        return rows[nms(cxcywh_to_xyxy(rows[:, :4]), rows[:, 4], self.nms_iou)]
 
     def _targets(self, parts: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         step = 1 if self.ignore_above is None else 2

@@ -1,8 +1,11 @@
-"""Dynamic thresholds: the score that a pseudo label needs follows the student's confidence on the source."""
+"""The score that a pseudo label needs: dynamic thresholds, which follow the student's confidence on the
+source, and a limit that follows how many labels there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,3 +115,58 @@ class DynamicThresholds:
             )
         self.values = state["values"].to(self.values, copy=True)
         self._record = state["record"].to(self._record, copy=True)
+
+
+SCORE_BINS = 1000  # between 0 and 1
+WINDOW = 200  # images, over which what was counted fades by 1 / e
+
+
+class LabelLimit:
+    """How high each class's threshold must be so that an image gets at most so many labels of it on average.
+
+    A histogram of the scores of possible labels is kept for each class; with every image, what was counted
+    before fades. Matching the number of labels to the source's is the idea of LabelMatch (Chen et al., CVPR
+    2022); here it only limits.
+
+    Args:
+        most: (C,) labels an image.
+    """
+
+    def __init__(self, most: Tensor) -> None:
+        self.most = most.double().cpu()
+        self.histogram = torch.zeros(len(most), SCORE_BINS, dtype=torch.float64)
+        self.images = 0.0
+        self._new = torch.zeros(self.histogram.numel() + 1, dtype=torch.float64)  # the last: images
+
+    def add(self, scores: Tensor, labels: Tensor, images: int) -> None:
+        """Note (n,) scores in 0..1 and (n,) int64 classes, on the host, of some images' possible labels."""
+        bins = (scores.double() * SCORE_BINS).long().clamp(0, SCORE_BINS - 1)
+        self._new[:-1] += torch.bincount(labels * SCORE_BINS + bins, minlength=len(self._new) - 1)
+        self._new[-1] += images
+
+    def settle(self, all_reduce: Callable[[Tensor], object] | None = None) -> None:
+        """Take in what was noted since the last call.
+
+        Args:
+            all_reduce: sums a tensor on the host over processes in place; leave out in a single process.
+        """
+        if all_reduce is not None:
+            all_reduce(self._new)
+        images = float(self._new[-1])
+        kept = (1 - 1 / WINDOW) ** images
+        self.histogram = kept * self.histogram + self._new[:-1].view_as(self.histogram)
+        self.images = kept * self.images + images
+        self._new.zero_()
+
+    def values(self) -> Tensor:
+        """(C,) the lowest thresholds that keep the limit, float64 on the host; 0 where none is needed."""
+        above = self.histogram.flip(-1).cumsum(-1).flip(-1) / max(self.images, 1.0)  # labels from a score on
+        return (above > self.most[:, None]).sum(-1).double() / SCORE_BINS
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was settled."""
+        return {"histogram": self.histogram.clone(), "images": self.images}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of :meth:`state_dict`."""
+        self.histogram, self.images = state["histogram"].double().cpu(), float(state["images"])

@@ -215,6 +215,7 @@ def prepare(plan: Plan, shop: Workshop, first: bool = True) -> Stage:
         source_boxes=data.boxes_per_image(plan, config, shop.cards)
         if plan.labelled
         else sum(on_record.values()),
+        source_objects=expected,
         source=shop.source,
         target=TARGET in streams,
         kept=shop.kept,

@@ -112,7 +112,8 @@ class Site:
         classes: names by label. detector: the student's.
         world: the processes. say: tells the user a line worth reading.
         source_boxes: labelled boxes per labelled image (without source images: as the weights have it on
-            record); 0 where that is not known. target: whether the stage sees target images.
+            record); 0 where that is not known. source_objects: those of each class, by name; empty or 0
+            likewise. target: whether the stage sees target images.
         source: what the starting weights have on record of the source they were trained on
             (:mod:`mrt.parts.source_record`); empty where they have nothing.
         kept: detector weights that some part needs (:attr:`Needs.kept`).
@@ -129,6 +130,7 @@ class Site:
     world: Processes
     say: Callable[[str], None]
     source_boxes: float = 0.0
+    source_objects: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     target: bool = True
     kept: Mapping[str, State] = field(default_factory=dict)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mrt.adapt.pseudo_labels import LabelCount, PendingLabels, pseudo_labels
-from mrt.adapt.thresholds import DynamicThresholds
+from mrt.adapt.thresholds import DynamicThresholds, LabelLimit
 from mrt.data.loader import Batch
 from mrt.domains import SOURCE, TARGET
 from mrt.evaluate.labels import as_pseudo_labels, label_quality
@@ -33,10 +33,12 @@ class PseudoLabels(Part):
     """The teacher labels target images.
 
     Attributes:
-        thresholds: of each class. count: labels of each class since the last epoch's end.
+        thresholds: of each class. limit: raises them where a class gets too many labels (``most_labels``), or
+            None. count: labels of each class since the last epoch's end.
     """
 
     name = "pseudo_labels"
+    limit: LabelLimit | None = None
 
     def is_on(self, config: Config) -> bool:
         """``teacher.pseudo_labels``."""
@@ -61,7 +63,30 @@ class PseudoLabels(Part):
             enabled=settings.dynamic and (self.remembered is not None or not alone),
             device=device,
         )
+        self.limit = self._limit()
         self.count = LabelCount(len(site.classes), device)
+
+    def _limit(self) -> LabelLimit | None:
+        """``teacher.most_labels`` times the source's objects of each class, if they are known; else it is
+        said that nothing is limited.
+        """
+        site, ratio = self.site, self.site.config.teacher.most_labels
+        objects = [site.source_objects.get(name, 0.0) for name in site.classes]
+        if not ratio:
+            return None
+        if not any(objects):
+            site.say(
+                "it is not known how many objects of each class the source's images have: "
+                f"teacher.most_labels = {ratio:g} limits nothing"
+            )
+            return None
+        return LabelLimit(ratio * torch.tensor(objects))
+
+    @property
+    def in_force(self) -> Tensor:
+        """(C,) the thresholds, raised where there would be too many labels."""
+        values = self.thresholds.values
+        return values if self.limit is None else torch.maximum(values, self.limit.values().to(values))
 
     def _remembered(self) -> tuple[Tensor, Tensor] | None:
         """The source's confidences that the weights have on record, and their labels; None without a record,
@@ -88,11 +113,14 @@ class PseudoLabels(Part):
         """The teacher looks at every target image; nobody waits for it yet."""
         settings, self.found = self.site.config.teacher, {}
         self.pending = []
+        if self.limit is not None:
+            self.limit.settle(self.site.world.sum)
+        values, possible = self.in_force, self.thresholds.values if self.limit is not None else None
         for batch in batches:
             output = look(batch[TARGET].images, batch[TARGET].mask)
             last = output.logits[-1], output.boxes[-1]
             self.pending.append(
-                PendingLabels(*last, self.thresholds.values, settings.nms_iou, settings.ignore_above)
+                PendingLabels(*last, values, settings.nms_iou, settings.ignore_above, possible)
             )
 
     def label(
@@ -102,6 +130,8 @@ class PseudoLabels(Part):
         if number not in self.found:
             self.found[number] = self.pending[number].result()
             self.count.add(self.found[number])
+            if self.limit is not None:
+                self.limit.add(*self.pending[number].possible, images=len(self.found[number]))
         with_boxes, on_host = self.site.config.teacher.box_loss, self.pending[number].on_host
         return {**labels, TARGET: Labels(self.found[number], with_boxes, on_host=on_host)}
 
@@ -121,7 +151,8 @@ class PseudoLabels(Part):
     def after_epoch(self, done: int, numbers: Mapping[str, float]) -> dict[str, Any]:
         """Move the thresholds; how many labels of each class an image got."""
         site = self.site
-        values = self._move().tolist()
+        self._move()
+        values = self.in_force.tolist()
         count = self.count.read(site.world.sum)
         return {
             **self._snapshot(done),
@@ -147,7 +178,7 @@ class PseudoLabels(Part):
         nms_iou = self.site.config.teacher.nms_iou
 
         def find(output: DetectorOutput) -> list[dict[str, Tensor]]:
-            return pseudo_labels(output.logits[-1], output.boxes[-1], self.thresholds.values, nms_iou)
+            return pseudo_labels(output.logits[-1], output.boxes[-1], self.in_force, nms_iou)
 
         return self.site.snapshots.take(done, self.header(), find)
 
@@ -156,23 +187,25 @@ class PseudoLabels(Part):
         if network != "teacher":
             return {}
         guesses = as_pseudo_labels(
-            metrics.detections, self.thresholds.values.tolist(), self.site.config.teacher.nms_iou
+            metrics.detections, self.in_force.tolist(), self.site.config.teacher.nms_iou
         )
         return {"pseudo_labels": label_quality(guesses, dataset).to_dict()}
 
     def facts(self, done: int) -> dict[str, Any]:
         """The thresholds by class."""
-        return {"thresholds": dict(zip(self.site.classes, self.thresholds.values.tolist(), strict=True))}
+        return {"thresholds": dict(zip(self.site.classes, self.in_force.tolist(), strict=True))}
 
     def header(self) -> dict[str, Any]:
         """The last thresholds: predicting begins with them."""
-        values = self.thresholds.values.tolist()
+        values = self.in_force.tolist()
         return {
             "thresholds": dict(zip(self.site.classes, [round(value, 6) for value in values], strict=True))
         }
 
     def recall(self, header: Mapping[str, Any]) -> None:
-        """The thresholds that a teacher had."""
+        """The thresholds that a teacher had; those that are limited find themselves again."""
+        if self.limit is not None:
+            return
         told = header.get("thresholds", {})
         values = [
             told.get(name, value)
@@ -184,7 +217,11 @@ class PseudoLabels(Part):
         """Thresholds, and what was counted in the epoch so far by all processes together."""
         state = self.thresholds.state_dict()
         state["record"] = self.site.world.sum(state["record"])
-        return {"thresholds": state, "label_count": self.site.world.sum(self.count.counts.clone())}
+        found = {"thresholds": state, "label_count": self.site.world.sum(self.count.counts.clone())}
+        if self.limit is not None:
+            self.limit.settle(self.site.world.sum)
+            found["limit"] = self.limit.state_dict()
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The first process goes on with the sum over all, the others begin to count anew."""
@@ -192,5 +229,7 @@ class PseudoLabels(Part):
         if not self.site.world.main:
             thresholds = {**thresholds, "record": torch.zeros_like(thresholds["record"])}
         self.thresholds.load_state_dict(thresholds)
+        if self.limit is not None and "limit" in state:
+            self.limit.load_state_dict(state["limit"])
         if self.site.world.main and "label_count" in state:
             self.count.counts = state["label_count"].to(self.count.counts.device)

@@ -239,6 +239,13 @@ class TeacherConfig(Section):
             "fewer there are, the more background weighs; 0: at least one label in the batch"
         ),
     )
+    most_labels: NonNegativeFloat = Field(
+        0.0,
+        description=(
+            "labels of a class a target image, at most, in objects of that class a source image: its "
+            "threshold rises as far as that takes; 0: no limit"
+        ),
+    )
     labels: str | None = Field(
         None,
         description=(
@@ -289,7 +296,7 @@ class TeacherConfig(Section):
         if not self.dynamic or not self.pseudo_labels:
             unused |= {"threshold_min", "threshold_max", "threshold_alpha", "threshold_gamma"}
         if not self.pseudo_labels:
-            unused |= {"threshold_start", "dynamic", "ignore_above", "nms_iou"}
+            unused |= {"threshold_start", "dynamic", "ignore_above", "nms_iou", "most_labels"}
             unused |= {"box_loss"} if self.labels is None else set()
         if not self.fuses:
             unused |= {"labels_iou", "labels_alone", "labels_weight", "labels_decay", "labels_decay_epoch"}
@@ -300,7 +307,7 @@ class TeacherConfig(Section):
         if self.labels_decay == "none":
             unused.add("labels_decay_epoch")
         values = {key: value for key, value in values.items() if key not in unused}
-        return without_defaults(self, values, "every", "fast_ema", "least_labels")
+        return without_defaults(self, values, "every", "fast_ema", "least_labels", "most_labels")
 
     def reads(self, kind: str, config: Config, data_root: Path) -> dict[str, str]:
         """Labels from outside."""
