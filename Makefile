@@ -19,15 +19,16 @@ BUILD_NEEDS = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject
     print(*(p["build-system"]["requires"] + ["ninja"] + [d for d in p["project"]["dependencies"] if d.startswith("torch")]), sep="\n")'
 SOURCES := pyproject.toml setup.py mrt/__init__.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo demo-from-scratch demo-results demo-source synth-source test soak lint docs build bench wheel clean
+.PHONY: help demo demo-quick demo-from-scratch demo-results small-source synth-source test soak lint docs build bench wheel clean
 
 help:
-	@echo "make demo                a detector goes from clear weather into fog, in minutes, on the CPU"
+	@echo "make demo                a detector goes from clear weather into fog, on the CPU"
+	@echo "make demo-quick          the same in a smaller world, in minutes"
 	@echo "make test                every test"
-	@echo "make demo-from-scratch   the demo, source detector included"
-	@echo "make demo-results        the README's figures: three seeds and their oracles"
-	@echo "make demo-source         the source detector that ships with mrt, again"
-	@echo "make synth-source        that of the presets synth2foggy, synth2night and synth2rain, again: an hour"
+	@echo "make demo-from-scratch   the demo, source detector included: an hour more"
+	@echo "make demo-results        the demo's figures: five seeds and their oracles"
+	@echo "make small-source        the source detector of preset small, which ships with mrt, again"
+	@echo "make synth-source        that of the presets demo, synth2foggy, synth2night and synth2rain, again: an hour"
 	@echo "make wheel               dist/: a wheel for the CPU that needs no compiler, and the sources as .tar.gz"
 	@echo "make docs                the documentation as a site, in build/site"
 	@echo "make soak                kills, failing disks, flipped bits and mutated files by the thousand, the wheel in an empty environment: hours"
@@ -36,18 +37,21 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/mrt demo $(DEMO)
 
+demo-quick: $(VENV)/.installed
+	$(BIN)/mrt demo --quick $(DEMO)
+
 demo-from-scratch: $(VENV)/.installed
 	$(BIN)/mrt demo --from-scratch $(DEMO)
 
 demo-results: $(VENV)/.installed
-	$(BIN)/mrt demo --seeds 0 1 2 --oracle --record mrt/presets/demo-results.json $(DEMO)
+	$(BIN)/mrt demo --seeds 0 1 2 3 4 --oracle --record mrt/presets/demo-results.json $(DEMO)
 
-# Remakes the source detector that ships with mrt.
-demo-source: $(VENV)/.installed
+# Remakes the source detector of preset small.
+small-source: $(VENV)/.installed
 	test -f data/synthetic-clear/dataset.json || $(BIN)/mrt prepare-data synthetic
-	$(BIN)/mrt pretrain-source --preset demo --name demo-source --ship mrt/weights/demo-source.safetensors
+	$(BIN)/mrt pretrain-source --preset small --name small-source --ship mrt/weights/small-source.safetensors
 
-# Remakes the source detector of the presets synth2foggy, synth2night and synth2rain, in an hour on two cores.
+# Remakes the source detector of the presets demo, synth2foggy, synth2night and synth2rain, in an hour on two cores.
 synth-source: $(VENV)/.installed
 	test -f data/synth-clear/dataset.json || $(BIN)/mrt prepare-data synthetic --benchmark
 	$(BIN)/mrt pretrain-source --preset synth2foggy --name synth-source --ship mrt/weights/synth-source.safetensors

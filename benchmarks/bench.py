@@ -48,7 +48,7 @@ Step = Callable[..., dict[str, torch.Tensor | float]]
 def image_size(config: Config) -> tuple[int, int]:
     """(H, W) of an image of Cityscapes' shape (1:2) after the preset's resizing.
 
-    It is 666x1333 in the published runs and 128x256 in the demo.
+    It is 666x1333 in the published runs and 128x256 in preset small.
     """
     short = min(max(config.data.sides), config.data.max_size // 2)
     return short, min(config.data.max_size, 2 * short + config.data.max_size % 2)

@@ -34,10 +34,10 @@ COMMANDS: dict[str, tuple[list[str], int]] = {
     "mrt doctor, first time": (["doctor"], 0),
     "mrt doctor, again": (["doctor"], 0),
     "adapt: no such set": (["adapt", "--target", "nothere"], 2),
-    "adapt: no such weights": (["adapt", "--preset", "demo", "--init", "nothere", "--dry-run"], 2),
+    "adapt: no such weights": (["adapt", "--preset", "small", "--init", "nothere", "--dry-run"], 2),
     "predict: no such weights": (["predict", "nothere", "photo.png"], 2),
-    "predict: no such photo": (["predict", "demo-source", "nothere"], 2),
-    "eval: no such set": (["eval", "demo-source", "--data", "nothere"], 2),
+    "predict: no such photo": (["predict", "small-source", "nothere"], 2),
+    "eval: no such set": (["eval", "small-source", "--data", "nothere"], 2),
     "export: no such weights": (["export", "nothere", "--format", "onnx"], 2),
     "report: no such run": (["report", "nothere"], 2),
 }

@@ -278,7 +278,7 @@ def configured(look: Look, **changes: Any) -> Any:
 
     settings = {key.replace("__", "."): value for key, value in changes.items()}
     if look.dry_run:
-        return load_config("demo", [], TINY_SETTINGS | settings)
+        return load_config("small", [], TINY_SETTINGS | settings)
     published = {"model.weights": "checkpoint", "engine.batch_size": 4}
     return load_config("city2foggy", [], published | settings)
 

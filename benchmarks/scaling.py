@@ -1,6 +1,6 @@
 """Measures the terms of docs/scaling.md: steps of one process, an all-reduce, steps of several processes.
 
-    python -m benchmarks.scaling [--processes 2] [--preset demo] [--kind teach+mae] [--batch 8] [--rounds 9]
+    python -m benchmarks.scaling [--processes 2] [--preset small] [--kind teach+mae] [--batch 8] [--rounds 9]
 
 All processes run on this machine. Each round measures: a step of the first process alone, at every batch
 size; steps of all processes at the same time, each on its share of the batch and without communication; an
@@ -190,7 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--preset", help="default: city2foggy on GPUs, demo on the CPU")
+    parser.add_argument("--preset", help="default: city2foggy on GPUs, small on the CPU")
     parser.add_argument("--kind", choices=KINDS, default="teach+mae")
     parser.add_argument("--batch", type=int, default=8, help="images per domain over all processes")
     parser.add_argument("--boxes", type=int, default=15, help="boxes an image")
@@ -204,7 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.batch % options.processes:
         parser.error(f"--batch {options.batch} does not divide by {options.processes} processes")
-    options.preset = options.preset or ("city2foggy" if options.device == "cuda" else "demo")
+    options.preset = options.preset or ("city2foggy" if options.device == "cuda" else "small")
     options.output = options.output or Path(__file__).parent / "results" / f"scaling-{options.device}.json"
     torch.multiprocessing.spawn(work, (options, free_port()), options.processes)
     report = json.loads(options.output.read_text())

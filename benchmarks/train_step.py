@@ -10,8 +10,8 @@
         what a step launches, moves and multiplies, and the least time that this takes on an H100
 
 On a GPU, and for --memory and --floor, sizes are the published ones (batch 4 per domain, 666x1333, ResNet-50,
-15 boxes an image, 9 classes); on the CPU, the demo's. Milliseconds come from unprofiled steps, counts and
-shares from further steps under torch's profiler (three; one of each rung).
+15 boxes an image, 9 classes); on the CPU, those of preset small. Milliseconds come from unprofiled steps,
+counts and shares from further steps under torch's profiler (three; one of each rung).
 
 The ladder's rungs take turns, one step each, so that other load of the machine affects all of them alike; a
 ratio is the median of the rounds' ratios, of CPU time on the CPU and of wall time on a GPU. Memory is what
@@ -89,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument(
-        "--preset", help="default: city2foggy on a GPU and with --memory or --floor, else demo"
+        "--preset", help="default: city2foggy on a GPU and with --memory or --floor, else small"
     )
     parser.add_argument(
         "--kinds",
@@ -110,7 +110,7 @@ def main() -> None:
         "--batch",
         type=int,
         nargs="+",
-        help="images per domain (default: 4, in the demo the preset's; --memory: 1 2 4 8)",
+        help="images per domain (default: 4, with preset small the preset's; --memory: 1 2 4 8)",
     )
     parser.add_argument("--micro", type=int, default=1, help="--memory: batches accumulated in a step")
     parser.add_argument(
@@ -145,10 +145,10 @@ def main() -> None:
     counted = mode in ("memory", "floor")
     if options.floor:
         options.device = "cpu"
-    preset = options.preset or ("city2foggy" if options.device == "cuda" or counted else "demo")
+    preset = options.preset or ("city2foggy" if options.device == "cuda" or counted else "small")
     # "checkpoint": the structure of a pretrained backbone, without a download
     changes: dict[str, Any] = {"model.weights": "checkpoint"}
-    if options.batch or preset != "demo":
+    if options.batch or preset != "small":
         changes["engine.batch_size"] = options.batch[0] if options.batch else 4
     config, world = load_config(preset, options.set, changes), distributed.join(options.device)
     num_classes = len(load_detector(config.init)[1]["classes"]) if config.init else 9

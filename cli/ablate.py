@@ -124,7 +124,7 @@ def ablate(
     or: mrt ablate --study components --baselines --seeds 0 1 2
 
     Every setting is an option here, by the last part of its name, and takes all the values that follow;
-    several options make a grid. The default preset is demo. Stages that trials share are trained once.
+    several options make a grid. The default is preset small. Stages that trials share are trained once.
     Repeating a command only runs what is missing.
     """
     from mrt import ablate as trials_of
@@ -144,7 +144,7 @@ def ablate(
     chosen = trials_of.find_study(study) if study else None
     called = Path(study).stem if study else None
     own_rows = study is not None and study.endswith(".toml")
-    usual = (chosen and chosen.preset) or "demo"
+    usual = (chosen and chosen.preset) or "small"
     from_preset = preset or (experiment.choose_preset(source, target) if source or target else usual)
     if own_rows:
         trials_of.check_study(chosen, study, from_preset)

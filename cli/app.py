@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "demo": Entry(
         "demo",
-        "Take a detector from clear weather into fog, in minutes: data, source-only, adaptation, evaluation.",
+        "Take a detector from clear weather into fog: data, source-only, adaptation, evaluation.",
     ),
     "prepare-data": Entry(
         "prepare_data", "Make a data set: from official downloads, your own files, or rendered here."

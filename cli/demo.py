@@ -1,4 +1,4 @@
-"""``mrt demo``: all steps in minutes, from clear synthetic streets into fog, with a fair baseline."""
+"""``mrt demo``: all steps, from clear synthetic streets into fog, with a fair baseline."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ if TYPE_CHECKING:
 FAIR, ADAPTED, ORACLE = "fair source-only", "adapted (last teacher)", "oracle"
 SPLIT = "test"
 EMPTY = {"mean": None, "std": None}
+DOMAINS = ("clear", "foggy")
+
+
+@dataclass(frozen=True)
+class World:
+    """What a demo runs on: a preset, whether its sets are those of ``prepare-data synthetic --benchmark``,
+    the option of ``mrt demo`` that chooses it, and the folder of its runs unless another is named.
+    """
+
+    preset: str
+    benchmark: bool
+    option: str
+    name: str
+
+
+USUAL = World("demo", True, "", "demo")
+QUICK = World("small", False, " --quick", "demo-quick")
 
 
 def demo(
@@ -41,18 +58,31 @@ def demo(
     from_scratch: Annotated[
         bool,
         typer.Option(
-            "--from-scratch", help="Train the source detector, instead of starting from the shipped one."
+            "--from-scratch",
+            help="Train the source detector, instead of starting from the shipped one: an hour on two cores, "
+            "less with --quick.",
+        ),
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A smaller world, for a first look: preset small, images of 256x128, a backbone that does "
+            "not learn. It gains less.",
         ),
     ] = False,
     images: Annotated[int, typer.Option(min=1, help="Images in the picture.")] = 4,
     record: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
-    name: Annotated[str, typer.Option(help="Folder of the demo's runs under the run root.")] = "demo",
+    name: Annotated[
+        str | None,
+        typer.Option(help="Folder of the demo's runs under the run root. Default: demo, or demo-quick."),
+    ] = None,
     overrides: options.Set = None,
     data_root: options.DataRoot = None,
     run_root: options.RunRoot = None,
     device: options.Device = None,
 ) -> None:
-    """Take a detector from clear weather into fog, in minutes: data, source-only, adaptation, evaluation.
+    """Take a detector from clear weather into fog: data, source-only, adaptation, evaluation.
 
     What an earlier call has finished is not done again; each step shows the command that does the same.
     """
@@ -64,10 +94,12 @@ def demo(
     require_one_process("demo")
     roots = find_roots(data_root, run_root)
     words = _words("--data-root", data_root) + _words("--run-root", run_root)
-    started = time.monotonic()
+    started, world = time.monotonic(), QUICK if quick else USUAL
+    name = world.name if name is None else name
     run_folder(roots.run_root, name)
+    seeds = list(dict.fromkeys(seeds or [0]))
     with watching() as watcher, repeatable("demo"):
-        road = Road(roots, name, list(dict.fromkeys(seeds or [0])), overrides or [], device, watcher, words)
+        road = Road(world, roots, name, seeds, overrides or [], device, watcher, words)
         start = None if from_scratch else road.shipped_source()
         road.prepare()
         start = start or road.trained_source()
@@ -85,6 +117,7 @@ def _words(option: str, path: Path | None) -> list[str]:
 class Road:
     """The demo's steps and their results: for each column of the table, one result per seed."""
 
+    world: World
     roots: Settings
     name: str
     seeds: Sequence[int]
@@ -96,10 +129,11 @@ class Road:
     folders: list[Path] = field(default_factory=list)  # of the runs that were measured
 
     def config(self, seed: int, start: str | None = None) -> Config:
-        """The demo preset with this call's options."""
+        """The world's preset with this call's options."""
         from mrt.experiment import resolve
 
-        return resolve("demo", self.overrides, {"seed": seed, "engine.device": self.device, "init": start})
+        options = {"seed": seed, "engine.device": self.device, "init": start}
+        return resolve(self.world.preset, self.overrides, options)
 
     def folder(self, name: str) -> Path:
         return self.roots.run_root / self.name / name
@@ -114,18 +148,19 @@ class Road:
     def prepare(self) -> None:
         """Render the two data sets where they are missing."""
         from mrt.data.card import CARD_NAME
-        from mrt.data.synthetic import DEMO
-        from mrt.experiment import SYNTHETIC
+        from mrt.data.synthetic import BENCHMARK, SMALL
 
-        from .prepare_synthetic import DEMO_DOMAINS, make_synthetic
+        from .prepare_synthetic import make_synthetic
 
-        cards = {world: self.roots.data_root / f"{SYNTHETIC}{world}" / CARD_NAME for world in DEMO_DOMAINS}
-        missing = [world for world, card in cards.items() if not card.is_file()]
-        words = ["mrt", "prepare-data", "synthetic", "--domain", *(missing or DEMO_DOMAINS)]
-        words += self.words[: 2 * ("--data-root" in self.words)]
+        family, root = BENCHMARK if self.world.benchmark else SMALL, self.roots.data_root
+        missing = [name for name in DOMAINS if not (root / f"{family.prefix}{name}" / CARD_NAME).is_file()]
+        words = ["mrt", "prepare-data", "synthetic", *(["--benchmark"] if self.world.benchmark else [])]
+        words += ["--domain", *(missing or DOMAINS), *self.words[: 2 * ("--data-root" in self.words)]]
         self.watcher.say("$ " + shlex.join(words))
         if missing:
-            make_synthetic(self.roots.data_root, missing, DEMO.splits, DEMO.size, watcher=self.watcher)
+            make_synthetic(
+                root, missing, family.splits, family.size, prefix=family.prefix, watcher=self.watcher
+            )
         else:
             self.watcher.say("already prepared")
 
@@ -139,7 +174,8 @@ class Road:
             find_weights(init or "")
         except MrtError:
             raise MrtError(
-                f"the demo starts from {init!r}, which is not here", "train it first: mrt demo --from-scratch"
+                f"the demo starts from {init!r}, which is not here",
+                f"train it first: mrt demo{self.world.option} --from-scratch",
             ) from None
         return init
 
@@ -148,7 +184,7 @@ class Road:
         from mrt.engine import stages
 
         config, folder = self.config(0).model_copy(update={"init": None}), self.folder("source")
-        self.show("pretrain-source --preset demo", "--name", f"{self.name}/source")
+        self.show(f"pretrain-source --preset {self.world.preset}", "--name", f"{self.name}/source")
 
         def train(resume: bool) -> None:
             stages.pretrain_source(
@@ -165,7 +201,7 @@ class Road:
         """
         from mrt.engine import stages
 
-        config = self.config(seed, start)
+        config, preset = self.config(seed, start), f"--preset {self.world.preset}"
         options = ["--init", start, *(["--seed", str(seed)] if seed else [])]
 
         def baseline(labels: str | None, folder: Path) -> Callable[[bool], None]:
@@ -191,19 +227,19 @@ class Road:
             )
 
         folder = self.folder(f"fair-seed{seed}")
-        command = "pretrain-source --preset demo --match-compute"
+        command = f"pretrain-source {preset} --match-compute"
         self.show(command, "--name", f"{self.name}/{folder.name}", *options)
         self._finish(folder, config, "teach", baseline(None, folder))
         self._evaluate(FAIR, folder, config)
 
         folder = self.folder(f"adapt-seed{seed}")
-        self.show("adapt --target synthetic-foggy", "--name", f"{self.name}/{folder.name}", *options)
+        self.show(f"adapt {preset}", "--name", f"{self.name}/{folder.name}", *options)
         self._finish(folder, config, "teach", adapt)
         self._evaluate(ADAPTED, folder, config)
 
         if oracle:
             folder = self.folder(f"oracle-seed{seed}")
-            command = "pretrain-source --preset demo --match-compute --oracle target"
+            command = f"pretrain-source {preset} --match-compute --oracle target"
             self.show(command, "--name", f"{self.name}/{folder.name}", *options)
             self._finish(folder, config, "teach", baseline("target", folder))
             self._evaluate(ORACLE, folder, config)
@@ -244,7 +280,7 @@ def finish(road: Road, record: Path | None, images: int) -> None:
 
     figures = summarise(road)
     say()
-    show(figures, recorded_figures(figures))
+    show(figures, recorded_figures(figures, road.world.preset))
     first = {"before: " + FAIR: road.results[FAIR][0], "after: " + ADAPTED: road.results[ADAPTED][0]}
     picture = road.folder("figures") / "before-after.png"
     evaluate.draw(picture, first, images)
@@ -303,12 +339,12 @@ def _caption(result: Result) -> str:
     return describe(result)
 
 
-def recorded_figures(figures: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures that ship with mrt; none if this demo ran with other settings."""
+def recorded_figures(figures: dict[str, Any], preset: str) -> dict[str, Any] | None:
+    """The figures of a preset's demo that ship with mrt; none if this demo ran with other settings."""
     from mrt.config import PRESETS
     from mrt.data.card import read_json
 
-    path = PRESETS / "demo-results.json"
+    path = PRESETS / f"{preset}-results.json"
     return read_json(path) if path.is_file() and not figures["settings"] else None
 
 

@@ -42,7 +42,7 @@ def evaluate(
             metavar="RUN|WEIGHTS...",
             help=(
                 "Run names or folders, weights files (also published ones), Hugging Face folders, "
-                "shipped names (demo-source)."
+                "shipped names (small-source)."
             ),
         ),
     ] = None,

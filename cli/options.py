@@ -11,7 +11,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         help=(
-            "A preset's name (city2foggy, sim2city, city2bdd, demo) or a .toml file. "
+            "A preset's name (city2foggy, sim2city, city2bdd, demo, small) or a .toml file. "
             "Default: what fits the data sets."
         )
     ),
@@ -79,7 +79,7 @@ Init = Annotated[
     str | None,
     typer.Option(
         help=(
-            "Weights to start from: a run, a weights file, a shipped name (demo-source), coco. Default: the "
+            "Weights to start from: a run, a weights file, a shipped name (small-source), coco. Default: the "
             "run of mrt pretrain-source, or the preset's."
         )
     ),

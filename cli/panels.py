@@ -34,6 +34,7 @@ PANELS: dict[str, str] = {
 ELSEWHERE = {
     **{(command, "--images"): "Results" for command in ("demo", "eval", "report")},
     **{(command, "--format"): "Results" for command in ("assess", "export")},
+    ("demo", "--quick"): "Method",
     ("prepare-data", "--name"): "Data",
     ("export", "--size"): "Method",
 }

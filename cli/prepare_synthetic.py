@@ -13,7 +13,7 @@ from . import options
 if TYPE_CHECKING:
     from mrt.engine.report import Watcher
 
-DEMO_DOMAINS = ["clear", "foggy"]
+PAIR = ["clear", "foggy"]  # what preset small learns from
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -39,23 +39,26 @@ def synthetic(
         bool,
         typer.Option(
             "--benchmark",
-            help="The sets synth-NAME of the presets synth2foggy, synth2night and synth2rain: "
+            help="The sets synth-NAME of the presets demo, synth2foggy, synth2night and synth2rain: "
             "2,000 + 300 + 500 images of 384x192 each.",
         ),
     ] = False,
     train: Annotated[
-        int | None, typer.Option(min=0, help="Training images of each world. Default: as in the demo.")
+        int | None,
+        typer.Option(min=0, help="Training images of each world. Default: 800; with --benchmark 2000."),
     ] = None,
     val: Annotated[
-        int | None, typer.Option(min=0, help="Validation images of each world. Default: as in the demo.")
+        int | None,
+        typer.Option(min=0, help="Validation images of each world. Default: 200; with --benchmark 300."),
     ] = None,
     test: Annotated[
-        int | None, typer.Option(min=0, help="Test images of each world. Default: as in the demo.")
+        int | None, typer.Option(min=0, help="Test images of each world. Default: 300; with --benchmark 500.")
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="Image size in pixels. Default: 256x128, which the demo preset is made for.",
+            help="Image size in pixels. Default: 256x128, as preset small takes them; with --benchmark "
+            "384x192.",
             metavar="WIDTHxHEIGHT",
         ),
     ] = None,
@@ -80,15 +83,15 @@ def synthetic(
     data_root: options.DataRoot = None,
 ) -> None:
     """Render street scenes: pinhole camera, depth, and fog, night and rain made from them."""
-    from mrt.data.synthetic import BENCHMARK, DEMO, DOMAINS
+    from mrt.data.synthetic import BENCHMARK, DOMAINS, SMALL
     from mrt.errors import MrtError
     from mrt.experiment import find_roots
 
     from .console import watching
 
-    family = BENCHMARK if benchmark else DEMO
+    family = BENCHMARK if benchmark else SMALL
     counts = {"train": train, "val": val, "test": test}
-    worlds = list(dict.fromkeys(domain or (DOMAINS if benchmark else DEMO_DOMAINS)))
+    worlds = list(dict.fromkeys(domain or (DOMAINS if benchmark else PAIR)))
     if beta and "foggy" not in worlds:
         raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
     root = find_roots(data_root, None).data_root

@@ -39,7 +39,7 @@ def load(
     Args:
         where: a run (its name in the run root, or its folder), a weights file (of mrt, published MRT or
             official Deformable DETR), a folder of ``mrt export`` or of a Hugging Face model, a name that
-            ships with mrt ("demo-source"), or a model to download ("coco", "hf:OWNER/NAME").
+            ships with mrt ("small-source"), or a model to download ("coco", "hf:OWNER/NAME").
         which: network of a run: "teacher", "student", or "auto", the teacher if there is one.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps".
         amp: precision: "off" (float32), "tf32", "bf16" or "fp16".

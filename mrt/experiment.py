@@ -31,7 +31,7 @@ OTHER_WEIGHTS = (
     "Or begin with other weights: --set model.weights=FILE (a detector's, or a backbone's), or "
     "--init RUN_OR_WEIGHTS."
 )
-SHIPPED = "demo-source"  # the detector that comes with mrt, for an example
+SHIPPED = "small-source"  # a detector that comes with mrt, for an example
 MOST_NAMED = 8  # runs of a message
 LONGEST_NAME = 200  # bytes of a folder's name, to which others are added while it is written
 TAKEN = {"ablate": "ablate", "reports": "report", "eval": "eval"}  # folders of the run root that are no runs
@@ -64,7 +64,7 @@ def choose_preset(source: str | None, target: str | None) -> str:
     if name is None:
         return "city2foggy"
     if Path(name).name.startswith(SYNTHETIC):
-        return "demo"
+        return "small"
     return (PRESET_OF_TARGET if target else PRESET_OF_SOURCE).get(name, OWN)
 
 

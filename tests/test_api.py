@@ -69,8 +69,8 @@ def test_the_page_runs_as_it_stands(place, monkeypatch):
     }
 
     def small(preset, overrides=(), changes=None):
-        """The demo with a tiny detector: the test is whether the page's code runs, not how well."""
-        return real(preset, overrides, {**shape, **(changes or {})} if preset == "demo" else changes)
+        """The small world with a tiny detector: the test is whether the page's code runs, not how well."""
+        return real(preset, overrides, {**shape, **(changes or {})} if preset == "small" else changes)
 
     monkeypatch.setattr(experiment, "load_config", small)
     names: dict = {}

@@ -127,16 +127,16 @@ def test_the_published_presets_carry_the_methods_table(preset):
 
 
 def test_every_preset_loads_and_is_listed():
-    assert set(PUBLISHED) | {"demo"} <= set(preset_names())
+    assert set(PUBLISHED) | {"demo", "small"} <= set(preset_names())
     for name in preset_names():
         assert load_config(name).preset == name
 
 
 def test_a_configuration_is_frozen():
     with pytest.raises(ValidationError):
-        load_config("demo").seed = 3
+        load_config("small").seed = 3
     with pytest.raises(ValidationError):
-        load_config("demo").mae.mask_ratio = 0.1
+        load_config("small").mae.mask_ratio = 0.1
 
 
 def test_json_written_by_a_run_reads_back_as_the_same_configuration(tmp_path):
@@ -173,7 +173,7 @@ def test_overrides_are_read_as_their_types(text, key, expected):
 
 
 def test_overrides_win_over_changes_and_the_last_one_wins():
-    assert load_config("demo", ["seed=3", "seed=4"], {"seed": 2}).seed == 4
+    assert load_config("small", ["seed=3", "seed=4"], {"seed": 2}).seed == 4
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_wrong_override_is_named(override, words):
 
 def test_several_wrong_fields_are_one_line_each():
     with pytest.raises(MrtError) as caught:
-        load_config("demo", ["teach.epochs=x", "mae.mask_ratio=2"])
+        load_config("small", ["teach.epochs=x", "mae.mask_ratio=2"])
     assert "teach.epochs" in caught.value.message and "mae.mask_ratio" in caught.value.message
     assert len(caught.value.message.splitlines()) == 2
 
@@ -253,7 +253,7 @@ def test_every_key_is_known_and_has_a_flag():
         set(keys)
     )
     assert flag_name("mae.mask_ratio") == "mask-ratio"
-    dumped = json.loads(load_config("demo").to_json())
+    dumped = json.loads(load_config("small").to_json())
     assert {
         f"{name}.{inner}" for name, part in dumped.items() if isinstance(part, dict) for inner in part
     } <= set(keys)
@@ -302,17 +302,17 @@ def test_every_section_may_be_given_in_part(tmp_path):
 def test_a_level_that_cannot_be_rebuilt_is_refused_where_it_is_rebuilt(level, levels, words):
     settings = [f"mae.level={level}", f"model.num_levels={levels}"]
     if words is None:
-        assert load_config("demo", settings).mae.level == level
+        assert load_config("small", settings).mae.level == level
     else:
         with pytest.raises(MrtError, match=re.escape(words)) as error:
-            load_config("demo", settings)
+            load_config("small", settings)
         assert f"mae.level = {level}" in error.value.message
-    assert load_config("demo", [*settings, "mae.use=none"]).mae.level == level, "nothing is rebuilt"
+    assert load_config("small", [*settings, "mae.use=none"]).mae.level == level, "nothing is rebuilt"
 
 
 def test_settings_of_before_are_read(tmp_path):
     """Schema 1 had no number, and a setting "ema" that did nothing in stages 2 and 3."""
-    config = load_config("demo", ["teach.epochs=9"])
+    config = load_config("small", ["teach.epochs=9"])
     values = json.loads(config.to_json())
     assert values.pop("schema") == 2
     for stage in ("mae_stage", "teach"):
@@ -326,8 +326,8 @@ def test_settings_of_before_are_read(tmp_path):
 
 
 def test_an_inert_setting_changes_no_digest():
-    """lr_drop belongs to its schedule; demo's runs of before said 40 for stages 2 and 3."""
-    now, before = load_config("demo"), load_config("demo", ["mae_stage.lr_drop=40", "teach.lr_drop=40"])
+    """lr_drop belongs to its schedule; the small world's runs of before said 40 for stages 2 and 3."""
+    now, before = load_config("small"), load_config("small", ["mae_stage.lr_drop=40", "teach.lr_drop=40"])
     assert content_hash(now) == content_hash(before)
     assert all(stage_settings(now, kind) == stage_settings(before, kind) for kind in KINDS)
     paper = load_config("city2foggy", ["teach.lr_drop=40"])
@@ -337,11 +337,11 @@ def test_an_inert_setting_changes_no_digest():
 
 def test_settings_that_came_later_leave_digests_as_they_were():
     """Unset they do not count; set they do, in the stages that have the part."""
-    plain, normalised = (load_config("demo", changes={"mae.normalise": value}) for value in (False, True))
+    plain, normalised = (load_config("small", changes={"mae.normalise": value}) for value in (False, True))
     for kind in ("mae", "teach"):
         assert "normalise" not in plain.mae.acting(kind, plain)
         assert normalised.mae.acting(kind, normalised)["normalise"] is True
-    off = load_config("demo", changes={"mae.normalise": True, "mae.use": "none"})
+    off = load_config("small", changes={"mae.normalise": True, "mae.use": "none"})
     assert not off.mae.acting("mae", off)
-    looks = load_config("demo", changes={"engine.shares_every": 7, "engine.keep_teachers": 3})
+    looks = load_config("small", changes={"engine.shares_every": 7, "engine.keep_teachers": 3})
     assert looks.engine.acting("teach", looks) == plain.engine.acting("teach", plain)

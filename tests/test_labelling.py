@@ -607,7 +607,7 @@ def test_the_pages_owlv2(card, tmp_path, monkeypatch):
 def test_the_pages_translation(somewhere, monkeypatch):
     splits, size = {"train": 2}, (256, 128)
     card = generate(Path("data"), name="streets", domain="clear", splits=splits, size=size, workers=1)
-    monkeypatch.setenv("LABEL_MODEL", "demo-source")
+    monkeypatch.setenv("LABEL_MODEL", "small-source")
     one = load_function(example("translated.py", somewhere))
     classes = ["pedestrian", "vehicle"]
     found = label(card, one, Path("labels.json"), classes=classes)

@@ -20,13 +20,13 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_parts_over_a_frozen_backbone(case: str) -> None:
     changes, named = CASES[case]
-    found = load_config("demo", changes=changes).warnings("mae", "teach")
+    found = load_config("small", changes=changes).warnings("mae", "teach")
     assert [text.removeprefix("Warning: ").split(" = ")[0] for text in found] == named
     assert all("(--set " in text and "model.freeze=stem" in text for text in found)
 
 
 def test_only_in_the_stages_that_have_the_part() -> None:
-    config = load_config("demo", changes={"mae.use": "pretrain"})
+    config = load_config("small", changes={"mae.use": "pretrain"})
     assert not config.warnings("source") and not config.warnings("fair")
     assert ["mae.use" in text for text in config.warnings("mae")] == [True]
     assert ["domain" in text for text in config.warnings("teach")] == [True]
@@ -43,5 +43,7 @@ def test_only_in_the_stages_that_have_the_part() -> None:
     ],
 )
 def test_a_map_below_which_all_is_frozen(freeze: str, level: int, warned: bool) -> None:
-    found = load_config("demo", changes={"model.freeze": freeze, "mae.level": level}).warnings("mae", "teach")
+    found = load_config("small", changes={"model.freeze": freeze, "mae.level": level}).warnings(
+        "mae", "teach"
+    )
     assert [f"mae.level = {level}, model.freeze = {freeze}" in text for text in found] == [True] * warned

@@ -269,7 +269,7 @@ def find_key(name: str, plugins: Sequence[str] = ()) -> str:
     meant = f": did you mean --{guess if '.' in guess else flag_name(guess)}?" if guess else ""
     raise MrtError(
         f"--{name}: neither an option nor a setting{meant}",
-        "see every setting with: mrt adapt --preset demo --dry-run",
+        "see every setting with: mrt adapt --preset small --dry-run",
     )
 
 

@@ -33,7 +33,7 @@ PREPARE_COMMANDS = {
 
 WORLDS = ("clear", "foggy", "night", "rain")  # of mrt prepare-data synthetic
 BENCHMARK_SETS = tuple(f"synth-{world}" for world in WORLDS)
-DEMO_SETS = tuple(f"synthetic-{world}" for world in WORLDS)
+SMALL_SETS = tuple(f"synthetic-{world}" for world in WORLDS)
 IMAGES = "images.json"  # beside a list of results: the images and categories that its ids mean
 LABELS_HINT = "mrt label makes such a file; other formats become a prepared set with mrt prepare-data custom"
 
@@ -54,13 +54,13 @@ def find_dataset(name_or_path: str | Path, data_root: Path | str) -> DatasetCard
     name = str(name_or_path)
     there = [folder.name for folder in _prepared(data_root)]
     hints, root = [], ["--data-root", str(data_root)]
-    close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS, *BENCHMARK_SETS, *DEMO_SETS], n=1)
+    close = difflib.get_close_matches(name, [*there, *PREPARE_COMMANDS, *BENCHMARK_SETS, *SMALL_SETS], n=1)
     if close and close[0] != name:
         hints.append(f"Did you mean '{close[0]}'?")
     if name in PREPARE_COMMANDS:
         words = shlex.join(root)
         hints.append(f"Make it from its owner's downloads with: {PREPARE_COMMANDS[name]} {words}")
-    elif name in (*BENCHMARK_SETS, *DEMO_SETS):
+    elif name in (*BENCHMARK_SETS, *SMALL_SETS):
         family, _, world = name.partition("-")
         words = [*(["--benchmark"] if family == "synth" else []), "--domain", world, *root]
         hints.append(f"Make it with: {shlex.join(['mrt', 'prepare-data', 'synthetic', *words])}")

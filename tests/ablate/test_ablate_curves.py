@@ -109,7 +109,7 @@ def table(*results: dict) -> dict:
         "data": [],
         "smoke": False,
     }
-    return {**about, "title": "T", "split": "val", "preset": "demo", "rows": rows}
+    return {**about, "title": "T", "split": "val", "preset": "small", "rows": rows}
 
 
 def test_the_share_of_the_gap_is_taken_seed_by_seed() -> None:

@@ -36,7 +36,7 @@ NOWHERE = Path("nowhere")
 
 
 def plan(
-    rows, seeds=(0,), *, preset: object = "demo", overrides=(), data_root: Path = NOWHERE, **options
+    rows, seeds=(0,), *, preset: object = "small", overrides=(), data_root: Path = NOWHERE, **options
 ) -> list[Trial]:
     return Planner(data_root, "val", **options).trials(rows, list(seeds), preset, list(overrides), {})
 
@@ -64,9 +64,9 @@ def kinds(trials: list[Trial]) -> dict[str, int]:
         (STUDIES["mae-variant"].rows, {"given": 1, "mae": 3, "teach": 3}),
         (STUDIES["components"].rows, {"given": 1, "mae": 2, "teach": 5}),
         (BASELINES, {"given": 1, "fair": 1, "oracle-target": 1, "oracle-source+target": 1}),
-        (grid_rows([Axis("mae_stage.epochs", ("1", "2"))], "demo"), {"given": 1, "mae": 2, "teach": 2}),
-        (grid_rows([Axis("teach.epochs", ("4", "5"))], "demo"), {"given": 1, "mae": 1, "teach": 2}),
-        (grid_rows([Axis("engine.workers", ("0", "1"))], "demo"), {"given": 1, "mae": 1, "teach": 1}),
+        (grid_rows([Axis("mae_stage.epochs", ("1", "2"))], "small"), {"given": 1, "mae": 2, "teach": 2}),
+        (grid_rows([Axis("teach.epochs", ("4", "5"))], "small"), {"given": 1, "mae": 1, "teach": 2}),
+        (grid_rows([Axis("engine.workers", ("0", "1"))], "small"), {"given": 1, "mae": 1, "teach": 1}),
     ],
 )
 def test_trials_share_the_stages_that_are_the_same(rows, expected):
@@ -150,7 +150,7 @@ def test_data_is_part_of_a_node_by_its_content(tmp_path):
 
 
 def test_what_sections_say_of_their_settings_is_about_settings_and_stages():
-    for section in load_config("demo").sections().values():
+    for section in load_config("small").sections().values():
         assert set(section.reaches_of) <= set(type(section).model_fields), type(section)
         assert set(section.optional) <= set(type(section).model_fields), type(section)
         for kinds_of_stage in (section.reaches, *section.reaches_of.values()):
@@ -163,7 +163,7 @@ def test_a_new_setting_counts_everywhere_until_somebody_says_otherwise():
 
         strength: float = 1.0
 
-    assert all(New().acting(kind, load_config("demo")) == {"strength": 1.0} for kind in KINDS)
+    assert all(New().acting(kind, load_config("small")) == {"strength": 1.0} for kind in KINDS)
 
 
 # A change of everything that is said not to reach a stage, at once.
@@ -327,8 +327,8 @@ def gpu(monkeypatch):
 
 def test_the_hash_of_a_whole_run_is_of_what_changes_its_result(gpu):
     gpu(False)
-    base = load_config("demo")
-    same = load_config("demo", ["engine.device=cpu", "engine.workers=3", "engine.threads=2", "preset=other"])
+    base = load_config("small")
+    same = load_config("small", ["engine.device=cpu", "engine.workers=3", "engine.threads=2", "preset=other"])
     assert content_hash(base) == content_hash(same)
     for change in (
         "seed=1",
@@ -338,10 +338,10 @@ def test_the_hash_of_a_whole_run_is_of_what_changes_its_result(gpu):
         "model.dropout=0.1",
         "engine.device=cuda",
     ):
-        assert content_hash(base) != content_hash(load_config("demo", [change])), change
+        assert content_hash(base) != content_hash(load_config("small", [change])), change
     on_a_cpu = content_hash(base)
     gpu(True)
-    assert content_hash(base) == content_hash(load_config("demo", ["engine.device=cuda"])) != on_a_cpu
+    assert content_hash(base) == content_hash(load_config("small", ["engine.device=cuda"])) != on_a_cpu
     assert content_hash(same) == on_a_cpu
 
 
@@ -408,7 +408,7 @@ def test_where_there_may_be_a_gpu_torch_is_asked(monkeypatch):
     ],
 )
 def test_a_run_tells_what_kind_of_device_it_was_trained_on(tmp_path, asked, environment, expected):
-    (tmp_path / "config.json").write_text(load_config("demo", [f"engine.device={asked}"]).to_json())
+    (tmp_path / "config.json").write_text(load_config("small", [f"engine.device={asked}"]).to_json())
     facts = {"command": "adapt", "classes": [], "data": {}, "finished": []}
     facts |= {"environment": environment} if environment else {}
     (tmp_path / "run.json").write_text(json.dumps(facts))
@@ -421,7 +421,7 @@ def test_the_hash_knows_the_starting_weights_by_their_content(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "teacher.safetensors").write_bytes(b"weights")
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "a" / "teacher.safetensors"]
-    configs = [load_config("demo", changes={"init": str(path)}) for path in paths]
+    configs = [load_config("small", changes={"init": str(path)}) for path in paths]
     assert len({content_hash(config) for config in configs}) == 1
     assert len({plan([Row("x")], overrides=[f"init={path}"])[0].node.digest for path in paths}) == 1
     before = content_hash(configs[0])

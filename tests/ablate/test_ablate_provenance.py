@@ -36,8 +36,8 @@ def table(trained: list[list], measured: list) -> dict:
         }
         for name, stages, environment in zip(ROWS, trained, measured, strict=True)
     ]
-    (trial, *_) = ablate.Planner(Path("nowhere"), "val").trials([ablate.Row("x")], [0], "demo", [], {})
-    about = {"preset": "demo", "smoke": False}
+    (trial, *_) = ablate.Planner(Path("nowhere"), "val").trials([ablate.Row("x")], [0], "small", [], {})
+    about = {"preset": "small", "smoke": False}
     return ablate.make_report(results, [trial], title="T", subject="row", base="one", about=about)
 
 

@@ -205,7 +205,7 @@ def test_a_failure_stops_only_what_needs_it_and_is_told(world, components, tmp_p
 
 def report_of(results, trials, base: str) -> dict:
     return ablate.make_report(
-        results, trials, title="T", subject="row", base=base, about={"preset": "demo", "smoke": False}
+        results, trials, title="T", subject="row", base=base, about={"preset": "small", "smoke": False}
     )
 
 
@@ -532,7 +532,7 @@ def test_each_process_gets_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 def test_a_source_run_of_the_same_settings_is_taken_for_stage_1(world, tmp_path, monkeypatch):
     config = load_config(world / "tiny.json")
-    folder = stages.pretrain_source(config, tmp_path / "demo-source", data_root=world)
+    folder = stages.pretrain_source(config, tmp_path / "small-source", data_root=world)
 
     def stage_1(*overrides: str, taken: Path | None = folder) -> ablate.Node:
         planner = ablate.Planner(world, "val", find_source=lambda config: taken)
@@ -561,7 +561,7 @@ def make_run(folder: Path, config, finished: list[str], checkpoint: bool) -> Non
 
 
 def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path, monkeypatch):
-    config, calls = load_config("demo"), []
+    config, calls = load_config("small"), []
     assert finish_run(tmp_path / "new", config, "teach", calls.append) and calls == [False]
     make_run(tmp_path / "half", config, ["mae"], checkpoint=True)
     assert finish_run(tmp_path / "half", config, "teach", calls.append) and calls == [False, True]
@@ -587,7 +587,7 @@ def test_a_run_is_brought_to_its_end_from_wherever_it_stands(tmp_path, monkeypat
             finish_run(tmp_path / name, config, "teach", calls.append)
         assert len(calls) == 3 and all((tmp_path / name / file).is_file() for file in files)
     with pytest.raises(MrtError, match="other settings"):
-        finish_run(tmp_path / "done", load_config("demo", ["seed=1"]), "teach", calls.append)
+        finish_run(tmp_path / "done", load_config("small", ["seed=1"]), "teach", calls.append)
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     rewrite(tmp_path / "done" / "run.json", lambda facts: facts.update(environment={"device_type": "cuda"}))
     with pytest.raises(MrtError, match="trained on device cuda, not on cpu"):

@@ -55,7 +55,7 @@ def measured(world, tmp_path_factory) -> tuple[Path, list, list[dict]]:
 
 
 def report_of(results, trials) -> dict:
-    about = {"preset": "demo", "study": None, "axes": {}, "set": [], "smoke": False}
+    about = {"preset": "small", "study": None, "axes": {}, "set": [], "smoke": False}
     return ablate.make_report(results, trials, title="T", subject="row", base="teacher", about=about)
 
 

@@ -45,20 +45,22 @@ def test_axes_that_make_no_sense(given, word):
 def test_a_grid_is_every_combination_once():
     rows = grid_rows(
         [Axis("mae.mask_ratio", ("0.5", "0.80", "0.8")), Axis("mae.decay", ("hard", "linear"))],
-        "demo",
+        "small",
         ["teach.epochs=2"],
     )
     assert [row.name for row in rows] == [
         f"mask-ratio {ratio}, decay {decay}" for ratio in (0.5, 0.8) for decay in ("hard", "linear")
     ]
-    configs = [row_config(row, "demo", ["teach.epochs=2", "mae.mask_ratio=0.1"], {"seed": 3}) for row in rows]
+    configs = [
+        row_config(row, "small", ["teach.epochs=2", "mae.mask_ratio=0.1"], {"seed": 3}) for row in rows
+    ]
     assert [config.mae.mask_ratio for config in configs] == [0.5, 0.5, 0.8, 0.8], "a row's own settings win"
     assert all(config.teach.epochs == 2 and config.seed == 3 for config in configs)
 
 
 def test_a_variant_as_an_axis_sets_what_follows_from_it():
-    paper, published = grid_rows([Axis("mae.variant", ("paper", "published"))], "demo")
-    assert [row_config(row, "demo").mae.mse_over for row in (paper, published)] == ["masked", "all"]
+    paper, published = grid_rows([Axis("mae.variant", ("paper", "published"))], "small")
+    assert [row_config(row, "small").mae.mse_over for row in (paper, published)] == ["masked", "all"]
 
 
 def table(rows: list[dict], *keys: str) -> dict[tuple, float]:
@@ -128,7 +130,7 @@ def test_rows_of_a_study_differ_in_what_it_is_about_and_its_base_is_one_of_them(
     study = find_study(name)
     names = [row.name for row in study.rows]
     assert len(set(names)) == len(names) and study.base in names
-    for preset in ("city2foggy", "sim2city", "city2bdd", "demo", "synth2foggy"):
+    for preset in ("city2foggy", "sim2city", "city2bdd", "small", "synth2foggy"):
         configs = [row_config(row, preset) for row in study.rows]
         assert len(
             {(config.to_json(), row.end) for config, row in zip(configs, study.rows, strict=True)}

@@ -80,7 +80,7 @@ def test_the_least_that_a_file_can_say(write):
         ('[[row]]\nname = "a"\nend = "oracle"', ["row 'a': end = 'oracle'", "oracle-target"]),
         ('base = "b"\n[[row]]\nname = "a"', ["rows.toml: base = 'b'", "there are: a"]),
         ('[[row]]\nname = "a"\nset = { seed = 3 }', ["row 'a': seed", "--seeds 0 1 2"]),
-        ('set = { preset = "demo" }\n[[row]]\nname = "a"', ["rows.toml: preset", "top of the file"]),
+        ('set = { preset = "small" }\n[[row]]\nname = "a"', ["rows.toml: preset", "top of the file"]),
         (
             '[[row]]\nname = "a"\nset = { "teach.epochs" = 1, teach = { epochs = 2 } }',
             ["row 'a': teach.epochs", "given twice"],
@@ -95,7 +95,7 @@ def test_what_is_wrong_in_a_file_is_told(write, text, words):
     name = write(text)
     with pytest.raises(MrtError) as raised:
         study = find_study(name)
-        check_study(study, name, study.preset or "demo")
+        check_study(study, name, study.preset or "small")
     told = str(raised.value)
     assert all(word in told for word in words) and "rows.toml" in told, told
 
@@ -103,9 +103,9 @@ def test_what_is_wrong_in_a_file_is_told(write, text, words):
 def test_another_studys_table_is_not_written_over(write, tmp_path):
     study = find_study(write(FILE))
     require_same_study(tmp_path / "rows", study)
-    (tmp_path / "rows.json").write_text(json.dumps({"title": f"{title_of(study)}, preset demo"}))
+    (tmp_path / "rows.json").write_text(json.dumps({"title": f"{title_of(study)}, preset small"}))
     require_same_study(tmp_path / "rows", study)
-    (tmp_path / "rows.json").write_text(json.dumps({"title": "Ablation: blood, preset demo"}))
+    (tmp_path / "rows.json").write_text(json.dumps({"title": "Ablation: blood, preset small"}))
     with pytest.raises(
         MrtError, match=r"rows\.json: is another study's table: Ablation: blood[\s\S]*--name NAME"
     ):

@@ -26,9 +26,9 @@ def worlds(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(worlds, tmp_path_factory) -> Path:
-    """A run root with the run ``demo-source``, trained by the command."""
+    """A run root with the run ``small-source``, trained by the command."""
     root = tmp_path_factory.mktemp("runs")
     roots = ["--data-root", worlds, "--run-root", root]
-    result = mrt("pretrain-source --preset demo", *roots, "--set", *TINY)
+    result = mrt("pretrain-source --preset small", *roots, "--set", *TINY)
     assert result.exit_code == 0, result.output
     return root

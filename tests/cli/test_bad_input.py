@@ -29,8 +29,8 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --seed x --target foggy", ["--seed", "integer"]),
         ("adapt --seed -1 --target foggy", ["--seed"]),
         ("adapt foggy", ["unexpected", "foggy"]),
-        ("predict demo-source clip.mp4 --every 2s", ["--every", "2s: a number of frames"]),
-        ("predict demo-source clip.mp4 --every 0", ["--every", "0: a number of frames"]),
+        ("predict small-source clip.mp4 --every 2s", ["--every", "2s: a number of frames"]),
+        ("predict small-source clip.mp4 --every 0", ["--every", "0: a number of frames"]),
         ("adapt --target --seed 1", ["--target", "it is missing", "--seed"]),
         ("adapt --target foggy --set --seed 1", ["--set", "it is missing"]),
         ("adapt --target foggy --epochs 3", ["No such option: --epochs", "--set teach.epochs=3"]),
@@ -46,11 +46,11 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("adapt --target mars", ["No data set 'mars'", "prepare-data custom --raw FOLDER --name mars"]),
         ("adapt --target fogy", ["No data set 'fogy'", "Did you mean 'foggy'?"]),
         ("adapt --target synthetic-fogy", ["Did you mean 'synthetic-foggy'?"]),
-        ("adapt --target foggy --init demo-sorce --dry-run", ["demo-sorce", "did you mean demo-source?"]),
+        ("adapt --target foggy --init small-sorce --dry-run", ["small-sorce", "did you mean small-source?"]),
         ("pretrain-source --source mars", ["No data set 'mars'", "prepare-data custom"]),
         ("pretrain-source", ["cityscapes", "mrt prepare-data cityscapes"]),
         ("adapt --target synth-night", ["synth-clear", "synthetic --benchmark --domain clear --data-root"]),
-        ("pretrain-source --preset demo", ["synthetic-clear", "mrt prepare-data synthetic"]),
+        ("pretrain-source --preset small", ["synthetic-clear", "mrt prepare-data synthetic"]),
         ("demo --set mae.mask_ratio=2", ["mae.mask_ratio"]),
         ("demo --set init=nowhere", ["'nowhere'", "mrt demo --from-scratch"]),
         ("prepare-data foggy", ["--raw", "where are its files"]),
@@ -89,16 +89,16 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("pretrain-source --resume-from pretrain-0001", ["not a run folder", "without --resume"]),
         ("adapt --target foggy --allow-change", ["--allow-change", "add --resume"]),
         ("adapt --target foggy --on-nonfinite skip", ["engine.on_nonfinite", "skip N"]),
-        ("adapt --preset demo --set method.plugins=[gone.py]", ["gone.py: no such plug-in file"]),
+        ("adapt --preset small --set method.plugins=[gone.py]", ["gone.py: no such plug-in file"]),
         (
-            "adapt --preset demo --set model.detector=cells",
+            "adapt --preset small --set model.detector=cells",
             ["model.detector = 'cells'", "deformable_detr", "method.plugins"],
         ),
         ("adapt --target foggy --name ../out", ["--name ../out"]),
         ("eval nothing", ["nothing", "no run folder"]),
-        ("eval", ["mrt eval", "name a run or weights: demo-source"]),
+        ("eval", ["mrt eval", "name a run or weights: small-source"]),
         ("eval x --which best", ["--which best"]),
-        ("eval demo-source --device banana", ["banana", "auto, cpu, cuda or mps"]),
+        ("eval small-source --device banana", ["banana", "auto, cpu, cuda or mps"]),
         ("eval x --picture p.pdf", ["p.pdf", ".png"]),
         # ablations
         ("ablate", ["nothing to vary", "--mask-ratio 0.5 0.8"]),
@@ -114,7 +114,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("ablate --study component", ["--study component", "did you mean components"]),
         ("ablate --study decay --mask-ratio 0.5", ["--study decay and --mask-ratio", "leave out one"]),
         ("ablate --study decay --base soft", ["--base soft", "none; linear; hard"]),
-        ("ablate --study decay --smoke --preset demo --source /a/b", ["/a/b is a path"]),
+        ("ablate --study decay --smoke --preset small --source /a/b", ["/a/b is a path"]),
         ("adapt --target foggy --method +dtt", ["--method +dtt", "+dt"]),
         ("pretrain-source --augment stronger", ["--augment stronger", "weak or strong"]),
         ("ablate 0.5 --mask-ratio 0.8", ["unexpected", "0.5"]),
@@ -132,7 +132,7 @@ def test_a_data_root_from_the_environment_is_used(monkeypatch, worlds):
 
 
 def test_a_split_that_is_not_there(worlds, runs):
-    message = refused("eval demo-source --split dev", "--data-root", worlds, "--run-root", runs)
+    message = refused("eval small-source --split dev", "--data-root", worlds, "--run-root", runs)
     assert "no split 'dev'" in message
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_checkpoint(worlds, somewhere):
 
 
 def test_a_run_is_not_overwritten_and_keeps_its_settings(worlds, runs):
-    words = ["pretrain-source --preset demo", "--data-root", worlds, "--run-root", runs]
+    words = ["pretrain-source --preset small", "--data-root", worlds, "--run-root", runs]
     message = refused(*words, "--set", *TINY)
     assert "exists already" in message and "--resume" in message and "--name" in message
     message = refused(*words, "--resume", "--set", "pretrain.lr=1")
@@ -159,7 +159,7 @@ def test_a_run_folder_that_is_a_file_or_below_one(words, somewhere):
     (somewhere / "runs" / "file").touch()
     assert "runs/file is a file" in refused(words)
     (somewhere / "roots").touch()
-    assert "roots is a file" in refused("pretrain-source --preset demo --run-root roots")
+    assert "roots is a file" in refused("pretrain-source --preset small --run-root roots")
 
 
 def test_figures_and_pictures_that_cannot_be_written(somewhere):
@@ -234,7 +234,7 @@ def nothing(somewhere):
     return somewhere / "data"
 
 
-CONTINUE = "continue with: mrt pretrain-source --resume --name demo-source"
+CONTINUE = "continue with: mrt pretrain-source --resume --name small-source"
 SHORT = ["--set", "pretrain.epochs=1", "pretrain.steps_per_epoch=2", "engine.batch_size=2"]
 NO_BOX = "data set 'zero', split 'train': no box to learn from: 2 images, 1 ignored boxes"
 NO_LABELS = "data set 'lm' has no labels to train on"
@@ -244,16 +244,16 @@ NO_LABELS = "data set 'lm' has no labels to train on"
 @pytest.mark.parametrize(("name", "expected"), [("zero", NO_BOX), ("lm", NO_LABELS)])
 def test_a_source_that_there_is_nothing_to_learn_from(nothing, somewhere, name, expected, dry):
     for words in (
-        f"pretrain-source --preset demo --source {name} --name z",
-        f"pretrain-source --preset demo --source {name} --target one --match-compute",
-        f"pretrain-source --preset demo --source one --target {name} --oracle target",
-        f"pretrain-source --preset demo --source one --target {name} --oracle source+target",
+        f"pretrain-source --preset small --source {name} --name z",
+        f"pretrain-source --preset small --source {name} --target one --match-compute",
+        f"pretrain-source --preset small --source one --target {name} --oracle target",
+        f"pretrain-source --preset small --source one --target {name} --oracle source+target",
         f"pretrain-source --source {name}",
-        f"adapt --preset demo --source {name} --target one",
+        f"adapt --preset small --source {name} --target one",
         f"adapt --source {name} --target one",
-        f"ablate --preset demo --source {name} --target one --decay none hard",
-        f"ablate --preset demo --source {name} --target one --decay none hard --smoke",
-        f"ablate --preset demo --source one --target {name} --baselines",
+        f"ablate --preset small --source {name} --target one --decay none hard",
+        f"ablate --preset small --source {name} --target one --decay none hard --smoke",
+        f"ablate --preset small --source one --target {name} --baselines",
     ):
         if not (dry and "--smoke" in words):
             assert refused(words, *SHORT, *dry).startswith(f"mrt: {expected}"), words
@@ -265,19 +265,19 @@ def test_the_python_functions_refuse_the_same(nothing, somewhere):
 
     for name, expected in (("zero", NO_BOX), ("lm", NO_LABELS)):
         with pytest.raises(MrtError, match=expected):
-            functions.pretrain_source(name, preset="demo")
+            functions.pretrain_source(name, preset="small")
         with pytest.raises(MrtError, match=expected):
-            functions.adapt("one", source=name, preset="demo")
+            functions.adapt("one", source=name, preset="small")
     assert not (somewhere / "runs").exists()
 
 
 def test_a_set_that_there_is_nothing_to_measure_with(nothing, somewhere):
     no_box = "data set 'zero', split 'train': no box to measure with"
-    message = refused("eval demo-source --data zero --split train")
+    message = refused("eval small-source --data zero --split train")
     assert message.startswith(f"mrt: {no_box}: 2 images, 1 ignored boxes") and "--data" in message
-    message = refused("eval demo-source --data lm --split train")
+    message = refused("eval small-source --data lm --split train")
     assert "data set 'lm' has no labels to evaluate on" in message
-    command = "ablate --preset demo --source one --target zero --decay none --split train"
+    command = "ablate --preset small --source one --target zero --decay none --split train"
     message = refused(command, *SHORT)
     assert no_box in message and "Name another set with --target" in message
     assert not (somewhere / "runs").exists()
@@ -289,10 +289,10 @@ def test_a_run_that_cannot_be_measured_is_not_to_be_evaluated(nothing):
         card.write_text(card.read_text().replace('"train": {', '"val": {'))
 
     call_it_val("one")
-    command = "pretrain-source --preset demo --source one --target zero"
+    command = "pretrain-source --preset small --source one --target zero"
     words = [command, "--set", *TINY, "data.source_split=val"]
     # The only split with boxes is the one that it has learned from.
-    assert "See what it finds: mrt predict runs/demo-source-one data/zero" in mrt(*words).stdout
+    assert "See what it finds: mrt predict runs/small-source-one data/zero" in mrt(*words).stdout
     call_it_val("zero")
     words[0] = words[0].replace("--target zero", "--target lm")
     assert "mrt predict runs/second data/lm" in mrt(*words, "seed=1", "--name", "second").stdout
@@ -324,7 +324,7 @@ def test_an_interruption_of_several_runs_says_that_repeating_goes_on(
 
     monkeypatch.setattr("mrt.engine.stages.adapt", fail)
     monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
-    start = [f"init={runs / 'demo-source'}"] if "ablate" in words else []
+    start = [f"init={runs / 'small-source'}"] if "ablate" in words else []
     result = mrt(words, "--data-root", worlds, "--set", *TINY, *start)
     message = " ".join(result.stderr.split())
     assert result.exit_code == 1 and word in message
@@ -346,7 +346,7 @@ def test_a_failed_or_stopped_run_ends_with_exit_code_1(error, words, worlds, mon
         raise error
 
     monkeypatch.setattr("mrt.engine.stages.pretrain_source", fail)
-    result = mrt("pretrain-source --preset demo", "--data-root", worlds)
+    result = mrt("pretrain-source --preset small", "--data-root", worlds)
     assert result.exit_code == 1
     for word in words:
         assert word in " ".join(result.stderr.split())
@@ -363,7 +363,7 @@ def test_failed_trials_do_not_stop_the_others(worlds, runs, monkeypatch):
         return adapt(config, *args, **options)
 
     monkeypatch.setattr(stages, "adapt", fail_at)
-    words = ["--init", runs / "demo-source", "--data-root", worlds, "--set", *TINY]
+    words = ["--init", runs / "small-source", "--data-root", worlds, "--set", *TINY]
     result = mrt("ablate --mask-ratio 0.5 0.8", *words)
     assert result.exit_code == 1
     assert "1 of 2 trials failed" in result.stderr and "failed" in result.stdout and "±" not in result.stdout
@@ -372,7 +372,7 @@ def test_failed_trials_do_not_stop_the_others(worlds, runs, monkeypatch):
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(worlds, runs, somewhere):
     """With a real process and a real signal."""
-    command = [sys.executable, "-m", "mrt_cli", "pretrain-source", "--preset", "demo", "--name", "stopped"]
+    command = [sys.executable, "-m", "mrt_cli", "pretrain-source", "--preset", "small", "--name", "stopped"]
     process = subprocess.Popen(
         [*command, "--data-root", str(worlds), "--set", *TINY, "pretrain.epochs=2000"],
         stdout=subprocess.PIPE,

@@ -116,7 +116,7 @@ def test_names_that_a_run_can_have(tmp_path, name):
 
 
 def test_a_bad_name_is_one_message(worlds, somewhere):
-    told = refused("pretrain-source --preset demo", "--data-root", worlds, "--name", ".")
+    told = refused("pretrain-source --preset small", "--data-root", worlds, "--name", ".")
     assert "--name .: not a folder below the run root" in told
     assert not (somewhere / "runs").exists()
 
@@ -126,7 +126,7 @@ def test_a_report_of_evil_titles_is_plain(runs, worlds, somewhere):
 
     evil = "<script>alert(1)</script> |`x` [a](https://evil.example) \x1b[31m"
     result = mrt(
-        "report --quick --data-root", worlds, f"{evil}={runs / 'demo-source'}", "--out", somewhere / "out"
+        "report --quick --data-root", worlds, f"{evil}={runs / 'small-source'}", "--out", somewhere / "out"
     )
     assert result.exit_code == 0, result.output
     page, text = ((somewhere / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))

@@ -40,7 +40,7 @@ def test_without_kernels_doctor_says_how_to_get_them(monkeypatch):
 
 
 def test_doctor_looks_at_a_run(runs, tmp_path):
-    shutil.copytree(runs / "demo-source", tmp_path / "run")
+    shutil.copytree(runs / "small-source", tmp_path / "run")
     result = mrt("doctor", tmp_path / "run")
     assert result.exit_code == 0 and "Nothing is wrong" in result.output
     last = tmp_path / "run" / "checkpoints" / "last.pt"
@@ -80,7 +80,7 @@ def test_doctor_shows_what_this_user_needs(runs, somewhere):
     first = mrt("doctor")
     assert first.exit_code == 0 and "cityscapes" not in first.output and "missing" not in first.output
     assert "mrt prepare-data custom --raw FOLDER --name camera" in first.output
-    shutil.copytree(runs / "demo-source", somewhere / "runs" / "mine")
+    shutil.copytree(runs / "small-source", somewhere / "runs" / "mine")
     rows = {row["what"]: row for row in json.loads(mrt("doctor --json").stdout)}
     assert (
         rows["data synthetic-clear"]["state"] == "missing"

@@ -122,7 +122,7 @@ def test_tables_fit_a_narrow_terminal(results, capsys, monkeypatch):
 
 def write_run(folder, lines, target: bool = True):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(load_config("demo").to_json())
+    (folder / "config.json").write_text(load_config("small").to_json())
     sets = {"source": {"name": "clear", "sha256": {}}}
     sets |= {"target": {"name": "fog", "sha256": {}}} if target else {}
     (folder / "run.json").write_text(

@@ -15,7 +15,7 @@ def test_the_formats_are_those_of_the_program():
 
 def test_a_run_in_several_formats(runs, tmp_path):
     folders = ["--run-root", runs, "--out", tmp_path / "out"]
-    result = mrt("export --format safetensors huggingface demo-source", *folders)
+    result = mrt("export --format safetensors huggingface small-source", *folders)
     assert result.exit_code == 2, result.output  # transformers does not support two stages of 16 channels
     for word in ("Written to", "largest score difference", "rendered street scenes"):
         assert word in result.output
@@ -32,7 +32,7 @@ def test_what_does_not_detect_the_same_is_a_failed_run(runs, monkeypatch, tmp_pa
         original(path, detector, *rest, **options)
 
     monkeypatch.setattr(write, "save_weights", change)
-    result = mrt("export", runs / "demo-source", "--format", "safetensors")
+    result = mrt("export", runs / "small-source", "--format", "safetensors")
     assert result.exit_code == 1 and "nothing was written" in result.stderr
     assert not (tmp_path / "exports").exists()
 
@@ -50,4 +50,4 @@ def test_what_does_not_detect_the_same_is_a_failed_run(runs, monkeypatch, tmp_pa
     ],
 )
 def test_mistakes(words, message):
-    assert message in refused("export", "demo-source", *words)
+    assert message in refused("export", "small-source", *words)

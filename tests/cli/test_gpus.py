@@ -24,7 +24,7 @@ BOUND = 60  # time limit in seconds for a process to end; it takes 2 to 5 on two
 def start(
     folder: Path, worlds: Path, *words: str, settings: list[str] | None = None, code: str = BELIEVE
 ) -> subprocess.Popen:
-    command = [sys.executable, "-c", code, "pretrain-source", "--preset", "demo"]
+    command = [sys.executable, "-c", code, "pretrain-source", "--preset", "small"]
     command += ["--data-root", str(worlds), "--gpus", "2", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GOMP_SPINCOUNT": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -49,7 +49,7 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
 
 
 def wait_for_epochs(process: subprocess.Popen, folder: Path, lines: int) -> None:
-    log, end = folder / "runs" / "demo-source" / "metrics.jsonl", time.monotonic() + 2 * BOUND
+    log, end = folder / "runs" / "small-source" / "metrics.jsonl", time.monotonic() + 2 * BOUND
     while not log.is_file() or log.read_text().count("\n") < lines:
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.05)
@@ -71,8 +71,8 @@ def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds,
     assert "process 1 was ended by SIGKILL" in told and told.count(CONTINUE) == 1
     assert not any(Path(f"/proc/{child}").exists() for child in children.values())
 
-    before = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=True)["step"]
-    again = start(somewhere, worlds, "--resume", "--name", "demo-source", settings=LONG)
+    before = torch.load(somewhere / "runs/small-source/checkpoints/last.pt", weights_only=True)["step"]
+    again = start(somewhere, worlds, "--resume", "--name", "small-source", settings=LONG)
     # Ctrl-C in a terminal reaches only the launcher, because its processes have their own sessions.
     time.sleep(1)
     wait_for_epochs(again, somewhere, 2 * before + 4)
@@ -80,7 +80,7 @@ def test_a_killed_process_ends_the_run_and_two_go_on_from_the_checkpoint(worlds,
     _, told = again.communicate(timeout=BOUND)
     assert again.returncode == 1 and "Traceback" not in told
     assert told.count(CONTINUE) == 1 and told.count("mrt: ") == 1, told
-    assert torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=True)["step"] > before
+    assert torch.load(somewhere / "runs/small-source/checkpoints/last.pt", weights_only=True)["step"] > before
 
 
 @linux
@@ -96,7 +96,7 @@ def test_processes_on_the_cpu_end_when_their_launcher_is_killed(worlds, somewher
     while any(Path(f"/proc/{child}").exists() for child in children.values()):
         assert time.monotonic() < end
         time.sleep(0.1)
-    last = torch.load(somewhere / "runs/demo-source/checkpoints/last.pt", weights_only=True)
+    last = torch.load(somewhere / "runs/small-source/checkpoints/last.pt", weights_only=True)
     assert last["step"] >= 2 and len(last["random"]) == 2
 
 
@@ -117,7 +117,7 @@ def test_the_exit_code_of_the_processes_is_passed_on(worlds, somewhere):
 )
 def test_gpus_that_cannot_be_had_are_one_error(worlds, somewhere, monkeypatch, there, words, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    command = "pretrain-source --preset demo"
+    command = "pretrain-source --preset small"
     assert message in refused(command, "--data-root", worlds, *words, "--set", *TINY)
     assert not (somewhere / "runs").exists()
 
@@ -132,7 +132,7 @@ def test_the_command_for_processes_on_the_cpu_is_the_one_that_was_given():
 
 def test_gpus_under_torchrun_is_refused(worlds, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = refused("pretrain-source --preset demo --gpus 2", "--data-root", worlds, "--set", *TINY)
+    told = refused("pretrain-source --preset small --gpus 2", "--data-root", worlds, "--set", *TINY)
     assert "--nproc-per-node" in told
     assert "runs in one process" in refused("prepare-data synthetic", "--data-root", worlds)
 
@@ -145,7 +145,7 @@ def test_the_processes_get_the_same_words(worlds, somewhere, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(launch, "start", start)
-    words = ["--preset", "demo", "--data-root", worlds, "--seed", 3]
+    words = ["--preset", "small", "--data-root", worlds, "--seed", 3]
     assert mrt("pretrain-source", *words, "--gpus", 2, "--set", *TINY, "mae.variant='paper'").exit_code == 0
     assert seen == [(2, "pretrain-source", [*map(str, words), "--set", *TINY, "mae.variant='paper'"])]
     assert launch.without("--gpus", ["--gpus=4", "-x", "--gpus", "2", "--seed", "1"]) == ["-x", "--seed", "1"]

@@ -78,7 +78,7 @@ def test_another_split_is_part_of_the_next_command(worlds):
 
 def test_the_score_that_is_named_is_the_settings(worlds):
     result = mrt("label synthetic-foggy --with mine.py:label --limit 1", "--data-root", worlds)
-    default = load_config("demo").teacher.labels_score
+    default = load_config("small").teacher.labels_score
     assert f"Labels count there from a score of {default:g} on; --set teacher.labels_score=" in result.stdout
 
 
@@ -97,10 +97,10 @@ def test_options(worlds):
 
 
 def test_a_detector_labels_a_set(worlds, runs):
-    command = "label synthetic-foggy --detector demo-source --threshold 0 --device cpu --classes car,lamp"
+    command = "label synthetic-foggy --detector small-source --threshold 0 --device cpu --classes car,lamp"
     result = mrt(command, "--data-root", worlds, "--run-root", runs)
     assert result.exit_code == 0, result.output
-    assert "demo-source does not know lamp: no boxes of that" in result.stdout
+    assert "small-source does not know lamp: no boxes of that" in result.stdout
     assert json.loads(Path("synthetic-foggy-labels.json").read_text())["annotations"]
 
 
@@ -110,7 +110,7 @@ def test_a_set_without_classes_or_labels(somewhere):
     message = refused("label camera --with mine.py:label")
     assert "camera: has no class names of its own" in message and "--classes car,person" in message
     result = mrt("label camera --with mine.py:label --classes car,person")
-    more = "--init demo-source --set teacher.labels=camera-labels.json"  # there is no other source detector
+    more = "--init small-source --set teacher.labels=camera-labels.json"  # there is no other source detector
     assert result.exit_code == 0 and f"mrt adapt --target camera {more}" in result.stdout
 
 
@@ -174,8 +174,8 @@ def test_boxes_of_another_kind_are_guessed_at(worlds):
             ["image 000000.jpg: returned nothing (None)", "expected: a dict with boxes (n, 4)"],
         ),
         ("synthetic-foggy --detector no-such-run", ["no-such-run: no run folder"]),
-        ("synthetic-foggy --detector demo-source --device tpu:9", ["device"]),
-        ("synthetic-foggy --detector demo-source --classes cat", ["finds none of the classes cat"]),
+        ("synthetic-foggy --detector small-source --device tpu:9", ["device"]),
+        ("synthetic-foggy --detector small-source --classes cat", ["finds none of the classes cat"]),
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(words, expected, worlds, runs):

@@ -47,11 +47,11 @@ def test_a_dry_run_tells_what_a_method_sets():
     assert (
         aldi["distill"]["enabled"] and not aldi["teacher"]["pseudo_labels"] and not aldi["domain"]["enabled"]
     )
-    free = settings("adapt --target camera --init demo-source --method source-free")
+    free = settings("adapt --target camera --init small-source --method source-free")
     assert free["method"]["source_free"] and free["preset"] == "own"
     assert free["model"]["backbone"] == "tf_efficientnet_lite0" and free["data"]["sides"] == [128]
     words = "method.source_free=true domain.enabled=false mae.use=none"
-    same = settings(f"adapt --target camera --init demo-source --set {words}")
+    same = settings(f"adapt --target camera --init small-source --set {words}")
     assert same["model"] == free["model"]
     own = settings("adapt --target foggy --method +dt --set teacher.labels=not-yet")
     assert own["teacher"]["labels"] == "not-yet"
@@ -62,7 +62,7 @@ def test_source_free_needs_weights_and_a_target(runs, camera):
     roots = ["--data-root", camera, "--run-root", "runs"]
     short = [text for text in SHORT if not text.startswith("data.s")]
     result = mrt(
-        f"adapt --target camera --method source-free --init {runs / 'demo-source'}", *roots, "--set", *short
+        f"adapt --target camera --method source-free --init {runs / 'small-source'}", *roots, "--set", *short
     )
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
@@ -72,14 +72,14 @@ def test_source_free_needs_weights_and_a_target(runs, camera):
     words = refused("adapt --target camera --method source-free --name other", *roots)
     assert "starts from a detector that was trained with them" in words and "--init RUN_OR_WEIGHTS" in words
     assert not Path("runs/other").exists()
-    aldi = refused(f"adapt --target camera --method aldi --init {runs / 'demo-source'}", *roots)
+    aldi = refused(f"adapt --target camera --method aldi --init {runs / 'small-source'}", *roots)
     assert "--method aldi: learns from labelled source images too, and none were named" in aldi
     both = refused(
-        f"adapt --target camera --method source-free --source x --init {runs / 'demo-source'}", *roots
+        f"adapt --target camera --method source-free --source x --init {runs / 'small-source'}", *roots
     )
     assert "leave out --source" in both
     stage = refused(
-        f"adapt --target camera --method source-free --stage mae --init {runs / 'demo-source'}", *roots
+        f"adapt --target camera --method source-free --stage mae --init {runs / 'small-source'}", *roots
     )
     assert "leave out --stage" in stage
 
@@ -87,20 +87,20 @@ def test_source_free_needs_weights_and_a_target(runs, camera):
 def test_labels_of_a_detector_of_mrts_own_go_round(runs, worlds):
     """mrt label writes what mrt adapt takes; the target's boxes are not needed for it."""
     roots = ["--data-root", worlds, "--run-root", runs]
-    made = mrt("label synthetic-foggy --detector demo-source --threshold 0 --out labels.json", *roots)
+    made = mrt("label synthetic-foggy --detector small-source --threshold 0 --out labels.json", *roots)
     assert made.exit_code == 0, made.output
     command = (
-        f"adapt --target synthetic-foggy --method +dt --init {runs / 'demo-source'} --data-root {worlds}"
+        f"adapt --target synthetic-foggy --method +dt --init {runs / 'small-source'} --data-root {worlds}"
     )
     labels = ["teacher.labels=labels.json", "teacher.labels_score=0"]
     fused = mrt(command, "--run-root", "runs", "--set", *TINY, *labels)
     assert fused.exit_code == 0, fused.output
     assert "labels from outside, fused with the teacher's" in " ".join(fused.output.split())
-    facts = json.loads(Path("runs/demo-teacher-dt/run.json").read_text())
+    facts = json.loads(Path("runs/small-teacher-dt/run.json").read_text())
     assert facts["reads"].keys() == {"teacher.labels"}
     Path("cut.json").write_text('{"images": [')
     grid = refused(
-        f"ablate --preset demo --init {runs / 'demo-source'} --data-root {worlds}",
+        f"ablate --preset small --init {runs / 'small-source'} --data-root {worlds}",
         *("--axis", "teacher.labels", "labels.json", "cut.json", "--set", *TINY, "teacher.labels_score=0"),
     )
     assert "cut.json: not valid JSON" in grid and not Path("runs/ablate").exists(), (
@@ -121,14 +121,14 @@ def test_a_dry_run_warns_of_what_cannot_act():
     """On standard error: standard output is the settings, for other programs."""
     told = mrt("adapt --target synthetic-foggy --dry-run")
     assert told.stderr.count("Warning: ") == 2 and "model.freeze=stem" in told.stderr
-    assert json.loads(told.stdout)["preset"] == "demo"
+    assert json.loads(told.stdout)["preset"] == "small"
     assert "Warning" not in mrt("adapt --target synthetic-foggy --set model.freeze=stem --dry-run").stderr
-    assert "Warning" not in mrt("pretrain-source --preset demo --dry-run").stderr
+    assert "Warning" not in mrt("pretrain-source --preset small --dry-run").stderr
 
 
 def test_the_source_is_taken_from_what_is_there_and_said(runs, worlds, camera, somewhere):
     """--source can be left out where there is one answer; with several, the message has a command."""
-    init = ["--init", runs / "demo-source", "--dry-run"]
+    init = ["--init", runs / "small-source", "--dry-run"]
 
     def taken(root: Path, *words: object) -> tuple[str, bool, str]:
         result = mrt("adapt --target camera", *words, "--data-root", root, "--run-root", "runs")
@@ -146,7 +146,7 @@ def test_the_source_is_taken_from_what_is_there_and_said(runs, worlds, camera, s
     shutil.copytree(worlds / "synthetic-clear", both / "synthetic-clear")
     source, free, said = taken(both, *init)
     assert (source, free) == ("synthetic-clear", False)
-    assert f"source synthetic-clear, which {runs / 'demo-source'} learned from" in said
+    assert f"source synthetic-clear, which {runs / 'small-source'} learned from" in said
     roots = ["--data-root", both, "--run-root", "runs"]
     message = refused("adapt --target camera", *roots)
     assert "a source detector is trained first" in message
@@ -162,13 +162,13 @@ def test_weights_of_other_classes_need_no_settings(runs, somewhere):
     boxes = [{"image_id": number, "category_id": 1, "bbox": [10, 10, 20, 20]} for number in images]
     write_set(somewhere / "data" / "pets", images, boxes, ["Car", "cat"])
     short = [text for text in SHORT if not text.startswith("data.s")]
-    words = ["pretrain-source --source pets --init", runs / "demo-source", "--set", *short]
+    words = ["pretrain-source --source pets --init", runs / "small-source", "--set", *short]
     result = mrt(*words, "pretrain.lr=1e-12", "pretrain.ema=false")
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "1 of 2 classes are known to it by name; new, to be learned from the beginning: cat" in said
-    assert f"the network and image sizes of {runs / 'demo-source'}" in said
-    before, _ = load_detector(runs / "demo-source")
+    assert f"the network and image sizes of {runs / 'small-source'}" in said
+    before, _ = load_detector(runs / "small-source")
     after, facts = load_detector("runs/own-source-pets")
     assert facts["classes"] == ["Car", "cat"]
     old, new = dict(before.named_parameters()), dict(after.named_parameters())

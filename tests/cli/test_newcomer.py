@@ -97,16 +97,16 @@ def test_every_suggested_command_works(photos, somewhere):
     """A walk with mistakes: what each message suggests is run, and what that suggests, to the end."""
     walk = [
         ("adapt", 2),
-        ("predict demo-source", 2),
+        ("predict small-source", 2),
         ("predict photos/street.jpg", 2),
         ("adapt --target camera", 2),
-        ("adapt --target camera --method mrt --init demo-source", 2),
+        ("adapt --target camera --method mrt --init small-source", 2),
         ("adapt --target camera --set mae.mask_ratio=3", 2),
         ("adapt --target camera --source else", 2),
-        ("adapt --target camera --init demo-source --name mine", 0),
+        ("adapt --target camera --init small-source --name mine", 0),
         ("eval mine", 2),
-        ("eval demo-source --data camera", 2),
-        ("eval demo-source", 2),
+        ("eval small-source --data camera", 2),
+        ("eval small-source", 2),
         ("report mine --quick", 0),
         ("adapt --target synthetic-night", 2),
         ("adapt --target synthetic-foggy", 0),
@@ -147,7 +147,7 @@ def test_a_single_photo_is_enough(photos, somewhere):
         assert result.exit_code == 0, result.output
         smaller = "engine.batch_size 1, for one-photo has only 1 image to learn from"
         assert (smaller in " ".join(result.stdout.split())) == (number == 1)
-    named = refused("adapt --target one-photo --init demo-source --name x --set engine.batch_size=2")
+    named = refused("adapt --target one-photo --init small-source --name x --set engine.batch_size=2")
     assert "1 images do not fill a batch: 2 images at a time" in named
     assert "--set engine.batch_size=1" in named
 
@@ -184,24 +184,24 @@ def test_images_in_the_place_of_the_detector(photos, somewhere):
     assert mrt("prepare-data custom --raw photos --name camera").exit_code == 0
     for words, what in (
         ("predict photos", "photos: is a folder"),
-        ("predict photos demo-source", "photos: is a folder"),
-        ("predict camera demo-source", "camera: is a prepared set"),
-        ("predict photos/street.jpg demo-source", "photos/street.jpg: is an image"),
+        ("predict photos small-source", "photos: is a folder"),
+        ("predict camera small-source", "camera: is a prepared set"),
+        ("predict photos/street.jpg small-source", "photos/street.jpg: is an image"),
     ):
         result = mrt(words)
         assert (result.exit_code, what in result.output) == (2, True), result.output
         (typed,) = suggestions(result.output)
         result = mrt(*_as_typed(typed), "--save", "none")
         assert result.exit_code == 0, result.output
-    assert "did you mean demo-source" in refused("predict demo-sorce photos")
+    assert "did you mean small-source" in refused("predict small-sorce photos")
 
 
 def test_hints_find_a_run_that_is_elsewhere(photos, somewhere):
     """What is suggested after --run-root works without it, or has it; names with blanks are one word."""
     assert mrt("prepare-data custom --raw photos --name camera").exit_code == 0
-    trained = mrt("adapt --target camera --init demo-source --run-root", "my runs", "--name", "mine")
+    trained = mrt("adapt --target camera --init small-source --run-root", "my runs", "--name", "mine")
     assert trained.exit_code == 0, trained.output
-    for command in ("eval mine", "label camera --detector demo-source --classes car"):
+    for command in ("eval mine", "label camera --detector small-source --classes car"):
         result = mrt(command, "--run-root", "my runs")
         (typed,) = suggestions(result.output)
         more = ["--name", "labelled"] if typed[0] == "adapt" else []
@@ -221,9 +221,9 @@ def test_photos_that_have_moved_are_told_before_anything_is_made(photos, somewhe
     assert mrt("prepare-data custom --raw photos --name camera").exit_code == 0
     photos.rename(somewhere / "elsewhere")
     for command in (
-        "adapt --target camera --init demo-source",
-        "predict demo-source camera",
-        "label camera --detector demo-source --classes car",
+        "adapt --target camera --init small-source",
+        "predict small-source camera",
+        "label camera --detector small-source --classes car",
     ):
         said = refused(command)
         assert f"data set 'camera': its images are gone: {photos}" in said, command
@@ -232,7 +232,7 @@ def test_photos_that_have_moved_are_told_before_anything_is_made(photos, somewhe
     again = "prepare-data custom --raw elsewhere --name camera --overwrite --data-root data"
     assert mrt(again).exit_code == 0
     Path("data/camera/train.json").unlink()
-    assert "its annotations are gone: data/camera/train.json" in refused("predict demo-source camera")
+    assert "its annotations are gone: data/camera/train.json" in refused("predict small-source camera")
 
 
 def _as_typed(words: list[str]) -> list[str]:
@@ -241,7 +241,7 @@ def _as_typed(words: list[str]) -> list[str]:
     if typed[:2] == ["prepare-data", "synthetic"]:
         typed += SMALL
     if "coco" in typed:  # which would be downloaded
-        typed = ["demo-source" if word == "coco" else word for word in typed]
+        typed = ["small-source" if word == "coco" else word for word in typed]
     if typed[0] == "pretrain-source" and "--init" not in typed:
         typed += ["--dry-run"]
     return typed

@@ -25,19 +25,19 @@ def photos(somewhere) -> Path:
 @pytest.fixture(scope="session")
 def adapted(worlds, runs) -> Path:
     """A run that was adapted with dynamic thresholds."""
-    command = "adapt --target synthetic-foggy --init demo-source --name adapted"
+    command = "adapt --target synthetic-foggy --init small-source --name adapted"
     result = mrt(command, "--data-root", worlds, "--run-root", runs, "--set", *TINY)
     assert result.exit_code == 0, result.output
     return runs / "adapted"
 
 
 def test_a_folder_of_photos(photos, runs):
-    result = mrt("predict", "demo-source", photos, "--run-root", runs, "--threshold", "0")
+    result = mrt("predict", "small-source", photos, "--run-root", runs, "--threshold", "0")
     assert result.exit_code == 0, result.output
     assert "Teacher of" in result.stdout and "a.png  90x60: " in result.stdout and "Found" in result.stdout
     assert "0 for every class" in result.stdout
     assert sorted(path.name for path in Path("predictions").glob("[!.]*")) == ["a.png", "b.jpg"]
-    assert mrt("predict", "demo-source", photos, "--run-root", runs).exit_code == 0
+    assert mrt("predict", "small-source", photos, "--run-root", runs).exit_code == 0
     assert Path("predictions-2").is_dir()  # nothing is overwritten
 
 
@@ -46,14 +46,14 @@ def test_what_to_write_and_where(photos, runs):
         return sorted(path.name for path in Path(folder).glob("[!.]*"))
 
     command = "predict --save json csv --out found --threshold car=0 person=0.001 --run-root"
-    result = mrt(command, runs, "--classes", "car,person", "demo-source", photos)
+    result = mrt(command, runs, "--classes", "car,person", "small-source", photos)
     assert result.exit_code == 0, result.output
     assert written("found") == ["detections.csv", "images.json", "results.json"]
     assert {item["category_id"] for item in json.loads(Path("found/results.json").read_text())} <= {1, 3}
     words = [photos, "--save", "none", "--run-root", runs, "--classes", "car", "traffic light"]
-    after = mrt("predict demo-source", *words)
+    after = mrt("predict small-source", *words)
     assert after.exit_code == 2 and "class 'traffic light'" in after.stderr
-    again = mrt("predict demo-source", photos, "--save", "yolo,voc", "--out", "sets", "--run-root", runs)
+    again = mrt("predict small-source", photos, "--save", "yolo,voc", "--out", "sets", "--run-root", runs)
     assert again.exit_code == 0 and written("sets") == ["voc", "yolo"]
 
 
@@ -79,7 +79,7 @@ def test_one_image_on_standard_input(photos, runs, monkeypatch):
     from mrt_cli.app import app
     from typer.testing import CliRunner
 
-    words = ["predict", "demo-source", "-", "--save", "json", "--run-root", str(runs)]
+    words = ["predict", "small-source", "-", "--save", "json", "--run-root", str(runs)]
     result = CliRunner().invoke(app, words, input=(photos / "a.png").read_bytes())
     assert result.exit_code == 0, result.output
     assert "stdin  90x60" in result.stdout
@@ -88,7 +88,7 @@ def test_one_image_on_standard_input(photos, runs, monkeypatch):
 def test_broken_files_are_named_the_rest_is_done_and_the_exit_code_is_1(photos, runs):
     (photos / "bad.jpg").write_bytes(b"no image")
     (photos / "bad.mp4").write_bytes(b"no video")
-    result = mrt("predict", "demo-source", photos, "--save", "json", "--run-root", runs)
+    result = mrt("predict", "small-source", photos, "--save", "json", "--run-root", runs)
     assert result.exit_code == 1, result.output
     said = " ".join(result.stderr.split())
     assert "2 could not be read" in said
@@ -97,29 +97,29 @@ def test_broken_files_are_named_the_rest_is_done_and_the_exit_code_is_1(photos, 
 
 
 def test_weights_as_an_option(photos, runs):
-    result = mrt("predict", photos, "--weights", "demo-source", "--save", "none", "--run-root", runs)
+    result = mrt("predict", photos, "--weights", "small-source", "--save", "none", "--run-root", runs)
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("demo-source nothing.jpg", "nothing.jpg: no such file or folder"),
+        ("small-source nothing.jpg", "nothing.jpg: no such file or folder"),
         ("no-such-run photos", "no-such-run: no run folder"),
-        ("demo-source", "predict on what?"),
+        ("small-source", "predict on what?"),
         ("photos/a.png photos", "is an image or a video, not a detector"),
-        ("demo-source photos --threshold 2", "--threshold 2: expected a score between 0 and 1"),
-        ("demo-source photos --threshold 0.2 0.3", "given twice"),
-        ("demo-source photos --threshold car=0.2 0.3", "either one score"),
-        ("demo-source photos --threshold cat=0.2", "class 'cat': this detector does not know it"),
-        ("demo-source photos --classes cat", "class 'cat'"),
-        ("demo-source photos --save pdf", "--save pdf: unknown"),
-        ("demo-source photos --save none csv", "exclude each other"),
-        ("demo-source photos --which best", "expected teacher, student or auto"),
-        ("demo-source photos --out photos", "--out photos: holds files already"),
-        ("demo-source photos --amp fp8", "precision 'fp8' is unknown"),
-        ("demo-source photos --device tpu:9", "device"),
-        ("demo-source photos --nms 3", "nms 3"),
+        ("small-source photos --threshold 2", "--threshold 2: expected a score between 0 and 1"),
+        ("small-source photos --threshold 0.2 0.3", "given twice"),
+        ("small-source photos --threshold car=0.2 0.3", "either one score"),
+        ("small-source photos --threshold cat=0.2", "class 'cat': this detector does not know it"),
+        ("small-source photos --classes cat", "class 'cat'"),
+        ("small-source photos --save pdf", "--save pdf: unknown"),
+        ("small-source photos --save none csv", "exclude each other"),
+        ("small-source photos --which best", "expected teacher, student or auto"),
+        ("small-source photos --out photos", "--out photos: holds files already"),
+        ("small-source photos --amp fp8", "precision 'fp8' is unknown"),
+        ("small-source photos --device tpu:9", "device"),
+        ("small-source photos --nms 3", "nms 3"),
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(words, expected, photos, runs):
@@ -129,12 +129,12 @@ def test_bad_input_is_one_message_and_nothing_is_written(words, expected, photos
 
 def test_a_window_where_there_is_no_display_is_said(photos, runs, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
-    result = mrt("predict", "demo-source", photos, "--show", "--save", "none", "--run-root", runs)
+    result = mrt("predict", "small-source", photos, "--show", "--save", "none", "--run-root", runs)
     assert result.exit_code == 0 and "--show: nothing can be shown here" in result.stdout
 
 
 def test_eval_takes_weights_as_an_option(worlds, runs):
-    command = "eval --weights demo-source --data synthetic-foggy --bootstrap 0 --json figures.json"
+    command = "eval --weights small-source --data synthetic-foggy --bootstrap 0 --json figures.json"
     result = mrt(command, "--data-root", worlds, "--run-root", runs)
     assert result.exit_code == 0 and Path("figures.json").is_file(), result.output
     assert "evaluate what?" in refused("eval")

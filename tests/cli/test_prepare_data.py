@@ -150,7 +150,7 @@ def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
     shutil.rmtree(photos)  # images are read in the archive
     prepare("custom", "--raw", "photos.zip", "--name", "day")
     assert "12 images, no labels" in prepare("custom", "--raw", frames, "--name", "camera")
-    common = ("--preset", "demo", "--source", "day", "--target", "camera")
+    common = ("--preset", "small", "--source", "day", "--target", "camera")
     result = mrt("pretrain-source", *common, "--name", "s", "--set", *TINY, "init=none")
     assert result.exit_code == 0, result.output
     result = mrt("adapt", *common, "--init", "s", "--name", "a", "--set", *TINY)
@@ -164,7 +164,7 @@ def test_from_zip_to_an_adapted_detector_on_a_bare_folder(photos, somewhere):
 
 
 def test_the_benchmarks_sets(somewhere):
-    """Fewer images of them, under their own names and in their own size; the demo's are others."""
+    """Fewer images of them, under their own names and in their own size; the small world's are others."""
     said = prepare("synthetic", "--benchmark", "--train", 1, "--val", 0, "--test", 0, "--workers", 1)
     for world in ("clear", "foggy", "night", "rain"):
         card = json.loads((somewhere / "data" / f"synth-{world}" / "dataset.json").read_text())
@@ -187,6 +187,6 @@ def test_frames_of_a_video_become_a_target_set(somewhere, monkeypatch):
     said = prepare("custom", "--raw", "clip.mp4", "--every", "1s", "--name", "camera")
     assert "note: 12 frames of 1 video (12 s), one every 1 s" in said
     assert "camera train: 9 images, no labels" in said and "left out: 1 x between train and val" in said
-    assert "camera val: 2 images" in said and "mrt adapt --target camera --init demo-source" in said
+    assert "camera val: 2 images" in said and "mrt adapt --target camera --init small-source" in said
     told = refused("prepare-data custom --raw clip.mp4 --name other --every soon")
     assert "--every soon: expected a time" in told and not (somewhere / "data" / "other").exists()

@@ -15,7 +15,7 @@ from mrt.engine.facts import read_facts, write_facts
 def node(runs, somewhere):
     """A run root whose only run is an ablation's node with a result."""
     folder = somewhere / "runs" / "ablate" / "nodes" / "teach-0123456789ab"
-    shutil.copytree(runs / "demo-source", folder)
+    shutil.copytree(runs / "small-source", folder)
     (folder / "metrics.jsonl").unlink()
     facts = read_facts(folder)
     facts.pop("logs", None)  # which says that there was a log, as checkpoints do
@@ -51,7 +51,7 @@ def test_a_nodes_result_is_what_ablate_measured(node, worlds, somewhere):
 
 def test_a_report_lies_in_its_runs_folder(runs, worlds, somewhere):
     root = somewhere / "runs"
-    shutil.copytree(runs / "demo-source", root / "first")
+    shutil.copytree(runs / "small-source", root / "first")
     result = mrt("report", "first", "--quick", "--data-root", worlds)
     assert result.exit_code == 0 and (root / "first" / "report.html").is_file(), result.output
     assert (root / "first" / "figures" / "losses.svg").is_file()

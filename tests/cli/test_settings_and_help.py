@@ -26,8 +26,8 @@ def settings(command: str, *more: object) -> dict:
         ("adapt --target foggy", "city2foggy", "cityscapes", "foggy"),
         ("adapt --target cityscapes", "sim2city", "sim10k", "cityscapes"),
         ("adapt --target bdd100k", "city2bdd", "cityscapes", "bdd100k"),
-        ("adapt --target synthetic-foggy", "demo", "synthetic-clear", "synthetic-foggy"),
-        ("adapt --target synthetic-night", "demo", "synthetic-clear", "synthetic-night"),
+        ("adapt --target synthetic-foggy", "small", "synthetic-clear", "synthetic-foggy"),
+        ("adapt --target synthetic-night", "small", "synthetic-clear", "synthetic-night"),
         ("adapt --target synth-foggy", "synth2foggy", "synth-clear", "synth-foggy"),
         ("adapt --target synth-rain", "synth2rain", "synth-clear", "synth-rain"),
         ("pretrain-source --source synth-clear", "synth2foggy", "synth-clear", "synth-foggy"),
@@ -36,7 +36,7 @@ def settings(command: str, *more: object) -> dict:
         ("adapt --preset sim2city", "sim2city", "sim10k", "cityscapes"),
         ("pretrain-source", "city2foggy", "cityscapes", "foggy"),
         ("pretrain-source --source sim10k", "sim2city", "sim10k", "cityscapes"),
-        ("pretrain-source --source synthetic-clear", "demo", "synthetic-clear", "synthetic-foggy"),
+        ("pretrain-source --source synthetic-clear", "small", "synthetic-clear", "synthetic-foggy"),
         ("adapt --source mine --target camera", "own", "mine", "camera"),
         ("pretrain-source --source mine", "own", "mine", "target"),
     ],
@@ -57,10 +57,10 @@ def test_options_and_set_reach_the_settings():
 
 def test_a_dry_run_looks_at_the_weights_it_would_start_from():
     assert "no run folder" in refused("adapt --target foggy --init a/b --dry-run")
-    message = refused("adapt --target foggy --init demo-source --dry-run")
-    assert "demo-source: is of another network" in message
+    message = refused("adapt --target foggy --init small-source --dry-run")
+    assert "small-source: is of another network" in message
     assert "--set model.backbone=tf_efficientnet_lite0" in message
-    assert settings("adapt --target synthetic-foggy --init demo-source")["init"] == "demo-source"
+    assert settings("adapt --target synthetic-foggy --init small-source")["init"] == "small-source"
 
 
 def test_what_was_not_said_is_said():
@@ -72,7 +72,7 @@ def test_what_was_not_said_is_said():
 def test_an_ablation_lists_its_grid():
     result = mrt("ablate --mask-ratio 0.5 0.8 --axis teach.epochs 1 2 --seeds 0 1 --dry-run")
     assert result.exit_code == 0 and result.output.count("to run") == 8
-    assert "8 trials of preset demo" in result.output
+    assert "8 trials of preset small" in result.output
     same = mrt("ablate --mask-ratio 0.5 0.50 --dry-run")
     assert "1 trials" in same.output
     compared = mrt("ablate --baselines --dry-run").output

@@ -39,7 +39,7 @@ def test_every_cell_runs(rendered, somewhere, capsys):  # noqa: F811
     said = capsys.readouterr().out
     assert "split by time: val is" in said
     assert Path("assess/assess.html").is_file() and names["page"].is_file()
-    assert names["better"].name == "camera-corrected" and said.count("demo-source") >= 1
+    assert names["better"].name == "camera-corrected" and said.count("small-source") >= 1
 
 
 def test_it_follows_the_tutorial():

@@ -65,12 +65,12 @@ def test_own_camera(rendered, somewhere):
     assert list(Path("before").iterdir()) and len(list(Path("before").iterdir())) == len(
         list(Path("after").iterdir())
     )
-    assert "source-free" in said["mrt adapt --target camera --init demo-source --name adapted"]
-    compared = said["mrt eval demo-source adapted --data corrected"]
-    assert "Difference to demo-source (last average) on the same images" in compared
+    assert "source-free" in said["mrt adapt --target camera --init small-source --name adapted"]
+    compared = said["mrt eval small-source adapted --data corrected"]
+    assert "Difference to small-source (last average) on the same images" in compared
     assert Path("runs/camera-corrected/student.safetensors").is_file()
     # The page says so of a run that was stopped, too.
-    again = mrt("adapt --target camera --init demo-source --name adapted --resume")
+    again = mrt("adapt --target camera --init small-source --name adapted --resume")
     assert again.exit_code == 0, again.output
 
 

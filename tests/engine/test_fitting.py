@@ -154,16 +154,16 @@ def test_how_it_is_asked_for(tmp_path):
     for words in (["engine.batch_size=auto"], ["engine.accumulate=auto"]):
         engine = load_config("city2foggy", words).engine
         assert (engine.batch_size, engine.accumulate) == (8, "auto")
-    assert load_config("demo", ["engine.batch_size=12", "engine.accumulate=auto"]).engine.batch_size == 12
+    assert load_config("small", ["engine.batch_size=12", "engine.accumulate=auto"]).engine.batch_size == 12
     (tmp_path / "own.toml").write_text("[engine]\nbatch_size = 'auto'\n")
     engine = load_config(tmp_path / "own.toml").engine
     assert (engine.batch_size, engine.accumulate) == (8, "auto")
     with pytest.raises(
         MrtError, match=r"engine\.accumulate = 'most': should be a number of batches, at least 1, or auto"
     ):
-        load_config("demo", ["engine.accumulate=most"])
+        load_config("small", ["engine.accumulate=most"])
     with pytest.raises(MrtError, match=r"engine\.batch_size"):
-        load_config("demo", ["engine.batch_size=most"])
+        load_config("small", ["engine.batch_size=most"])
 
 
 def test_free_memory_is_the_least_of_machine_and_container(tmp_path, monkeypatch):
@@ -187,4 +187,4 @@ def test_runs_of_a_table_are_given_a_number(world):
 
     row = Row("own", {"engine.batch_size": "auto"})
     with pytest.raises(MrtError, match="runs of a table are compared"):
-        Planner(world, "val").trials([row], [0], "demo", [], {})
+        Planner(world, "val").trials([row], [0], "small", [], {})

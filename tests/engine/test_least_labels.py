@@ -39,7 +39,7 @@ def test_where_there_are_more_it_does_nothing() -> None:
 
 
 def test_it_counts_in_digests_only_where_it_is_set() -> None:
-    usual, set_ = (load_config("demo", changes={"teacher.least_labels": value}) for value in (0.0, 2.0))
+    usual, set_ = (load_config("small", changes={"teacher.least_labels": value}) for value in (0.0, 2.0))
     assert "least_labels" not in usual.teacher.acting("teach", usual)
     assert set_.teacher.acting("teach", set_)["least_labels"] == 2.0
     assert "least_labels" not in set_.teacher.acting("fair", set_)

@@ -64,7 +64,7 @@ def test_a_run_its_files_and_a_shipped_name(source):
     detector, facts = load_detector(source)
     assert facts["classes"] == ["red", "green"] and Path(facts["file"]).parent == source
     assert describe(source).arguments == detector.arguments
-    assert find_weights("demo-source").name == "demo-source.safetensors"
+    assert find_weights("small-source").name == "small-source.safetensors"
     assert load_detector(source / "student.safetensors")[1]["network"] == "student"
 
 
@@ -301,12 +301,12 @@ def test_another_network_is_refused_with_the_settings_that_fit(source, tmp_path,
 
 def test_the_settings_that_a_message_names_do_fit():
     with pytest.raises(MrtError) as error:
-        require_fit(load_config("city2foggy").model, describe("demo-source"), "demo-source")
+        require_fit(load_config("city2foggy").model, describe("small-source"), "small-source")
     assert "model.freeze=all" in error.value.hint
     words = error.value.hint.removeprefix("take its settings: --set ").split()
     config = load_config("city2foggy", words)
-    require_fit(config.model, describe("demo-source"), "demo-source")
-    trained, facts = load_detector("demo-source")
+    require_fit(config.model, describe("small-source"), "small-source")
+    trained, facts = load_detector("small-source")
     built = build.build_detector(config, facts["classes"], filled="checkpoint")
     ours, theirs = built.state_dict(), trained.state_dict()
     assert {key: value.shape for key, value in ours.items()} == {
@@ -357,7 +357,7 @@ def test_leaving_pretrained_weights_out_draws_the_same_random_numbers(backbone, 
         return timm.create_model(name).state_dict()
 
     monkeypatch.setattr("mrt.models.backbone.classifier_state", lambda name, weights: fake(name))
-    config = load_config("demo", changes={"model.backbone": backbone, "model.freeze": "stem"})
+    config = load_config("small", changes={"model.backbone": backbone, "model.freeze": "stem"})
     drawn = []
     for filled in (None, "checkpoint"):
         torch.manual_seed(3)

@@ -631,7 +631,7 @@ def test_settings_are_finite(value):
     from mrt.config import load_config
 
     with pytest.raises(MrtError, match=r"teach\.lr"):
-        load_config("demo", [f"teach.lr={value}"])
+        load_config("small", [f"teach.lr={value}"])
 
 
 def test_nothing_is_written_through_a_link(world, source, tmp_path):
@@ -765,5 +765,5 @@ def test_a_run_that_goes_on_keeps_its_weights_and_preset(world, source, tmp_path
     assert configure("adapt", None, [], {}, init=str(source), **how)[1] == run  # as it was started
     with pytest.raises(MrtError, match="the run was started from"):
         configure("adapt", None, [], {}, init=str(run), **how)
-    with pytest.raises(MrtError, match="the run was started with demo"):
+    with pytest.raises(MrtError, match="the run was started with small"):
         configure("adapt", "city2foggy", [], {}, **how)

@@ -94,4 +94,4 @@ def tiny_config(**changes: object) -> Config:
     }
     for stage in ("pretrain", "mae_stage", "teach"):
         settings |= {f"{stage}.epochs": 2, f"{stage}.steps_per_epoch": 2, f"{stage}.augment": "strong"}
-    return load_config("demo", changes=settings | changes)
+    return load_config("small", changes=settings | changes)

@@ -137,7 +137,7 @@ def test_a_dead_network_fails_the_run_that_trains_it(source, world, tmp_path, mo
 
 
 def test_the_best_epoch_is_one_with_a_figure(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(json.dumps(load_config("demo").plain()))
+    (tmp_path / "config.json").write_text(json.dumps(load_config("small").plain()))
     monkeypatch.setattr(inference, "read_facts", lambda folder: {"data": {"target": {"name": "hazy"}}})
 
     def log(*values):

@@ -54,8 +54,8 @@ def same(first, second) -> None:
 
 def test_safetensors_keep_what_the_source_told(photos, tmp_path):
     """So that exported weights can be adapted without source images, as the run's own can."""
-    folder = export_detector("demo-source", "safetensors", images=photos)
-    assert source_record(str(folder)) == source_record("demo-source") != {}
+    folder = export_detector("small-source", "safetensors", images=photos)
+    assert source_record(str(folder)) == source_record("small-source") != {}
 
 
 def test_safetensors_hold_everything(two_stage, photos, tmp_path):
@@ -153,7 +153,7 @@ def test_what_the_published_layout_cannot_say_is_refused(photos, tmp_path, two_s
 
 def test_the_demo_cannot_be_written_for_transformers(photos):
     with pytest.raises(MrtError, match="cannot be written for transformers: hidden_dim is 96, not 256"):
-        export_detector("demo-source", "huggingface", images=photos)
+        export_detector("small-source", "huggingface", images=photos)
     assert not Path("exports").exists()
 
 
@@ -409,8 +409,8 @@ def test_openvino_finds_the_same(onnx_folder, photos):
 def test_the_page_runs_as_it_stands(onnx_folder, graph_folder, photos, tmp_path):
     """Runs the Python code of docs/export.md, with exports of tiny detectors in place of those it names."""
     pytest.importorskip("openvino"), pytest.importorskip("transformers")
-    copy_export(onnx_folder, tmp_path / "exports" / "demo-source-onnx")
-    copy_export(graph_folder, tmp_path / "exports" / "demo-source-torch-export")
+    copy_export(onnx_folder, tmp_path / "exports" / "small-source-onnx")
+    copy_export(graph_folder, tmp_path / "exports" / "small-source-torch-export")
     source = save_detector(tmp_path / "x.safetensors", random_detector(num_decoder_layers=2))
     export_detector(source, "huggingface", "out", images=[photos / "0.jpg"])
     (tmp_path / "photo.jpg").write_bytes((photos / "0.jpg").read_bytes())

@@ -24,7 +24,7 @@ from mrt.models.sealed import FORMAT, pack, read_sealed
 from mrt.models.weights import load_weights, read_header, save_weights
 from mrt.parts.rebuild import FILE, load_autoencoder, save_autoencoder
 
-SHIPPED = Path(__file__).parents[2] / "mrt" / "weights" / "demo-source.safetensors"
+SHIPPED = Path(__file__).parents[2] / "mrt" / "weights" / "small-source.safetensors"
 
 
 @pytest.fixture(scope="module")

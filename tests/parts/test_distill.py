@@ -26,7 +26,7 @@ PLUGIN = Path(__file__).parent / "soft_labels_plugin.py"
 
 
 def part(**settings) -> Distill:
-    config = load_config("demo", changes=METHODS["aldi"] | settings)
+    config = load_config("small", changes=METHODS["aldi"] | settings)
     found = Distill()
     found.site = Site(config, config.teach, ["a", "b"], None, None, say=print)
     return found
@@ -98,13 +98,13 @@ def test_the_same_idea_outside_the_package_gives_the_same_run(world, source, who
 
 def test_its_settings_count_when_and_only_when_they_act():
     def teach(**changes) -> dict:
-        return stage_settings(load_config("demo", changes=changes), "teach")
+        return stage_settings(load_config("small", changes=changes), "teach")
 
     off, on = {"distill.enabled": False}, METHODS["aldi"]
     for key, value in (("distill.temperature", 0.5), ("distill.top", 7), ("distill.boxes", False)):
         assert teach(**off) == teach(**off, **{key: value}) == teach()
         assert teach(**on) != teach(**on, **{key: value})
-    config = load_config("demo", changes={**on, "distill.top": 7})
+    config = load_config("small", changes={**on, "distill.top": 7})
     for kind in ("source", "mae", "fair"):
         assert "distill" not in stage_settings(config, kind)
 
@@ -119,4 +119,4 @@ def test_its_settings_count_when_and_only_when_they_act():
 )
 def test_settings_that_contradict_each_other_are_refused(changes, words):
     with pytest.raises(MrtError, match=words):
-        load_config("demo", changes=changes)
+        load_config("small", changes=changes)

@@ -123,7 +123,7 @@ def test_a_part_from_outside_trains_resumes_and_is_kept(world, source, tmp_path,
 
 def test_its_settings_are_settings(entropy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load_config("demo", ["entropy.weight=0.2", "method.plugins=[entropy.py]"])
+    config = load_config("small", ["entropy.weight=0.2", "method.plugins=[entropy.py]"])
     assert config.entropy.weight == 0.2 and config.method.plugins == (str(entropy),)
     stored = tmp_path / "config.json"
     stored.write_text(config.to_json())
@@ -133,15 +133,15 @@ def test_its_settings_are_settings(entropy, tmp_path, monkeypatch):
         ("entropy.ram=0", "did you mean 'entropy.ramp'"),
     ):
         with pytest.raises(MrtError, match=re.escape(words)):
-            load_config("demo", ["method.plugins=[entropy.py]", wrong])
+            load_config("small", ["method.plugins=[entropy.py]", wrong])
     with pytest.raises(MrtError, match=r"unknown setting 'entropy\.weight'"):
-        load_config("demo", ["entropy.weight=0.2"])
+        load_config("small", ["entropy.weight=0.2"])
 
 
 def test_an_ablation_trains_a_stage_anew_when_and_only_when_the_part_acts_there(entropy):
     def digests(*overrides: str) -> list[str]:
         chosen = [f"method.plugins=[{str(entropy)!r}]", *overrides] if overrides != ("none",) else []
-        node = Planner(Path("nowhere"), "val").trials([Row("x")], [0], "demo", chosen, {})[0].node
+        node = Planner(Path("nowhere"), "val").trials([Row("x")], [0], "small", chosen, {})[0].node
         return [node.digest, node.parent.digest]
 
     (first, mae), (other, mae_of_other), plain = (
@@ -208,7 +208,7 @@ def test_a_plug_in_that_is_none_is_refused_in_one_line(tmp_path, code, words):
     path = tmp_path / "mine.py"
     path.write_text(code)
     with pytest.raises(MrtError, match=re.escape(words)):
-        load_config("demo", changes={"method.plugins": [str(path)]})
+        load_config("small", changes={"method.plugins": [str(path)]})
 
 
 @pytest.mark.soak
@@ -380,22 +380,22 @@ def test_an_installed_package_offers_its_plug_in_by_a_name(tmp_path, monkeypatch
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text("[mrt.plugins]\nsure = entropy\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_config("demo", ["method.plugins=[sure]"]).entropy.weight == 0.01
+    assert load_config("small", ["method.plugins=[sure]"]).entropy.weight == 0.01
     with pytest.raises(
         MrtError, match=r"shure: neither a file that ends in \.py nor an entry point"
     ) as error:
-        load_config("demo", ["method.plugins=[shure]"])
+        load_config("small", ["method.plugins=[shure]"])
     assert error.value.hint == "installed: sure"
 
 
 def test_settings_of_a_plug_in_are_axes_of_an_ablation(tmp_path, entropy, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["method.plugins=[entropy.py]", "teach.epochs=2"]
-    names = named_plugins("demo", overrides)
+    names = named_plugins("small", overrides)
     axes = make_axes([("entropy.weight", ["0", "0.1"])], names)
-    rows = grid_rows(axes, "demo", overrides)
+    rows = grid_rows(axes, "small", overrides)
     assert [row.settings for row in rows] == [{"entropy.weight": 0.0}, {"entropy.weight": 0.1}]
-    trials = Planner(Path("nowhere"), "val").trials(rows, [0], "demo", overrides, {})
+    trials = Planner(Path("nowhere"), "val").trials(rows, [0], "small", overrides, {})
     assert len({trial.node.digest for trial in trials}) == 2
     assert len({trial.node.parent.digest for trial in trials}) == 1, "stage 2 is trained once"
     with pytest.raises(MrtError, match="neither an option nor a setting"):
@@ -407,7 +407,7 @@ def test_a_plug_in_is_looked_for_beside_the_preset(tmp_path, entropy, monkeypatc
     monkeypatch.chdir("/")
     assert load_config(tmp_path / "mine.toml").entropy.weight == 0.5
     with pytest.raises(MrtError, match="unknown setting") as error:
-        load_config("demo", ["entropy.weight=1"])
+        load_config("small", ["entropy.weight=1"])
     assert "--set method.plugins=[FILE]" in error.value.hint
 
 
@@ -493,7 +493,7 @@ def test_a_variable_that_names_a_missing_plug_in_is_told_of_where_it_matters(mon
     monkeypatch.setattr(plugins, "_loaded", {})
     assert evaluate_detector(source, data="hazy", data_root=world).metrics.num_images == 8
     with pytest.raises(MrtError, match=r"MRT_PLUGINS: /nowhere/cells\.py: no such plug-in file"):
-        load_config("demo", ["model.detector=cells"])
+        load_config("small", ["model.detector=cells"])
 
 
 def test_runs_with_and_without_a_plug_in_are_compared(world, source, tmp_path, entropy):

@@ -152,7 +152,7 @@ def test_labels_that_changed_are_noticed_before_anything_is_written(world, sourc
 def test_work_that_was_planned_with_other_labels_is_not_done(world, labels, tmp_path):
     data = {"data.target": "hazy", "data.source": "clear"}
     row = Row("row", {"teacher.labels": str(labels)})
-    trials = Planner(world, "val").trials([row], [0], "demo", (), data)
+    trials = Planner(world, "val").trials([row], [0], "small", (), data)
     *_, work = missing_work(trials, tmp_path, world)
     assert work.kind == "teach" and work.reads.keys() == {"teacher.labels"}
     labels.write_text(labels.read_text() + "\n")
@@ -167,8 +167,8 @@ def test_a_preset_names_labels_beside_itself_and_sets_keep_their_names(labels, t
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hazy").mkdir()
     (tmp_path / "hazy" / "dataset.json").write_text("{}")
-    assert load_config("demo", ["teacher.labels=hazy"]).teacher.labels == "hazy"
-    assert load_config("demo", ["teacher.labels=labels.json"]).teacher.labels == str(labels)
+    assert load_config("small", ["teacher.labels=hazy"]).teacher.labels == "hazy"
+    assert load_config("small", ["teacher.labels=labels.json"]).teacher.labels == str(labels)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,14 @@ def test_a_preset_names_labels_beside_itself_and_sets_keep_their_names(labels, t
 )
 def test_numbers_that_ruin_a_run_are_refused(setting):
     with pytest.raises(MrtError, match=setting.partition("=")[0]):
-        load_config("demo", [setting])
+        load_config("small", [setting])
 
 
 def test_files_as_an_axis_have_short_names(labels, tmp_path):
     shutil.copy(labels, tmp_path / "other.json")
     axes = make_axes([("teacher.labels", [str(labels), str(tmp_path / "other.json")])])
-    assert [row.name for row in grid_rows(axes, "demo")] == ["labels labels.json", "labels other.json"]
-    assert grid_rows(make_axes([("teacher.labels", ["none"])]), "demo")[0].name == "labels none"
+    assert [row.name for row in grid_rows(axes, "small")] == ["labels labels.json", "labels other.json"]
+    assert grid_rows(make_axes([("teacher.labels", ["none"])]), "small")[0].name == "labels none"
 
 
 def test_without_weight_they_change_nothing_and_without_cover_the_teacher_stands(
@@ -229,7 +229,7 @@ def test_the_weight_decays_by_epoch(decay, expected):
 
 def test_settings_count_when_and_only_when_they_act(world, labels):
     def teach(**changes) -> dict:
-        return stage_settings(load_config("demo", changes=changes), "teach")
+        return stage_settings(load_config("small", changes=changes), "teach")
 
     on = {"teacher.labels": str(labels)}
     off = {"teacher.pseudo_labels": False}
@@ -254,7 +254,7 @@ def test_settings_count_when_and_only_when_they_act(world, labels):
     def digest(**changes) -> list[str]:
         row = Row("row", changes)
         (trial,) = Planner(world, "val").trials(
-            [row], [0], "demo", (), {"data.target": "hazy", "data.source": "clear"}
+            [row], [0], "small", (), {"data.target": "hazy", "data.source": "clear"}
         )
         return [node.digest for node in trial.node.chain]
 

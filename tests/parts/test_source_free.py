@@ -193,13 +193,13 @@ def test_what_needs_no_source_images_joins_it(alone, source, tmp_path, more):
 )
 def test_what_needs_source_images_is_refused(changes, words):
     with pytest.raises(MrtError, match=words):
-        load_config("demo", changes={**FREE, **changes})
+        load_config("small", changes={**FREE, **changes})
 
 
 def test_an_ablation_knows_what_it_needs(world):
     def chain(**changes) -> list:
         data = {"data.target": "hazy", "data.source": "clear"}
-        (trial,) = Planner(world, "val").trials([Row("row", changes)], [0], "demo", (), data)
+        (trial,) = Planner(world, "val").trials([Row("row", changes)], [0], "small", (), data)
         return trial
 
     free = chain(**FREE)
@@ -211,7 +211,9 @@ def test_an_ablation_knows_what_it_needs(world):
     assert chain(**{**FREE, "teacher.every": 2}).node.digest != free.node.digest
     other = {**FREE, "method.source_free": False}
     assert [node.kind for node in chain(**other).node.chain] == ["given", "mae", "teach"]
-    assert content_hash(load_config("demo", changes=other)) != content_hash(load_config("demo", changes=FREE))
+    assert content_hash(load_config("small", changes=other)) != content_hash(
+        load_config("small", changes=FREE)
+    )
 
 
 def test_settings_of_weights_fit_them(source):

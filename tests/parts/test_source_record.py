@@ -63,7 +63,7 @@ def test_every_run_that_sees_source_images_records_them(world, source, tmp_path)
         record = source_record(str(run))
         assert set(record["confidences"]) <= {"red", "green"} and record["confidences"]
         assert sum(record["boxes_per_image"].values()) == pytest.approx(counted), run
-    assert source_record(None) == {} and source_record("demo-source")["confidences"]["car"] > 0.5
+    assert source_record(None) == {} and source_record("small-source")["confidences"]["car"] > 0.5
 
 
 def test_it_goes_on_where_a_run_was_stopped(world, source, tmp_path):

@@ -305,7 +305,7 @@ def set_words(folder: Path) -> tuple[bytes, Body]:
     def body(content: bytes) -> None:
         text = content.decode("utf-8", "surrogateescape")  # as a shell's words are
         found = config.load_config(
-            "demo", [line for line in text.splitlines() if not line.startswith("method.")]
+            "small", [line for line in text.splitlines() if not line.startswith("method.")]
         )
         found.to_json().encode()
 
@@ -390,7 +390,7 @@ def test_any_input_is_read_or_refused(folder, monkeypatch, name, count):
 )
 def test_a_word_after_set_is_refused(word, said):
     with pytest.raises(MrtError, match=said):
-        config.load_config("demo", [word])
+        config.load_config("small", [word])
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_it_is_the_wheel_that_runs(home, kernels):
 def test_doctor_finds_all_that_is_needed(home):
     told = home.run("mrt", "doctor")
     assert re.search(r"op on cpu +C\+\+ kernels\n", told) and "C++ kernels agree with PyTorch" in told
-    assert "demo-source" in told and "EfficientNet-Lite0, ImageNet" in told
+    assert "small-source" in told and "EfficientNet-Lite0, ImageNet" in told
     assert "make clean build" not in told and "-e ." not in told  # there is no checkout
 
 
@@ -159,7 +159,7 @@ def test_predict_draws_what_it_finds(home):
     home.run("mrt", "prepare-data", "synthetic", "--domain", "clear", *few, "--data-root", "streets")
     (rendered,) = (home.place / "work" / "streets").rglob("*.jpg")
     photo = shutil.copy(rendered, home.place / "work" / "photo.jpg")
-    told = home.run("mrt", "predict", "demo-source", "photo.jpg", "--out", "found")
+    told = home.run("mrt", "predict", "small-source", "photo.jpg", "--out", "found")
     assert re.search(r"photo\.jpg .*[1-9]\d* \w+", told)
     written = (home.place / "work" / "found").rglob("*")
     (picture,) = (path for path in written if path.suffix in (".jpg", ".png"))

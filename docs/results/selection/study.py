@@ -22,7 +22,7 @@ from scipy import stats
 
 from mrt.ablate.studies import METHODS
 from mrt.config import load_config
-from mrt.data.synthetic import DEMO
+from mrt.data.synthetic import SMALL
 from mrt.engine import stages
 from mrt.engine.facts import is_run, read_facts
 from mrt.engine.inference import evaluate_detector
@@ -58,7 +58,7 @@ KINDS = {
 }
 COMMON = {
     **METHODS["+dt"],
-    "init": "demo-source",
+    "init": "small-source",
     "engine.batch_size": 4,
     "teach.epochs": 8,
     "teach.steps_per_epoch": 40,
@@ -98,7 +98,7 @@ def prepare(work: Path, gap: str) -> Path:
     root, (world, beta) = work / "data" / gap, GAPS[gap]
     for name, betas in (("clear", None), (world, [beta] if beta else None)):
         if not (root / f"synthetic-{name}" / "dataset.json").is_file():
-            make_synthetic(root, [name], DEMO.splits, DEMO.size, betas=betas, watcher=Watcher())
+            make_synthetic(root, [name], SMALL.splits, SMALL.size, betas=betas, watcher=Watcher())
     return root
 
 
@@ -110,7 +110,7 @@ def train(work: Path, gap: str, kind: str, seed: int) -> Path:
     if is_run(folder) and "teach" in read_facts(folder)["finished"]:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    stages.adapt(load_config("demo", changes=changes), folder, stages=("teach",), data_root=root)
+    stages.adapt(load_config("small", changes=changes), folder, stages=("teach",), data_root=root)
     return folder
 
 

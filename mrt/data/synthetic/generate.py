@@ -30,7 +30,7 @@ class Family:
     splits: Mapping[str, int]
 
 
-DEMO = Family("synthetic-", (256, 128), {"train": 800, "val": 200, "test": 300})
+SMALL = Family("synthetic-", (256, 128), {"train": 800, "val": 200, "test": 300})
 BENCHMARK = Family("synth-", (384, 192), {"train": 2000, "val": 300, "test": 500})
 
 
@@ -59,7 +59,7 @@ def generate(
 
     Args:
         domain: "clear", "foggy", "night" or "rain".
-        splits: images per split; default: the demo's.
+        splits: images per split; default: those of ``SMALL``.
         size: (width, height) in pixels, 96 to 4096, about twice as wide as high.
         beta: extinction of the fog per metre (only for "foggy"), or several values of which each image draws
             one. The meteorological visibility is 3 / beta metres: 30 m at 0.1.
@@ -75,7 +75,7 @@ def generate(
             be written.
     """
     root, betas = Path(root), _betas(beta)
-    splits = dict(DEMO.splits if splits is None else splits)
+    splits = dict(SMALL.splits if splits is None else splits)
     size = _check(name, domain, splits, size, seed, betas, workers)
     with staged(root, name, overwrite) as work:
         card = _write(

@@ -519,7 +519,7 @@ def train(command: str, *words: object) -> Outcome:
     return run(
         command,
         "--preset",
-        "demo",
+        "small",
         "--source",
         "mine",
         *words,
