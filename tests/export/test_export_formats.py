@@ -151,7 +151,7 @@ def test_what_the_published_layout_cannot_say_is_refused(photos, tmp_path, two_s
     assert not Path("exports").exists()
 
 
-def test_the_demo_cannot_be_written_for_transformers(photos):
+def test_the_small_worlds_network_cannot_be_written_for_transformers(photos):
     with pytest.raises(MrtError, match="cannot be written for transformers: hidden_dim is 96, not 256"):
         export_detector("small-source", "huggingface", images=photos)
     assert not Path("exports").exists()
