@@ -324,7 +324,7 @@ class LiveWatcher(TaskWatcher):
         self._happened(f"{network}: AP50 {figure(figures.get('AP50'))}")
 
     def _happened(self, text: str) -> None:
-        event = f"{time.strftime('%H:%M:%S')}  {one_line(text)}"
+        event = f"{time.strftime('%H:%M:%S')}  {one_line(text.strip())}"
         self.events = (*self.events, event)[-MOST_EVENTS:]
 
     def say(self, text: str) -> None:

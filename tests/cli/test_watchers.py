@@ -284,7 +284,7 @@ def test_what_happened_lately_in_a_tall_terminal():
         console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True)
         watcher = LiveWatcher(console)
         for number in range(4):
-            watcher.say(f"message {number}")
+            watcher.say(f"\nmessage {number}")
         teach(watcher)
         assert len(watcher.events) == watchers.MOST_EVENTS
         told = [event.split("  ", 1)[1] for event in watcher.events]
