@@ -95,12 +95,14 @@ def synthetic(
     if beta and "foggy" not in worlds:
         raise MrtError(f"--beta {beta[0]}: only the foggy world has fog", "add --domain foggy")
     root = find_roots(data_root, None).data_root
-    for name in worlds:  # check all before the first is rendered
-        if (root / f"{family.prefix}{name}").exists() and not overwrite:
-            raise MrtError(
-                f"{root / f'{family.prefix}{name}'}: exists already",
-                "replace it with --overwrite, or use another --data-root",
-            )
+    there = [name for name in worlds if (root / f"{family.prefix}{name}").exists()]
+    if there and not overwrite:  # all are looked at before the first is rendered
+        missing = [name for name in worlds if name not in there]
+        only = f"make only those that are missing with --domain {' '.join(missing)}, " if missing else ""
+        raise MrtError(
+            f"{root / f'{family.prefix}{there[0]}'}: exists already",
+            f"{only}replace it with --overwrite, or use another --data-root",
+        )
     with watching() as watcher:
         make_synthetic(
             root,

@@ -173,6 +173,9 @@ def test_the_benchmarks_sets(somewhere):
         assert Image.open(image).size == (384, 192)
     assert not (somewhere / "data" / "synthetic-clear").exists()
     assert "--overwrite" in refused("prepare-data synthetic --benchmark --domain foggy")
+    (somewhere / "data" / "synth-night").rename(somewhere / "aside")
+    message = refused("prepare-data synthetic --benchmark")
+    assert "synth-clear: exists already" in message and "missing with --domain night, replace" in message
 
 
 def test_frames_of_a_video_become_a_target_set(somewhere, monkeypatch):
