@@ -315,7 +315,7 @@ def test_commands_of_several_runs_refuse_torchrun(words, monkeypatch):
     ("stop", "word"),
     [(Interrupted("stopped at step 3"), "stopped at step 3"), (KeyboardInterrupt(), "stopped")],
 )
-@pytest.mark.parametrize("words", ["ablate --mask-ratio 0.5", "demo --from-scratch"])
+@pytest.mark.parametrize("words", ["ablate --mask-ratio 0.5", "demo --quick --from-scratch"])
 def test_an_interruption_of_several_runs_says_that_repeating_goes_on(
     stop, word, words, worlds, runs, monkeypatch
 ):
