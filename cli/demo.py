@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FAIR, ADAPTED, ORACLE = "fair source-only", "adapted (last teacher)", "oracle"
 SPLIT = "test"
 EMPTY = {"mean": None, "std": None}
-DOMAINS = ("clear", "foggy")
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,12 @@ class Road:
         from mrt.data.card import CARD_NAME
         from mrt.data.synthetic import BENCHMARK, SMALL
 
-        from .prepare_synthetic import make_synthetic
+        from .prepare_synthetic import PAIR, make_synthetic
 
         family, root = BENCHMARK if self.world.benchmark else SMALL, self.roots.data_root
-        missing = [name for name in DOMAINS if not (root / f"{family.prefix}{name}" / CARD_NAME).is_file()]
+        missing = [name for name in PAIR if not (root / f"{family.prefix}{name}" / CARD_NAME).is_file()]
         words = ["mrt", "prepare-data", "synthetic", *(["--benchmark"] if self.world.benchmark else [])]
-        words += ["--domain", *(missing or DOMAINS), *self.words[: 2 * ("--data-root" in self.words)]]
+        words += ["--domain", *(missing or PAIR), *self.words[: 2 * ("--data-root" in self.words)]]
         self.watcher.say("$ " + shlex.join(words))
         if missing:
             make_synthetic(

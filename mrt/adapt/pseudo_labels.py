@@ -48,6 +48,7 @@ class PendingLabels:
         self.device, self.nms_iou, self.ignore_above = logits.device, nms_iou, ignore_above
         self.on_host: list[dict[str, Tensor]] | None = None
         self.possible: tuple[Tensor, Tensor] | None = None
+        self._counts = possible is not None
         scores, labels = logits.float().sigmoid().max(-1)
         # NaN boxes would pass NMS, whose comparisons with them are all false.
         finite = boxes.isfinite().all(-1) & scores.isfinite()
@@ -71,7 +72,7 @@ class PendingLabels:
         possible: list[Tensor] = []
         for image in self._rows.result():
             chosen.append(self._best(image[image[:, 6] > 0]))
-            if image.shape[1] > 7:
+            if self._counts:
                 possible.append(self._best(image[image[:, 7] > 0]))
             if self.ignore_above is not None:
                 unsure = image[(image[:, 6] == 0) & (image[:, 4] > self.ignore_above)]

@@ -316,7 +316,7 @@ def build_streams(
         for part in plan.parts:
             images = part.annotate(TARGET, images)
         sets[TARGET] = images
-    for dataset in (*labelled, *(sets[domain] for domain in sets if domain == TARGET)):
+    for dataset in [*labelled, *([sets[TARGET]] if needs.target else [])]:
         tell(unfit_sizes(config, dataset))
     streams = {
         domain: Stream(
@@ -340,10 +340,12 @@ def unfit_sizes(config: Config, dataset: DetectionDataset) -> list[str]:
     if not own or not isinstance(transform, Transform) or transform.crop or not dataset.records:
         return []
     stride = config.model.coarsest_stride
-    sizes = Counter(transform.largest([record.size]) for record in dataset.records)
+    sizes: Counter[tuple[int, int]] = Counter()
+    for size, images in Counter(record.size for record in dataset.records).items():
+        sizes[transform.largest([size])] += images
     off = {size: max(-(-side // stride) * stride / side - 1 for side in size) for size in sizes}
     unfit = {size: sizes[size] for size in sizes if off[size] > MOST_OFF}
-    if 2 * sum(unfit.values()) <= len(dataset.records):
+    if 2 * sum(unfit.values()) <= len(dataset.records) or stride > config.data.max_size:
         return []
     height, width = max(unfit, key=lambda size: unfit[size])
     return [

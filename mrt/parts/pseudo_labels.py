@@ -88,6 +88,11 @@ class PseudoLabels(Part):
         values = self.thresholds.values
         return values if self.limit is None else torch.maximum(values, self.limit.values().to(values))
 
+    def _settle(self) -> None:
+        """Let the limit take in the labels of the steps so far, of all processes."""
+        if self.limit is not None:
+            self.limit.settle(self.site.world.sum)
+
     def _remembered(self) -> tuple[Tensor, Tensor] | None:
         """The source's confidences that the weights have on record, and their labels; None without a record,
         which is said.
@@ -113,9 +118,9 @@ class PseudoLabels(Part):
         """The teacher looks at every target image; nobody waits for it yet."""
         settings, self.found = self.site.config.teacher, {}
         self.pending = []
-        if self.limit is not None:
-            self.limit.settle(self.site.world.sum)
-        values, possible = self.in_force, self.thresholds.values if self.limit is not None else None
+        self._settle()
+        values = self.in_force
+        possible = None if self.limit is None else self.thresholds.values
         for batch in batches:
             output = look(batch[TARGET].images, batch[TARGET].mask)
             last = output.logits[-1], output.boxes[-1]
@@ -152,6 +157,7 @@ class PseudoLabels(Part):
         """Move the thresholds; how many labels of each class an image got."""
         site = self.site
         self._move()
+        self._settle()
         values = self.in_force.tolist()
         count = self.count.read(site.world.sum)
         return {
@@ -218,8 +224,8 @@ class PseudoLabels(Part):
         state = self.thresholds.state_dict()
         state["record"] = self.site.world.sum(state["record"])
         found = {"thresholds": state, "label_count": self.site.world.sum(self.count.counts.clone())}
+        self._settle()
         if self.limit is not None:
-            self.limit.settle(self.site.world.sum)
             found["limit"] = self.limit.state_dict()
         return found
 

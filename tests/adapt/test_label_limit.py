@@ -14,7 +14,7 @@ from mrt.adapt.thresholds import WINDOW, LabelLimit
 from mrt.engine import stages
 from mrt.engine.load import load_detector
 from mrt.engine.report import Watcher
-from mrt.errors import MrtError
+from mrt.errors import Interrupted, MrtError
 
 
 def filled(most, scores, images=10):
@@ -23,6 +23,16 @@ def filled(most, scores, images=10):
     limit.add(torch.tensor(scores), torch.zeros(len(scores), dtype=torch.int64), images)
     limit.settle()
     return limit
+
+
+@pytest.fixture
+def data(world, tmp_path):
+    """A data root whose source says how many objects of each class it has."""
+    root = shutil.copytree(world, tmp_path / "data")
+    card = json.loads((root / "clear" / "dataset.json").read_text())
+    card["splits"]["train"]["boxes_per_class"] = {"red": 8, "green": 8}
+    (root / "clear" / "dataset.json").write_text(json.dumps(card))
+    return root
 
 
 @pytest.mark.parametrize(
@@ -80,14 +90,14 @@ def test_possible_labels_are_those_of_the_lower_thresholds():
     assert scores.tolist() == pytest.approx([0.880797, 0.5]) and labels.tolist() == [0, 0]
 
 
-def test_a_run_keeps_to_it(world, source, tmp_path):
+def test_a_run_keeps_to_it(world, data, source, tmp_path):
     """Without thresholds every query that survives is a label; with a limit, far fewer are. A card that does
     not say how many objects of each class there are limits nothing, which is said.
     """
     said = Watcher()
     said.say = (lines := []).append
 
-    def thresholds(most, data, name):
+    def thresholds(most, root, name):
         changes = {
             "teacher.most_labels": most,
             "teacher.dynamic": False,
@@ -95,17 +105,37 @@ def test_a_run_keeps_to_it(world, source, tmp_path):
             "retrain.every": 0,
         }
         run = stages.adapt(
-            tiny_config(**changes), tmp_path / name, init=str(source), data_root=data, watcher=said
+            tiny_config(**changes), tmp_path / name, init=str(source), data_root=root, watcher=said
         )
         return set(load_detector(run)[1]["thresholds"].values())
 
     assert thresholds(0.5, world, "unknown") == {0.0} and "limits nothing" in "\n".join(lines)
-    data = shutil.copytree(world, tmp_path / "data")
-    card = json.loads((data / "clear" / "dataset.json").read_text())
-    card["splits"]["train"]["boxes_per_class"] = {"red": 8, "green": 8}
-    (data / "clear" / "dataset.json").write_text(json.dumps(card))
     assert thresholds(0.0, data, "free") == {0.0}
     assert max(thresholds(0.5, data, "limited")) > 0.0
+
+
+def test_a_run_that_goes_on_is_limited_alike(data, source, tmp_path):
+    config = tiny_config(**{"teacher.most_labels": 0.5, "mae.use": "none", "retrain.every": 0})
+    whole = stages.adapt(config, tmp_path / "whole", init=str(source), data_root=data)
+
+    class Stops(Watcher):
+        def __init__(self):
+            self.left, self.inside = 3, False
+
+        def begin(self, task, total, done=0):
+            self.inside = task == "teach"
+
+        def advance(self, n=1, **numbers):
+            self.left -= self.inside
+            if self.inside and not self.left:
+                raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, watcher=Stops())
+    again = stages.adapt(config, tmp_path / "run", resume=True, data_root=data)
+    (one, first), (two, second) = load_detector(whole), load_detector(again)
+    assert first["thresholds"] == second["thresholds"] and max(first["thresholds"].values()) > 0
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def test_a_negative_limit_is_refused():

@@ -8,6 +8,7 @@ The table's file is written by ``mrt ablate --study docs/results/mechanism/rows.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -103,8 +104,13 @@ def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
 
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
-    file = Path(arguments[0])
-    folder = Path(arguments[1]) if len(arguments) > 1 else file.parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    options = parser.parse_args(arguments)
+    file, folder = options.table, options.folder or options.table.parent
+    if not file.is_file():
+        parser.error(f"{file}: no such file; mrt ablate writes it beside its runs")
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     for part in PARTS:
         with replacing(folder / f"{part}.png") as path:
