@@ -209,7 +209,8 @@ def latest(measured: Mapping[str, tuple[float | None, int | None]]) -> list[str]
 
 
 class TaskWatcher(Watcher):
-    """Keeps the running tasks, which can be nested, and each network's last AP50 with its epoch.
+    """Keeps the running tasks, which can be nested, and each network's last AP50 within the outermost, with
+    its epoch.
 
     Another thread may read both at any time, so they are replaced and never changed.
     """
@@ -220,6 +221,8 @@ class TaskWatcher(Watcher):
         self.measurements: dict[str, tuple[float | None, int | None]] = {}
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
+        if not self.tasks:
+            self.measurements = {}  # of another stage, or of another run
         self.tasks = [*self.tasks, Task(one_line(task), total, done)]
 
     def advance(self, n: int = 1, **numbers: float) -> None:

@@ -82,6 +82,16 @@ def test_a_line_every_ten_seconds_and_the_last_ap(capsys):
     )
 
 
+def test_a_stage_does_not_show_the_ap_of_the_one_before(capsys):
+    watcher = LineWatcher()
+    teach(watcher)
+    watcher.end()
+    watcher.begin("teach", 4)
+    watcher.epoch(FACTS)
+    watcher.epoch({**FACTS, "epoch": 1, **AGAIN})
+    assert unfolded(capsys.readouterr().out)[-1].endswith("backbone+encoder after epoch 1")
+
+
 @pytest.mark.parametrize("width", [50, 80, 140])
 def test_the_live_view_fits(width):
     watcher = LiveWatcher(Console(width=width, force_terminal=True, file=io.StringIO()))
