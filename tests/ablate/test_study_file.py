@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mrt.ablate import METHODS, check_study, find_study, require_same_study, title_of
 from mrt.ablate.studies import row_config
+from mrt.config import load_config
 from mrt.errors import MrtError
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 FILE = """
 title = "when does the autoencoder help"
@@ -115,3 +119,15 @@ def test_another_studys_table_is_not_written_over(write, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(MrtError, match=r"--study .*none\.toml: No such file"):
         find_study(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.rglob("*.toml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
+def test_every_study_of_the_results_can_be_run(file):
+    """Each documented table: its rows fit their preset, and a preset beside them is one."""
+    if "[[row]]" not in file.read_text():
+        load_config(file)
+        return
+    study, beside = find_study(str(file)), file.with_name("preset.toml")
+    check_study(study, file, beside if beside.is_file() else study.preset or "small")
