@@ -88,8 +88,9 @@ def restore(student: nn.Module, saved_state: Mapping[str, Tensor], keep: Sequenc
 
     Args:
         student: the detector.
-        saved_state: from :func:`reinit_state`, which has left out the kept names; it is not changed.
-        keep: further words whose names are kept; needed if ``saved_state`` is a whole state dict.
+        saved_state: what goes back, e.g. from :func:`reinit_state`; it is not changed.
+        keep: words whose names are kept, as are the auxiliary parts then; needed if ``saved_state`` is a
+            whole state dict. Without it all of ``saved_state`` goes back, whatever its names.
 
     Returns:
         The names overwritten.
@@ -98,7 +99,7 @@ def restore(student: nn.Module, saved_state: Mapping[str, Tensor], keep: Sequenc
         MrtError: the state is that of another detector.
     """
     state = student.state_dict()
-    names = retrained_names(saved_state, keep)
+    names = retrained_names(saved_state, keep) if keep else list(saved_state)
     for name in names:
         if name not in state or state[name].shape != saved_state[name].shape:
             found = tuple(state[name].shape) if name in state else "nothing of that name"

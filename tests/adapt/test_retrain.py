@@ -65,6 +65,24 @@ def test_restore_brings_back_values_and_keeps_the_tensors() -> None:
     assert restore(student, saved) == names  # as often as wanted
 
 
+def test_a_whole_state_goes_back_but_for_what_is_kept() -> None:
+    student = Detector()
+    whole = {name: torch.ones_like(tensor) for name, tensor in student.state_dict().items()}
+    names = restore(student, whole, keep=("encoder",))
+    assert "backbone.weight" in names and "transformer.decoder.weight" in names
+    assert not any(word in name for name in names for word in ("encoder", "mae", "domain"))
+
+
+def test_what_was_asked_for_goes_back_whatever_its_name() -> None:
+    """A detector of one's own may call a layer of its backbone "cross_domain" or "mae_stem"."""
+    student = nn.ModuleDict({"mae_stem": nn.Linear(2, 2), "cross_domain": nn.Linear(2, 2)})
+    assert restore(student, {"mae_stem.bias": torch.ones(2), "cross_domain.bias": torch.ones(2)}) == [
+        "mae_stem.bias",
+        "cross_domain.bias",
+    ]
+    assert student["mae_stem"].bias.tolist() == student["cross_domain"].bias.tolist() == [1.0, 1.0]
+
+
 def test_none_restores_nothing() -> None:
     student = Detector()
     assert restore(student, reinit_state(student, "none")) == []
