@@ -29,6 +29,7 @@ FALL = 0.05  # share of their best value by which prototypes fall when a teacher
 ENOUGH = 0.05  # labels per image below which the shares of classes say nothing
 NAMED = 8  # classes in a message: those whose thresholds moved most
 WEAKER = "make the discriminators weaker (domain.*_weight)"
+LIMIT = "give no class more labels than the source has objects of it (teacher.most_labels=0.8)"
 SLOWER = "let the teacher follow more slowly (teacher.ema nearer 1)"
 ADVICE = {  # what to do, by the kind of alarm
     "vanishing": (
@@ -36,7 +37,7 @@ ADVICE = {  # what to do, by the kind of alarm
         "begin with a source detector that finds more in the target",
         WEAKER,
     ),
-    "exploding": ("raise teacher.threshold_min", SLOWER),
+    "exploding": (LIMIT, "raise teacher.threshold_min", WEAKER, SLOWER),
     "one class": (
         "use thresholds of its own for each class (teacher.dynamic=true)",
         "raise teacher.threshold_max",
@@ -45,13 +46,15 @@ ADVICE = {  # what to do, by the kind of alarm
 }
 
 
-def advice(kind: str, discriminators: bool = True) -> str:
+def advice(kind: str, discriminators: bool = True, counted: bool = True) -> str:
     """What to do about an alarm, as a sentence; "" for a kind that is not known.
 
     Args:
         discriminators: whether the run has some.
+        counted: whether it is known how many objects of each class the source's images have.
     """
-    steps = [step for step in ADVICE.get(kind, ()) if discriminators or step != WEAKER]
+    vain = {*(() if discriminators else (WEAKER,)), *(() if counted else (LIMIT,))}
+    steps = [step for step in ADVICE.get(kind, ()) if step not in vain]
     text = ", or ".join([", ".join(steps[:-1]), steps[-1]] if steps[1:] else steps)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -136,7 +139,7 @@ class Watch:
                 self.see(sight)
 
     def _advice(self, kind: str) -> str:
-        return advice(kind, self.discriminators)
+        return advice(kind, self.discriminators, bool(self.expected))
 
     def _of_source(self) -> float:
         return sum(self.expected.values())

@@ -65,7 +65,7 @@ def _while_it_trained(run: RunData) -> list[Block]:
     for kind in dict.fromkeys(kind for line in lines for kind in line.get("alarms") or ()):
         epochs = [line["epoch"] for line in lines if kind in (line.get("alarms") or ())]
         when = f"{len(epochs)} epochs, first in " if len(epochs) > 1 else ""
-        said = advice(kind, run.config.domain.enabled)
+        said = advice(kind, run.config.domain.enabled, not run.config.method.source_free)
         text = f"{run.title}: alarm {kind} in {when}epoch {epochs[0]}. {said}"
         blocks.append(Note(text.strip(), warning=True))
     ended = run.facts.get("ended", {}).get("teach")

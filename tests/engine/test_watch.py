@@ -69,6 +69,15 @@ def test_weaker_discriminators_are_advised_only_where_there_are_some(there):
         assert ", or " in texts[kind] and texts[kind].endswith(".")
 
 
+@pytest.mark.parametrize("expected", [SOURCE, {}])
+def test_a_limit_is_advised_where_the_source_is_known(expected):
+    watcher = Watch(expected, discriminators=False)
+    sights = [Sight(1, {"car": 5.0}), Sight(2, {"car": 40.0})]
+    text = next(alarm.text for sight in sights for alarm in watcher.see(sight))
+    assert "explode" in text and ("teacher.most_labels=0.8" in text) == bool(expected), text
+    assert "discriminators" not in text and "teacher.ema" in text
+
+
 def test_labels_that_explode():
     assert seen(5, 16) == [[], ["exploding"]]
     assert seen(3, 9.5, 10.5) == [[], [], ["exploding"]], "three times the first epoch's, above the source's"
