@@ -179,11 +179,18 @@ def run(
     if done:
         watcher.say(f"{done} of {len(trials)} trials are already done")
     logs = root / "logs"
-    try:
-        failures = run_with(launcher, works, logs, watcher) if launcher else run_here(works, logs, watcher)
-    except BaseException:  # stopped: what is done is kept all the same
+
+    def keep() -> None:  # at once, as nothing can be kept after a kill; the last time tells what is wrong
         with suppress(MrtError, OSError):
             _keep(trials, root)
+
+    try:
+        if launcher:
+            failures = run_with(launcher, works, logs, watcher, keep)
+        else:
+            failures = run_here(works, logs, watcher, keep)
+    except BaseException:  # stopped: what is done is kept all the same
+        keep()
         raise
     _keep(trials, root)
     return [_result(trial, root, failures) for trial in trials]

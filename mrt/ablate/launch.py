@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +62,14 @@ class Launcher(Protocol):
         return log
 
 
-def run_here(works: Sequence[Work], logs: Path, watcher: Watcher) -> dict[str, Failure]:
-    """Do the works one after the other in this process; returns the failures by name."""
+def run_here(
+    works: Sequence[Work], logs: Path, watcher: Watcher, after: Callable[[], None] = lambda: None
+) -> dict[str, Failure]:
+    """Do the works one after the other in this process; returns the failures by name.
+
+    Args:
+        after: called after each piece of work that was done.
+    """
     failures: dict[str, Failure] = {}
     for number, work in enumerate(works, start=1):
         watcher.say(f"[{number}/{len(works)}] {_heading(work)}")
@@ -89,11 +95,22 @@ def run_here(works: Sequence[Work], logs: Path, watcher: Watcher) -> dict[str, F
                 )
                 failures[work.name] = Failure(reason_of(error), str(log))
                 watcher.say(f"failed: {reason_of(error)}")
+            else:
+                after()
     return failures
 
 
-def run_with(launcher: Launcher, works: Sequence[Work], logs: Path, watcher: Watcher) -> dict[str, Failure]:
+def run_with(
+    launcher: Launcher,
+    works: Sequence[Work],
+    logs: Path,
+    watcher: Watcher,
+    after: Callable[[], None] = lambda: None,
+) -> dict[str, Failure]:
     """Let a launcher do the works, as many at a time as it has slots; returns the failures by name.
+
+    Args:
+        after: called after each piece of work that was done.
 
     Raises:
         Interrupted: the user stopped it; what ran was asked to save its state and to end.
@@ -131,6 +148,7 @@ def run_with(launcher: Launcher, works: Sequence[Work], logs: Path, watcher: Wat
                 reason = _outcome(file, end)
                 if reason is None:
                     done.add(name)
+                    after()
                     watcher.say(f"done in {_minutes(time.monotonic() - began[name])}: {_heading(work)}")
                 else:
                     failures[name] = Failure(reason, str(launcher.log(handle, log)))

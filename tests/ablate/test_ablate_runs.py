@@ -310,6 +310,24 @@ def test_kept_results_make_the_same_table_without_the_runs(world, copied, tmp_pa
         run(world, tmp_path / "elsewhere", trials)
 
 
+def test_a_result_is_kept_as_soon_as_it_is_there(world, copied, tmp_path):
+    """Not at the end of the study: nothing could be kept after a kill."""
+    root, trials = copied
+    kept = tmp_path / "kept"
+    trials = [dataclasses.replace(trial, results=kept) for trial in trials]
+    for trial in trials:
+        trial.result_file(root).unlink(missing_ok=True)
+    counts: list[int] = []
+
+    class Looking(Watcher):
+        def say(self, text: str) -> None:
+            if text.startswith("["):
+                counts.append(len(list(kept.iterdir())) if kept.is_dir() else 0)
+
+    run(world, root, trials, Looking())
+    assert counts == list(range(len(counts))) and len(counts) > 3
+
+
 def test_results_without_an_environment_still_count(world, copied):
     root, trials = copied
     for file in [*root.glob("nodes/*/run.json"), *root.glob("nodes/*/result-*.json")]:
@@ -461,11 +479,11 @@ DONE = "echo '{{\"failed\": null}}' > {outcome}"
 
 
 def test_a_process_that_dies_without_a_word_is_a_failure_with_a_reason(tmp_path):
-    launcher = Scripted(DONE, "kill -9 $$", "exit 3", DONE)
-    failures = run_with(
-        launcher, [work("a"), work("b"), work("c"), work("d", "b"), work("e", "a")], tmp_path, Watcher()
-    )
+    launcher, ends = Scripted(DONE, "kill -9 $$", "exit 3", DONE), []
+    works = [work("a"), work("b"), work("c"), work("d", "b"), work("e", "a")]
+    failures = run_with(launcher, works, tmp_path, Watcher(), lambda: ends.append(launcher.most))
     assert launcher.most == 2 and set(failures) == {"b", "c", "d"}
+    assert len(ends) == 2, "after each that was done"
     assert (
         "SIGKILL" in failures["b"].reason
         and "exit code 3" in failures["c"].reason
