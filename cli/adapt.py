@@ -23,8 +23,8 @@ def adapt(
     method: Annotated[
         str | None,
         typer.Option(
-            help="teacher, +dt, +mae, +retrain, mrt, aldi or source-free: see above. Default: what the "
-            "preset says."
+            help="teacher, +dt, +mae, +retrain, mrt, limited, aldi or source-free: see above. Default: what "
+            "the preset says."
         ),
     ] = None,
     init: options.Init = None,
@@ -58,6 +58,8 @@ def adapt(
     * +retrain: that with dynamic thresholds and selective retraining
 
     * mrt: all of them, the paper's method
+
+    * limited: teacher-student without discriminators, labels limited by the source's counts
 
     * aldi: soft distillation, without thresholds and discriminators (ALDI++)
 

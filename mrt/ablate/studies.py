@@ -28,6 +28,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "+mae": {"teacher.dynamic": True, "mae.use": "branch", "retrain.every": 0},
     "+retrain": {"teacher.dynamic": True, "mae.use": "none"},
     "mrt": {"teacher.dynamic": True, "mae.use": "branch"},
+    "limited": {
+        "teacher.dynamic": False,
+        "teacher.threshold_start": 0.25,
+        "teacher.ignore_above": 0.1,
+        "teacher.most_labels": 0.8,
+        "domain.enabled": False,
+        "mae.use": "none",
+        "retrain.every": 0,
+    },
     "aldi": {
         "teacher.pseudo_labels": False,
         "teacher.labels": None,
@@ -49,6 +58,7 @@ METHOD_WORDS = {
     "+mae": "that with dynamic thresholds and the masked autoencoder",
     "+retrain": "that with dynamic thresholds and selective retraining",
     "mrt": "all of them, the paper's method",
+    "limited": "teacher-student without discriminators, labels limited by the source's counts",
     "aldi": "soft distillation, without thresholds and discriminators (ALDI++)",
     "source-free": "from weights alone, without any source image",
 }

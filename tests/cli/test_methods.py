@@ -47,6 +47,9 @@ def test_a_dry_run_tells_what_a_method_sets():
     assert (
         aldi["distill"]["enabled"] and not aldi["teacher"]["pseudo_labels"] and not aldi["domain"]["enabled"]
     )
+    limited = settings("adapt --target foggy --method limited")
+    assert limited["teacher"]["most_labels"] == 0.8 and not limited["teacher"]["dynamic"]
+    assert not limited["domain"]["enabled"] and limited["retrain"]["every"] == 0
     free = settings("adapt --target camera --init small-source --method source-free")
     assert free["method"]["source_free"] and free["preset"] == "own"
     assert free["model"]["backbone"] == "tf_efficientnet_lite0" and free["data"]["sides"] == [128]
