@@ -27,6 +27,7 @@ SYNTHETIC = "synthetic-"
 OWN = "own"  # the preset for data sets that have no preset of their own
 STAGES = ("mae", "teach")
 FREE = "source-free"  # the method that needs no source images
+USUAL = {"own-small": "limited"}  # the method of a preset that is made for another than its settings say
 OTHER_WEIGHTS = (
     "Or begin with other weights: --set model.weights=FILE (a detector's, or a backbone's), or "
     "--init RUN_OR_WEIGHTS."
@@ -625,6 +626,11 @@ def plan_adaptation(
             method = taken.method or method
             given |= {**METHODS.get(method, {}), **taken.settings, **dict(settings or {})}
     free = given.get("method.source_free") or _says(overrides, "method.source_free", "true")
+    usual = USUAL.get(preset or "")
+    if usual and method is None and not free and not (resume and name):
+        method, words = usual, {"method": f"method {usual}, as real photographs were measured with"}
+        taken = Taken(words=words)
+        given |= {**METHODS[usual], **dict(settings or {})}
     own = choose_preset(given["data.source"], target) == OWN
     network = _network_of(init, roots) if init and preset is None and not resume and (free or own) else {}
     given["method.source_free"] = free or None

@@ -60,6 +60,31 @@ def test_a_dry_run_tells_what_a_method_sets():
     assert own["teacher"]["labels"] == "not-yet"
 
 
+def test_a_preset_may_be_made_for_a_method():
+    """Named methods and --set go before it, and its runs go on as they began."""
+    command = "adapt --preset own-small --source synthetic-clear --target camera"
+    usual = settings(command)
+    assert not usual["domain"]["enabled"] and usual["mae"]["use"] == "none"
+    assert usual["teacher"]["most_labels"] == 0.8
+    assert settings(f"{command} --set teacher.most_labels=0.5")["teacher"]["most_labels"] == 0.5
+    whole = settings(f"{command} --method mrt")
+    assert whole["domain"]["enabled"] and whole["teacher"]["dynamic"] and whole["retrain"]["every"] == 3
+    assert whole["teacher"]["most_labels"] == 0
+
+
+def test_a_run_of_such_a_preset_says_its_method_and_goes_on(runs, worlds):
+    command = "adapt --preset own-small --source synthetic-clear --target synthetic-foggy --run-root runs"
+    words = ["--data-root", worlds, "--set", *TINY, "model.num_encoder_layers=1"]
+    begun = mrt(command, *words, "--init", runs / "small-source")
+    assert begun.exit_code == 0, begun.output
+    assert "method limited, as real photographs were measured with" in " ".join(begun.output.split())
+    folder = "own-small-limited-synthetic-clear-synthetic-foggy"
+    config = json.loads(Path("runs", folder, "config.json").read_text())
+    assert config["teacher"]["most_labels"] == 0.8
+    again = mrt(command, *words, "--init", runs / "small-source", "--resume")
+    assert again.exit_code == 0, again.output
+
+
 def test_source_free_needs_weights_and_a_target(runs, camera):
     """No source set is on disk; the network and the image sizes are the weights'."""
     roots = ["--data-root", camera, "--run-root", "runs"]
