@@ -125,9 +125,9 @@ def test_a_file_that_is_not_there(tmp_path):
     "file", sorted(RESULTS.rglob("*.toml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
 )
 def test_every_study_of_the_results_can_be_run(file):
-    """Each documented table: its rows fit their preset, and a preset beside them is one."""
+    """Each documented table: its rows fit their preset, and what is no table is a preset."""
     if "[[row]]" not in file.read_text():
         load_config(file)
         return
-    study, beside = find_study(str(file)), file.with_name("preset.toml")
-    check_study(study, file, beside if beside.is_file() else study.preset or "small")
+    study = find_study(str(file))
+    check_study(study, file, study.preset or "own-small")
