@@ -586,7 +586,8 @@ def plan_adaptation(
 
     Args:
         stage: "mae", "teach" or both.
-        method: one of :data:`mrt.ablate.studies.METHODS`.
+        method: one of :data:`mrt.ablate.studies.METHODS`; None: that of the preset, by its settings or
+            :data:`USUAL`.
         class_map: the source's names for classes that have another name in the target.
         resume_from: one of the run's checkpoints to continue from.
         allow_change: whether a run that is continued may have other settings.
