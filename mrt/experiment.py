@@ -10,7 +10,7 @@ import difflib
 import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ SYNTHETIC = "synthetic-"
 OWN = "own"  # the preset for data sets that have no preset of their own
 STAGES = ("mae", "teach")
 FREE = "source-free"  # the method that needs no source images
-USUAL = {"own-small": "limited"}  # the method of a preset that is made for another than its settings say
+# The method of a preset that is made for another than its settings say.
+USUAL = {OWN: "limited", "own-small": "limited"}
 OTHER_WEIGHTS = (
     "Or begin with other weights: --set model.weights=FILE (a detector's, or a backbone's), or "
     "--init RUN_OR_WEIGHTS."
@@ -627,12 +628,13 @@ def plan_adaptation(
             method = taken.method or method
             given |= {**METHODS.get(method, {}), **taken.settings, **dict(settings or {})}
     free = given.get("method.source_free") or _says(overrides, "method.source_free", "true")
-    usual = USUAL.get(preset or "")
-    if usual and method is None and not free and not (resume and name):
-        method, words = usual, {"method": f"method {usual}, as real photographs were measured with"}
-        taken = Taken(words=words)
-        given |= {**METHODS[usual], **dict(settings or {})}
     own = choose_preset(given["data.source"], target) == OWN
+    usual = USUAL.get(preset or (OWN if own else ""))
+    if usual and method is None and not free and not (resume and name):
+        method = usual
+        words = {**taken.words, "method": f"method {usual}, as real photographs were measured with"}
+        taken = replace(taken, words=words)
+        given |= {**METHODS[usual], **dict(settings or {})}
     network = _network_of(init, roots) if init and preset is None and not resume and (free or own) else {}
     given["method.source_free"] = free or None
     given = {**network, **given}

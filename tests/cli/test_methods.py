@@ -60,15 +60,17 @@ def test_a_dry_run_tells_what_a_method_sets():
     assert own["teacher"]["labels"] == "not-yet"
 
 
-def test_a_preset_may_be_made_for_a_method():
+@pytest.mark.parametrize("preset", ["--preset own-small", "--preset own", ""])
+def test_a_preset_may_be_made_for_a_method(preset):
     """Named methods and --set go before it, and its runs go on as they began."""
-    command = "adapt --preset own-small --source synthetic-clear --target camera"
+    command = f"adapt {preset} --source mine --target camera"
     usual = settings(command)
     assert not usual["domain"]["enabled"] and usual["mae"]["use"] == "none"
     assert usual["teacher"]["most_labels"] == 0.8
     assert settings(f"{command} --set teacher.most_labels=0.5")["teacher"]["most_labels"] == 0.5
     whole = settings(f"{command} --method mrt")
-    assert whole["domain"]["enabled"] and whole["teacher"]["dynamic"] and whole["retrain"]["every"] == 3
+    assert whole["domain"]["enabled"] and whole["teacher"]["dynamic"]
+    assert whole["retrain"]["every"] == (3 if "small" in preset else 10)
     assert whole["teacher"]["most_labels"] == 0
 
 

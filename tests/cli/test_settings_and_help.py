@@ -65,7 +65,7 @@ def test_a_dry_run_looks_at_the_weights_it_would_start_from():
 
 def test_what_was_not_said_is_said():
     result = mrt("adapt --source mine --target camera")
-    assert "Not said, so taken: preset own (settings for your own data)." in result.stdout
+    assert "Not said, so taken: preset own (settings for your own data), method limited," in result.stdout
     assert result.exit_code == 2 and "No data set 'mine'" in result.stderr
 
 
