@@ -43,6 +43,14 @@ def ablate(
             min=0, metavar="SEED...", help="Seeds; the table shows their mean and deviation. Default: 0."
         ),
     ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROW...",
+            help="Only these rows of the study, by their names (quoted where they have spaces; --dry-run "
+            "lists them). Default: all.",
+        ),
+    ] = None,
     baselines: Annotated[
         bool,
         typer.Option(
@@ -203,13 +211,11 @@ def ablate(
             else axis
             for axis in axes
         ]
-    rows = [*(chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes))]
-    rows += [row for row in trials_of.BASELINES if row not in rows] if baselines else []
-    base = trials_of.choose_base(rows, base, chosen.base if chosen else None)
-    stem = experiment.run_folder(
-        root,
-        name or called or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds",
-    )
+    every = chosen.rows if chosen else trials_of.grid_rows(axes, from_preset, overrides or (), changes)
+    chosen_rows = trials_of.choose_rows(every, rows, baselines=baselines)
+    base = trials_of.choose_base(chosen_rows, base, chosen.base if chosen else None)
+    about_rows = called or "-".join(axis.key.rpartition(".")[2] for axis in axes) or "seeds"
+    stem = experiment.run_folder(root, name or trials_of.table_name(about_rows, rows))
     if own_rows and name is None:
         trials_of.require_same_study(stem, chosen)
     planner = trials_of.Planner(
@@ -220,7 +226,7 @@ def ablate(
         results,
         select_by,
     )
-    trials = planner.trials(rows, seeds, from_preset, overrides or (), changes)
+    trials = planner.trials(chosen_rows, seeds, from_preset, overrides or (), changes)
     for trial in trials:
         experiment.require_labels(trial.config, trial.learned_from, data, prepared=not dry_run)
         if len(trial.signals) > 1 and not trial.is_done(root):

@@ -13,9 +13,9 @@ PANELS: dict[str, str] = {
     ),
     "Method": (
         "--preset --method --stage --init --weights --with --detector --match-compute --oracle --augment "
-        "--ema --study --base --baselines --axis --from-scratch --set --against --by --threshold --nms "
-        "--agnostic --tile --overlap --top-k --which --best --bootstrap --level --errors --opset --portable "
-        "--smoke --select-by"
+        "--ema --study --rows --base --baselines --axis --from-scratch --set --against --by --threshold "
+        "--nms --agnostic --tile --overlap --top-k --which --best --bootstrap --level --errors --opset "
+        "--portable --smoke --select-by"
     ),
     "Run": (
         "--name --seed --seeds --resume --resume-from --allow-change --on-nonfinite --dry-run --allow-empty "

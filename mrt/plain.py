@@ -43,6 +43,11 @@ def quoted(path: Any) -> str:
     return shlex.quote(str(path))
 
 
+def slug(text: str) -> str:
+    """A name for files and anchors: letters and digits, in lower case, with hyphens between, or "run"."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split()) or "run"
+
+
 def markdown(text: Any, begins: bool = True) -> str:
     """One line of Markdown that shows the text as it is: no markup, HTML, link or table comes from it.
 

@@ -13,6 +13,7 @@ Below the root lie ``nodes/`` (a run folder and its results each), ``logs/``, an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -57,7 +58,9 @@ from mrt.engine.facts import is_run
 from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.files import write_text
+from mrt.plain import slug
 
+NAME_LENGTH = 60  # of a table's files, in letters
 FILES = 5  # that a report is written to: JSON, CSV, markdown, PNG, SVG
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "axis_settings",
     "check_study",
     "choose_base",
+    "choose_rows",
     "columns",
     "content_hash",
     "find_key",
@@ -293,7 +297,37 @@ def choose_base(rows: Sequence[Row], wanted: str | None, usual: str | None = Non
     names = [row.name for row in rows]
     if wanted is not None and wanted not in names:
         raise MrtError(f"--base {wanted}: no row has this name", f"rows: {'; '.join(names)}")
-    return wanted or usual or names[0]
+    return wanted or (usual if usual in names else names[0])
+
+
+def choose_rows(rows: Sequence[Row], wanted: Sequence[str] | None, *, baselines: bool = False) -> list[Row]:
+    """The rows of a table: those of ``rows`` that are wanted by name (None: all), in the order they stand in.
+
+    Args:
+        baselines: also fair source-only and the oracles, where ``rows`` lacks them. By name each may be
+            wanted without it.
+
+    Raises:
+        MrtError: no row has a wanted name.
+    """
+    others = [row for row in BASELINES if row not in rows]
+    there = {row.name: row for row in (*others, *rows)}
+    unknown = [name for name in wanted or () if name not in there]
+    if unknown:
+        known = "; ".join(row.name for row in (*rows, *others))
+        raise MrtError(f"--rows {unknown[0]!r}: no row has this name", f"rows: {known}")
+    names = [row.name for row in rows] if wanted is None else wanted
+    names = [*names, *(row.name for row in others if baselines)]
+    return [row for row in (*rows, *others) if row is there[row.name] and row.name in names]
+
+
+def table_name(called: str, wanted: Sequence[str] | None) -> str:
+    """The name of a table's files: ``called``, with the rows that it is about where not all are wanted."""
+    if wanted is None:
+        return called
+    name = f"{called}-{'-'.join(map(slug, wanted))}"
+    digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{digest[:6]}"
 
 
 def axis_settings(axes: Sequence[Axis]) -> dict[str, list[str]]:

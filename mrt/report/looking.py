@@ -14,12 +14,13 @@ from mrt.errors import MrtError
 from mrt.evaluate.coco import ImageDetections
 from mrt.evaluate.errors import KINDS, split_errors
 from mrt.evaluate.labels import label_quality
+from mrt.plain import slug
 from mrt.report import figures, networks
 from mrt.report.collect import RunData, find_card, network_of
 from mrt.report.figures import QualityCurve
 from mrt.report.page import Block, Cell, Section, Table
 from mrt.report.study import Study, by_image, chosen_images, picture_of
-from mrt.report.words import LOOKING, lacking, number, slug, span_words, told
+from mrt.report.words import LOOKING, lacking, number, span_words, told
 
 THRESHOLD = 0.3  # score from which detections are drawn
 MAX_EPOCHS = 4  # columns of pseudo labels over time

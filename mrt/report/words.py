@@ -72,8 +72,3 @@ def span_words(run: RunData, what: str) -> str:
     again = ", ".join(f"{epoch:g}" for epoch in run.retrained)
     retraining = f"; selective retraining after epoch {again}" if again else ""
     return f"{what} over the epochs: {stages}{retraining}"
-
-
-def slug(text: str) -> str:
-    """A name for files and anchors."""
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split()) or "run"

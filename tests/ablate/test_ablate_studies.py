@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from mrt.ablate import BASELINES, METHODS, STUDIES, Axis, find_key, find_study, grid_rows, make_axes
+from mrt.ablate import (
+    BASELINES,
+    METHODS,
+    STUDIES,
+    Axis,
+    choose_base,
+    choose_rows,
+    find_key,
+    find_study,
+    grid_rows,
+    make_axes,
+    table_name,
+)
 from mrt.ablate.studies import METHOD_WORDS, row_config, setting
 from mrt.config import known_keys, load_config
 from mrt.errors import MrtError
@@ -139,6 +151,32 @@ def test_rows_of_a_study_differ_in_what_it_is_about_and_its_base_is_one_of_them(
         first = study.rows[0].settings
         varied = [key for key in first if len({row.settings[key] for row in study.rows}) > 1]
         assert len(varied) == 1 and all(row.settings.keys() == first.keys() for row in study.rows)
+
+
+def test_some_rows_of_a_study_in_its_order_with_baselines_by_name():
+    rows = find_study("components").rows
+
+    def names(wanted, baselines=False):
+        return [row.name for row in choose_rows(rows, wanted, baselines=baselines)]
+
+    oracles = [row.name for row in BASELINES]
+    assert names(None) == [row.name for row in rows] and names(None, True) == names(None) + oracles
+    assert names(["+ DT", "source", "+ DT"]) == ["source", "+ DT"]
+    assert names(["+ DT"], True) == ["+ DT", *oracles]
+    assert names(["fair source-only", "+ DT"]) == ["+ DT", "fair source-only"], "without --baselines"
+    with pytest.raises(MrtError, match=r"--rows '\+ DTT': no row has this name") as error:
+        choose_rows(rows, ["+ DT", "+ DTT"])
+    assert "+ DT; + DT + MAE" in error.value.hint and "fair source-only" in error.value.hint
+    few = choose_rows(rows, ["+ DT", "+ DT + MAE"])
+    assert choose_base(few, None, "teacher-student") == "+ DT", "the study's base is not among them"
+    assert choose_base(rows, None, "teacher-student") == "teacher-student"
+
+
+def test_the_table_of_some_rows_has_a_name_of_its_own():
+    assert table_name("components", None) == "components"
+    assert table_name("components", ["+ DT + MAE", "source"]) == "components-dt-mae-source"
+    long = [table_name("components", [f"a row of many words {'and more ' * 9}{number}"]) for number in (1, 2)]
+    assert long[0] != long[1] and all(len(name) < 70 for name in long)
 
 
 def test_the_study_of_methods_has_them_all_with_fair_baselines():

@@ -114,6 +114,7 @@ from mrt.errors import Interrupted, MrtError, RunFailed
         ("ablate --study component", ["--study component", "did you mean components"]),
         ("ablate --study decay --mask-ratio 0.5", ["--study decay and --mask-ratio", "leave out one"]),
         ("ablate --study decay --base soft", ["--base soft", "none; linear; hard"]),
+        ("ablate --study decay --rows none soft", ["--rows 'soft'", "none; linear; hard; fair source-only"]),
         ("ablate --study decay --smoke --preset small --source /a/b", ["/a/b is a path"]),
         ("adapt --target foggy --method +dtt", ["--method +dtt", "+dt"]),
         ("pretrain-source --augment stronger", ["--augment stronger", "weak or strong"]),
