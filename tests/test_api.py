@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_world import make_set, tiny_config
 
 import mrt
-from mrt import experiment
 from mrt.engine import stages
+from mrt.experiment import settings
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "python.md"
@@ -58,7 +58,7 @@ def place(somewhere) -> Path:
 def test_the_page_runs_as_it_stands(place, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
     assert len(blocks) >= 6
-    real, tiny = experiment.load_config, tiny_config().model_dump(mode="json")
+    real, tiny = settings.load_config, tiny_config().model_dump(mode="json")
     shape = {
         f"{section}.{key}": value
         for section in ("model", "engine", "pretrain", "mae_stage", "teach")
@@ -72,7 +72,7 @@ def test_the_page_runs_as_it_stands(place, monkeypatch):
         """The small world with a tiny detector: the test is whether the page's code runs, not how well."""
         return real(preset, overrides, {**shape, **(changes or {})} if preset == "small" else changes)
 
-    monkeypatch.setattr(experiment, "load_config", small)
+    monkeypatch.setattr(settings, "load_config", small)
     names: dict = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)

@@ -194,7 +194,7 @@ def test_errors_of_the_machine_are_one_message(error, code, words, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("mrt.experiment.find_roots", fail)
+    monkeypatch.setattr("mrt.experiment.plan.find_roots", fail)
     result = mrt("adapt --target foggy")
     assert result.exit_code == code and "Traceback" not in result.output
     assert words in " ".join(result.stderr.split())
@@ -300,7 +300,7 @@ def test_a_run_that_cannot_be_measured_is_not_to_be_evaluated(nothing):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("mrt.experiment.find_roots", lambda *_: 1 / 0)
+    monkeypatch.setattr("mrt.experiment.plan.find_roots", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mrt("adapt --target foggy")
 
