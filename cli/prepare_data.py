@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,11 +15,10 @@ from . import options
 from .arguments import ListCommand, help_of, parse_pairs
 from .panels import arrange
 from .prepare_synthetic import synthetic
+from .preparing import How, look_at, make_set
 
 if TYPE_CHECKING:
-    from mrt.data.card import DatasetCard
     from mrt.data.convert.recipe import Recipe
-    from mrt.engine.report import Watcher
 
 FORMATS = (
     "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, cvat, "
@@ -176,8 +175,8 @@ def cityscapes(
     """Cityscapes: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. Boxes of the visible pixels."""
     from mrt.data.convert.cityscapes import recipe
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), how, data_root)
 
 
 def foggy(
@@ -219,8 +218,8 @@ def foggy(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, fog_beta=fog_beta, simulate=simulate, package=package, **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), how, data_root, also="cityscapes")
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), how, data_root, also="cityscapes")
 
 
 def sim10k(
@@ -245,8 +244,8 @@ def sim10k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or ("car",)), **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name or "sim10k", make, raw, _raw_of("sim10k"), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name or "sim10k", make, raw, _raw_of("sim10k"), how, data_root)
 
 
 def bdd100k(
@@ -289,8 +288,8 @@ def bdd100k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, where=filters, labels=labels, classes=tuple(classes or BENCHMARK), **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name or "bdd100k", make, raw, _raw_of("bdd100k"), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name or "bdd100k", make, raw, _raw_of("bdd100k"), how, data_root)
 
 
 def acdc(
@@ -328,8 +327,8 @@ def acdc(
 
     all_of_them = not condition or set(condition) == {*CONDITIONS}
     called = name or ("acdc" if all_of_them else "-".join(["acdc", *dict.fromkeys(condition or ())]))
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(called, make, raw, _raw_of("acdc"), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(called, make, raw, _raw_of("acdc"), how, data_root)
 
 
 def kitti(
@@ -360,8 +359,8 @@ def kitti(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or BENCHMARK), **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name or "kitti", make, raw, _raw_of("kitti"), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name or "kitti", make, raw, _raw_of("kitti"), how, data_root)
 
 
 def cfc(
@@ -402,8 +401,8 @@ def cfc(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, location=location, **hooks)
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name or f"cfc-{location}", make, raw, _raw_of("cfc"), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name or f"cfc-{location}", make, raw, _raw_of("cfc"), how, data_root)
 
 
 def custom(
@@ -491,8 +490,8 @@ def custom(
             **hooks,
         )
 
-    how = _How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    _make(name, make, raw, _raw_of(name), how, data_root)
+    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
+    make_set(name, make, raw, _raw_of(name), how, data_root)
 
 
 def prepared(
@@ -521,7 +520,7 @@ def prepared(
             "add --check to verify it, or --preview 12 to draw it",
         )
     with watching() as watcher:
-        _look_at([root / item for item in ([name] if name else there)], check, preview, watcher)
+        look_at([root / item for item in ([name] if name else there)], check, preview, watcher)
 
 
 def parse_where(words: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -540,273 +539,6 @@ def _raw_of(*names: str) -> dict[str, list[Path]]:
     from mrt import remembered
 
     return {name: remembered.raw(name) for name in names}
-
-
-class _How(NamedTuple):
-    """The options that all conversions share."""
-
-    workers: int | None
-    overwrite: bool
-    preview: int
-    check: bool
-    allow_empty: bool
-    max_pixels: int | None
-    max_unpacked: int | None
-    dry_run: bool
-
-
-def _make(
-    name: str,
-    make: Callable[..., Recipe],
-    raw: Sequence[Path] | None,
-    known: dict[str, list[Path]],
-    how: _How,
-    data_root: Path | None,
-    also: str | None = None,
-) -> None:
-    """Convert raw files to the set ``name``, or only check or draw it.
-
-    A set that exists is only checked or drawn if ``how`` asks for that and nothing asks to make it again.
-
-    Args:
-        known: remembered raw files by data set, used if ``raw`` is not given.
-        also: the name in ``known`` of files that are added to ``raw``.
-    """
-    from mrt.data.card import CARD_NAME
-    from mrt.data.limits import UNPACKED_VARIABLE, raised
-    from mrt.data.staging import check_output
-    from mrt.errors import MrtError
-    from mrt.experiment import find_roots
-
-    from .console import watching
-
-    root = find_roots(data_root, None).data_root
-    again = bool(raw) or how.overwrite or how.dry_run
-    if (how.check or how.preview) and not again and (root / name / CARD_NAME).is_file():
-        with watching() as watcher:
-            _look_at([root / name], how.check, how.preview, watcher)
-        return
-    if how.check and not again:
-        raise MrtError(
-            f"prepare-data {name} --check: there is no set {name} in {root}",
-            "make it with --raw, or name another --data-root",
-        )
-    paths = [
-        *(raw or [path for found in known.values() for path in found]),
-        *(known.get(also or "", []) if raw else []),
-    ]
-    if not paths:
-        raise MrtError(
-            f"prepare-data {name}: where are its files?",
-            "add --raw FOLDER_OR_ARCHIVES: the downloads, unpacked or as they came",
-        )
-    paths = list(dict.fromkeys(paths))
-    with raised(UNPACKED_VARIABLE, how.max_unpacked):
-        if how.dry_run:
-            _rehearse(name, make, paths, how, root)
-            return
-        check_output(root, name, how.overwrite)
-        _convert(name, make, paths, how, root, data_root, {next(iter(known)): list(raw)} if raw else None)
-
-
-def _convert(
-    name: str,
-    make: Callable[..., Recipe],
-    paths: Sequence[Path],
-    how: _How,
-    root: Path,
-    data_root: Path | None,
-    given: dict[str, list[Path]] | None,
-) -> None:
-    """Make the set and print what it contains.
-
-    Args:
-        data_root: as the option was given.
-        given: raw files to remember.
-    """
-    from mrt import remembered
-    from mrt.data.convert.recipe import prepare
-
-    from .console import watching
-
-    with watching() as watcher:
-        unpacking = _Unpacking(watcher)
-        recipe = make(paths, root, on_unpack=unpacking)
-        unpacking.end()
-        watcher.begin(f"convert {name}", recipe.total)
-        card, warnings = prepare(
-            recipe,
-            root,
-            name,
-            overwrite=how.overwrite,
-            workers=how.workers,
-            on_progress=lambda done, total: watcher.advance(1),
-            allow_empty=how.allow_empty,
-            max_pixels=how.max_pixels,
-        )
-        watcher.end()
-        remembered.remember(root if data_root is not None else None, given)
-        _tell(card, warnings, watcher)
-        watcher.say(f"{name}: in {card.folder}")
-        _look_at([card.folder], how.check, how.preview, watcher)
-        for line in what_next(card, data_root):
-            watcher.say(line)
-
-
-def what_next(card: DatasetCard, data_root: Path | None) -> list[str]:
-    """What a set of one's own is for, with a command each; nothing for benchmarks, which have presets.
-
-    Args:
-        data_root: as the option was given.
-    """
-    from mrt.data.registry import PREPARE_COMMANDS
-    from mrt.experiment import SHIPPED
-
-    if card.name in PREPARE_COMMANDS:
-        return []
-    more = [] if data_root is None else ["--data-root", str(data_root)]
-    if card.labelled:
-        words = ["mrt", "pretrain-source", "--source", card.name, *more]
-        return [f"Train a source detector on it (from COCO's weights): {shlex.join(words)}"]
-    words = ["mrt", "adapt", "--target", card.name, "--init", SHIPPED, *more]
-    return [
-        f"Adapt a detector to it, such as {SHIPPED}, which comes with mrt and knows 8 kinds of road users:",
-        shlex.join(words),
-    ]
-
-
-def _rehearse(name: str, make: Callable[..., Recipe], paths: Sequence[Path], how: _How, root: Path) -> None:
-    """Print what a conversion would produce, without writing it.
-
-    Tar archives are unpacked to a temporary folder, which is removed afterwards.
-    """
-    import tempfile
-
-    from mrt.data.archives import TAR_SUFFIXES
-    from mrt.data.convert.recipe import rehearse
-
-    from .console import watching
-
-    with watching() as watcher, tempfile.TemporaryDirectory() as folder:
-        unpacking = _Unpacking(watcher)
-        files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
-        packed = any(file.name.lower().endswith(TAR_SUFFIXES) for file in files)
-        recipe = make(paths, Path(folder) if packed else root, on_unpack=unpacking)
-        unpacking.end()
-        watcher.begin(f"try {name}", recipe.total)
-        card, warnings = rehearse(
-            recipe,
-            name,
-            workers=how.workers,
-            on_progress=lambda done, total: watcher.advance(1),
-            max_pixels=how.max_pixels,
-        )
-        watcher.end()
-        kind = card.details.get("format") or f"the raw files of {name}"
-        labels = "" if card.labelled else ", without labels"
-        watcher.say(f"{name}: {card.source} would be read as {kind}{labels}")
-        _tell(card, warnings, watcher)
-        if card.labelled:
-            for split, part in card.splits.items():
-                watcher.say(f"{name} {split}: boxes by class: {_classes(part.boxes_per_class)}")
-        boxes = any(part.num_boxes for part in card.splits.values())
-        refused = card.labelled and not how.allow_empty and not boxes
-        watcher.say(
-            "It would be refused: no box counts. " * refused
-            + "Nothing was written: leave out --dry-run to make the set."
-        )
-
-
-def _classes(boxes: Mapping[str, int]) -> str:
-    """Classes with their boxes, the most frequent first, and those without any."""
-    there = sorted((label for label in boxes if boxes[label]), key=lambda label: -boxes[label])
-    none = [label for label in boxes if not boxes[label]]
-    counts = ", ".join(f"{label} {boxes[label]}" for label in there) or "none"
-    return counts + (f"; no box of {', '.join(none)}" if none else "")
-
-
-def _tell(card: DatasetCard, warnings: Sequence[str], watcher: Watcher) -> None:
-    """Print what a conversion found, decided and left out."""
-    for note in card.details.get("notes", ()):
-        watcher.say(f"note: {note}")
-    for split, part in card.splits.items():
-        ignored = f", {part.num_ignored} ignored" if part.num_ignored else ""
-        boxes = ", no labels"
-        if card.labelled:
-            boxes = f" ({part.num_empty} without objects), {part.num_boxes} boxes{ignored}"
-        watcher.say(f"{card.name} {split}: {part.num_images} images{boxes}")
-        for reason, count in part.skipped.items():
-            watcher.say(f"  left out: {count} x {reason}")
-    for warning in [*card.details.get("losses", ()), *warnings]:
-        watcher.say(f"warning: {warning}")
-
-
-class _Unpacking:
-    """Progress of tar archives, in megabytes."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher, self._archive, self._done = watcher, None, 0
-
-    def __call__(self, archive: Path, done: int, total: int) -> None:
-        if archive != self._archive:
-            self.end()
-            self._watcher.begin(f"unpack {archive.name} (MB)", total >> 20)
-            self._archive, self._done = archive, 0
-        self._watcher.advance((done >> 20) - self._done)
-        self._done = done >> 20
-
-    def end(self) -> None:
-        """Close the progress of the archive that was unpacked last, if any."""
-        if self._archive is not None:
-            self._watcher.end()
-            self._archive = None
-
-
-class _Counting:
-    """Progress that begins with the first image, not while a large annotation file is read."""
-
-    def __init__(self, watcher: Watcher, task: str) -> None:
-        self._watcher, self._task = watcher, task
-
-    def __call__(self, done: int, total: int) -> None:
-        if done == 1:
-            self._watcher.begin(self._task, total)
-        self._watcher.advance(1)
-
-
-def _look_at(folders: Sequence[Path], check: bool, preview: int, watcher: Watcher) -> None:
-    """Verify and draw prepared sets. Raises MrtError with a list of what no longer fits."""
-    from mrt.data.card import read_card
-    from mrt.data.check import check_set
-    from mrt.errors import MrtError
-
-    problems = []
-    for folder in folders if check else ():
-        try:
-            found = check_set(read_card(folder), on_progress=_Counting(watcher, f"check {folder.name}"))
-        except MrtError as error:  # the others are looked at all the same
-            found = [error.message]
-        watcher.end()
-        watcher.say(f"{folder.name}: {'is as it was made' if not found else f'{len(found)} problems'}")
-        problems += [f"{folder.name}: {line}" for line in found]
-    for folder in folders if preview else ():
-        draw_preview(folder, preview, watcher)
-    if problems:
-        raise MrtError("\n".join(problems), "make it again, by the command that made it with --overwrite")
-
-
-def draw_preview(folder: Path, images: int, watcher: Watcher) -> None:
-    """A contact sheet of the first split in ``preview.png``, of each further one in ``preview-SPLIT.png``."""
-    from mrt.data.card import read_card
-    from mrt.data.preview import contact_sheet
-
-    from .evaluate import save_picture
-
-    for number, (split, part) in enumerate(read_card(folder).splits.items()):
-        if part.num_images:
-            path = folder / (f"preview-{split}.png" if number else "preview.png")
-            save_picture(contact_sheet(folder, images, split=split), path)
-            watcher.say(f"{folder.name}: {split} drawn in {path}")
 
 
 HELP = (

@@ -138,7 +138,7 @@ def make_synthetic(
     from mrt.data.synthetic import DOMAINS, generate
     from mrt.errors import MrtError
 
-    from .prepare_data import draw_preview
+    from .preparing import draw_preview
 
     for world in worlds:
         if world not in DOMAINS:
