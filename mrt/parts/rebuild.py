@@ -23,10 +23,10 @@ from mrt.models.mae import MaskedAutoencoder, random_masks
 from mrt.models.pretrained import State
 from mrt.models.sealed import FORMAT, pack, read_sealed
 from mrt.parts.base import Look, Moment, Needs, Part, Seen, Site
-from mrt.parts.settings import decayed
+from mrt.parts.settings import MaeConfig, decayed
 
 if TYPE_CHECKING:
-    from mrt.config import Config, MaeConfig
+    from mrt.config import Config
 
 FILE = "mae.safetensors"  # in a run's folder: what a later teaching stage carries over
 HOLDS = "masked autoencoder"  # what the file says of itself

@@ -37,10 +37,10 @@ def mrt(command: str, *more: object):
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path_factory):
     """The presets with an epoch of a step each; no setting has to be given for that."""
-    from mrt import config
+    from mrt.config import reading
 
-    folder = short_presets(config.PRESETS, tmp_path_factory.mktemp("presets"))
-    monkeypatch.setattr(config, "PRESETS", folder)
+    folder = short_presets(reading.PRESETS, tmp_path_factory.mktemp("presets"))
+    monkeypatch.setattr(reading, "PRESETS", folder)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ NOTEBOOK = DOCS / "tutorials" / "own-camera.ipynb"
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch, tmp_path_factory, somewhere):
-    from mrt import config
+    from mrt.config import reading
 
-    presets = short_presets(config.PRESETS, tmp_path_factory.mktemp("presets"), tiny=True)
-    monkeypatch.setattr(config, "PRESETS", presets)
+    presets = short_presets(reading.PRESETS, tmp_path_factory.mktemp("presets"), tiny=True)
+    monkeypatch.setattr(reading, "PRESETS", presets)
 
 
 def cells(kind: str) -> list[str]:

@@ -20,10 +20,10 @@ TUTORIALS = DOCS / "tutorials"
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch, tmp_path_factory, somewhere):
-    from mrt import config
+    from mrt.config import reading
 
-    presets = short_presets(config.PRESETS, tmp_path_factory.mktemp("presets"), tiny=True)
-    monkeypatch.setattr(config, "PRESETS", presets)
+    presets = short_presets(reading.PRESETS, tmp_path_factory.mktemp("presets"), tiny=True)
+    monkeypatch.setattr(reading, "PRESETS", presets)
     monkeypatch.setenv("XDG_CACHE_HOME", str(somewhere / "cache"))
 
 
