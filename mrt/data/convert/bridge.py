@@ -249,7 +249,11 @@ def _record(annotation: Any, labels: list[str]) -> Record | str:
         x, y, width, height = map(float, annotation.get_bbox())
     except Exception:  # a mask or polygon without anything in it
         return "no box"
-    return Record(label, (x, y, x + width, y + height), ignored=annotation.attributes.get("is_crowd") is True)
+    box = x, y, x + width, y + height
+    degrees = annotation.attributes.get("rotation") if kind == "bbox" else 0
+    if isinstance(degrees, (int, float)) and degrees:  # CVAT's boxes, as they were before they were turned
+        box = reading.around_turned(box, float(degrees))
+    return Record(label, box, ignored=annotation.attributes.get("is_crowd") is True)
 
 
 _DATUMARO = Listing(

@@ -103,7 +103,8 @@ def recipe(
             categories = categories_of(coco, place)
             labels |= dict.fromkeys(categories.values())
             part = _part(coco, categories, place, finder, split, near)
-            for name, own in (_divided(part) if split is None else {split: part}).items():
+            usual = split_of_folder(near) if split is None else None
+            for name, own in (_divided(part, usual) if split is None else {split: part}).items():
                 parts.setdefault(name, []).append(own)
     notes = [*files.notes, *([] if pictures is files else pictures.notes), *finder.notes]
     for found in parts.values():
@@ -228,8 +229,12 @@ def _by_split(files: RawFiles) -> dict[str | None, list[tuple[str, Path]]]:
     """Split -> (path inside, where to read it) of its files; split None: files that state no split."""
     whole, partly = candidates(files)
     by_split: dict[str | None, list[str]] = defaultdict(list)
-    for inside in whole or partly:
-        by_split[split_in(PurePosixPath(inside).stem) or split_of_folder(inside)].append(inside)
+    found = whole or partly
+    for inside in found:
+        named = split_in(PurePosixPath(inside).stem)
+        # of a single file a word above it may be the whole set's ("training data")
+        above = split_of_folder(inside) if len(found) > 1 else None
+        by_split[named or above].append(inside)
     for split, insides in by_split.items():
         # COCO's own archives have key points and more beside the instances
         instances = [inside for inside in insides if PurePosixPath(inside).name.startswith("instances")]
@@ -280,6 +285,14 @@ def _part(
     skipped: Counter[str] = Counter()
     by_id, by_name = images_of(coco["images"], place, skipped)
     insides = finder.find(list(by_name), place, split=split, near=near)
+    for name in (name for name, entry in by_name.items() if len(entry.ids) > 1):
+        several = finder.ending_with(name)
+        if len(several) > 1:
+            raise MrtError(
+                f"{place}: lists {name!r} {len(by_name[name].ids)} times, with the ids "
+                f"{examples(map(repr, by_name[name].ids))}, and there are {examples(several, 4)}",
+                "Nobody can tell which entry is which file: write the folders into file_name.",
+            )
     if not insides:
         first = next(iter(by_name))
         there = finder.near_miss(first)
@@ -320,17 +333,20 @@ def _join_entries(
         del insides[name]
 
 
-def _divided(part: _Part) -> dict[str, _Part]:
-    """Divide a file that states no split.
+def _divided(part: _Part, usual: str | None = None) -> dict[str, _Part]:
+    """Divide a file whose name states no split.
 
     By the splits that its entries state, else by its images' folders if those name several splits.
+
+    Args:
+        usual: the split that the file's own folder names; of all images that are not divided.
     """
     stated = {name: entry.split for name, entry in part.entries.items()}
     if not any(stated.values()):
         stated = {name: split_of_folder(part.insides.get(name, name)) for name in part.entries}
     words = {name: split if split in ("val", "test") else "train" for name, split in stated.items()}
     if len(set(words.values())) < 2:
-        return {"train": part}
+        return {usual if usual in ("val", "test") else "train": part}
     counts = Counter(words.values())
     shares = ", ".join(f"{count} {split}" for split, count in counts.items())
     said = f"{part.place.name}: states no split; divided as its images' entries or folders say: {shares}"

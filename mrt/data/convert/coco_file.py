@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrt.data.convert.formats import reading
 from mrt.data.convert.names import split_in
 from mrt.data.convert.outlines import box_around
 from mrt.data.convert.places import Box, class_name, entry_name
@@ -26,6 +27,7 @@ class Entry:
     name: str
     size: tuple[int, int] | None
     split: str | None = None  # that the entry itself states
+    ids: list[Any] = field(default_factory=list)
     objects: list[Box] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     notes: dict[str, str] = field(default_factory=dict)
@@ -109,6 +111,8 @@ def images_of(
                 "Leave one of them out.",
             )
         skipped["image listed twice"] += listed
+        if number not in entry.ids:
+            entry.ids.append(number)
         by_id[number] = entry
     return by_id, by_name
 
@@ -120,6 +124,7 @@ class Gathered:
     again: int = 0
     retyped: int = 0
     outlined: int = 0
+    turned: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def leave(self, reason: str, item: Any) -> str:
@@ -141,6 +146,11 @@ class Gathered:
             said.append(
                 f"{place.name}: {self.outlined} annotations without a box of any "
                 "size have that of their outline"
+            )
+        if self.turned:
+            said.append(
+                f"{place.name}: {self.turned} boxes are turned by their attribute 'rotation': the upright "
+                "boxes around them are taken"
             )
         return said
 
@@ -182,7 +192,12 @@ def gather(
         area = number_of(item.get("area"))
         area = area if area is not None and 0 < area < math.inf else None
         x, y, w, h = box
-        entry.objects.append(Box(categories[category], (x, y, x + w, y + h), area, ignored))
+        corners = x, y, x + w, y + h
+        degrees = 0.0 if outlined else _rotation(item)
+        if degrees:
+            corners, area = reading.around_turned(corners, degrees), None
+            found.turned += 1
+        entry.objects.append(Box(categories[category], corners, area, ignored))
     return found
 
 
@@ -204,6 +219,17 @@ def _box(
     return written or ("box that is not four numbers" if box else outline), False
 
 
+def _rotation(annotation: Mapping[str, Any]) -> float:
+    """The degrees by which a box is turned about its centre, as CVAT exports it: beside the box as it was
+    before, and without an outline.
+    """
+    attributes = annotation.get("attributes")
+    if not isinstance(attributes, Mapping) or annotation.get("segmentation"):
+        return 0.0
+    degrees = number_of(attributes.get("rotation"))
+    return degrees if degrees is not None and math.isfinite(degrees) else 0.0
+
+
 def _stated_split(image: Mapping[str, Any]) -> str | None:
     """The split that an image entry names, as some tools write it ("split": "test")."""
     said = next((image[key] for key in ("split", "subset") if isinstance(image.get(key), str)), None)
@@ -218,7 +244,10 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _is_set(value: Any) -> bool:
-    return value not in (None, 0) and number_of(value) not in (None, 0)
+    """Whether a flag is set: a number but 0, true, or one of these as a text."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("1", "1.0", "true", "yes")
+    return value is not None and number_of(value) not in (None, 0)
 
 
 def number_of(value: Any) -> float | None:

@@ -39,8 +39,9 @@ def recipe(
 ) -> Recipe:
     """A user's own set in a format whose files list many images.
 
-    Images are found by the ends of the paths in the label files. A split is the word train, val, test or
-    similar in the label file's name, else in its folder's, else in the image's folder; else it is "train".
+    Images are found by the ends of the paths in the label files. A split is what the file says of the image,
+    else the word train, val, test or similar in the label file's name, else in its folder's, else in the
+    image's folder (which counts more if there is only one label file); else it is "train".
     Images that no label file lists are left out, with a note.
 
     Raises:
@@ -55,8 +56,10 @@ def recipe(
     owners: dict[str, str] = {}
     for inside, by_name in sheets.items():
         ends = {name: _ROOT.sub("", name) for name in by_name}
+        stated, usual = _stated_split(inside, alone=len(sheets) == 1)
+        divides = any(sheet.split for sheet in by_name.values())
         found = finder.find(
-            list(ends.values()), files.files[inside], split=_stated_split(inside), near=inside
+            list(ends.values()), files.files[inside], split=None if divides else stated, near=inside
         )
         if by_name and not found:
             raise MrtError(
@@ -64,10 +67,9 @@ def recipe(
                 f"there, the first is {next(iter(by_name))!r}",
                 "Give the images' folder or archive too, in --raw.",
             )
-        stated = _stated_split(inside)
         for name, sheet in by_name.items():
             image = found.get(ends[name])
-            split = stated or _basic(split_of_folder(image or name))
+            split = _basic(sheet.split or stated or split_of_folder(image or name) or usual)
             if image is None:
                 parts[split].append(Skipped("image missing", name))
             elif image in owners and owners[image] == inside:
@@ -109,10 +111,18 @@ def _order(item: tuple[str, object]) -> int:
     return _SPLITS.index(item[0])
 
 
-def _stated_split(inside: str) -> str | None:
-    """The split that a label file's name or folder names."""
-    said = split_in(PurePosixPath(inside).stem) or split_of_folder(inside)
-    return None if said is None else _basic(said)
+def _stated_split(inside: str, alone: bool) -> tuple[str | None, str | None]:
+    """The split of all images of a label file by its name or folder, and that of images whose folders name none.
+
+    Args:
+        alone: whether it is the only one: a split that its folder names may then be the whole set's word
+            ("training data"), and what its images' folders say counts more.
+    """
+    named, above = split_in(PurePosixPath(inside).stem), split_of_folder(inside)
+    if named is None and alone:
+        return None, above
+    said = named or above
+    return None if said is None else _basic(said), None
 
 
 def _basic(split: str | None) -> str:

@@ -69,6 +69,9 @@ def find_lists(
     for split, above, inside in official or bare:
         listed = Listed(split, inside, above, _entries(files[inside], bool(official)))
         found = known(listed)
+        if official:  # a flag may follow a name; a name may also end in a number
+            bare_names = known(listed._replace(entries=[_FLAG.sub("", entry) for entry in listed.entries]))
+            found = [whole if whole in there else name for whole, name in zip(found, bare_names, strict=True)]
         hits = sum(name in there for name in found)
         most_known = 2 * hits >= len(found) or 2 * sum(map(_is_image, listed.entries)) >= len(found)
         if official or (hits and most_known):
@@ -131,7 +134,7 @@ def entries_of(place: Path) -> list[str]:
 
 
 def _entries(place: Path, official: bool) -> list[str]:
-    """The names of a list, one a line; in an official list a flag (1, 0 or -1) may follow, and is removed."""
+    """The lines of a list, each the name of an image; in an official list a flag (1, 0 or -1) may follow."""
     if not official:
         try:
             lines = [line.strip().replace("\\", "/") for line in read_lines(place) if line.strip()]
@@ -139,4 +142,4 @@ def _entries(place: Path, official: bool) -> list[str]:
         except MrtError:
             return []  # some other text that only has a split's name
     numbered = [(number, line.strip()) for number, line in enumerate(read_lines(place), start=1)]
-    return [entry_name(_FLAG.sub("", line), place, f"line {number}") for number, line in numbered if line]
+    return [entry_name(line, place, f"line {number}") for number, line in numbered if line]

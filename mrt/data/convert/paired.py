@@ -29,6 +29,9 @@ _FOLDERS = {
 }
 # VOC's folders of segmentation masks, which have the photos' names
 _MASKS = ("segmentationclass", "segmentationobject")
+# How many first folders of label files and of images do not count, in the order in which that is tried.
+_DROPPED = (((0, 0),), ((0, 1), (1, 0), (1, 1)), ((999, 999),))
+_Names = tuple[tuple[int, int], dict[str, list[str]], dict[str, list[str]]]
 
 
 class Pair(NamedTuple):
@@ -46,8 +49,9 @@ class Catalogue:
     ``VOC2012/JPEGImages/a.JPG`` and ``VOC2012/Annotations/a.xml`` are both ``VOC2012/a``. So files side by
     side fit too, and so does ``a.jpg.xml``. Names are compared in the form of
     :func:`mrt.data.convert.names.plain`, and regardless of case where that is unambiguous. If no label file
-    finds its image that way, the first folder does not count (photos/2012/a.jpg, boxes/2012/a.xml), and if
-    that does not help, no folder counts.
+    finds its image that way, the first folder of either or both does not count (photos/2012/a.jpg,
+    boxes/2012/a.xml), and if that does not help, no folder counts. But what lies in folders of other names
+    *below* JPEGImages and Annotations (images/seq1/1.jpg, labels/seq2/1.xml) never fits.
 
     Args:
         suffixes: of label files.
@@ -71,6 +75,7 @@ class Catalogue:
     ) -> None:
         self._stated = stated or (lambda _: None)
         self._folders = _FOLDERS | {*folders}
+        self._suffixes = {*suffixes, *IMAGE_SUFFIXES}
         photos = (inside for inside in raw.files if not {*inside.lower().split("/")} & {*_MASKS})
         self.files = {inside: raw.files[inside] for inside in photos}
         kinds = {inside: splitext(inside)[1].lower() for inside in self.files}
@@ -83,22 +88,21 @@ class Catalogue:
             raw,
             "Give the folder or archive with the images too.",
         )
-        for folders_less in (0, 1, 999):
-            self._folders_less = folders_less
-            self.labels, self.images = self._by_name(labels), self._by_name(images)
-            if self.labels.keys() & self.images.keys():
+        for group in _DROPPED:
+            tried = [self._by_name(labels, images, dropped) for dropped in group]
+            self._dropped, self.labels, self.images = max(tried, key=self._fitting)
+            if self._fitting((self._dropped, self.labels, self.images)):
                 break
+        self._part_what_contradicts()
         self.notes = [*self._in_any_case(), *self._as_stated()]
 
-    def name(self, inside: str) -> str:
-        """What a path inside the raw files is called here."""
-        *parts, file = plain(inside).split("/")
-        folders = [part for part in parts if part.lower() not in self._folders]
-        stem, suffix = splitext(file)
-        if suffix not in IMAGE_SUFFIXES:
-            shorter, another = splitext(stem)
-            stem = shorter if another.lower() in IMAGE_SUFFIXES else stem  # a.jpg.xml
-        return "/".join([*folders[self._folders_less :], stem])
+    def names_of(self, entry: str) -> list[str]:
+        """What an entry of a list may be called here: the whole of it, or all but its suffix."""
+        known = splitext(entry)[1].lower() in self._suffixes
+        files = [f"{entry}.xml", *([entry] if known else [])]
+        every = [self._name(file, dropped) for file in files for dropped in dict.fromkeys(self._dropped)]
+        there = [name for name in every if name in self.labels or name in self.images]
+        return [*there, *every[-1:]]
 
     @property
     def names(self) -> list[str]:
@@ -128,11 +132,71 @@ class Catalogue:
             return Skipped("several files fit", " and ".join([*images, *labels][:4]))
         return Pair(self.files[images[0]], self.files[labels[0]], "")
 
-    def _by_name(self, files: Sequence[str]) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for inside in files:
-            found.setdefault(self.name(inside), []).append(inside)
-        return found
+    def fitting_by_name(self) -> tuple[str, str] | None:
+        """A label file and an image that have one name, but lie in different folders; for messages."""
+        images = {self._name(inside, 999): inside for files in self.images.values() for inside in files}
+        labels = (inside for files in self.labels.values() for inside in files)
+        found = ((inside, images.get(self._name(inside, 999))) for inside in sorted(labels))
+        return next(((label, image) for label, image in found if image is not None), None)
+
+    def _name(self, inside: str, dropped: int) -> str:
+        """A path without suffix, folders such as Annotations, and the first ``dropped`` other folders."""
+        *folders, file = plain(inside).split("/")
+        named = [folder for folder in folders if folder.lower() not in self._folders]
+        return "/".join([*named[dropped:], splitext(file)[0]])
+
+    def _by_name(self, labels: Sequence[str], images: Sequence[str], dropped: tuple[int, int]) -> _Names:
+        """Names -> label files, and names -> images, if the first folders of either do not count.
+
+        What ends in two suffixes is taken whole where that is an image's name (a.rgb.txt of a.rgb.png), else
+        as the name of an image with its suffix (a.jpg.xml of a.jpg).
+        """
+        of_images: dict[str, list[str]] = {}
+        with_suffix: dict[str, str] = {}  # image's name with its suffix -> without
+        for inside in images:
+            name = self._name(inside, dropped[1])
+            of_images.setdefault(name, []).append(inside)
+            with_suffix[f"{name}{splitext(plain(inside))[1]}"] = name
+        folded = {name.casefold() for name in of_images}
+        of_labels: dict[str, list[str]] = {}
+        for inside in labels:
+            name = self._name(inside, dropped[0])
+            shorter, suffix = splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES and name.casefold() not in folded:
+                image = with_suffix.get(plain(name))
+                of_one = [
+                    file for file in of_images.get(image or "", ()) if plain(file).endswith(suffix.lower())
+                ]
+                if len(of_one) == 1 and len(of_images[image]) > 1:  # of a.jpg and a.png: that one
+                    of_images[image].remove(of_one[0])
+                    of_images[name] = of_one
+                elif name not in of_images:
+                    name = shorter
+            of_labels.setdefault(name, []).append(inside)
+        return dropped, of_labels, of_images
+
+    def _fitting(self, found: _Names) -> int:
+        """How many names have a label file and an image that may belong together."""
+        _, labels, images = found
+        return sum(not self._contradict(labels[name], images[name]) for name in labels.keys() & images.keys())
+
+    def _contradict(self, labels: Sequence[str], images: Sequence[str]) -> bool:
+        """Whether these label files and images lie in folders of other names below Annotations and images."""
+        return not any(
+            _ends_alike(self._below(label), self._below(image)) for label in labels for image in images
+        )
+
+    def _below(self, inside: str) -> list[str]:
+        """The folders below the last one that is called after what it holds; none without such a folder."""
+        folders = plain(inside).split("/")[:-1]
+        kinds = [number for number, folder in enumerate(folders) if folder.lower() in self._folders]
+        return folders[kinds[-1] + 1 :] if kinds else []
+
+    def _part_what_contradicts(self) -> None:
+        for name in self.labels.keys() & self.images.keys():
+            if self._contradict(self.labels[name], self.images[name]):
+                for inside in self.labels.pop(name):
+                    self.labels[inside] = [inside]
 
     def _name_in(self, labels: str) -> str | None:
         """The image's own name, without folders, that a label file states."""
@@ -157,7 +221,7 @@ class Catalogue:
         moved = []
         for name, image in wanted.items():
             fits = free.get(image or "", [])
-            if len(fits) == 1 and claims[image] == 1:
+            if len(fits) == 1 and claims[image] == 1 and self._may_fit(name, fits[0]):
                 self.labels[fits[0]] = self.labels.pop(name)
                 moved.append(f"{alone[name]} for {self.images[fits[0]][0]}")
         if not moved:
@@ -165,6 +229,11 @@ class Catalogue:
         return [
             f"{len(moved)} label files have other names than the images that they state: {examples(moved)}"
         ]
+
+    def _may_fit(self, labels: str, image: str) -> bool:
+        """Whether the folders of two names leave it possible that they belong together."""
+        folders = (name.casefold().split("/")[:-1] for name in (labels, image))
+        return _ends_alike(*folders) and not self._contradict(self.labels[labels], self.images[image])
 
     def _in_any_case(self) -> list[str]:
         """Match label files with images whose names differ only in upper and lower case.
@@ -296,11 +365,14 @@ def recipe(
     details: dict[str, object] = {"format": format.name}
     if names.keys() - {*found}:
         details["splits without files"] = sorted(names.keys() - {*found})
+    near = catalogue.fitting_by_name()
     require(
         found,
         "image with its annotation",
         files,
-        "Images and label files must have the same name, but for the suffix.",
+        f"{near[0]} and {near[1]} have one name, but lie in different folders: give them the same ones."
+        if near
+        else "Images and label files must have the same name, but for the suffix.",
     )
     if classes is None:
         pairs = [job for jobs, _ in found.values() for job in jobs if isinstance(job, Pair)]
@@ -345,25 +417,14 @@ def _known(listed: Listed, catalogue: Catalogue) -> list[str]:
 
     They are those of the list's own set, or if that holds none of them, of any.
     """
-    # some tools add a suffix; any other dot belongs to the name
-    suffixes = (*catalogue_suffixes(catalogue), *IMAGE_SUFFIXES)
-    files = [
-        entry if PurePosixPath(entry).suffix.lower() in suffixes else f"{entry}.xml"
-        for entry in listed.entries
-    ]
-    names = [catalogue.name(listed.above + file) for file in files]
-    if any(name in catalogue.labels or name in catalogue.images for name in names):
-        return names
+    names = [catalogue.names_of(listed.above + entry) for entry in listed.entries]
+    if any(len(found) > 1 for found in names):
+        return [found[0] for found in names]
     lasts: dict[str, list[str]] = {}
     for name in catalogue.names:
         lasts.setdefault(PurePosixPath(name).name, []).append(name)
-    same = [lasts.get(PurePosixPath(plain(file)).stem, []) for file in files]
-    return [found[0] if len(found) == 1 else name for found, name in zip(same, names, strict=True)]
-
-
-def catalogue_suffixes(catalogue: Catalogue) -> tuple[str, ...]:
-    """Suffixes of its label files, in lower case."""
-    return tuple({PurePosixPath(files[0]).suffix.lower() for files in catalogue.labels.values()})
+    same = [lasts.get(PurePosixPath(found[-1]).name, []) for found in names]
+    return [found[0] if len(found) == 1 else name[0] for found, name in zip(same, names, strict=True)]
 
 
 def _labels(places: Sequence[Path], read: Callable[[Path], Sheet | Skipped]) -> list[str]:
@@ -378,6 +439,12 @@ def _labels(places: Sequence[Path], read: Callable[[Path], Sheet | Skipped]) -> 
 def _labels_of(place: Path, read: Callable[[Path], Sheet | Skipped]) -> set[str]:
     sheet = read(place)
     return set() if isinstance(sheet, Skipped) else {record.label for record in sheet.records}
+
+
+def _ends_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one of two paths is the end of the other; nothing is an end of everything."""
+    shared = min(len(one), len(other))
+    return not shared or list(one[-shared:]) == list(other[-shared:])
 
 
 def _folded(names: Iterable[str]) -> dict[str, list[str]]:

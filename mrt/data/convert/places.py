@@ -218,6 +218,10 @@ class ImageFinder:
                 )
         return self._without_doubles(answer, ends, source)
 
+    def ending_with(self, name: str) -> list[str]:
+        """All images whose path ends with this one."""
+        return self._ends.find(name)
+
     def near_miss(self, name: str) -> str | None:
         """A file with a missing image's name but another suffix, or one that is no image's; for messages."""
         if self._by_stem is None:

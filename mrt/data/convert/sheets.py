@@ -32,12 +32,13 @@ class Sheet(NamedTuple):
     """What a label file says of its image.
 
     ``size`` is (width, height) in pixels, None where the file does not state it; ``skipped``: reason -> how
-    many of its entries are no objects.
+    many of its entries are no objects; ``split``: train, val or test, where the file states it of the image.
     """
 
     size: tuple[int, int] | None
     records: tuple[Record, ...]
     skipped: Mapping[str, int] = {}
+    split: str | None = None
 
 
 @dataclass(frozen=True)

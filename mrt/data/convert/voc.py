@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
@@ -20,6 +21,7 @@ from xml.parsers import expat
 
 from mrt.data.archives import inside_zip, open_zip
 from mrt.data.convert import paired
+from mrt.data.convert.formats import reading
 from mrt.data.convert.raw import RawFiles, Unpacking, read_bytes
 from mrt.data.convert.recipe import Recipe, Skipped
 from mrt.data.convert.sheets import Format, Record, Sheet
@@ -27,6 +29,7 @@ from mrt.data.text import decode_head, encoding_of
 from mrt.errors import MrtError
 
 MAX_XML_BYTES = 16 << 20  # a real file has a few kilobytes; a thousand objects have 300
+DELETED = "deleted object"  # which the owners' tool keeps in the file, and does not show
 DEEPEST = 100  # elements in elements; a polygon's points have five
 _DECLARED = re.compile(rb"^\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._:-]+)[\"']")
 
@@ -43,10 +46,14 @@ class VocObject(NamedTuple):
 
 
 class VocAnnotation(NamedTuple):
-    """One XML file; ``size`` is (width, height) in pixels, None if it does not say or says 0."""
+    """One XML file; ``size`` is (width, height) in pixels, None if it does not say or says 0.
+
+    ``skipped``: reason -> how many entries are no objects.
+    """
 
     size: tuple[int, int] | None
     objects: tuple[VocObject, ...]
+    skipped: Mapping[str, int] = {}
 
 
 def read(place: Path) -> Sheet | Skipped:
@@ -54,7 +61,7 @@ def read(place: Path) -> Sheet | Skipped:
     annotation = read_annotation(place)
     if isinstance(annotation, Skipped):
         return annotation
-    return Sheet(annotation.size, tuple(_record(found) for found in annotation.objects))
+    return Sheet(annotation.size, tuple(map(_record, annotation.objects)), annotation.skipped)
 
 
 def looks(head: bytes, inside: str) -> bool:
@@ -97,7 +104,11 @@ def read_annotation(place: Path) -> VocAnnotation | Skipped:
         return Skipped(
             "annotation cut short or unreadable", f"{place} (its root is <{root.tag[:40]}>, not <annotation>)"
         )
-    return VocAnnotation(_size(root), tuple(_object(element) for element in root.iterfind("object")))
+    every = root.findall("object")
+    there = [element for element in every if not _is_set(element.findtext("deleted"))]
+    more = sum(max(len(element.findall("bndbox")) - 1, 0) for element in there)
+    skipped = Counter({DELETED: len(every) - len(there), "further box of an object": more})
+    return VocAnnotation(_size(root), tuple(map(_object, there)), dict(+skipped))
 
 
 def _text(content: bytes) -> str:
@@ -163,8 +174,25 @@ def _object(element: Element) -> VocObject:
         numbers = tuple(_number(box.findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax"))
     if numbers is None or not (numbers[2] > numbers[0] and numbers[3] > numbers[1]):
         numbers = _outline(element) or numbers
-    difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
+    elif degrees := _rotation(element):
+        xmin, ymin, xmax, ymax = numbers
+        x0, y0, x1, y1 = reading.around_turned((xmin - 1, ymin - 1, xmax, ymax), degrees)
+        numbers = x0 + 1, y0 + 1, x1, y1
+    difficult = _is_set(element.findtext("difficult"))
     return VocObject((element.findtext("name") or "").strip(), numbers, difficult)
+
+
+def _is_set(text: str | None) -> bool:
+    return (text or "").strip().lower() in ("1", "true")
+
+
+def _rotation(element: Element) -> float:
+    """The degrees by which CVAT says that a box is turned about its centre; it writes the box as before."""
+    for attribute in element.iterfind("attributes/attribute"):
+        if (attribute.findtext("name") or "").strip() == "rotation":
+            degrees = _number(attribute.findtext("value"))
+            return degrees if math.isfinite(degrees) else 0.0
+    return 0.0
 
 
 def _outline(element: Element) -> tuple[float, float, float, float] | None:

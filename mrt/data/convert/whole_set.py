@@ -26,6 +26,7 @@ _MEANT = (
     "point or line, which has no area",
     "tag of the whole image",
     "skeleton of key points",
+    "deleted object",
 )
 # Reasons for whole images, as Split.skipped counts them; all others are about objects.
 OF_IMAGES = (

@@ -1,6 +1,7 @@
 """CVAT's own XML, "CVAT for images 1.1".
 
-``<image name width height>`` elements with shapes in them, one file for a task or a project.
+``<image name width height subset>`` elements with shapes in them, one file for a task or a project. A
+project's subset names the image's split.
 
 Coordinates are distances from the upper left corner (two decimals).
 
@@ -27,6 +28,7 @@ from xml.parsers import expat
 
 from mrt.data.convert.formats import reading
 from mrt.data.convert.formats.listing import Files, Listing, image_name
+from mrt.data.convert.names import split_in
 from mrt.data.convert.places import class_name
 from mrt.data.convert.raw import read_bytes
 from mrt.data.convert.sheets import Record, Sheet
@@ -81,6 +83,7 @@ class _Reader:
         self._name = ""
         self._size: tuple[int, int] | None = None
         self._found: list[Record | str | None] = []
+        self._split: str | None = None
         self.parser = expat.ParserCreate()
         self.parser.StartDoctypeDeclHandler = self._refuse
         self.parser.StartElementHandler = self._start
@@ -122,13 +125,14 @@ class _Reader:
                     "Export each task of the project for itself.",
                 )
             self._size = reading.image_size(attributes.get("width"), attributes.get("height"))
+            self._split = split_in(attributes.get("subset", ""))
             self._found = []
         if depth == 3 and self._path[1] == "image":
             self._found.append(_record(tag, attributes))
 
     def _end(self, tag: str) -> None:
         if len(self._path) == 2 and tag == "image":
-            self.sheets[self._name] = reading.collect(self._found, self._size)
+            self.sheets[self._name] = reading.collect(self._found, self._size)._replace(split=self._split)
         self._path.pop()
 
 

@@ -10,7 +10,8 @@ names from a ``*class-descriptions*.csv`` among the raw files.
 
 **csv**: a header with one of image, filename, file, path, image_path, file_name; one of class, label, name,
 category; and xmin, ymin, xmax, ymax or x1, y1, x2, y2, in pixels from the upper left corner. width and
-height, if given, are the image's. A row without class and numbers is an image without objects. Without a
+height, if given, are the image's; split or subset, its split. Where rows of one name have different paths,
+the column with the path counts. A row without class and numbers is an image without objects. Without a
 header: image,x1,y1,x2,y2,class (keras-retinanet).
 
 Sources: storage.googleapis.com/openimages (Kuznetsova et al. 2020); the readme of fizyr/keras-retinanet.
@@ -22,11 +23,12 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mrt.data.convert.formats import reading
 from mrt.data.convert.formats.listing import Files, Listing, image_name, in_pixels, upright_sizes
+from mrt.data.convert.names import split_in
 from mrt.data.convert.places import class_name
 from mrt.data.convert.sheets import Record, Sheet
 from mrt.data.headers import IMAGE_SUFFIXES
@@ -38,6 +40,8 @@ OPEN_IMAGES = ("imageid", "labelname", "xmin", "xmax", "ymin", "ymax")
 IMAGE = ("image", "filename", "file", "path", "image_path", "file_name", "img", "image_name")
 CLASS = ("class", "label", "name", "category", "class_name", "label_name")
 BOXES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"))
+SPLIT = ("split", "subset", "set")
+OTHER_NAME = "also "  # in front of further columns that may name the image
 HEADLESS = ("image", "x1", "y1", "x2", "y2", "class")
 CSV_NEEDS = (
     "a CSV file with the columns image, class, xmin, ymin, xmax, ymax (a header, or keras-retinanet's order)"
@@ -72,12 +76,39 @@ def read_csv(place: Path, files: Files) -> dict[str, Sheet]:
     """
     found: dict[str, list[Record | str | None]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
-    for number, row in _rows(place, CSV_NEEDS, _plain_columns):
-        name = image_name(row["image"], place, f"line {number}")
+    splits: dict[str, str | None] = {}
+    rows = list(_rows(place, CSV_NEEDS, _plain_columns))
+    column = _image_column([row for _, row in rows])
+    for number, row in rows:
+        name = image_name(row[column], place, f"line {number}")
         sizes[name] = sizes.get(name) or reading.image_size(row.get("width"), row.get("height"))
+        split = split_in(row.get("split", "").strip())
+        if splits.setdefault(name, split) != split:
+            raise MrtError(
+                f"{place}, line {number}: {name!r} is in the split {row['split']!r}, and in another before",
+                "Give each image one split.",
+            )
         found.setdefault(name, []).append(_plain_record(row))
     _refuse_shares(found, place)
-    return {name: reading.collect(records, sizes[name]) for name, records in found.items()}
+    return {
+        name: reading.collect(records, sizes[name])._replace(split=splits[name])
+        for name, records in found.items()
+    }
+
+
+def _image_column(rows: Sequence[Row]) -> str:
+    """The column that names the images: another one than the first where that tells fewer of them apart, and
+    each of its values ends with the first one's.
+    """
+    names = {row["image"] for row in rows}
+    for column in (key for key in (rows[0] if rows else ()) if key.startswith(OTHER_NAME)):
+        pairs = {(row["image"], row[column].replace("\\", "/")) for row in rows}
+        fits = all(
+            path.rpartition("/")[2] == name.replace("\\", "/").rpartition("/")[2] for name, path in pairs
+        )
+        if fits and len(pairs) > len(names):
+            return column
+    return "image"
 
 
 def looks_openimages(head: bytes, path: str) -> bool:
@@ -119,6 +150,8 @@ def _plain_columns(header: list[str]) -> list[str] | None:
     label = next((name for name in CLASS if name in header), None)
     if box and image and label:
         ours = {image: "image", label: "class", **dict(zip(box, HEADLESS[1:5], strict=True))}
+        ours |= {name: f"{OTHER_NAME}{name}" for name in IMAGE if name in header and name != image}
+        ours |= {name: "split" for name in SPLIT if name in header and name not in ours}
         kept = {*ours, "width", "height"}
         return [ours.get(name, name if name in kept else f"({name})") for name in header]
     is_row = len(header) == len(HEADLESS) and header[0].endswith(IMAGE_SUFFIXES)
