@@ -102,7 +102,7 @@ def recipe(
             coco = read_file(place)
             categories = categories_of(coco, place)
             labels |= dict.fromkeys(categories.values())
-            part = _part(coco, categories, place, finder, split, near)
+            part = _part(coco, categories, place, finder, split, near, pictures.nameless)
             usual = split_of_folder(near) if split is None else None
             for name, own in (_divided(part, usual) if split is None else {split: part}).items():
                 parts.setdefault(name, []).append(own)
@@ -281,6 +281,7 @@ def _part(
     finder: ImageFinder,
     split: str | None,
     near: str,
+    nameless: Sequence[str],
 ) -> _Part:
     skipped: Counter[str] = Counter()
     by_id, by_name = images_of(coco["images"], place, skipped)
@@ -296,6 +297,12 @@ def _part(
     if not insides:
         first = next(iter(by_name))
         there = finder.near_miss(first)
+        same = [path for path in nameless if path.rpartition("/")[2] == first.rpartition("/")[2]]
+        if same:
+            raise MrtError(
+                f"{place}: none of its {len(by_name)} images is there by its name; {same[0]} has no suffix",
+                "Give the images' names the suffix of their kind, such as .jpg, in the file and on disk.",
+            )
         raise MrtError(
             f"{place}: none of its {len(by_name)} images is there, the first is {first!r}"
             + (f" (there is {there})" if there else ""),

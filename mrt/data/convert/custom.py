@@ -248,7 +248,7 @@ def _read(
         found = listed.recipe(kind, files, data_root, domain=domain)
     else:
         found = paired.recipe(voc.FORMAT if kind == "voc" else PAIRED[kind], files, data_root, domain=domain)
-    return found if boxes == "pixels" else replace(found, review=units.require_pixels)
+    return found if boxes == "pixels" else replace(found, review=partial(units.require_pixels, made=found))
 
 
 def choose_classes(found: Recipe, classes: Sequence[str] | None, class_map: Mapping[str, str]) -> Recipe:

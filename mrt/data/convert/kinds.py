@@ -10,7 +10,7 @@ from posixpath import splitext
 from mrt.data.archives import open_file
 from mrt.data.convert import bridge, coco, voc, yolo
 from mrt.data.convert.formats import PAIRED
-from mrt.data.convert.names import FILMS, FOREIGN, IMAGES, TABLES, TEXTS, examples, is_about, plain
+from mrt.data.convert.names import BINARY, FILMS, FOREIGN, IMAGES, TEXTS, examples, is_about, plain
 from mrt.data.convert.places import ImageFinder
 from mrt.data.convert.raw import RawFiles, Unpacking, own_files
 from mrt.data.convert.yolo_settings import settings_and_names
@@ -37,13 +37,13 @@ KINDS = {
     "video": "videos (.mp4, .mov, .mkv, ...), from which frames are taken; no labels",
 }
 _HEAD = 1 << 16
-_LABELS = frozenset((*TEXTS, *TABLES))
 _SAMPLED = 64  # label files of a kind that are looked into
 _SAYS = re.compile(
     r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation"
     r"|regions|detections)\"\s*:"
     r"|<(object|box|bndbox|polygon)\b"
 )
+_QUOTED = re.compile(r"[\"'>]([^\"'<>\n]{1,300})[\"'<]")  # a text of JSON or XML
 _NUMBER = re.compile(r"[-+]?(\d++\.?\d*+|\.\d++)([eE][-+]?\d+)?")
 _COLUMNS = re.compile(r"(?i)\b(x_?min|xmin|x1|bbox|left|box)\b")
 
@@ -66,6 +66,10 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
     }
     kinds = [kind for kind, fit in fits.items() if fit]
     given = files.given
+    # class names alone do not make a YOLO set of one in another format
+    named = named_formats(files.files) if kinds in ([], ["yolo"]) else {}
+    if kinds == ["yolo"] and named and not yolo.label_files(files, images):
+        kinds = []
     if len(kinds) == 1:
         return kinds[0]
     if kinds:
@@ -73,7 +77,6 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
             f"--raw {given}: may be of more than one kind: {', '.join(kinds)}",
             f"Say which with --format {' or '.join(kinds)}.",
         )
-    named = named_formats(files.files)
     if named and images:
         looks = "; ".join(
             f"{len(insides)} look like {name} labels ({examples(insides)})" for name, insides in named.items()
@@ -102,6 +105,17 @@ def detect(raw: Sequence[Path] | RawFiles, data_root: Path, on_unpack: Unpacking
             f"--raw {given}: no images that are read, but {len(others)} files of kinds "
             f"that Pillow does not open: {examples(others)}",
             "Convert pictures to JPEG or PNG, and take videos out of their archive.",
+        )
+    if files.nameless:
+        raise MrtError(
+            f"--raw {given}: no images by their names, but {len(files.nameless)} files without a suffix: "
+            f"{examples(files.nameless)}",
+            "If they are images, give their names the suffix of their kind, such as .jpg.",
+        )
+    if not files.files and files.unopened:
+        raise MrtError(
+            f"--raw {given}: only archives that are not opened: {examples(files.unopened)}",
+            "Unpack them, or pack their files as .zip, .tar or .tar.gz.",
         )
     if not files.files:
         raise MrtError(
@@ -143,10 +157,12 @@ def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     """Files that look like labels and were not read.
 
     That is: a text file with an image's name; a table (such as CSV) with columns for boxes or with an image's
-    name in it; a list of images; a text of rows of numbers; a JSON or XML file with words for objects; a
-    binary table such as .mat or .tfrecord.
+    name in it; a text with images' names at the beginning of lines; a text of rows of numbers; a JSON or XML
+    file with words for objects or an image's name in it; a binary table such as .mat or .tfrecord; a packed
+    text.
     """
-    others = [inside for inside in sorted(files) if inside not in read and _suffix(inside) in _LABELS]
+    others = [inside for inside in sorted(files) if inside not in read]
+    others = [inside for inside in others if _suffix(inside) in TEXTS or BINARY.search(inside)]
     others = [inside for inside in others if not is_about(inside)]
     if not others:
         return []
@@ -156,7 +172,7 @@ def unread(files: Mapping[str, Path], read: Collection[str]) -> list[str]:
     found = []
     for inside in others:
         suffix, stem = _suffix(inside), _stem(plain(inside))
-        named = suffix in TABLES or stem in stems or _stem(stem) in stems
+        named = BINARY.search(inside) is not None or stem in stems or _stem(stem) in stems
         if named or _speaks_of(suffix, files[inside], names, stems):
             found.append(inside)
     return found
@@ -218,20 +234,33 @@ def _is_yolo(files: RawFiles, images: Iterable[str]) -> bool:
 def _speaks_of(suffix: str, place: Path, names: Collection[str], stems: Collection[str]) -> bool:
     text = decode_head(_head(place))
     if suffix in ("csv", "tsv", "lst"):
-        return bool(_COLUMNS.search(text)) or not {*re.split(r"[\\s,;\"'/\\\\]+", text)}.isdisjoint(names)
+        return bool(_COLUMNS.search(text)) or not {*re.split(r"[\s,;\"'/\\]+", text)}.isdisjoint(names)
     if suffix == "txt":
         return _is_list(text, names, stems) or _is_table(text)
-    return suffix in ("json", "jsonl", "ndjson", "geojson", "xml") and bool(_SAYS.search(text))
+    if suffix not in ("json", "jsonl", "ndjson", "geojson", "manifest", "xml"):
+        return False
+    return bool(_SAYS.search(text)) or any(
+        match[1].replace("\\", "/").rpartition("/")[2] in names for match in _QUOTED.finditer(text)
+    )
 
 
 def _is_list(text: str, names: Collection[str], stems: Collection[str]) -> bool:
-    """Whether most of a text's first lines begin or end with an image's name, with or without suffix."""
+    """Whether one of a text's first lines begins with an image's whole name, or most of them begin or end
+    with one, with or without suffix.
+    """
     lines = [line.strip().replace("\\", "/") for line in text.splitlines()[:_SAMPLED] if line.strip()]
+    if any(line.rpartition("/")[2] in names or _first_word(line) in names for line in lines):
+        return True
     hits = sum(
         line.rpartition("/")[2] in names or line.split()[0] in stems or line.split()[0] in names
         for line in lines
     )
     return hits * 2 > len(lines)
+
+
+def _first_word(line: str) -> str:
+    """The first word of a line, without folders."""
+    return re.split(r"[\s,;]", line, maxsplit=1)[0].rpartition("/")[2]
 
 
 def _is_table(text: str) -> bool:

@@ -112,7 +112,7 @@ def _order(item: tuple[str, object]) -> int:
 
 
 def _stated_split(inside: str, alone: bool) -> tuple[str | None, str | None]:
-    """The split of all images of a label file by its name or folder, and that of images whose folders name none.
+    """The split of all images of a label file by its name or folder, and of those whose folders name none.
 
     Args:
         alone: whether it is the only one: a split that its folder names may then be the whole set's word

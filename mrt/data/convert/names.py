@@ -15,7 +15,7 @@ from mrt.data.headers import IMAGE_SUFFIXES
 from mrt.data.video import SUFFIXES
 
 # files that are neither in a hidden folder nor added by macOS to zip files
-_VISIBLE = r"(?i)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})$"
+_VISIBLE = r"(?is)^(?!__macosx/)(?!(?:.*/)?\.[^./]).*\.(?:{})\Z"  # a name may have a line break
 _IMAGE = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 IMAGES = re.compile(_VISIBLE.format(_IMAGE))
 # Pictures and recordings that Pillow alone does not read: only mentioned to the user, unless frames of videos
@@ -29,17 +29,21 @@ FOREIGN = (
 # Annotations, settings and lists, which are read or mentioned to the user.
 TEXTS = (
     *("json", "xml", "txt", "yaml", "yml", "names", "data"),
-    *("csv", "tsv", "jsonl", "ndjson", "geojson", "lst"),
+    *("csv", "tsv", "jsonl", "ndjson", "geojson", "lst", "manifest"),
 )
 TABLES = ("mat", "pkl", "pickle", "parquet", "tfrecord", "tfrecords", "record", "h5", "hdf5", "xlsx", "xls")
 # All files that any kind of set is made of. One pattern for all kinds, so that a tar archive has to be
 # unpacked only once.
-WANTED = _VISIBLE.format("|".join([_IMAGE, *TEXTS, *TABLES, *FOREIGN]))
+_PACKED = rf"(?:{'|'.join(TEXTS)})\.(?:gz|bz2|xz|zst)"  # a single file, which is no archive
+_SHARD = rf"(?:{'|'.join(TABLES)})-\d+-of-\d+"
+WANTED = _VISIBLE.format("|".join([_IMAGE, *TEXTS, *TABLES, *FOREIGN, _PACKED, _SHARD]))
+BINARY = re.compile(_VISIBLE.format("|".join([*TABLES, _PACKED, _SHARD])))  # labels in no form that is read
 _ABOUT = re.compile(
     r"(?i)(^|/)(read[-_ ]?me|licen[cs]e|notice|changelog|changes|authors|citation|requirements|version)"
     r"([.-][a-z]+)*$"
 )
 
+_BLANKS = re.compile(r"\s*/\s*")
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 _SPLIT = re.compile(r"(?<![a-z])(trainval|training|train|validation|valid|val|testing|test)(?![a-z])")
 
@@ -64,9 +68,9 @@ def plain(name: str) -> str:
     """One standard form for the many ways in which tools and systems write the same path.
 
     That is Unicode's composed form (NFC; a Mac stores the decomposed one), with URL escapes such as ``%20``
-    decoded, forward slashes, no blanks around it, and the suffix in lower case.
+    decoded, forward slashes, no blanks around it or a folder, and the suffix in lower case.
     """
-    text = name.strip().replace("\\", "/")
+    text = _BLANKS.sub("/", name.strip().replace("\\", "/"))
     if "%" in text:
         with suppress(UnicodeDecodeError):
             text = unquote(text, errors="strict")

@@ -20,10 +20,14 @@ from mrt.data.archives import (
 )
 from mrt.data.card import CARD_NAME, UNPACKED, decode_json
 from mrt.data.convert.joined import Place, one_tree
-from mrt.data.convert.names import WANTED, examples
+from mrt.data.convert.names import WANTED, examples, is_about
 from mrt.errors import MrtError
 from mrt.plain import quoted
 
+# Archives that nothing here opens, and parts of one.
+_OTHER_ARCHIVES = re.compile(
+    r"(?i)\.(rar|r\d\d|7z|tar\.(xz|bz2|zst|lz4)|txz|tbz2?|tzst|z\d\d|(zip|7z|rar|tar|tgz|gz)\.\d{3}|cab|iso)$"
+)
 MANY = 6  # paths that are too many for a message
 Unpacking = Callable[[Path, int, int], None]  # called with (archive, bytes done, bytes in all)
 
@@ -42,7 +46,8 @@ class RawFiles:
     to which it was unpacked. The same path with different content is two files: with ``apart``, the places
     that differ are put into folders with their names, as if the folder above them had been given; without it,
     that is an error. Places that are named after different splits ("train", "valid") are kept apart in the
-    same way. ``notes`` says what was done.
+    same way. ``notes`` says what was done; ``nameless``: paths of files without a suffix, which may be
+    images; ``unopened``: archives of kinds that are not read, or within others.
 
     Args:
         paths: what ``--raw`` names.
@@ -68,6 +73,8 @@ class RawFiles:
     ) -> None:
         self.paths = [Path(path).expanduser().absolute() for path in paths]
         self.notes: list[str] = []
+        self.nameless: list[str] = []
+        self.unopened: list[str] = []
         self._wanted = re.compile(wanted)
         self._data_root = data_root.absolute()
         places: list[Place] = []
@@ -98,6 +105,11 @@ class RawFiles:
         places += [Place(folder, folder.name, files) for folder, files in singles.items()]
         self.files, said = one_tree(places, apart)
         self.notes += said
+        if self.unopened:
+            self.notes.append(
+                f"warning: not opened: {len(self.unopened)} archives within archives, or of a kind that is "
+                f"not read: {examples(self.unopened)} (unpack them, or pack their files as .zip or .tar.gz)"
+            )
 
     @property
     def source(self) -> str:
@@ -128,8 +140,12 @@ class RawFiles:
                 path = (inside / name).as_posix()
                 if not name.startswith(".") and self._wanted.search(path):
                     found[path] = Path(where) / name
-                elif is_archive(Path(name)) and where != str(folder) and not name.startswith("."):
+                elif name.startswith("."):
+                    continue
+                elif is_archive(Path(name)) and where != str(folder):
                     unopened.append(path)
+                else:
+                    self._pass_over(path)
         if unopened:
             self.notes.append(
                 f"archives in inner folders are not opened: {examples(sorted(unopened))} "
@@ -143,22 +159,30 @@ class RawFiles:
         return made and os.path.realpath(where) == os.path.realpath(self._data_root)
 
     def _in_archive(self, archive: Path, on_unpack: Unpacking | None) -> dict[str, Path]:
+        def wants(name: str) -> bool:
+            if self._wanted.search(name) is not None:
+                return True
+            self._pass_over(f"{archive.name}/{name}", packed=True)
+            return False
+
         if archive.name.lower().endswith(ZIP_SUFFIXES):
             return {
                 safe_member(archive, member.filename).as_posix(): archive / member.filename
                 for member in open_zip(archive).infolist()
-                if not member.is_dir() and self._wanted.search(member.filename)
+                if not member.is_dir() and wants(member.filename)
             }
         folder = unpacked_folder(archive, self._data_root / UNPACKED)
         tell = None if on_unpack is None else (lambda done, total: on_unpack(archive, done, total))
-        unpack_tar(
-            archive,
-            folder,
-            lambda name: self._wanted.search(name) is not None,
-            tell,
-            purpose=self._wanted.pattern,
-        )
+        unpack_tar(archive, folder, wants, tell, purpose=self._wanted.pattern)
         return self._in_folder(folder)
+
+    def _pass_over(self, path: str, packed: bool = False) -> None:
+        """Note a file that is not wanted, if it may hold something that is."""
+        name = path.rpartition("/")[2]
+        if _OTHER_ARCHIVES.search(name) or (packed and is_archive(Path(name))):
+            self.unopened.append(path)
+        elif "." not in name and not is_about(path):
+            self.nameless.append(path)
 
 
 def own_files(

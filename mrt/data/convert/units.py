@@ -7,16 +7,23 @@ guessed: the user has to say it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mrt.data.convert.pictures import Picture
+from mrt.data.convert.pictures import Picture, Skipped, Thing
 from mrt.data.convert.places import Box
 from mrt.data.convert.whole_set import Results
 from mrt.errors import MrtError
 
+if TYPE_CHECKING:
+    from mrt.data.convert.recipe import Recipe
+
 READINGS = ("auto", "pixels", "shares", "corners", "corner-shares")
 TOLERANCE = 0.01  # by which a share may lie outside 0 to 1: rounding, and labels drawn to the very edge
+SHARES = "box within the first pixel, as shares of the image's size"
 _ENOUGH = 3  # a reading needs at least this many boxes that speak for it
 _SOME = 0.1  # a larger share of a file's boxes than this is no accident
 HINT = (
@@ -105,19 +112,47 @@ def _shares(numbers: Sequence[tuple], source: str) -> tuple[str, list[str]]:
     )
 
 
-def require_pixels(results: Results) -> None:
-    """For formats in pixels: MrtError if all boxes of the set lie within the first pixel of their images.
+def require_pixels(results: Results, made: Recipe) -> Recipe | None:
+    """A ``review`` of recipes in pixels: boxes within the first pixel of their images are shares of its size.
 
-    Such boxes are shares of the image. This can be a recipe's ``review``; it never returns another recipe.
+    Where some images have such boxes alone, and others do not, the former's are left out and counted.
+
+    Raises:
+        MrtError: all boxes of the set are like that.
     """
     pictures = [found for part in results.values() for found in part if isinstance(found, Picture)]
     things = [thing for picture in pictures for thing in picture.things]
-    if things and all(x + w <= 1 + TOLERANCE and y + h <= 1 + TOLERANCE for _, (x, y, w, h), *_ in things):
+    if things and all(map(_is_share, things)):
         raise MrtError(
             f"all {len(things)} boxes lie within the first pixel of their images: they "
             "look like shares of the image's size",
             "This format's numbers are pixels: write them so. If they are meant as they are: --boxes pixels.",
         )
+    if not any(_all_shares(picture) for picture in pictures):
+        return None
+    splits = {
+        name: replace(split, convert=partial(_without_shares, convert=split.convert))
+        for name, split in made.splits.items()
+    }
+    return replace(made, splits=splits, review=None)
+
+
+def _is_share(thing: Thing) -> bool:
+    x, y, w, h = thing.box
+    return x + w <= 1 + TOLERANCE and y + h <= 1 + TOLERANCE
+
+
+def _all_shares(picture: Picture) -> bool:
+    return bool(picture.things) and all(map(_is_share, picture.things))
+
+
+def _without_shares(job: Any, convert: Callable[[Any], Picture | Skipped]) -> Picture | Skipped:
+    found = convert(job)
+    if isinstance(found, Skipped) or not _all_shares(found):
+        return found
+    skipped = Counter(found.skipped) + Counter({SHARES: len(found.things)})
+    notes = {SHARES: f"{found.file}: {found.things[0].label} at {_shown(found.things[0].box)}", **found.notes}
+    return found._replace(things=(), skipped=dict(skipped), notes=notes, turned=None)
 
 
 def as_pixels(box: Box, reading: str, width: int, height: int) -> Box:

@@ -5,6 +5,7 @@ How turned photos are to be read, which images two splits share, and how many an
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -108,9 +109,9 @@ def keep_apart(
     for held in ("test", "val"):
         if held not in answer or "train" not in answer:
             continue
-        theirs = {f"{roots[held]}/{found.file}" for found in answer[held] if isinstance(found, Picture)}
+        theirs = {_file_of(roots[held], found) for found in answer[held] if isinstance(found, Picture)}
         train = [found for found in answer["train"] if isinstance(found, Picture)]
-        shared = [found for found in train if f"{roots['train']}/{found.file}" in theirs]
+        shared = [found for found in train if _file_of(roots["train"], found) in theirs]
         if not shared:
             continue
         if len(shared) == len(train) and held == "test":
@@ -134,6 +135,16 @@ def keep_apart(
             f"{examples(sorted(names))}"
         )
     return answer, said
+
+
+def _file_of(root: str, picture: Picture) -> object:
+    """What two pictures of one file have in common, also if links lead there; of a zip's member, its path."""
+    path = f"{root}/{picture.file}"
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    return (found.st_dev, found.st_ino) if found.st_ino else path
 
 
 class Losses(NamedTuple):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from posixpath import splitext
 from typing import NamedTuple
 
 from mrt.data.convert.lists import read_lines
@@ -17,7 +16,14 @@ from mrt.data.convert.places import Box, ImageFinder, Size, measured, of_another
 from mrt.data.convert.raw import RawFiles, Unpacking, common_root, own_files, read_bytes, relative, require
 from mrt.data.convert.recipe import Picture, Recipe, Results, Skipped, Split, Turned
 from mrt.data.convert.units import TOLERANCE
-from mrt.data.convert.yolo_settings import HINT, Settings, find_sets, images_by_split, settings_and_names
+from mrt.data.convert.yolo_settings import (
+    HINT,
+    Settings,
+    find_sets,
+    images_by_split,
+    label_places,
+    settings_and_names,
+)
 from mrt.data.text import decode_head
 from mrt.errors import MrtError
 
@@ -26,9 +32,14 @@ HINT_BOXES = (
     "shares to take each as it is, "
     "without those outside 0 to 1."
 )
+HINT_TURNED = (
+    "Turned boxes are read as class x1 y1 x2 y2 x3 y3 x4 y4 (YOLO OBB), upright ones as class cx cy w h: "
+    "export or write them so. An angle after cx cy w h is not read."
+)
 _SHARES = ("shares", "corner-shares")
 OUTSIDE, NO_LINE = "box with shares outside 0 to 1", "line that is not class cx cy w h"
 _HEAD = 1 << 12  # number of first bytes of a file that tell whether it is a label file
+_SAMPLED = 16  # label files that are looked at first
 _ENOUGH = 3  # a reading needs at least this many boxes that speak for it
 _ORDER = ("train", "val", "test")
 
@@ -56,6 +67,7 @@ class _Labels:
         texts: paths inside the raw files.
         of: image -> its label file.
         nearly, shared: in words, the files that were not found exactly, and those of several images.
+        doubled: of an image with two different label files, the one that is not taken -> in words.
     """
 
     def __init__(self, files: Mapping[str, Path], images: Iterable[str]) -> None:
@@ -63,14 +75,16 @@ class _Labels:
         self.of: dict[str, str] = {}
         self.nearly: list[str] = []
         self.shared: list[str] = []
+        self.doubled: dict[str, str] = {}
         left: list[str] = []
         for image in images:
-            found = next((place for place in label_places(image) if place in files), None)
-            if found is None:
-                left.append(image)
+            found = [place for place in label_places(image) if place in files]
+            if found:
+                self.of[image] = found[0]
             else:
-                self.of[image] = found
+                left.append(image)
         self._of_one_name(files)
+        self._of_two_places(files)
         if left and len(set(self.of.values())) < len(self.texts):
             self._find_nearly(left, _written_differently)
             self._find_nearly([image for image in left if image not in self.of], _below_another_folder)
@@ -85,6 +99,15 @@ class _Labels:
                 self.of[image] = next((place for place in places if place in files), label)
         claims = Counter(self.of.values())
         self.shared = [f"{label} for {image}" for image, label in self.of.items() if claims[label] > 1]
+
+    def _of_two_places(self, files: Mapping[str, Path]) -> None:
+        """Images with two label files, such as labels/a.txt and images/a.txt, that say different things."""
+        used = self.used
+        for image, label in self.of.items():
+            for place in label_places(image):
+                if place in files and place not in used:
+                    same = read_bytes(files[place]) == read_bytes(files[label])
+                    self.doubled[place] = "" if same else f"{label} is taken, {place} is not"
 
     @property
     def used(self) -> set[str]:
@@ -183,8 +206,11 @@ def recipe(
         for split, insides in division.images.items():
             parts.setdefault(split, []).append((insides, settings))
     reading = "shares" if boxes == "auto" else boxes
+    pose = all_pose([files.files[inside] for inside in sorted(labels.used)])
+    if pose and not all(settings.pose for settings, _ in sets):
+        notes.append("the rows are boxes with key points of x, y and visibility: the boxes are taken")
     splits = {
-        split: _split(parts[split], files, finder, labels, reading)
+        split: _split(parts[split], files, finder, labels, reading, pose)
         for split in sorted(parts, key=_ORDER.index)
     }
     splits = _with_labels_alone(splits, labels, files, finder)
@@ -201,12 +227,15 @@ def recipe(
         notes.append(
             f"warning: images that differ only in their suffix share a label file: {examples(labels.shared)}"
         )
+    doubled = [words for words in labels.doubled.values() if words]
+    if doubled:
+        notes.append(f"warning: {len(doubled)} images have two label files that differ: {examples(doubled)}")
     if labels.nearly:
         notes.append(
             f"{len(labels.nearly)} label files are named a little differently from their images: "
             f"{examples(labels.nearly)}"
         )
-    read = {*labels.used, *lists, *settings_and_names(files)}
+    read = {*labels.used, *labels.doubled, *lists, *settings_and_names(files)}
     done = Recipe(
         domain, classes, splits, files.source, {"format": "yolo"}, notes=[*notes, *finder.notes], read=read
     )
@@ -229,6 +258,8 @@ def convert(job: Job | Skipped, reading: str = "shares") -> Picture | Skipped:
     notes: dict[str, str] = {}
     lines = read_lines(Path(job.labels)) if job.labels else []
     seen: set[tuple[str, ...]] = set()
+    if lines and lines[0].strip().upper() == "YOLO_OBB":
+        raise MrtError(f"{job.labels}: has turned boxes of labelImg_OBB", HINT_TURNED)
     for number, words in enumerate(map(_words, lines), start=1):
         if not words:
             continue
@@ -332,20 +363,6 @@ def label_files(files: RawFiles, images: Iterable[str]) -> list[str]:
     return list(_Labels(files.files, images).of.values())
 
 
-def label_places(inside: str) -> list[str]:
-    """Where the label file of an image may be.
-
-    Below ``labels`` in place of ``images``, or beside it; as a.txt or a.jpg.txt.
-    """
-    parts = inside.split("/")
-    bases = [inside]
-    for number in range(len(parts) - 2, -1, -1):
-        if parts[number].lower() in ("images", "jpegimages"):
-            bases.insert(0, "/".join([*parts[:number], "labels", *parts[number + 1 :]]))
-            break
-    return [*(f"{splitext(base)[0]}.txt" for base in bases), *(f"{base}.txt" for base in bases)]
-
-
 def _box(words: Sequence[str], job: Job, size: tuple[int, int], where: str, reading: str) -> Box | str:
     """The object of a line, or why there is none."""
     try:
@@ -354,6 +371,8 @@ def _box(words: Sequence[str], job: Job, size: tuple[int, int], where: str, read
         return NO_LINE
     if job.pose:
         values = values[:4]
+    if len(values) == 5 and not 0 <= values[4] <= 1:
+        raise MrtError(f"{where}: has 6 columns, the last of which is {values[4]:g}", HINT_TURNED)
     if len(values) == 5:
         raise MrtError(
             f"{where}: has 6 columns, class cx cy w h and a confidence: these are predictions, not labels",
@@ -391,12 +410,40 @@ def _float(word: str) -> float:
     return float(word.removesuffix(",").replace(",", ".", 1))
 
 
+def all_pose(places: Sequence[Path]) -> bool:
+    """Whether all rows of label files are class cx cy w h and key points of x, y and visibility (0, 1 or 2).
+
+    Such rows look like polygons. They are not if all have one length, each third value behind the box is a
+    visibility, and the visible points lie in their boxes; a few files are looked at before the others.
+    """
+    length = 0
+    for place in (*places[:_SAMPLED], *places):
+        for words in map(_words, read_lines(place)):
+            if not words:
+                continue
+            try:
+                values = [_float(word) for word in words[1:]]
+            except ValueError:
+                return False
+            if len(values) < 7 or (len(values) - 4) % 3 or length not in (0, len(values)):
+                return False
+            length = len(values)
+            cx, cy, w, h = values[:4]
+            points = list(zip(values[4::3], values[5::3], values[6::3], strict=True))
+            if not (w > 0 and h > 0 and all(seen in (0, 1, 2) for _, _, seen in points)):
+                return False
+            if any(seen and not (abs(x - cx) <= w and abs(y - cy) <= h) for x, y, seen in points):
+                return False
+    return length > 0
+
+
 def _split(
     parts: Sequence[tuple[Sequence[str], Settings]],
     files: RawFiles,
     finder: ImageFinder,
     labels: _Labels,
     reading: str,
+    pose: bool,
 ) -> Split:
     """The images of a split, of one or more sets, with their label files."""
     every = [(inside, settings) for insides, settings in parts for inside in insides]
@@ -406,7 +453,7 @@ def _split(
     for inside, settings in there:
         place, label = finder.files[inside], labels.of.get(inside)
         text = str(files.files[label]) if label else None
-        jobs.append(Job(relative(place, root), str(place), text, settings.names, settings.pose))
+        jobs.append(Job(relative(place, root), str(place), text, settings.names, settings.pose or pose))
     missing = [Skipped("image missing", inside) for inside, _ in every if inside not in finder.files]
     return Split(root, [*sorted(jobs, key=lambda job: job.file), *missing], partial(convert, reading=reading))
 
@@ -423,7 +470,7 @@ def _with_labels_alone(
     folders = {folder for folder in folders if "labels" in folder.split("/")}
     alone = [
         inside
-        for inside in sorted(set(labels.texts) - labels.used)
+        for inside in sorted(set(labels.texts) - labels.used - labels.doubled.keys())
         if inside.rpartition("/")[2].lower() != "classes.txt"
         and (inside.rpartition("/")[0] in folders or looks(read_bytes(files.files[inside], _HEAD), inside))
     ]

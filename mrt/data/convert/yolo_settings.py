@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import Any, NamedTuple
 
 import yaml
@@ -31,7 +32,8 @@ from mrt.data.limits import LONGEST_PATH, YAML, YAML_VARIABLE, allowed
 from mrt.data.text import decode_head, decode_text
 from mrt.errors import MrtError
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml -> ours
+# keys of data.yaml -> ours
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 HINT = (
     "A YOLO set is a data.yaml with 'names', 'train' and 'val', "
     "images/*/*.jpg, and for each image labels/*/*.txt."
@@ -92,16 +94,55 @@ def find_sets(files: RawFiles, finder: ImageFinder) -> list[tuple[Settings, Imag
     if all(found == lists[names[0]] for found in lists.values()):
         lists = {names[0]: lists[names[0]]}
     folders = [_folder(inside) for inside in lists]
+    if len(lists) > 1 and (parts := _by_labels(list(lists), files, finder)) is not None:
+        return [(_named(inside, lists[inside]), part) for inside, part in parts.items()]
     if len(lists) > 1 and _nested(folders):
         raise MrtError(
             f"--raw {files.source}: different class names in {', '.join(names[:6])}",
             "Give the folder of one set.",
         )
-    read = [
-        Settings({number: name for number, name in enumerate(found) if name}, {}, "", False, inside)
-        for inside, found in lists.items()
-    ]
-    return _parted(read, folders, finder)
+    return _parted([_named(inside, found) for inside, found in lists.items()], folders, finder)
+
+
+def _named(inside: str, names: Sequence[str]) -> Settings:
+    """The settings of a file of class names, which says nothing else."""
+    return Settings({number: name for number, name in enumerate(names) if name}, {}, "", False, inside)
+
+
+def _by_labels(names: Sequence[str], files: RawFiles, finder: ImageFinder) -> dict[str, ImageFinder] | None:
+    """Files of class names among label files (labels/train/classes.txt, labels/val/classes.txt) -> the images
+    with labels there; None unless that is so, each image has one, and each file has images.
+    """
+    folders = {f"{PurePosixPath(inside).parent}/": inside for inside in names}
+    if len(folders) < len(names) or _nested(list(folders)):
+        return None
+    images: dict[str, list[str]] = {inside: [] for inside in names}
+    for image in finder.files:
+        label = next((place for place in label_places(image) if place in files.files), image)
+        folder = next((folder for folder in folders if label.startswith(folder)), None)
+        if folder is None:
+            return None
+        images[folders[folder]].append(image)
+    if not all(images.values()):
+        return None
+    return {
+        inside: ImageFinder({**{image: finder.files[image] for image in found}, **finder.others})
+        for inside, found in images.items()
+    }
+
+
+def label_places(inside: str) -> list[str]:
+    """Where the label file of an image may be.
+
+    Below ``labels`` in place of ``images``, or beside it; as a.txt or a.jpg.txt.
+    """
+    parts = inside.split("/")
+    bases = [inside]
+    for number in range(len(parts) - 2, -1, -1):
+        if parts[number].lower() in ("images", "jpegimages"):
+            bases.insert(0, "/".join([*parts[:number], "labels", *parts[number + 1 :]]))
+            break
+    return [*(f"{splitext(base)[0]}.txt" for base in bases), *(f"{base}.txt" for base in bases)]
 
 
 def _folder(inside: str) -> str:

@@ -340,7 +340,7 @@ def test_openimages_of_a_photo_that_is_turned(tmp_path):
 def test_csv(tmp_path):
     sheets = read(tmp_path, "csv", CSV)
     assert sheets["b.jpg"] == Sheet((80, 60), (), {})
-    size, (car, man), skipped = sheets["sub/a.jpg"]
+    size, (car, man), skipped, _ = sheets["sub/a.jpg"]
     assert (size, car, skipped) == ((80, 60), Record("car", (1, 2, 30, 40.5)), {})
     assert man.label == "man" and math.isnan(man.box[3])
 
@@ -599,7 +599,7 @@ def survives(folder, name, content):
     except MrtError as error:
         assert str(place) in error.message and error.hint
         return
-    for image, (size, records, skipped) in sheets.items():
+    for image, (size, records, skipped, _) in sheets.items():
         assert image.strip() and image.encode()
         assert size is None or min(size) >= 1
         assert all(isinstance(reason, str) and count > 0 for reason, count in skipped.items())
