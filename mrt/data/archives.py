@@ -22,7 +22,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -98,11 +98,40 @@ def open_zip(path: Path) -> zipfile.ZipFile:
                 "The download may be cut short: get it again.",
             ) from None
         file.is_open = True
+        for info in archive.filelist:
+            if _is_foreign(info):
+                _take_as_utf8(archive, info)
         # some tools write ./a/b.png; a Path has no such parts
         for name, info in list(archive.NameToInfo.items()):
             archive.NameToInfo.setdefault(PurePosixPath(name).as_posix(), info)
         _open_archives[key] = archive
     return _open_archives[key]
+
+
+_SAYS_UTF8 = 0x800  # bit of a zip entry's flags: its name is UTF-8; else it is of the first PCs' code page
+
+
+def _is_foreign(info: zipfile.ZipInfo) -> bool:
+    """Whether a member's name has letters of which the archive does not say what they are."""
+    return not info.flag_bits & _SAYS_UTF8 and not info.orig_filename.isascii()
+
+
+def _take_as_utf8(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Give a member its name in UTF-8, if it is that without saying so, as some tools write it."""
+    with suppress(UnicodeError):
+        name = info.orig_filename.encode("cp437").decode("utf-8")
+        archive.NameToInfo.pop(info.filename, None)
+        info.filename = name
+        archive.NameToInfo[name] = info
+
+
+def says_no_alphabet(path: Path) -> bool:
+    """Whether a path is a zip's member whose name has letters of an unknown code page."""
+    member = inside_zip(path)
+    if member is None or path.as_posix().isascii():
+        return False
+    info = open_zip(member[0]).NameToInfo.get(member[1])
+    return info is not None and _is_foreign(info) and info.filename == info.orig_filename
 
 
 class _Directory(io.BufferedReader):

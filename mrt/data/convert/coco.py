@@ -305,7 +305,7 @@ def _part(
             )
         raise MrtError(
             f"{place}: none of its {len(by_name)} images is there, the first is {first!r}"
-            + (f" (there is {there})" if there else ""),
+            + (f" (there is {there})" if there else finder.of_unknown_alphabet()),
             "Give the images' folder or archive too: in --raw, or with --images FOLDER.",
         )
     gathered = gather(coco["annotations"], by_id, categories, skipped)

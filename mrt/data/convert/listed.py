@@ -64,7 +64,7 @@ def recipe(
         if by_name and not found:
             raise MrtError(
                 f"{files.files[inside]}: none of its {len(by_name)} images is "
-                f"there, the first is {next(iter(by_name))!r}",
+                f"there, the first is {next(iter(by_name))!r}{finder.of_unknown_alphabet()}",
                 "Give the images' folder or archive too, in --raw.",
             )
         for name, sheet in by_name.items():

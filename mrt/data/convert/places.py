@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mrt.data.archives import file_exists, leads_elsewhere
+from mrt.data.archives import file_exists, inside_zip, leads_elsewhere, says_no_alphabet
 from mrt.data.convert.names import (
     IMAGES,
     TABLES,
@@ -221,6 +221,20 @@ class ImageFinder:
     def ending_with(self, name: str) -> list[str]:
         """All images whose path ends with this one."""
         return self._ends.find(name)
+
+    def of_unknown_alphabet(self) -> str:
+        """Words for images in zips whose names have letters of an unknown code page; "" if there are none."""
+        odd = (
+            f"{inside} in {member[0].name}"
+            for inside, place in self.files.items()
+            if says_no_alphabet(place) and (member := inside_zip(place))
+        )
+        first = next(odd, None)
+        if first is None:
+            return ""
+        return (
+            f" (file names that do not say their alphabet, such as {first}: unpack it where they look right)"
+        )
 
     def near_miss(self, name: str) -> str | None:
         """A file with a missing image's name but another suffix, or one that is no image's; for messages."""

@@ -105,6 +105,8 @@ class RawFiles:
         places += [Place(folder, folder.name, files) for folder, files in singles.items()]
         self.files, said = one_tree(places, apart)
         self.notes += said
+        self.nameless.sort()
+        self.unopened.sort()
         if self.unopened:
             self.notes.append(
                 f"warning: not opened: {len(self.unopened)} archives within archives, or of a kind that is "
