@@ -29,13 +29,20 @@ CONDITIONS = {  # the rows' common beginning: the row without a part, the words 
     "0.4": ("0.4", "0.4:\nusual"),
     "wrong labels": ("wrong labels: 0.15", "0.15:\nwrong"),
 }
-PARTS = {  # the part and the condition in which it should help
-    "dynamic": ("dynamic thresholds", "wrong labels"),
-    "autoencoder": ("masked autoencoder", "few labels"),
-    "retraining": ("selective retraining", "wrong labels"),
+PARTS = {  # the part, and what stands in the first column of its curves
+    "dynamic": ("dynamic thresholds", "precision"),
+    "autoencoder": ("masked autoencoder", "explained"),
+    "retraining": ("selective retraining", "precision"),
+}
+SHOWN = ("few labels", "wrong labels")  # whose curves are drawn
+CURVES = {
+    "precision": "labels that are right (%)",
+    "explained": "masked variance explained (%)",
+    "recall": "objects labelled (%)",
+    "AP50": "AP50",
 }
 WITHOUT, WITH = "#6e6e6e", "#0072B2"
-LEVEL, FONT = 0.95, 8
+LEVEL, FONT, SPAN = 0.95, 8, 5.0
 
 
 def difference(rows: Mapping[str, Mapping[str, Any]], part: str, condition: str) -> dict[str, Any]:
@@ -53,47 +60,62 @@ def difference(rows: Mapping[str, Mapping[str, Any]], part: str, condition: str)
 
 
 def curve(row: Mapping[str, Any], name: str) -> tuple[list[float], np.ndarray]:
-    """Epochs and the values (seeds, epochs) of a curve that every seed has."""
+    """Epochs and the values (seeds, epochs) of a curve that every seed has; none where a seed has it not."""
     curves = [dict(trial["curves"].get(name, ())) for trial in row["trials"]]
     epochs = sorted(set.intersection(*(set(one) for one in curves)))
     return epochs, np.array([[one[epoch] for epoch in epochs] for one in curves])
 
 
 def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
-    """Left: what the part gains in each condition. Right: precision, recall and AP50 on the way, with and
-    without it, in the condition in which it should help.
+    """Left: what the part gains in each condition. Right: the teacher's labels and AP50 on the way, with and
+    without it, where labels are few and where they are wrong; lines are means, bands the range of the seeds.
     """
-    title, condition = PARTS[part]
-    figure = Figure(figsize=(9.2, 2.7), layout="constrained")
-    axes = figure.subplots(1, 4, width_ratios=(1.3, 1, 1, 1))
+    title, first = PARTS[part]
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    grid = figure.add_gridspec(len(SHOWN), 4, width_ratios=(1.35, 1, 1, 1))
+    gain = figure.add_subplot(grid[:, 0])
     for place, name in enumerate(CONDITIONS):
         found = difference(rows, part, name)
         half = 0.0 if math.isnan(found["half"]) else found["half"]
-        axes[0].errorbar(place, found["mean"], half, fmt="o", color=WITH, capsize=3, markersize=4)
+        gain.errorbar(place, found["mean"], half, fmt="o", color=WITH, capsize=3, markersize=4)
         spread = place + 0.14 + 0.05 * np.arange(len(found["differences"]))
-        axes[0].plot(spread, found["differences"], "o", color=WITH, markersize=2.5, fillstyle="none")
-    axes[0].axhline(0, color=WITHOUT, linewidth=0.8)
-    axes[0].set_xticks(range(len(CONDITIONS)), [words for _, words in CONDITIONS.values()])
-    axes[0].set_xlim(-0.4, len(CONDITIONS) - 0.4)
-    axes[0].set_title(f"AP50 gained by {title}", loc="left", fontsize=FONT)
-    axes[0].set_xlabel("threshold of the labels")
-    for axis, (name, words) in zip(
-        axes[1:],
-        {"precision": "labels that are right", "recall": "objects labelled", "AP50": "AP50"}.items(),
-        strict=True,
-    ):
-        for row, colour, label in (
-            (CONDITIONS[condition][0], WITHOUT, "without"),
-            (f"{condition}, {part}", WITH, "with"),
-        ):
-            epochs, values = curve(rows[row], name)
-            axis.plot(epochs, values.mean(0), color=colour, label=label, linewidth=1.4)
-            axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        axis.set_title(f"{condition}: {words} (%)", loc="left", fontsize=FONT)
-        axis.set_xlabel("epoch")
-    axes[1].legend(frameon=False, fontsize=FONT)
+        gain.plot(spread, found["differences"], "o", color=WITH, markersize=2.5, fillstyle="none")
+    gain.axhline(0, color=WITHOUT, linewidth=0.8)
+    gain.set_xticks(range(len(CONDITIONS)), [words for _, words in CONDITIONS.values()])
+    gain.set_xlim(-0.4, len(CONDITIONS) - 0.4)
+    gain.set_title(f"AP50 gained by {title}", loc="left", fontsize=FONT)
+    gain.set_xlabel("threshold of the labels")
+    axes = [gain]
+    for line, condition in enumerate(SHOWN):
+        for column, name in enumerate((first, "recall", "AP50"), start=1):
+            axis = figure.add_subplot(grid[line, column])
+            axes.append(axis)
+            for row, colour, label in (
+                (CONDITIONS[condition][0], WITHOUT, "without"),
+                (f"{condition}, {part}", WITH, "with"),
+            ):
+                epochs, values = curve(rows[row], name)
+                values = values * 100 if name == "explained" else values
+                if epochs:
+                    axis.plot(epochs, values.mean(0), color=colour, label=label, linewidth=1.4)
+                    axis.fill_between(
+                        epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
+                    )
+            low, high = axis.get_ylim()
+            if high - low < SPAN:  # a constant is no drama
+                middle = min((low + high) / 2, 100 - SPAN / 2.2)
+                axis.set_ylim(middle - SPAN / 2, middle + SPAN / 2)
+            axis.set_xlim(1, 10)
+            if line == 0:
+                axis.set_title(CURVES[name], loc="left", fontsize=FONT)
+            if line == len(SHOWN) - 1:
+                axis.set_xlabel("epoch")
+            if column == 1:
+                axis.set_ylabel(CONDITIONS[condition][0])
+    axes[3].legend(frameon=False, fontsize=FONT)
     for axis in axes:
         axis.xaxis.label.set_fontsize(FONT)
+        axis.yaxis.label.set_fontsize(FONT)
         axis.tick_params(labelsize=FONT, length=2.5)
         axis.grid(axis="y", color="#e3e3e3", linewidth=0.6)
         axis.set_axisbelow(True)

@@ -37,6 +37,7 @@ KINDS = {
     "video": "videos (.mp4, .mov, .mkv, ...), from which frames are taken; no labels",
 }
 _HEAD = 1 << 16
+_QUOTING = 1 << 13  # first letters of a text that are searched for names of images
 _SAMPLED = 64  # label files of a kind that are looked into
 _SAYS = re.compile(
     r"(?i)\"(annotations?|labels?|objects?|shapes|bbox(es)?|box2d|box|boxes|polygons?|segmentation"
@@ -240,7 +241,7 @@ def _speaks_of(suffix: str, place: Path, names: Collection[str], stems: Collecti
     if suffix not in ("json", "jsonl", "ndjson", "geojson", "manifest", "xml"):
         return False
     return bool(_SAYS.search(text)) or any(
-        match[1].replace("\\", "/").rpartition("/")[2] in names for match in _QUOTED.finditer(text)
+        match[1].replace("\\", "/").rpartition("/")[2] in names for match in _QUOTED.finditer(text[:_QUOTING])
     )
 
 
