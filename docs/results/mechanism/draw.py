@@ -105,6 +105,8 @@ def draw(rows: Mapping[str, Mapping[str, Any]], part: str) -> Figure:
             if high - low < SPAN:  # a constant is no drama
                 middle = min((low + high) / 2, 100 - SPAN / 2.2)
                 axis.set_ylim(middle - SPAN / 2, middle + SPAN / 2)
+            if name in ("precision", "recall"):  # shares
+                axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
             axis.set_xlim(1, 10)
             if line == 0:
                 axis.set_title(CURVES[name], loc="left", fontsize=FONT)
