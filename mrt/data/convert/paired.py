@@ -177,7 +177,9 @@ class Catalogue:
 
     def _fitting(self, found: _Names) -> int:
         """How many names have a label file and an image that may belong together."""
-        _, labels, images = found
+        dropped, labels, images = found
+        if dropped == (0, 0):  # whole names: their folders are the same
+            return len(labels.keys() & images.keys())
         return sum(not self._contradict(labels[name], images[name]) for name in labels.keys() & images.keys())
 
     def _contradict(self, labels: Sequence[str], images: Sequence[str]) -> bool:
@@ -193,6 +195,8 @@ class Catalogue:
         return folders[kinds[-1] + 1 :] if kinds else []
 
     def _part_what_contradicts(self) -> None:
+        if self._dropped == (0, 0):
+            return
         for name in self.labels.keys() & self.images.keys():
             if self._contradict(self.labels[name], self.images[name]):
                 for inside in self.labels.pop(name):
