@@ -65,7 +65,7 @@ def fitted(text: str, stream: str = "stdout", before: int = 0) -> str:
     Args:
         stream: where it will be shown. before: letters that stand before its first line.
     """
-    lines = (f"{'':{before}}{text}").split("\n")
+    lines = ("x" * before + text).split("\n")  # blanks would be dropped before a word longer than the line
     indent = 0 if getattr(sys, stream).isatty() else 2
     shown = "\n".join(line if _COMMAND.search(line) else fold(line, indent, stream) for line in lines)
     return shown[before:]

@@ -122,7 +122,8 @@ def predict(
         ),
     ] = 1,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Look at N images or frames of each input at most.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Look at N images, and at N frames of each video, at most."),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -285,6 +286,14 @@ def _require_detector_first(detector: str, inputs: Sequence[str], roots: Setting
         return
     else:
         what = "a prepared set" if (Path(place) / CARD_NAME).is_file() else "a folder"
+    weights = sorted(Path(place).glob("*.safetensors"))
+    if weights:  # of a run that lost its other files
+        usual = next((path for path in weights if path.name == "teacher.safetensors"), weights[0])
+        words = ["mrt", "predict", *(["--weights"] if named else []), str(usual), *inputs]
+        raise MrtError(
+            f"{detector}: is {what}, and neither a run nor a detector's (no run.json, no config.json)",
+            f"name the weights in it: {shlex.join(words)}",
+        )
     known = [word for word in inputs if may_be_one(find_run(word, roots.run_root))]
     words = ["mrt", "predict", *(known[:1] or ["coco"]), detector]
     words += [word for word in inputs if word not in known[:1]] if not named else []

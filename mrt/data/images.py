@@ -91,6 +91,13 @@ def _on_its_side(picture: Image.Image) -> bool:
     return picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """An open picture as :func:`read_picture` gives a file's: upright by its EXIF entry, RGB of 8 bits."""
+    picture = _to_rgb(_upright(picture, None))
+    picture.load()
+    return picture
+
+
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     if picture.getexif().get(ORIENTATION, 1) == 1:
         return picture

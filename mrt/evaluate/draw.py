@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mrt.data.palette import COLOURS
 from mrt.evaluate.coco import ImageDetections
 
+MAX_SIDE = 8192  # pixels, to which a picture is enlarged at most
 MIN_WIDTH = 640  # narrower images are enlarged by a whole factor before boxes and text go on
 BACKGROUND, INK = (255, 255, 255), (20, 20, 20)
 
@@ -61,8 +62,10 @@ def draw_detections(
 
 
 def enlarge(image: Image.Image, scale: int | None) -> tuple[Image.Image, int]:
-    """A copy in RGB, so many times as large, and that factor; None: at least 640 pixels wide."""
-    scale = scale or max(-(-MIN_WIDTH // image.width), 1)
+    """A copy in RGB, so many times as large, and that factor; None: at least 640 pixels wide, no side longer
+    than :data:`MAX_SIDE`.
+    """
+    scale = scale or max(min(-(-MIN_WIDTH // image.width), MAX_SIDE // max(image.size)), 1)
     size = image.width * scale, image.height * scale
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC), scale
 

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from mrt.data.images import read_picture
+from mrt.data.headers import BROKEN
+from mrt.data.images import read_picture, upright_rgb
 from mrt.data.video import SourceBroken
 from mrt.errors import MrtError
 from mrt.predict.detections import Detections
@@ -388,7 +389,13 @@ def _frame(image: Any, number: int) -> Frame:
             f"image {number}: cannot be a {type(image).__name__}",
             "give a path, a PIL image, a numpy array or a tensor",
         )
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else _picture_of(image, number)
+    if isinstance(image, Image.Image):
+        try:
+            picture = upright_rgb(image)
+        except BROKEN as error:
+            raise MrtError(f"image {number}: cannot be read ({error})", "get the file again") from None
+    else:
+        picture = _picture_of(image, number)
     return Frame("", lambda: picture)
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -23,6 +24,7 @@ from mrt.errors import MrtError
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 VIDEO_SUFFIXES = video.SUFFIXES
+SHORT = 0.9  # of a video's frames; a header's number may be an estimate
 STDIN = "-"
 LOOKED_AT = ("val", "test")  # splits of a prepared set, in this order; else its first
 MARK = ".mrt-predictions"  # in a folder that predictions were written to
@@ -85,7 +87,8 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
         MrtError: an input does not exist, or there is nothing in any of them.
     """
     images: dict[str, Frame] = {}
-    videos: list[Path] = []
+    videos: dict[Path, str] = {}  # and their names
+    unwritable: list[MrtError] = []
     others: list[Source] = []
     passed_over: list[str] = []
     notes: list[str] = []
@@ -97,17 +100,23 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
         else:
             for root, path in _files(text, notes):
                 suffix = path.suffix.lower()
-                if suffix in VIDEO_SUFFIXES and path.is_file():
-                    videos.append(path)
-                elif suffix in PICTURE_SUFFIXES or root is None:
-                    name = path.name if root is None else path.relative_to(root).as_posix()
-                    _add(images, Frame(name, _reader(path), path))
-                else:
+                is_video = suffix in VIDEO_SUFFIXES and path.is_file()
+                if not (is_video or suffix in PICTURE_SUFFIXES or root is None):
                     passed_over.append(str(path))
-    sources, broken = list(others), []
-    for path in videos:
+                    continue
+                name = path.name if root is None else path.relative_to(root).as_posix()
+                above = (root or path.parent).absolute().name
+                if not _is_text(name):
+                    what = f"{ascii(name)[1:-1]}: a name that is not UTF-8, which no result could hold"
+                    unwritable.append(MrtError(what, "rename the file"))
+                elif is_video:
+                    _add_video(videos, path, name, above)
+                else:
+                    _add(images, Frame(name, _reader(path), path), above)
+    sources, broken = list(others), unwritable
+    for path, name in videos.items():
         try:
-            sources.append(_video(path, every))
+            sources.append(_video(path, name, every))
         except MrtError as error:
             broken.append(error)
     if images:
@@ -123,15 +132,42 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     return sources, broken
 
 
-def _add(images: dict[str, Frame], frame: Frame) -> None:
-    """Add a frame under a unique name; the same file twice is one image."""
-    name, number = frame.name, 2
-    while name in images:
+def _add(images: dict[str, Frame], frame: Frame, above: str = "") -> None:
+    """Add a frame under a unique name; the same file twice is one image.
+
+    Args:
+        above: the folder that its name begins in, which a second one of its name goes by.
+    """
+    for name in _names(frame.name, above):
+        if name not in images:
+            images[name] = Frame(name, frame.read, frame.path)
+            return
         if images[name].path is not None and images[name].path == frame.path:
             return
-        place = PurePosixPath(frame.name)
-        name, number = place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix(), number + 1
-    images[name] = Frame(name, frame.read, frame.path)
+
+
+def _add_video(videos: dict[Path, str], path: Path, name: str, above: str) -> None:
+    """As :func:`_add`, for a video."""
+    if path not in videos:
+        videos[path] = next(free for free in _names(name, above) if free not in videos.values())
+
+
+def _names(name: str, above: str) -> Iterator[str]:
+    """Names for an input, one after the other: its own, with the folder above it, and with a number."""
+    yield name
+    if above:
+        yield f"{above}/{name}"
+    place = PurePosixPath(name)
+    yield from (place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix() for number in count(2))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written into another one."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _files(text: str, notes: list[str]) -> Iterator[tuple[Path | None, Path]]:
@@ -153,7 +189,8 @@ def _files(text: str, notes: list[str]) -> Iterator[tuple[Path | None, Path]]:
         found = [place for place in places if not _hidden(PurePosixPath(place.name))]
         if not found:
             raise MrtError(f"{text}: nothing matches this pattern", "try the folder alone")
-        yield from ((place.parent, place) for place in found if not place.is_dir())
+        fixed = list(takewhile(lambda part: not glob.has_magic(part), path.parent.parts))
+        yield from ((Path(*fixed), place) for place in found if not place.is_dir())
     else:
         near = _near(path)
         hint = f"did you mean {near}?" if near else "check the path"
@@ -227,15 +264,23 @@ def _read_stdin() -> Image.Image:
     return decode_picture(io.BytesIO(content), "standard input")
 
 
-def _video(path: Path, every: int) -> Source:
+def _video(path: Path, name: str, every: int) -> Source:
     facts = video.describe(path)
 
     def frames() -> Iterator[Frame]:
+        last = -1
         for number, seconds, picture in video.read(path, every):
-            yield Frame(path.name, lambda picture=picture: picture, None, number, seconds)
+            last = number
+            yield Frame(name, lambda picture=picture: picture, None, number, seconds)
+        there = last + every  # at most: those after the last one are not looked at
+        if there < SHORT * facts.frames:
+            raise video.SourceBroken(
+                f"{path}: ends after {last + 1} of {facts.frames} frames: it is cut short",
+                "get the file again",
+            )
 
     total = -(-facts.frames // every) if facts.frames else None
-    return Source(path.name, "video", frames, total, facts.rate / every)
+    return Source(name, "video", frames, total, facts.rate / every)
 
 
 def _camera(index: int, every: int) -> Source:

@@ -20,7 +20,7 @@ from mrt.data.headers import IMAGE_SUFFIXES, ORIENTATION
 from mrt.files import replacing, write_text
 from mrt.predict.detections import Detections
 from mrt.predict.inputs import Frame
-from mrt.predict.outputs import UniqueNames, Writer, frame_name, save_picture
+from mrt.predict.outputs import UniqueNames, Writer, flat_name, frame_name, save_picture
 
 
 class LabelSet(Writer):
@@ -36,7 +36,7 @@ class LabelSet(Writer):
 
     def copy(self, frame: Frame) -> str:
         """Write a frame's image below ``images``; returns its file name."""
-        flat = frame_name(frame).replace("/", "_")
+        flat = flat_name(frame_name(frame))
         if frame.path is None or frame.path.suffix.lower() not in IMAGE_SUFFIXES or _turned(frame.path):
             name = self._names(PurePosixPath(flat).with_suffix(".jpg").name)
             save_picture(frame.read(), self.images / name)

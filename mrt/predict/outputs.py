@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from mrt.predict.inputs import MARK, Frame, Source
 from mrt.predict.video import VideoWriter
 
 JPEG_QUALITY = 92
+LONGEST_NAME = 200  # bytes of a file's name, to which others are added while it is written
 
 
 class Writer:
@@ -80,6 +82,17 @@ def annotated(frame: Frame, found: Detections) -> Image.Image:
     return draw_detections(frame.read(), found.as_dict(), found.classes, threshold=0.0)
 
 
+def flat_name(path: str) -> str:
+    """A path as the name of one file, "a/b.jpg" as "a_b.jpg"; shortened where it is too long for one."""
+    name = path.replace("/", "_")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    kept = (stem if dot else name).encode()[: LONGEST_NAME - 40].decode(errors="ignore")
+    return f"{kept}-{digest}{dot}{suffix[:20]}"
+
+
 class Pictures(Writer):
     """Annotated images under their own names, and an annotated H.264 video for each video and camera.
 
@@ -96,7 +109,7 @@ class Pictures(Writer):
     def begin(self, source: Source) -> None:
         self._end_video()
         if source.kind != "images" and not self.frames:
-            name = self._names(f"{PurePosixPath(source.name).stem}.mp4")
+            name = self._names(PurePosixPath(source.name).with_suffix(".mp4").as_posix())
             self._video = VideoWriter(self.folder / name, source.rate or 1.0)
 
     def add(self, frame: Frame, found: Detections) -> None:
@@ -184,7 +197,7 @@ class Crops(Writer):
         for number, (box, _, name) in enumerate(found, 1):
             x0, y0, x1, y1 = map(int, box)
             region = x0, y0, min(x1 + 1, picture.width), min(y1 + 1, picture.height)
-            inside = f"{safe_name(name)}/{str(place.with_suffix('')).replace('/', '_')}-{number}.jpg"
+            inside = f"{safe_name(name)}/{flat_name(str(place.with_suffix('')))}-{number}.jpg"
             save_picture(picture.crop(region), self.folder / self._names(inside))
             self._any = True
 
@@ -196,11 +209,16 @@ class Mark(Writer):
     """A hidden file that marks a folder of predictions, so that its pictures are not used as inputs later."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._written = folder, False
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        if not self._written:  # at once: a prediction may be killed
+            self.finish()
 
     def finish(self) -> list[Path]:
         if self.folder.is_dir():
             write_text(self.folder / MARK, "")
+            self._written = True
         return []
 
 

@@ -150,6 +150,15 @@ def test_prose_breaks_between_words_and_paths_do_not_break(monkeypatch):
     assert max(map(len, console.fold("word " * 100, 30).splitlines())) < 160
 
 
+@pytest.mark.parametrize("length", [60, 74, 75, 76, 150, 158, 159, 300])
+def test_a_long_path_at_the_beginning_of_a_message_is_whole(length, monkeypatch):
+    path = "/" + "a" * length
+    for terminal in (False, True):
+        monkeypatch.setattr(console.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setenv("COLUMNS", "80")
+        assert console.fitted(f"{path}: no such file", "stderr", 5).startswith(path)
+
+
 def test_messages_in_a_terminal_break_between_words_but_commands_stay_whole(monkeypatch):
     monkeypatch.setattr(console.shutil, "get_terminal_size", lambda fallback: os.terminal_size((30, 24)))
     text = "a message of more than thirty letters\ndo this: mrt predict runs/with-a-long-name photos/holidays"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def test_thresholds_of_a_run_from_before_they_were_in_the_weights(adapted):
     _, facts = load_detector(adapted)
     kept = facts.pop("thresholds")
     assert dynamic_thresholds(facts) == kept and set(kept) == set(facts["classes"])  # from metrics.jsonl
+
+
+def test_a_folder_that_has_weights_and_nothing_else(photos, runs, tmp_path):
+    folder = tmp_path / "lost"
+    folder.mkdir()
+    shutil.copy(runs / "small-source" / "teacher.safetensors", folder)
+    result = mrt("predict", folder, photos, "--run-root", runs)
+    assert result.exit_code == 2
+    assert f"mrt predict {folder / 'teacher.safetensors'} {photos}" in result.output
 
 
 def test_one_image_on_standard_input(photos, runs, monkeypatch):

@@ -9,7 +9,7 @@ from tiny_set import write_set
 
 from mrt.data.dataset import DetectionDataset
 from mrt.evaluate.coco import ImageDetections
-from mrt.evaluate.draw import COLOURS, MIN_WIDTH, draw_detections, side_by_side
+from mrt.evaluate.draw import COLOURS, MIN_WIDTH, draw_detections, enlarge, side_by_side
 from mrt.evaluate.judged import comparison
 
 GREY = Image.new("RGB", (100, 50), (90, 90, 90))
@@ -17,6 +17,12 @@ GREY = Image.new("RGB", (100, 50), (90, 90, 90))
 
 def has_colour(picture, colour):
     return bool((np.asarray(picture) == np.array(colour)).all(-1).any())
+
+
+def test_narrow_images_are_not_enlarged_without_end():
+    for size in ((1, 400), (400, 1), (30, 4000), (3, 20000)):
+        canvas, scale = enlarge(Image.new("RGB", size), None)
+        assert canvas.size == (size[0] * scale, size[1] * scale) and max(canvas.size) <= max(8192, *size)
 
 
 def test_small_images_are_enlarged_and_the_input_stays():

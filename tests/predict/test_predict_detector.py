@@ -10,9 +10,11 @@ import torch
 from blobs import blob_detector, picture
 from PIL import Image
 
+from mrt.data.images import read_picture, upright_rgb
 from mrt.errors import MrtError
 from mrt.predict.detections import Detections
 from mrt.predict.detector import Options, Thresholds
+from mrt.predict.network import TorchNetwork
 
 RED, GREEN, BLUE = (20, 30, 60, 90), (80, 10, 120, 40), (100, 60, 150, 110)
 
@@ -37,6 +39,27 @@ def test_boxes_are_in_the_pixels_of_the_image_as_given_and_not_of_the_network(sc
     np.testing.assert_allclose(blob_detector().predict(big).boxes, [[scale * n for n in RED]], atol=scale)
 
 
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+def test_deep_grey_pictures_are_those_of_their_files(tmp_path):
+    values = np.linspace(0, 65535, 40 * 60).reshape(40, 60)
+    for name, array in (
+        ("deep.png", values.astype(np.uint16)),
+        ("float.tif", (values / 65535).astype(np.float32)),
+    ):
+        Image.fromarray(array).save(tmp_path / name)
+        assert np.array_equal(read_picture(tmp_path / name), upright_rgb(Image.open(tmp_path / name)))
+
+
+def test_half_precision_on_a_processor_is_refused():
+    with pytest.raises(MrtError, match="precision fp16: no processor computes in it"):
+        TorchNetwork(torch.nn.Linear(1, 1), "fp16")
+
+
 def test_every_kind_of_image_gives_the_same(photo, tmp_path):
     photo.save(tmp_path / "a.png")
     array = np.array(photo)
@@ -52,6 +75,16 @@ def test_every_kind_of_image_gives_the_same(photo, tmp_path):
     assert isinstance(together, list) and len(together) == len(kinds)
     assert len(detector.predict(torch.stack([tensor, tensor]))) == 2
     assert len(detector.predict(np.array(photo.convert("L")))) == 0  # grey is grey
+    for name, kind in (
+        ("turned.jpg", {"exif": turned(6), "quality": 100, "subsampling": 0}),
+        ("turned.png", {"exif": turned(3)}),
+    ):
+        photo.save(tmp_path / name, **kind)
+        of_file, of_picture = (
+            detector.predict(what) for what in (tmp_path / name, Image.open(tmp_path / name))
+        )
+        assert of_picture.image_size == of_file.image_size and np.array_equal(of_picture.boxes, of_file.boxes)
+        assert np.array_equal(of_picture.scores, of_file.scores)
     assert detector.predict([]) == []
     assert detector(photo).names == ["red", "green", "blue"]
 

@@ -15,8 +15,9 @@ from PIL import Image
 from mrt.errors import MrtError
 from mrt.predict import inputs
 from mrt.predict.detector import Options
+from mrt.predict.inputs import MARK
 from mrt.predict.job import KINDS, make_writers, run
-from mrt.predict.outputs import UniqueNames, free_folder
+from mrt.predict.outputs import Mark, Pictures, UniqueNames, flat_name, free_folder
 
 av = pytest.importorskip("av")
 RED, GREEN = (20, 30, 60, 90), (80, 10, 120, 40)
@@ -159,6 +160,22 @@ def test_frames_of_a_video_as_pictures_and_as_labels(tmp_path):
     label, *numbers = (float(word) for word in labels.read_text().split())
     assert label == 0
     np.testing.assert_allclose(numbers, [38 / 160, 40 / 120, 40 / 160, 40 / 120], atol=0.02)
+
+
+def test_names_of_deep_folders_fit_into_one():
+    deep = "/".join(["a folder with a name of some forty letters"] * 8)
+    names = [flat_name(f"{deep}/{name}") for name in ("a.jpg", "b.jpg")]
+    assert len({*names}) == 2 and all(len(name) <= 200 and name.endswith(".jpg") for name in names)
+    assert flat_name("a/b c.jpg") == "a_b c.jpg"
+
+
+def test_a_folder_is_marked_with_its_first_picture(photos, tmp_path):
+    folder = tmp_path / "out"
+    first, second = Pictures(folder), Mark(folder)
+    frame = next(inputs.find([photos])[0][0].frames())
+    for writer in (first, second):
+        writer.add(frame, blob_detector().predict(frame.path))
+    assert (folder / MARK).is_file()
 
 
 def test_crops_are_the_objects(photos, tmp_path):
