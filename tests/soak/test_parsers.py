@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pytest
-from mrt_cli import prepare_data
+from mrt_cli import preparing
 from mutate import ACCEPTED, Mutator, report, run
 from mutations import PICTURES, READERS, Reader, cityscapes_tree, coco_tree, own, picture_bytes
 from PIL import Image
@@ -171,7 +171,7 @@ class Listener(Watcher):
 
 
 def _checked(folder: Path) -> None:
-    prepare_data._look_at([folder], True, 0, Listener())
+    preparing.look_at([folder], True, 0, Listener())
 
 
 def _sheet(folder: Path) -> None:
