@@ -38,6 +38,13 @@ def one_line(text: Any) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def is_text(text: str) -> bool:
+    """Whether the text can be written: half a character (a lone surrogate), which JSON and the names of files
+    may hold, cannot.
+    """
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def quoted(path: Any) -> str:
     """A path or a name as one word of a command to type."""
     return shlex.quote(str(path))

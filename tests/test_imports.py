@@ -82,18 +82,19 @@ RULES = {
             "mrt.errors",
             "mrt.files",
         ),
-        *("mrt.losses", "mrt.plugins"),
+        *("mrt.losses", "mrt.plain", "mrt.plugins"),
     ],
     "mrt.losses": ["torch", "torchvision", "scipy", "numpy", "mrt.boxes", "mrt.errors", "mrt.host"],
     "mrt.adapt": ["mrt.callable", "numpy", "torch", "torchvision", "mrt.boxes", "mrt.errors", "mrt.host"],
     "mrt.data": [
-        *("torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.failures", "mrt.files"),
+        *("torch", "torchvision", "numpy", "PIL", "mrt.boxes", "mrt.errors", "mrt.failures"),
+        *("mrt.files", "mrt.plain"),
     ],
     "mrt.data.limits": ["mrt.errors"],
     "mrt.data.video": ["av", "PIL", "mrt.errors"],
     "mrt.data.archives": ["mrt.data.limits", "mrt.errors", "mrt.files"],
     "mrt.data.headers": ["PIL", "mrt.data.archives", "mrt.errors"],
-    "mrt.data.card": ["mrt.data.text", "mrt.errors", "mrt.files"],
+    "mrt.data.card": ["mrt.data.text", "mrt.errors", "mrt.files", "mrt.plain"],
     "mrt.data.text": [],
     "mrt.data.check": [
         "mrt.data.archives",
@@ -234,7 +235,7 @@ RULES = {
     ],
     "mrt.predict": [
         *("torch", "torchvision", "numpy", "PIL", "av", "supervision", "mrt.errors", "mrt.files"),
-        *("mrt.models", "mrt.data", "mrt.evaluate.draw"),
+        *("mrt.models", "mrt.data", "mrt.evaluate.draw", "mrt.plain"),
     ],
     "mrt.labelling": [
         *("numpy", "mrt", "mrt.api", "mrt.data", "mrt.engine.report", "mrt.errors", "mrt.exclusive"),

@@ -36,6 +36,7 @@ from typing import Any
 from mrt.data.text import decode_text
 from mrt.errors import MrtError
 from mrt.files import write_text
+from mrt.plain import is_text
 
 CARD_NAME = "dataset.json"
 CARD_VERSION = 1
@@ -262,10 +263,7 @@ def _text_that_cannot_be_written(content: Any) -> str | None:
 
 def can_be_written(text: str) -> bool:
     """Whether a text can be a file's name, or part of a file."""
-    try:
-        return "\0" not in text and bool(text.encode("utf-8") or True)
-    except UnicodeEncodeError:  # half a character
-        return False
+    return "\0" not in text and is_text(text)
 
 
 def printable(text: str) -> str:

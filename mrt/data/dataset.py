@@ -24,6 +24,7 @@ from mrt.data.outside import Given, OutsideLabels
 from mrt.data.transforms import Sample, Target, Transform
 from mrt.errors import MrtError
 from mrt.failures import is_machine, told
+from mrt.plain import is_text
 
 
 class UnreadableImage(MrtError):
@@ -438,19 +439,10 @@ def _read_coco(file: Path) -> dict[str, Any]:
                         f"number of pixels: {repr(entry)[:200]}",
                         "Make the set again with `mrt prepare-data`.",
                     )
-    odd = next((entry["name"] for entry in coco["categories"] if not _is_text(entry["name"])), None)
+    odd = next((entry["name"] for entry in coco["categories"] if not is_text(entry["name"])), None)
     if odd is not None:
         raise MrtError(
             f"{file}: an entry of 'categories' has name {ascii(odd)[:80]}, which holds half a character",
             "Give it another name, or make the set again.",
         )
     return coco
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written: a lone surrogate, which JSON may hold, cannot."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

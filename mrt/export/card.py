@@ -16,7 +16,7 @@ from mrt.engine.facts import is_run, read_facts
 from mrt.engine.load import EXPORT_CARD
 from mrt.errors import MrtError
 from mrt.files import write_text
-from mrt.plain import markdown, visible
+from mrt.plain import is_text, markdown, visible
 from mrt.predict.detector import Detector
 from mrt.report.stored import EVALUATIONS, read_evaluations
 
@@ -88,7 +88,7 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         for path in files
     }
     text = json.dumps({**card, "files": hashes}, indent=1, ensure_ascii=False)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # a name with half a character
+    if not is_text(text):
         text = json.dumps({**card, "files": hashes}, indent=1)
     write_text(folder / EXPORT_CARD, text + "\n")
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from mrt.errors import MrtError
 from mrt.models.digest import SHA256, TEXT, TEXT_SHA256, changed, content_digest
 from mrt.models.pretrained import State, require_finite
+from mrt.plain import is_text
 
 FORMAT = 3  # of the description; 1 had only one kind of detector, 2 no checksums
 SEALED = 3  # the first format with checksums
@@ -185,11 +186,6 @@ def _unfit(described: Any) -> tuple[str, str, str] | None:
         elif isinstance(value, (list, tuple)):
             left += [(f"{place}[{index}]", item, depth + 1) for index, item in enumerate(value)]
     return None
-
-
-def is_text(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which no file and no terminal takes."""
-    return not any(unicodedata.category(letter) == "Cs" for letter in text)
 
 
 def is_name(text: Any) -> bool:

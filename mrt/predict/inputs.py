@@ -21,10 +21,11 @@ from mrt.data.card import CARD_NAME, read_card, read_json
 from mrt.data.headers import IMAGE_SUFFIXES
 from mrt.data.registry import require_files
 from mrt.errors import MrtError
+from mrt.plain import is_text
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 VIDEO_SUFFIXES = video.SUFFIXES
-SHORT = 0.9  # of a video's frames; a header's number may be an estimate
+SHORT = 0.9  # of a video's frames and of its time; a header's numbers may be estimates
 STDIN = "-"
 LOOKED_AT = ("val", "test")  # splits of a prepared set, in this order; else its first
 MARK = ".mrt-predictions"  # in a folder that predictions were written to
@@ -86,15 +87,17 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     Raises:
         MrtError: an input does not exist, or there is nothing in any of them.
     """
-    images: dict[str, Frame] = {}
-    videos: dict[Path, str] = {}  # and their names
+    images: list[Frame] = []
+    videos: list[tuple[Path, str]] = []  # and their names
+    names = _Names()
     unwritable: list[MrtError] = []
     others: list[Source] = []
     passed_over: list[str] = []
     notes: list[str] = []
     for text in map(str, inputs):
         if text == STDIN:
-            _add(images, Frame("stdin", _read_stdin))
+            name = names.give("stdin", STDIN)
+            images += [Frame(name, _read_stdin)] if name else []
         elif text.isdecimal() and not Path(text).exists():
             others.append(_camera(int(text), every))
         else:
@@ -106,21 +109,22 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
                     continue
                 name = path.name if root is None else path.relative_to(root).as_posix()
                 above = (root or path.parent).absolute().name
-                if not _is_text(name):
+                if not is_text(name):
                     what = f"{ascii(name)[1:-1]}: a name that is not UTF-8, which no result could hold"
                     unwritable.append(MrtError(what, "rename the file"))
-                elif is_video:
-                    _add_video(videos, path, name, above)
-                else:
-                    _add(images, Frame(name, _reader(path), path), above)
+                elif given := names.give(name, os.path.abspath(path), above):
+                    if is_video:
+                        videos.append((path, given))
+                    else:
+                        images.append(Frame(given, _reader(path), path))
     sources, broken = list(others), unwritable
-    for path, name in videos.items():
+    for path, name in videos:
         try:
             sources.append(_video(path, name, every))
         except MrtError as error:
             broken.append(error)
     if images:
-        sources.insert(0, Source(_title(images), "images", lambda: iter(images.values()), len(images)))
+        sources.insert(0, Source(_title(images), "images", lambda: iter(images), len(images)))
     if sources:
         sources[0] = replace(sources[0], passed_over=passed_over, notes=notes)
     if not sources and not broken:
@@ -132,42 +136,34 @@ def find(inputs: Sequence[str | Path], every: int = 1) -> tuple[list[Source], li
     return sources, broken
 
 
-def _add(images: dict[str, Frame], frame: Frame, above: str = "") -> None:
-    """Add a frame under a unique name; the same file twice is one image.
+class _Names:
+    """Gives each input a name of its own, once."""
 
-    Args:
-        above: the folder that its name begins in, which a second one of its name goes by.
-    """
-    for name in _names(frame.name, above):
-        if name not in images:
-            images[name] = Frame(name, frame.read, frame.path)
-            return
-        if images[name].path is not None and images[name].path == frame.path:
-            return
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._taken: set[str] = set()
 
+    def give(self, name: str, place: str, above: str = "") -> str | None:
+        """The name, or if another input has it, one with the folder above it or a number in it.
 
-def _add_video(videos: dict[Path, str], path: Path, name: str, above: str) -> None:
-    """As :func:`_add`, for a video."""
-    if path not in videos:
-        videos[path] = next(free for free in _names(name, above) if free not in videos.values())
+        Args:
+            place: what it is a name of; None is returned for one that has a name already.
+            above: the folder that the name begins in.
+        """
+        if place in self._seen:
+            return None
+        self._seen.add(place)
+        free = next(free for free in self._names(name, above) if free not in self._taken)
+        self._taken.add(free)
+        return free
 
-
-def _names(name: str, above: str) -> Iterator[str]:
-    """Names for an input, one after the other: its own, with the folder above it, and with a number."""
-    yield name
-    if above:
-        yield f"{above}/{name}"
-    place = PurePosixPath(name)
-    yield from (place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix() for number in count(2))
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name can be written into another one."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    @staticmethod
+    def _names(name: str, above: str) -> Iterator[str]:
+        yield name
+        if above:
+            yield f"{above}/{name}"
+        place = PurePosixPath(name)
+        yield from (place.with_name(f"{place.stem}-{number}{place.suffix}").as_posix() for number in count(2))
 
 
 def _files(text: str, notes: list[str]) -> Iterator[tuple[Path | None, Path]]:
@@ -242,8 +238,8 @@ def _near(path: Path) -> str | None:
     return str(folder / close[0]) if close else None
 
 
-def _title(images: dict[str, Frame]) -> str:
-    return next(iter(images)) if len(images) == 1 else f"{len(images)} images"
+def _title(images: list[Frame]) -> str:
+    return images[0].name if len(images) == 1 else f"{len(images)} images"
 
 
 def _reader(path: Path) -> Callable[[], Image.Image]:
@@ -268,12 +264,14 @@ def _video(path: Path, name: str, every: int) -> Source:
     facts = video.describe(path)
 
     def frames() -> Iterator[Frame]:
-        last = -1
+        last, until = -1, 0.0
         for number, seconds, picture in video.read(path, every):
-            last = number
+            last, until = number, seconds
             yield Frame(name, lambda picture=picture: picture, None, number, seconds)
-        there = last + every  # at most: those after the last one are not looked at
-        if there < SHORT * facts.frames:
+        # There may be more after the last one that was looked at. Some headers count half frames: so the time
+        # must be short, too.
+        frames_short = last + every < SHORT * facts.frames
+        if frames_short and until + every / facts.rate < SHORT * facts.frames / facts.rate:
             raise video.SourceBroken(
                 f"{path}: ends after {last + 1} of {facts.frames} frames: it is cut short",
                 "get the file again",

@@ -91,10 +91,10 @@ class TorchNetwork:
     def __init__(self, detector: DeformableDETR, amp: str = "off") -> None:
         if amp not in PRECISIONS:
             raise MrtError(f"precision {amp!r} is unknown", f"choose {', '.join(PRECISIONS)}")
-        if amp == "fp16" and next(detector.parameters()).device.type == "cpu":
-            raise MrtError("precision fp16: no processor computes in it", "take bf16, or off")
         self.detector, self.amp = detector, amp
         self.device = next(detector.parameters()).device
+        if amp == "fp16" and self.device.type == "cpu":
+            raise MrtError("precision fp16: no processor computes in it", "take bf16, or off")
         if self.device.type == "cuda" and amp == "tf32":  # a setting of the whole process
             torch.set_float32_matmul_precision("high")
         fold_carried_norms(detector.backbone)

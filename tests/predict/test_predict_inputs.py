@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blobs import picture
 from PIL import Image
 
+from mrt.data import video
 from mrt.data.video import describe
 from mrt.errors import MrtError
 from mrt.predict import inputs
@@ -54,6 +56,7 @@ def test_names_that_meet_are_told_apart_and_a_file_is_looked_at_once(photos, tmp
     picture().save(other / "b.png")
     assert names(photos / "b.png", other / "b.png", photos / "b.png") == ["b.png", "other/b.png"]
     assert names(photos, other) == ["a.JPG", "b.png", "deep/a.jpg", "other/b.png"]
+    assert names(photos, photos / "b.png", photos / "deep" / ".." / "deep" / "a.jpg") == names(photos)
     again = tmp_path / "again" / "other"
     again.mkdir(parents=True)
     picture().save(again / "b.png")
@@ -166,6 +169,17 @@ def test_a_video_that_was_cut_short_gives_what_it_has(tmp_path):
             seen += 1
     assert 0 < seen < 60
     assert len(names(whole, every=7)) == 9
+
+
+def test_a_header_that_counts_half_frames_raises_no_alarm(tmp_path, monkeypatch):
+    place = make_video(tmp_path / "whole.mkv", frames=20)
+    facts = video.describe(place)
+    assert facts.rate == 10
+    monkeypatch.setattr(video, "describe", lambda path: replace(facts, frames=40, rate=20))
+    assert len(names(place)) == 20
+    monkeypatch.setattr(video, "describe", lambda path: replace(facts, frames=40))
+    with pytest.raises(MrtError, match="ends after 20 of 40 frames"):
+        names(place)
 
 
 def test_a_camera_that_is_not_there():

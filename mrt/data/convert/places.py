@@ -24,6 +24,7 @@ from mrt.data.convert.recipe import Picture, Skipped, Thing, Turned, clip_box
 from mrt.data.headers import ImageProblem, read_header
 from mrt.data.limits import LONGEST_PATH
 from mrt.errors import MrtError
+from mrt.plain import is_text
 
 _BASIC = ("train", "val", "test")
 _ROUNDING = 1.0  # pixels by which a box may stick out of its picture and still count as inside
@@ -52,8 +53,7 @@ def entry_name(text: str, source: Path, entry: str) -> str:
 def class_name(value: Any) -> str | None:
     """A class name without blanks around it, or None for what cannot be one."""
     name = value.strip() if isinstance(value, str) else ""
-    # half a surrogate pair cannot be written
-    return name if name and not any("\ud800" <= letter <= "\udfff" for letter in name) else None
+    return name if name and is_text(name) else None
 
 
 class Size(NamedTuple):
@@ -92,9 +92,7 @@ def measured(place: Path, file: str, claimed: tuple[int, int] | None = None) -> 
         file: its name in the set.
         claimed: (width, height) that the annotations state, or None.
     """
-    try:
-        file.encode("utf-8")
-    except UnicodeEncodeError:
+    if not is_text(file):
         return Skipped("file name that is not UTF-8", ascii(file))
     if not file_exists(place):
         return Skipped("image missing", file)
@@ -224,17 +222,12 @@ class ImageFinder:
 
     def of_unknown_alphabet(self) -> str:
         """Words for images in zips whose names have letters of an unknown code page; "" if there are none."""
-        odd = (
-            f"{inside} in {member[0].name}"
-            for inside, place in self.files.items()
-            if says_no_alphabet(place) and (member := inside_zip(place))
-        )
-        first = next(odd, None)
-        if first is None:
-            return ""
-        return (
-            f" (file names that do not say their alphabet, such as {first}: unpack it where they look right)"
-        )
+        for inside, place in self.files.items():
+            if says_no_alphabet(place):
+                first = f"{inside} in {inside_zip(place)[0].name}"
+                what = f"file names that do not say their alphabet, such as {first}"
+                return f" ({what}: unpack it where they look right)"
+        return ""
 
     def near_miss(self, name: str) -> str | None:
         """A file with a missing image's name but another suffix, or one that is no image's; for messages."""
@@ -243,7 +236,7 @@ class ImageFinder:
             for inside in sorted([*self.files, *self.others]):
                 self._by_stem[PurePosixPath(plain(inside)).stem].append(inside)
         stem = PurePosixPath(plain(name)).stem
-        same = [inside for inside in self._by_stem.get(stem, ()) if not _is_text(inside)]
+        same = [inside for inside in self._by_stem.get(stem, ()) if not _is_label_file(inside)]
 
         def likeness(inside: str) -> tuple[int, int]:
             return shared_ends(inside, name), shared_ends(stem_of(inside), stem_of(name))
@@ -304,7 +297,7 @@ class ImageFinder:
         return answer
 
 
-def _is_text(inside: str) -> bool:
+def _is_label_file(inside: str) -> bool:
     return PurePosixPath(inside).suffix.lower().removeprefix(".") in (*TEXTS, *TABLES)
 
 

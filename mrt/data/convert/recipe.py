@@ -25,6 +25,7 @@ from mrt.data.convert.whole_set import OF_IMAGES, SHARED, Losses, Results, choos
 from mrt.data.headers import pixels_allowed
 from mrt.data.staging import Progress, available_cores, counted, run_parallel, staged
 from mrt.errors import MrtError
+from mrt.plain import is_text
 
 __all__ = [
     "Picture",
@@ -136,12 +137,12 @@ def prepare(
             "Is it the right folder or archive? See `mrt prepare-data --help`.",
         )
     for split_name, split in recipe.splits.items():
-        if Path(split_name).name != split_name or not writable(split_name):
+        if Path(split_name).name != split_name or not is_text(split_name):
             raise MrtError(
                 f"a split is called {split_name!r}, which cannot be the name of its file",
                 "Give it a plain name such as train.",
             )
-        if not writable(str(split.images)):
+        if not is_text(str(split.images)):
             raise MrtError(
                 f"--raw {printable(str(split.images))}: its name is not UTF-8, which no card can hold",
                 "Rename the folder.",
@@ -297,7 +298,7 @@ def _sort_out(
     }
     seen: set[str] = set()
     for result in results:
-        if isinstance(result, Picture) and not writable(result.file):
+        if isinstance(result, Picture) and not is_text(result.file):
             result = Skipped("file name that is not UTF-8", ascii(result.file))
         if isinstance(result, Picture) and result.file in seen:
             result = Skipped("image listed twice", result.file)
@@ -346,11 +347,6 @@ def _coco(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, Any]:
         "annotations": annotations,
         "categories": coco_categories(recipe.classes),
     }
-
-
-def writable(text: str) -> bool:
-    """Whether a text can be written as UTF-8; a file's name, or one in a file, may have half a character."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _printable(value: Any) -> Any:

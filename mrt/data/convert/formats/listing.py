@@ -16,6 +16,7 @@ from mrt.data.convert.sheets import Record, Sheet
 from mrt.data.headers import read_header
 from mrt.data.limits import LONGEST_PATH
 from mrt.errors import MrtError
+from mrt.plain import is_text
 
 Files = Mapping[str, Path]  # path inside the raw files -> where to read it
 
@@ -45,8 +46,7 @@ class Listing:
 def image_name(value: Any, place: Path, entry: str) -> str:
     """An image's path as the file has it, with forward slashes; MrtError if there is none."""
     name = value.strip().replace("\\", "/") if isinstance(value, str) else ""
-    # half a surrogate pair cannot be written
-    if not name or len(name) > LONGEST_PATH or any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not name or len(name) > LONGEST_PATH or not is_text(name):
         raise MrtError(
             f"{place}: {entry} has no image's name ({repr(value)[:80]})",
             "Mend or remove this entry, or export the file again.",
