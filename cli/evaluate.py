@@ -124,7 +124,7 @@ def evaluate(
     images.
     """
     from mrt.errors import MrtError
-    from mrt.experiment import detectors, find_roots
+    from mrt.experiment import detectors, find_roots, find_run
 
     from .console import RANK, say, watching
 
@@ -139,7 +139,6 @@ def evaluate(
     validations = []
     if best:
         from mrt.engine.inference import read_validation
-        from mrt.experiment import find_run
 
         validations = [read_validation(find_run(name, roots.run_root)) for name in runs]
     require_asked(runs, which, data, split, roots)
@@ -149,8 +148,7 @@ def evaluate(
         "batch_size": batch_size,
         "class_map": renamed,
     }
-    networks = ("teacher", "student") if which == "both" else (which,)
-    asked = [(name, network) for name in runs for network in networks]
+    asked = [(name, network) for name in runs for network in networks(which, find_run(name, roots.run_root))]
     with watching() as watcher:
         results: list[Result] = []
         for name, network in asked:
@@ -174,6 +172,13 @@ def evaluate(
     if picture is not None:
         draw(picture, dict(zip(titles, results, strict=True)), images)
         say(f"Drawn in {picture}")
+
+
+def networks(which: str, place: str) -> tuple[str, ...]:
+    """What "both" means of what is there: a file and a downloaded model are one network."""
+    if which != "both":
+        return (which,)
+    return ("teacher", "student") if Path(place).is_dir() else ("auto",)
 
 
 def require_asked(runs: Sequence[str], which: str, data: str | None, split: str | None, roots: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,20 +208,22 @@ def predict(
     with watching() as watcher:
         progress = _Progress(watcher, window)
         try:
-            tally, paths = run(
-                found,
-                sources,
-                choice,
-                writers,
-                limit=limit,
-                on_source=progress.begin,
-                on_frame=progress.frame,
-            )
+            with _ended_as_interrupted():
+                tally, paths = run(
+                    found,
+                    sources,
+                    choice,
+                    writers,
+                    limit=limit,
+                    on_source=progress.begin,
+                    on_frame=progress.frame,
+                )
         except KeyboardInterrupt:
             progress.end()
+            written = f"; what was found until then is in {folder}" if folder.exists() else ""
             if any(source.kind != "camera" for source in sources):
-                raise Interrupted(f"stopped; what was found until then is in {folder}") from None
-            say(f"Stopped. Written to {folder}")
+                raise Interrupted(f"stopped{written}") from None
+            say(f"Stopped{written}.")
             return
         progress.end()
     tally.broken += [error.message for error in broken]
@@ -231,6 +235,20 @@ def predict(
     if tally.broken:
         lines = "\n".join(f"  {text}" for text in tally.broken)
         raise RunFailed(f"{len(tally.broken)} could not be read:\n{lines}")
+
+
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which services and containers are ended, is as Ctrl-C: files and videos are completed."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Progress:
@@ -247,15 +265,16 @@ class _Progress:
 
     def frame(self, source: Source, frame: Frame, result: Any) -> None:
         from mrt.errors import MrtError
+        from mrt.plain import one_line
         from mrt.predict.detections import summary
         from mrt.predict.outputs import annotated
 
         if isinstance(result, MrtError):
-            self.watcher.say(f"{frame.name}  skipped: {result.message}")
+            self.watcher.say(f"{one_line(frame.name)}  skipped: {result.message}")
             return
         if source.kind == "images":
             height, width = result.image_size
-            self.watcher.say(f"{frame.name}  {width}x{height}: {summary(result)}")
+            self.watcher.say(f"{one_line(frame.name)}  {width}x{height}: {summary(result)}")
         else:
             self.watcher.advance(1, objects=float(len(result)))
         if self.window is not None:

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mrt import experiment
+from mrt.arguments import checked
 from mrt.config import validate, without_plugins
 from mrt.engine import distributed
-from mrt.engine.inference import evaluate_detector
+from mrt.engine.inference import Result, evaluate_detector
 from mrt.engine.load import EXPORT_CARD, PROGRAMS, dynamic_thresholds, export_card, load_detector
+from mrt.engine.report import Watcher
 from mrt.errors import MrtError
 from mrt.predict.detector import Detector, Thresholds
 from mrt.predict.network import Preprocessing, TorchNetwork
 
-if TYPE_CHECKING:
-    from mrt.engine.inference import Result
-    from mrt.engine.report import Watcher
 
-
+@checked
 def load(
     where: str | Path,
     *,
     which: str = "auto",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     amp: str = "off",
     run_root: Path | str | None = None,
 ) -> Detector:
@@ -41,13 +40,14 @@ def load(
             official Deformable DETR), a folder of ``mrt export`` or of a Hugging Face model, a name that
             ships with mrt ("small-source"), or a model to download ("coco", "hf:OWNER/NAME").
         which: network of a run: "teacher", "student", or "auto", the teacher if there is one.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps", or torch's own.
         amp: precision: "off" (float32), "tf32", "bf16" or "fp16".
         run_root: the folder of all runs.
 
     Raises:
         MrtError: there is no such detector or device, or a file cannot be read.
     """
+    device = str(device)
     roots = experiment.find_roots(None, Path(run_root) if run_root else None)
     where = experiment.require_detector(str(where), roots.run_root, which)
     if (Path(where) / EXPORT_CARD).is_file() and export_card(Path(where))["format"] in PROGRAMS:
@@ -80,6 +80,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+@checked
 def adapt(
     target: str | None = None,
     *,
@@ -141,6 +142,7 @@ def adapt(
     return plan.run(plan.starting_weights(), watcher)
 
 
+@checked
 def pretrain_source(
     source: str | None = None,
     *,
@@ -190,6 +192,7 @@ def pretrain_source(
     return plan.run(plan.starting_weights(), watcher)
 
 
+@checked
 def evaluate(
     where: str | Path,
     data: str | None = None,
@@ -232,6 +235,7 @@ def evaluate(
     )
 
 
+@checked
 def export(where: str | Path, format: str, out: Path | str | None = None, **options: Any) -> Path:
     """Write a detector for use elsewhere, and check that the written one detects the same: ``mrt export``.
 

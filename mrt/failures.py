@@ -168,7 +168,7 @@ def _say_full(error: BaseException, text: str) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else text
     return (
         f"{where if where is not None else 'the disk is full'}: {reason}\n"
-        f"free some space, or let the run write elsewhere: --run-root. {GOES_ON}"
+        f"free some space, or write elsewhere: --run-root for runs, --out for other results. {GOES_ON}"
     )
 
 

@@ -25,6 +25,7 @@ RULES = {
     "mrt.exclusive": [],
     "mrt.plain": [],
     "mrt.seal": [],
+    "mrt.arguments": ["mrt.errors"],
     "mrt.boxes": ["torch", "torchvision"],
     "mrt.host": ["torch"],
     "mrt.callable": ["mrt.api"],
@@ -44,6 +45,7 @@ RULES = {
         *(
             "torch",
             "mrt",
+            "mrt.arguments",
             "mrt.config",
             "mrt.engine",
             "mrt.errors",
@@ -235,7 +237,7 @@ RULES = {
     ],
     "mrt.predict": [
         *("torch", "torchvision", "numpy", "PIL", "av", "supervision", "mrt.errors", "mrt.files"),
-        *("mrt.models", "mrt.data", "mrt.evaluate.draw", "mrt.plain"),
+        *("mrt.arguments", "mrt.models", "mrt.data", "mrt.evaluate.draw", "mrt.plain"),
     ],
     "mrt.labelling": [
         *("numpy", "mrt", "mrt.api", "mrt.data", "mrt.engine.report", "mrt.errors", "mrt.exclusive"),
@@ -254,8 +256,8 @@ RULES = {
             "transformers",
         ),
         *("mrt", "mrt.api", "mrt.callable", "mrt.config", "mrt.errors", "mrt.experiment", "mrt.files"),
-        *("mrt.data", "mrt.engine.facts", "mrt.engine.load", "mrt.models", "mrt.ops", "mrt.plain"),
-        *("mrt.predict", "mrt.report.stored"),
+        *("mrt.arguments", "mrt.data", "mrt.engine.facts", "mrt.engine.load", "mrt.models", "mrt.ops"),
+        *("mrt.plain", "mrt.predict", "mrt.report.stored"),
     ],
     "mrt.export.detect": ["numpy", "PIL", "onnxruntime"],
     "mrt_cli": [

@@ -83,7 +83,7 @@ def _unreadable(where: str, error: Exception) -> MrtError:
         reason = "HEIC is not read: convert it to JPEG"
     return MrtError(
         f"{where}: cannot be read as an image ({reason})",
-        "Get the file again, or leave it out of the annotations.",
+        "Get the file again, or leave it out.",
     )
 
 

@@ -16,7 +16,7 @@ from mrt.config import ModelConfig, load_config
 from mrt.engine import build
 from mrt.engine.facts import is_run
 from mrt.engine.report import read_log
-from mrt.engine.whereabouts import EXPORT_CARD, NETWORKS, SHIPPED, WEIGHTS, not_there, of_run
+from mrt.engine.whereabouts import EXPORT_CARD, SHIPPED, WEIGHTS, networks, not_there, of_run
 from mrt.errors import MrtError
 from mrt.models.hub import fetch, hub_name
 from mrt.models.huggingface import describe_huggingface, is_huggingface, load_huggingface
@@ -66,7 +66,7 @@ def _in_folder(folder: Path, which: str) -> Path:
         return _exported(folder)
     if is_run(folder):
         return of_run(folder, which)
-    for name in NETWORKS if which == "auto" else (which,):
+    for name in networks(which):
         if (folder / f"{name}.safetensors").is_file():
             return folder / f"{name}.safetensors"
     files = [file.name for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]

@@ -55,6 +55,19 @@ def _beside(where: str | Path) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir())[:1000] if may_be_one(path)]
 
 
+def networks(which: str) -> tuple[str, ...]:
+    """The networks of a run that "auto", "teacher" or "student" stand for, the first choice first.
+
+    Raises:
+        MrtError: another word.
+    """
+    if which == "auto":
+        return NETWORKS
+    if which not in NETWORKS:
+        raise MrtError(f"which = {which!r}: no network of a run", f"choose auto, {' or '.join(NETWORKS)}")
+    return (which,)
+
+
 def of_run(folder: Path, which: str = "auto", *, whole: bool = True) -> Path:
     """The weights file of a run's folder: the teacher's first.
 
@@ -65,7 +78,7 @@ def of_run(folder: Path, which: str = "auto", *, whole: bool = True) -> Path:
     Raises:
         MrtError: the run has no such weights, or not as it wrote them.
     """
-    wanted = NETWORKS if which == "auto" else (which,)
+    wanted = networks(which)
     left = read_facts(folder).get("left", {})
     for name in wanted:
         file = folder / f"{name}.safetensors"
@@ -131,6 +144,7 @@ def require_there(where: str, which: str = "auto", runs: Iterable[str] = ()) -> 
     Raises:
         MrtError: nothing of that kind there, or it cannot be downloaded.
     """
+    networks(which)
     path = Path(where)
     if path.is_dir():
         if is_run(path) and not (path / EXPORT_CARD).is_file():

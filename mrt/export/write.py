@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mrt import api, experiment
+from mrt.arguments import require_types
 from mrt.config import ModelConfig
 from mrt.data.dataset import DetectionDataset
 from mrt.data.images import read_picture
@@ -32,7 +33,7 @@ from mrt.models.huggingface import write_huggingface
 from mrt.models.published import COCO_COLUMNS, PUBLISHED_CLASSES, published_state
 from mrt.models.weights import save_weights
 from mrt.predict.detector import Detector
-from mrt.predict.inputs import find
+from mrt.predict.inputs import Frame, find
 from mrt.predict.network import Preprocessing
 
 FORMATS = ("safetensors", "huggingface", "torch-export", "onnx", "mrt-published")
@@ -104,6 +105,7 @@ def export_detector(where: str | Path, format: str, out: Path | str | None = Non
             that is not installed.
         ParityFailed: the export did not detect the same; it was removed.
     """
+    require_types(export_formats, options)
     (found,) = export_formats(where, [format], None if out is None else [Path(out)], **options)
     if isinstance(found, Exception):
         raise found
@@ -196,9 +198,10 @@ def choose_images(
             raise broken[0]
         if not frames:
             raise MrtError(f"{' '.join(map(str, asked))}: holds no images", "name a folder of photos")
-        pictures = [frames[index].read() for index in pick(len(frames), IMAGES)]
+        pictures, left_out = _readable(frames)
         names = ", ".join("/".join(Path(name).resolve().parts[-2:]) for name in asked)
-        return pictures, f"{len(pictures)} of {len(frames)} images of {names}"
+        without = f", without {len(left_out)} that cannot be read ({left_out[0].message})" if left_out else ""
+        return pictures, f"{len(pictures)} of {len(frames)} images of {names}{without}"
     data = (facts.get("config") or {}).get("data") or {}
     for name in filter(None, (data.get("target"), data.get("source"))):
         try:
@@ -214,6 +217,27 @@ def choose_images(
     scenes = [render(0, "clear", "export", number, SCENE).image for number in range(IMAGES)]
     shown = f"{IMAGES} rendered street scenes (no photos were named, no data set is prepared)"
     return [Image.fromarray(scene) for scene in scenes], shown
+
+
+def _readable(frames: Sequence[Frame]) -> tuple[list[Image.Image], list[MrtError]]:
+    """Pictures spread over all frames, and what is wrong with those that would have been among them.
+
+    Raises:
+        MrtError: none can be read.
+    """
+    frames, left_out = list(frames), []
+    while frames:
+        pictures, odd = [], []
+        for index in pick(len(frames), IMAGES):
+            try:
+                pictures.append(frames[index].read())
+            except MrtError as error:
+                odd.append(index)
+                left_out.append(error)
+        if not odd:
+            return pictures, left_out
+        frames = [frame for index, frame in enumerate(frames) if index not in odd]
+    raise left_out[0]
 
 
 def _export(job: _Job, kind: str, folder: Path) -> Exported:

@@ -198,11 +198,10 @@ class DeformableDETR(Detector):
             unplaced = self.proposal_bbox_embed(candidates).float() + anchors
             proposal_boxes = unplaced.sigmoid()
             ranking = proposal_logits[..., 0].detach().float().masked_fill(~valid, -torch.inf)
-            count = min(self.num_queries, ranking.shape[1])
-            if (
-                torch.compiler.is_exporting()
-            ):  # always all queries, or their number would be an unknown in its shapes
-                count = self.num_queries
+            places = ranking.shape[1]
+            # In an exported program for images of any size always all, or its shapes would have an unknown.
+            open_size = torch.compiler.is_exporting() and not isinstance(places, int)
+            count = self.num_queries if open_size else min(self.num_queries, places)
             chosen = ranking.topk(count, dim=1).indices
             references = proposal_boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
             position, content = self.transformer.queries_of_proposals(references)

@@ -212,8 +212,18 @@ class Seen:
     labels: Mapping[str, Labels]
 
     def output(self, domain: str) -> DetectorOutput:
-        """The detector's output for the images of a domain."""
-        return next(item.output.rows(item.rows[domain]) for item in self.passes if domain in item.rows)
+        """The detector's output for the images of a domain.
+
+        Raises:
+            MrtError: no part of the stage asked for it.
+        """
+        for item in self.passes:
+            if domain in item.rows:
+                return item.output.rows(item.rows[domain])
+        raise MrtError(
+            f"seen.output({domain!r}): the detector saw no such images in this step",
+            f"a part's needs() asks for them: Needs(detect={{{domain!r}}})",
+        )
 
 
 class Part:

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
+from mrt.arguments import require_types
 from mrt.data.headers import BROKEN
 from mrt.data.images import read_picture, upright_rgb
 from mrt.data.video import SourceBroken
@@ -43,7 +44,7 @@ class Options:
         nms: of two boxes of a class that overlap more than this (intersection over union), the one with the
             lower score is removed; None: both stay.
         agnostic: NMS and merging of tiles treat all classes as one.
-        top_k: most objects of an image.
+        top_k: most objects of an image; None: all.
         classes: names of the classes to keep; None: all.
         tile: side in pixels of square tiles that are predicted on in addition to the whole image; None: only
             the whole image.
@@ -54,10 +55,14 @@ class Options:
     batch: int = 1
     nms: float | None = None
     agnostic: bool = False
-    top_k: int = TOP_K
-    classes: Sequence[str] | None = None
+    top_k: int | None = TOP_K
+    classes: Collection[str] | None = None
     tile: int | None = None
     overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        """MrtError for an option of another type."""
+        require_types(Options, vars(self))
 
 
 class OutputNotFinite(MrtError):
@@ -107,8 +112,8 @@ class Detector:
         batch: int = 1,
         nms: float | None = None,
         agnostic: bool = False,
-        top_k: int = TOP_K,
-        classes: Sequence[str] | None = None,
+        top_k: int | None = TOP_K,
+        classes: Collection[str] | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Detections | list[Detections]:
@@ -181,14 +186,14 @@ class Detector:
         for name in (*(options.classes or ()), *(options.threshold if by_class else ())):
             self._require_class(name)
         for number in options.threshold.values() if by_class else [options.threshold]:
-            if number is not None and not 0 <= number <= 1:
+            if number is not None and not 0 <= number <= 1:  # None: the detector's
                 raise MrtError(f"threshold {number}: a score lies between 0 and 1")
-        if options.batch < 1 or options.top_k < 1:
-            raise MrtError(f"batch {options.batch}, top_k {options.top_k}: at least 1")
+        for name in ("batch", "top_k"):
+            if getattr(options, name) is not None and getattr(options, name) < 1:
+                raise MrtError(f"{name} {getattr(options, name)}: at least 1")
         if options.nms is not None and not 0 < options.nms <= 1:
             raise MrtError(f"nms {options.nms}: an intersection over union, above 0 and up to 1")
-        if options.tile is not None:
-            tile_boxes(1, 1, options.tile, options.overlap)
+        tile_boxes(1, 1, 1 if options.tile is None else options.tile, options.overlap)
 
     def threshold_of(self, options: Options) -> np.ndarray:
         """(C,) lowest scores that apply under these options."""
@@ -370,13 +375,14 @@ def _as_list(images: Any) -> tuple[list[Any], bool]:
         return list(images), False
     if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
         return [images], True
-    try:
-        return list(images), False
-    except TypeError:
+    if isinstance(images, (bytes, bytearray, memoryview)):
+        raise MrtError("an image cannot be bytes", "open them: PIL.Image.open(io.BytesIO(...))")
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise MrtError(
             f"an image cannot be a {type(images).__name__}",
             "give a path, a PIL image, a numpy array or a tensor",
-        ) from None
+        )
+    return list(images), False
 
 
 def _frame(image: Any, number: int) -> Frame:
@@ -414,8 +420,15 @@ def _read(path: Path) -> Image.Image:
 
 
 def _picture_of(image: np.ndarray | Tensor, number: int) -> Image.Image:
+    if isinstance(image, Tensor):
+        if image.layout != torch.strided or image.is_meta:
+            raise MrtError(
+                f"image {number}: a tensor without its values", "give a dense tensor that has them"
+            )
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image  # numpy has none
     if isinstance(image, Tensor) and image.ndim == 3:
-        array = image.detach().cpu().permute(1, 2, 0).numpy()
+        array = image.permute(1, 2, 0).numpy()
     else:
         array = np.asarray(image)
     if array.ndim == 2:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,8 +84,11 @@ def annotated(frame: Frame, found: Detections) -> Image.Image:
 
 
 def flat_name(path: str) -> str:
-    """A path as the name of one file, "a/b.jpg" as "a_b.jpg"; shortened where it is too long for one."""
-    name = path.replace("/", "_")
+    """A path as the name of one file, "a/b.jpg" as "a_b.jpg"; shortened where it is too long for one.
+
+    Control characters, which XML and lists of files cannot hold, become underscores, too.
+    """
+    name = re.sub(r"[/\x00-\x1f\x7f\ufffe\uffff]", "_", path)
     if len(name.encode()) <= LONGEST_NAME:
         return name
     stem, dot, suffix = name.rpartition(".")

@@ -67,9 +67,11 @@ def find_images(
 ) -> Images:
     """At most ``limit`` images of folders, files or archives, spread evenly over them by name.
 
+    Images that cannot be read are passed over, which ``Images.origin`` tells.
+
     Args:
         of_set: the inputs are the folders of a prepared set: what its conversion left out, broken images and
-            videos, is passed over.
+            videos, is passed over without a word.
 
     Raises:
         MrtError: there are none, or an input is no such thing.
@@ -83,23 +85,32 @@ def find_images(
             f"{origin}: no images", "name images or folders of them; a video's frames do not count"
         )
     frames = list(images.frames())
+    left_out: dict[str, str] = {}
     while True:
         chosen = [frames[index] for index in spread_evenly(len(frames), limit)]
-        unusable = {frame.name for frame in chosen if of_set and not _usable(frame)}
+        unusable = {frame.name: why for frame in chosen if (why := _unusable(frame))}
         if not unusable:
-            return Images(chosen, origin)
+            break
+        left_out |= unusable
         frames = [frame for frame in frames if frame.name not in unusable]
         if not frames:
-            raise MrtError(f"{origin}: none of its images can be read", "mrt prepare-data --check tells more")
+            hint = "mrt prepare-data --check tells more" if of_set else next(iter(left_out.values()))
+            raise MrtError(f"{origin}: none of its images can be read", hint)
+    if left_out and not of_set:
+        name, why = next(iter(left_out.items()))
+        origin += f" (without {len(left_out)} that cannot be read, such as {name}: {why})"
+    return Images(chosen, origin)
 
 
-def _usable(frame: Frame) -> bool:
-    """Whether an image is one that a conversion takes, and that can be read here."""
+def _unusable(frame: Frame) -> str:
+    """Why an image is none that a conversion takes and that can be read here; "" if it is one."""
+    if frame.path is None:
+        return ""
     try:
         read_header(frame.path)
-    except MrtError:
-        return False
-    return True
+    except MrtError as error:
+        return error.message
+    return ""
 
 
 def target_images(card: DatasetCard, split: str, limit: int = LIMIT) -> Images:

@@ -170,3 +170,11 @@ def test_a_run_that_measured_nothing_has_no_best(tmp_path):
     message = refused("eval quiet --best", "--run-root", tmp_path / "runs")
     assert "measured nothing" in message and "engine.eval_every=1" in message
     assert "not a run folder" in refused("eval", tmp_path, "--best")
+
+
+def test_both_networks_of_a_file_are_one(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    assert evaluate.networks("both", str(tmp_path)) == ("teacher", "student")
+    assert evaluate.networks("both", str(tmp_path / "weights.safetensors")) == ("auto",)
+    assert evaluate.networks("both", "small-source") == ("auto",)  # no folder here: it ships with mrt
+    assert evaluate.networks("student", str(tmp_path / "weights.safetensors")) == ("student",)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from command_line import TINY, mrt, refused
 from PIL import Image
+
+from mrt.predict.detector import Detector
 
 
 @pytest.fixture
@@ -135,6 +140,43 @@ def test_weights_as_an_option(photos, runs):
 def test_bad_input_is_one_message_and_nothing_is_written(words, expected, photos, runs):
     assert expected in refused(f"predict {words}", "--run-root", runs)
     assert not Path("predictions").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_found_before_an_end_is_kept(number, photos, runs, monkeypatch):
+    stream = Detector.stream
+
+    def ended(self, frames, options):
+        for found in stream(self, frames, options):
+            yield found
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Detector, "stream", ended)
+    words = [photos, "--run-root", runs, "--save"]
+    result = mrt("predict small-source", *words, "json", "--out", "found")
+    assert result.exit_code == 1 and "stopped; what was found until then is in found" in result.stderr
+    assert [item["file_name"] for item in json.loads(Path("found/images.json").read_text())["images"]] == [
+        "a.png"
+    ]
+    result = mrt("predict small-source", *words, "none", "--out", "nothing")
+    assert (
+        result.exit_code == 1 and result.stderr.strip().endswith("stopped") and not Path("nothing").exists()
+    )
+    assert signal.getsignal(number) == before
+
+
+def test_names_with_control_characters_stay_on_their_line_and_out_of_xml(runs, somewhere):
+    folder = somewhere / "odd"
+    folder.mkdir()
+    Image.new("RGB", (60, 40)).save(folder / "a\nb\x1b.png")
+    result = mrt(
+        "predict small-source", folder, "--run-root", runs, "--threshold", "0", "--save", "voc", "--out", "o"
+    )
+    assert result.exit_code == 0 and "a\\nb\\x1b.png  60x40: " in result.stdout
+    (file,) = (somewhere / "o" / "voc" / "Annotations").iterdir()
+    assert ElementTree.parse(file).findtext("filename") == "a_b_.png"
+    assert (somewhere / "o" / "voc" / "ImageSets" / "Main" / "train.txt").read_text() == "a_b_\n"
 
 
 def test_a_window_where_there_is_no_display_is_said(photos, runs, monkeypatch):

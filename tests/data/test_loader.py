@@ -242,7 +242,7 @@ def test_an_unreadable_image_is_the_same_error_from_a_worker(small_set, num_work
         list(loader)
     assert error.value.message.startswith(f"{path}: cannot be read as an image")
     assert "Traceback" not in str(error.value)
-    assert error.value.hint == "Get the file again, or leave it out of the annotations."
+    assert error.value.hint == "Get the file again, or leave it out."
 
 
 def test_workers_share_a_cache_that_is_filled_before_they_start(small_set):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -459,6 +460,13 @@ def test_a_portable_program_of_one_size_needs_torch_alone(one_stage, photos, tmp
     assert b"mrt/models" not in content and len(content) < 60e6
 
 
+def test_a_program_for_images_with_fewer_places_than_queries(two_stage, photos, tmp_path):
+    """All places of the maps are queries then, as in the detector itself."""
+    folder = export_detector(two_stage, "torch-export", tmp_path / "out", images=photos, size=(33, 8))
+    found = mrt.load(folder).predict(pictures(photos)[0], threshold=0.0)
+    assert len(found)
+
+
 def test_a_program_with_kernels_says_so_where_there_are_none(graph_folder, monkeypatch):
     from mrt.export import runtime
 
@@ -545,6 +553,18 @@ def test_images_come_from_the_runs_own_data_or_are_rendered(world, tmp_path, mon
     assert write.choose_images(None, {"config": config}, world)[1] == "8 images of clear, split val"
     found, words = write.choose_images(None, {}, world)
     assert len(found) == 8 and "rendered" in words and found[0].size == (640, 320)
+
+
+def test_photos_that_cannot_be_read_are_left_out_of_the_comparison(photos, tmp_path, world):
+    shutil.copytree(photos, tmp_path / "some")
+    first, *others = sorted(path for path in (tmp_path / "some").rglob("*") if path.is_file())
+    first.write_bytes(b"no picture")
+    found, words = write.choose_images(tmp_path / "some", {}, world)
+    assert len(found) == min(8, len(others)) and f"without 1 that cannot be read ({first}: " in words
+    for file in others:
+        file.write_bytes(b"no picture")
+    with pytest.raises(MrtError, match="cannot be read as an image"):
+        write.choose_images([tmp_path / "some"], {}, world)
 
 
 def test_without_a_network_that_can_be_traced(two_stage, photos, monkeypatch):

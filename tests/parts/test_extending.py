@@ -337,6 +337,10 @@ class Mine(Part):
             "of shape (4, ",
         ),
         ("losses(self, seen): return [seen.output('source').boxes.sum()]", "gave a Tensor of shape ()"),
+        (
+            "losses(self, seen): return [Loss('target', 'x', seen.output('target').boxes.sum(), 1.0)]",
+            "seen.output('target'): the detector saw no such images",
+        ),
         ("label(self, number, batch, labels): pass", "label(): gave a NoneType"),
         ("label(self, number, batch, labels): return {'source': []}", "gave a list for 'source'"),
         (

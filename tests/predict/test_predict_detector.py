@@ -74,6 +74,7 @@ def test_every_kind_of_image_gives_the_same(photo, tmp_path):
     together = detector.predict(kinds, batch=4)
     assert isinstance(together, list) and len(together) == len(kinds)
     assert len(detector.predict(torch.stack([tensor, tensor]))) == 2
+    assert len(detector.predict(torch.ones(3, 50, 50, dtype=torch.bfloat16))) == 0  # white
     assert len(detector.predict(np.array(photo.convert("L")))) == 0  # grey is grey
     for name, kind in (
         ("turned.jpg", {"exif": turned(6), "quality": 100, "subsampling": 0}),
@@ -97,6 +98,10 @@ def test_every_kind_of_image_gives_the_same(photo, tmp_path):
         (torch.zeros(5, 5, 5), "has the shape"),
         (np.full((5, 5, 3), 300), "from 300 to 300"),
         (np.full((5, 5, 3), -0.5), "from -0.5 to -0.5"),
+        (torch.zeros(3, 5, 5, device="meta"), "image 0: a tensor without its values"),
+        (torch.zeros(3, 5, 5).to_sparse(), "image 0: a tensor without its values"),
+        (b"jpeg", "an image cannot be bytes"),
+        ({"a.jpg": 1}, "cannot be a dict"),
         (7, "cannot be a int"),
         ([7], "cannot be a int"),
         ("nothing.jpg", "nothing.jpg: no such image\ncheck the path"),
@@ -125,6 +130,7 @@ def test_results_do_not_depend_on_the_batch_and_keep_their_order():
 def test_thresholds(photo):
     detector = blob_detector()
     assert detector.predict(photo, threshold=0.5).names == ["red", "green"]
+    assert detector.predict(photo, threshold=torch.tensor(0.5)).names == ["red", "green"]
     assert detector.predict(photo, threshold={"red": 0.95}).names == ["green", "blue"]
     assert detector.predict(photo, threshold=0).names == ["red", "green", "blue"]
     own = blob_detector(Thresholds({"red": 0.3, "green": 0.3, "blue": 0.4}, "the run's"))
@@ -138,6 +144,8 @@ def test_classes_top_k_and_nms():
     detector = blob_detector()
     assert detector.predict(crowded, classes=["green"]).names == ["green"]
     assert len(detector.predict(crowded, top_k=1)) == 1
+    assert len(detector.predict(crowded, top_k=None)) == 3
+    assert detector.predict(crowded, classes={"green"}).names == ["green"]
     assert len(detector.predict(crowded, nms=0.5)) == 3
 
 
@@ -171,6 +179,17 @@ def test_boxes_are_cut_to_the_image_and_empty_ones_are_dropped():
     ("options", "words"),
     [
         ({"threshold": 1.5}, "between 0 and 1"),
+        ({"threshold": float("nan")}, "between 0 and 1"),
+        ({"threshold": "0.5"}, "threshold = '0.5': is a str"),
+        ({"threshold": {"red": None}}, "threshold = {'red': None}"),
+        ({"classes": "red"}, "classes = 'red': is a str\ngive a list"),
+        ({"classes": [2]}, "classes = [2]"),
+        ({"nms": True}, "nms = True"),
+        ({"batch": 1.5}, "batch = 1.5: is a float\ngive a whole number"),
+        ({"top_k": 1.5}, "top_k = 1.5"),
+        ({"tile": 1.5}, "tile = 1.5"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"agnostic": "no"}, "agnostic = 'no'"),
         ({"threshold": {"rd": 0.5}}, "did you mean 'red'"),
         ({"classes": ["cat"]}, "it detects red, green, blue"),
         ({"nms": 0}, "intersection over union"),
