@@ -37,10 +37,12 @@ from mrt.engine.kept import forget_later_teachers
 from mrt.engine.labels import require_labels
 from mrt.engine.load import source_record
 from mrt.engine.loggers import Loggers, require_loggers
-from mrt.engine.loop import Notice, Run, evaluate, require_finite, run_stage
+from mrt.engine.loop import Run, evaluate, run_stage
 from mrt.engine.plan import Plan
 from mrt.engine.prepare import leave_behind, open_workshop, prepare, take_over
 from mrt.engine.report import LOGS, RunLog, Watcher, take_back, wrong_logs
+from mrt.engine.saver import require_finite
+from mrt.engine.stopping import Notice
 from mrt.engine.store import DAMAGED
 from mrt.engine.validation import validation
 from mrt.errors import MrtError, RunFailed

@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mrt.engine import distributed
-from mrt.engine.loop import Meter
+from mrt.engine.meter import Meter
 from mrt.engine.step import training_step
 from mrt.errors import MrtError
 from mrt.host import wide
 from mrt.ops import fallback_reason
 from mrt.ops.native import choose
 
-HOLDERS = ("mrt.adapt.pseudo_labels", "mrt.adapt.thresholds", "mrt.parts.source_record", "mrt.engine.loop")
+HOLDERS = ("mrt.adapt.pseudo_labels", "mrt.adapt.thresholds", "mrt.parts.source_record", "mrt.engine.meter")
 
 
 class Narrow(TorchDispatchMode):
