@@ -196,6 +196,8 @@ def predict(
     found.check(choice)
     writers = make_writers(kinds, folder, found.classes, crop)
     say(f"{_name(found)}; {len(found.classes)} classes. Thresholds: {_told(found, choice, wanted)}.")
+    if every > 1 and all(source.kind == "images" for source in sources):
+        say(f"--every {every} is for videos and cameras: all images are looked at.")
     for source in sources:
         for text in source.notes:
             say(text)

@@ -30,7 +30,10 @@ def checked(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python's own error names the function, too
+            return function(*args, **kwargs)
         require_types(function, {name: value for name, value in given.items() if name not in several})
         return function(*args, **kwargs)
 

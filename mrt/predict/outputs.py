@@ -88,13 +88,18 @@ def flat_name(path: str) -> str:
 
     Control characters, which XML and lists of files cannot hold, become underscores, too.
     """
-    name = re.sub(r"[/\x00-\x1f\x7f\ufffe\uffff]", "_", path)
+    return short_name(re.sub(r"[/\x00-\x1f\x7f\ufffe\uffff]", "_", path))
+
+
+def short_name(path: str) -> str:
+    """The path with its last part made short enough for a file that is written under it."""
+    folder, slash, name = path.rpartition("/")
     if len(name.encode()) <= LONGEST_NAME:
-        return name
+        return path
     stem, dot, suffix = name.rpartition(".")
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     kept = (stem if dot else name).encode()[: LONGEST_NAME - 40].decode(errors="ignore")
-    return f"{kept}-{digest}{dot}{suffix[:20]}"
+    return f"{folder}{slash}{kept}-{digest}{dot}{suffix[:20]}"
 
 
 class Pictures(Writer):
@@ -113,7 +118,7 @@ class Pictures(Writer):
     def begin(self, source: Source) -> None:
         self._end_video()
         if source.kind != "images" and not self.frames:
-            name = self._names(PurePosixPath(source.name).with_suffix(".mp4").as_posix())
+            name = self._names(short_name(PurePosixPath(source.name).with_suffix(".mp4").as_posix()))
             self._video = VideoWriter(self.folder / name, source.rate or 1.0)
 
     def add(self, frame: Frame, found: Detections) -> None:
@@ -123,7 +128,7 @@ class Pictures(Writer):
             return
         place = PurePosixPath(frame_name(frame))
         name = str(place if place.suffix.lower() == ".png" else place.with_suffix(".jpg"))
-        path = self.folder / self._names(name)
+        path = self.folder / self._names(short_name(name))
         save_picture(picture, path)
         self._written.append(path)
 

@@ -47,6 +47,15 @@ def test_a_folder_of_photos(photos, runs):
     assert Path("predictions-2").is_dir()  # nothing is overwritten
 
 
+def test_every_without_a_video_is_said_to_change_nothing(photos, runs):
+    result = mrt("predict small-source", photos, "--run-root", runs, "--save", "none", "--every", "3")
+    assert (
+        result.exit_code == 0
+        and "all images are looked at" in result.stdout
+        and "2 images in" in result.stdout
+    )
+
+
 def test_what_to_write_and_where(photos, runs):
     def written(folder: str) -> list[str]:
         return sorted(path.name for path in Path(folder).glob("[!.]*"))

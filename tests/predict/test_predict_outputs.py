@@ -134,6 +134,16 @@ def test_pictures_keep_their_names_and_are_drawn_on(photos, tmp_path):
     assert np.abs(np.asarray(drawn, int) - np.asarray(plain, int)).max() > 100
 
 
+def test_pictures_with_names_as_long_as_a_disk_takes(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for start in ("a", "b"):
+        picture(red=[RED]).save(tmp_path / "in" / "deep" / f"{start}{'x' * 250}.png")
+    tally, paths = predict(["pictures", "voc"], [tmp_path / "in"], tmp_path / "out", crop=True)
+    assert tally.images == 2 and not tally.broken
+    pictures = [path for path in paths if path.suffix == ".png"]
+    assert len({path.name for path in pictures}) == 2 and all(path.parent.name == "deep" for path in pictures)
+
+
 def test_a_video_is_written_as_h264_of_the_same_length(tmp_path):
     from test_predict_inputs import make_video
 
