@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import mrt, refused
-from tiny_world import make_set, tiny_config
+from tiny_world import make_run_with_teachers
 
 from mrt.data.card import read_json
-from mrt.engine import stages
 from mrt.engine.load import load_detector
 from mrt.evaluate.unlabelled import SIGNALS
 from mrt.models.weights import read_metadata
@@ -20,19 +19,7 @@ from mrt.models.weights import read_metadata
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory) -> Path:
-    """Data, and a run whose teachers were kept; the target's annotations are folders that nobody can read."""
-    root = tmp_path_factory.mktemp("chosen")
-    make_set(root / "data", "clear", seed=1)
-    make_set(root / "data", "hazy", haze=0.5, seed=2)
-    config = tiny_config(
-        **{"teach.epochs": 3, "engine.eval_every": 0, "engine.keep_teachers": 10, "model.class_prior": 0.3}
-    )
-    source = stages.pretrain_source(config, root / "runs" / "source", data_root=root / "data")
-    stages.adapt(config, root / "runs" / "run", init=str(source), data_root=root / "data")
-    for split in ("train", "val"):
-        (root / "data" / "hazy" / f"{split}.json").unlink()
-        (root / "data" / "hazy" / f"{split}.json").mkdir()
-    return root
+    return make_run_with_teachers(tmp_path_factory.mktemp("chosen"))
 
 
 def roots(world: Path) -> list[str]:

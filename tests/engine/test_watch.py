@@ -175,20 +175,6 @@ def test_what_is_seen_again_in_a_log_is_what_was_seen():
 # --- runs ---
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_set(root, "clear", seed=1)
-    make_set(root, "hazy", haze=0.5, seed=2)
-    return root
-
-
-@pytest.fixture(scope="module")
-def source(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "source"
-    return stages.pretrain_source(tiny_config(), folder, data_root=data)
-
-
 class Listener(Watcher):
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -221,10 +207,10 @@ def epochs_of(run: Path) -> list[dict]:
     return [line for line in lines if line["kind"] == "epoch" and line["stage"] == "teach"]
 
 
-def test_a_run_is_warned_and_goes_on(data, source, tmp_path, collapse_in):
+def test_a_run_is_warned_and_goes_on(world, source, tmp_path, collapse_in):
     collapse_in(3)
     listener = Listener()
-    run = stages.adapt(settings(), tmp_path / "run", init=str(source), data_root=data, watcher=listener)
+    run = stages.adapt(settings(), tmp_path / "run", init=str(source), data_root=world, watcher=listener)
     assert [line for line in listener.said if "labels vanish" in line] == [
         "Warning: epoch 3: labels vanish."
     ], "once"
@@ -233,18 +219,18 @@ def test_a_run_is_warned_and_goes_on(data, source, tmp_path, collapse_in):
     assert "ended" not in read_facts(run)
 
 
-def test_a_run_stops_and_can_go_on_all_the_same(data, source, tmp_path, collapse_in):
+def test_a_run_stops_and_can_go_on_all_the_same(world, source, tmp_path, collapse_in):
     collapse_in(2)
     config = settings(**{"engine.on_collapse": "stop"})
     with pytest.raises(RunFailed, match=r"vanishing after epoch 2.*on_collapse=warn"):
-        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=world)
     with pytest.raises(RunFailed, match="vanishing after epoch 2"):
-        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, resume=True)
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, resume=True)
     changes = {"config": settings(init=str(source)), "settings": {"engine.on_collapse": ["stop", "warn"]}}
     again = stages.adapt(
-        config, tmp_path / "run", init=str(source), data_root=data, resume=True, changes=changes
+        config, tmp_path / "run", init=str(source), data_root=world, resume=True, changes=changes
     )
-    plain = stages.adapt(settings(), tmp_path / "plain", init=str(source), data_root=data)
+    plain = stages.adapt(settings(), tmp_path / "plain", init=str(source), data_root=world)
     assert same(again, plain)
 
 
@@ -254,11 +240,11 @@ def same(one: Path, two: Path) -> bool:
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_run_goes_back_to_its_last_good_teacher(data, source, tmp_path, collapse_in, epoch):
+def test_a_run_goes_back_to_its_last_good_teacher(world, source, tmp_path, collapse_in, epoch):
     collapse_in(epoch)
     listener = Listener()
     config = settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 3, "engine.eval_every": 1})
-    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, watcher=listener)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, watcher=listener)
     ended = read_facts(run)["ended"]["teach"]
     assert (ended["epoch"], ended["teacher"], ended["why"]) == (epoch, epoch - 1, "collapse: vanishing")
     assert same(run, kept_teachers(run)["teach", epoch - 1])
@@ -277,13 +263,15 @@ def test_a_run_goes_back_to_its_last_good_teacher(data, source, tmp_path, collap
     assert len(before) == (epoch > 1) and all(line["AP50"] == teacher["AP50"] for line in before)
     assert "finished" in "\n".join(
         listener.said
-        if stages.adapt(config, run, init=str(source), data_root=data, resume=True, watcher=listener)
+        if stages.adapt(config, run, init=str(source), data_root=world, resume=True, watcher=listener)
         else []
     )
 
 
-def test_in_bf16_agreement_is_that_of_the_same_labels(data, source, tmp_path):
-    run = stages.adapt(settings(**{"engine.amp": "bf16"}), tmp_path / "run", init=str(source), data_root=data)
+def test_in_bf16_agreement_is_that_of_the_same_labels(world, source, tmp_path):
+    run = stages.adapt(
+        settings(**{"engine.amp": "bf16"}), tmp_path / "run", init=str(source), data_root=world
+    )
     values = [line["agreement"] for line in epochs_of(run)]
     assert len(values) == 4 and all(0 <= value <= 1 for value in values)
     scores = [
@@ -297,7 +285,7 @@ def test_in_bf16_agreement_is_that_of_the_same_labels(data, source, tmp_path):
 
 @pytest.mark.parametrize("where", ["restore_teacher", "note_end", "asdict"])
 def test_a_run_that_is_killed_while_its_stage_ends_early_ends_the_same(
-    data, source, tmp_path, collapse_in, monkeypatch, where
+    world, source, tmp_path, collapse_in, monkeypatch, where
 ):
     """Before the teacher went back, before that is on record, and before the last weights are written."""
     from mrt.engine import early
@@ -305,7 +293,7 @@ def test_a_run_that_is_killed_while_its_stage_ends_early_ends_the_same(
     collapse_in(3)
     changes = {"engine.on_collapse": "restore", "engine.keep_teachers": 3, "model.dropout": 0.1}
     config = settings(**changes)
-    whole = stages.adapt(config, tmp_path / "whole", init=str(source), data_root=data)
+    whole = stages.adapt(config, tmp_path / "whole", init=str(source), data_root=world)
     original = getattr(early, where)
 
     def killed(*arguments):
@@ -315,9 +303,9 @@ def test_a_run_that_is_killed_while_its_stage_ends_early_ends_the_same(
 
     monkeypatch.setattr(early, where, killed)
     with pytest.raises(KeyError, match="killed"):
-        stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+        stages.adapt(config, tmp_path / "run", init=str(source), data_root=world)
     monkeypatch.setattr(early, where, original)
-    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, resume=True)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, resume=True)
     assert read_facts(run)["ended"] == read_facts(whole)["ended"] and same(run, whole)
     assert epochs_without_time(run) == epochs_without_time(whole)
 
@@ -326,13 +314,13 @@ def epochs_without_time(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "time"} for line in epochs_of(run)]
 
 
-def test_patience_ends_with_the_teacher_of_the_best_epoch(data, source, tmp_path, monkeypatch):
+def test_patience_ends_with_the_teacher_of_the_best_epoch(world, source, tmp_path, monkeypatch):
     from mrt.engine import snapshots
 
     values = iter([3.0, 3.1, 3.4, 3.3, 3.2])  # before the first epoch, and after each
     monkeypatch.setattr(snapshots.LabelSnapshots, "_prototypes", lambda self, target: next(values))
     config = settings(**{"engine.patience": 2, "engine.keep_teachers": 3, "teach.epochs": 9})
-    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world)
     assert read_facts(run)["ended"]["teach"] == {
         "why": "no rise of prototypes in 2 epochs",
         "epoch": 4,
@@ -342,7 +330,7 @@ def test_patience_ends_with_the_teacher_of_the_best_epoch(data, source, tmp_path
     assert same(run, kept_teachers(run)["teach", 2])
 
 
-def test_a_teacher_that_gets_worse_goes_back_to_its_best(data, source, tmp_path, monkeypatch):
+def test_a_teacher_that_gets_worse_goes_back_to_its_best(world, source, tmp_path, monkeypatch):
     from mrt.engine import snapshots
 
     values = iter([3.0, 3.1, 3.4, 3.3, 3.0])
@@ -350,21 +338,21 @@ def test_a_teacher_that_gets_worse_goes_back_to_its_best(data, source, tmp_path,
     monkeypatch.setattr(Watch, "_few", lambda self, now: [])
     listener = Listener()
     config = settings(**{"engine.on_collapse": "restore", "engine.keep_teachers": 3, "teach.epochs": 9})
-    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data, watcher=listener)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world, watcher=listener)
     ended = {"why": "collapse: falling", "epoch": 4, "teacher": 2}
     assert read_facts(run)["ended"]["teach"] == ended and same(run, kept_teachers(run)["teach", 2])
     assert any("prototypes fall to 3.00 from 3.40 after epoch 2" in line for line in listener.said)
 
 
 @pytest.mark.parametrize("setting", [{"engine.patience": 5}, {"engine.on_collapse": "restore"}])
-def test_the_best_teacher_is_kept_however_long_ago_it_was(data, source, tmp_path, monkeypatch, setting):
+def test_the_best_teacher_is_kept_however_long_ago_it_was(world, source, tmp_path, monkeypatch, setting):
     from mrt.engine import snapshots
 
     values = iter([3.0, 3.0, 3.4, 3.38, 3.36, 3.33, 3.30, 3.2, 3.1, 3.0])
     monkeypatch.setattr(snapshots.LabelSnapshots, "_prototypes", lambda self, target: next(values))
     monkeypatch.setattr(Watch, "_few", lambda self, now: [])
     config = settings(**{"engine.keep_teachers": 3, "teach.epochs": 9} | setting)
-    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world)
     ended = read_facts(run)["ended"]["teach"]
     assert (ended["epoch"], ended["teacher"]) == (7, 2) and same(run, kept_teachers(run)["teach", 2])
     assert list(kept_teachers(run)) == [("teach", epoch) for epoch in (2, 5, 6, 7)]
@@ -390,7 +378,7 @@ def test_patience_of_one_class_is_refused_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_prototypes_are_those_of_the_snapshots_images(data, source, tmp_path, monkeypatch):
+def test_prototypes_are_those_of_the_snapshots_images(world, source, tmp_path, monkeypatch):
     """They are computed from what mrt select sees of the same images; a run without looks is the same run."""
     seen = []
 
@@ -401,14 +389,14 @@ def test_prototypes_are_those_of_the_snapshots_images(data, source, tmp_path, mo
     monkeypatch.setattr("mrt.engine.snapshots.prototypes", computed)
     changes = {"teach.epochs": 1, "engine.snapshots": 4, "model.dropout": 0.1}
     config = settings(**changes)
-    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=data)
+    run = stages.adapt(config, tmp_path / "run", init=str(source), data_root=world)
     plain = settings(**changes | {"engine.snapshots": 0})
-    plain = stages.adapt(plain, tmp_path / "plain", init=str(source), data_root=data)
+    plain = stages.adapt(plain, tmp_path / "plain", init=str(source), data_root=world)
     assert same(run, plain) and "prototypes" not in epochs_of(plain)[0]
     detector, facts = load_detector(run)
     looks = []
     for name in ("hazy", "clear"):
-        card = find_dataset(name, data)
+        card = find_dataset(name, world)
         records = DetectionDataset(card, "train", classes=facts["classes"]).records
         paths = [records[place].path for place in spread_evenly(len(records), 4)]
         read = [lambda path=path: Image.open(path).convert("RGB") for path in paths]
@@ -432,7 +420,7 @@ def test_what_watching_needs_is_asked_for():
         settings(**{"engine.patience": 2, "method.source_free": True} | SOURCE_FREE)
 
 
-def test_watching_reads_no_label_of_the_target(data, source, tmp_path):
+def test_watching_reads_no_label_of_the_target(world, source, tmp_path):
     """Its boxes may be anything."""
     runs = []
     for number, shift in enumerate((0, 7)):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mrt.config import Config, load_config
 from mrt.data.card import DatasetCard, SplitCard, write_card
+from mrt.engine import stages
 
 CLASSES = ("red", "green")
 COLOURS = ((220, 40, 40), (40, 200, 60))
@@ -95,3 +96,21 @@ def tiny_config(**changes: object) -> Config:
     for stage in ("pretrain", "mae_stage", "teach"):
         settings |= {f"{stage}.epochs": 2, f"{stage}.steps_per_epoch": 2, f"{stage}.augment": "strong"}
     return load_config("small", changes=settings | changes)
+
+
+def make_run_with_teachers(root: Path) -> Path:
+    """``root/data``, and a run whose teachers were kept, ``root/runs/run``.
+
+    The target's annotations are folders that nobody can read.
+    """
+    make_set(root / "data", "clear", seed=1)
+    make_set(root / "data", "hazy", haze=0.5, seed=2)
+    config = tiny_config(
+        **{"teach.epochs": 3, "engine.eval_every": 0, "engine.keep_teachers": 10, "model.class_prior": 0.3}
+    )
+    source = stages.pretrain_source(config, root / "runs" / "source", data_root=root / "data")
+    stages.adapt(config, root / "runs" / "run", init=str(source), data_root=root / "data")
+    for split in ("train", "val"):
+        (root / "data" / "hazy" / f"{split}.json").unlink()
+        (root / "data" / "hazy" / f"{split}.json").mkdir()
+    return root

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_world import make_set, tiny_config
+from tiny_world import make_run_with_teachers
 
 from mrt import selection
 from mrt.data.card import read_json
-from mrt.engine import stages
 from mrt.engine.facts import read_facts, write_facts
 from mrt.engine.load import load_detector
 from mrt.errors import MrtError
@@ -26,19 +25,7 @@ from mrt.selection.ranking import choose
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Data, and a run whose teachers were kept; the target's annotations are folders that nobody can read."""
-    root = tmp_path_factory.mktemp("world")
-    make_set(root / "data", "clear", seed=1)
-    make_set(root / "data", "hazy", haze=0.5, seed=2)
-    config = tiny_config(
-        **{"teach.epochs": 3, "engine.eval_every": 0, "engine.keep_teachers": 10, "model.class_prior": 0.3}
-    )
-    source = stages.pretrain_source(config, root / "runs" / "source", data_root=root / "data")
-    stages.adapt(config, root / "runs" / "run", init=str(source), data_root=root / "data")
-    for split in ("train", "val"):
-        (root / "data" / "hazy" / f"{split}.json").unlink()
-        (root / "data" / "hazy" / f"{split}.json").mkdir()
-    return root
+    return make_run_with_teachers(tmp_path_factory.mktemp("world"))
 
 
 def test_candidates_are_the_kept_teachers_and_the_last(world):
