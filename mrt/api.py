@@ -82,16 +82,16 @@ def choose_device(name: str) -> torch.device:
 
 @checked
 def adapt(
-    target: str | None = None,
+    target: str | Path | None = None,
     *,
-    source: str | None = None,
+    source: str | Path | None = None,
     preset: str | None = None,
     method: str | None = None,
     stage: Sequence[str] | None = None,
-    init: str | None = None,
+    init: str | Path | None = None,
     class_map: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
-    name: str | None = None,
+    name: str | Path | None = None,
     resume: bool = False,
     resume_from: str | None = None,
     allow_change: bool = False,
@@ -121,15 +121,15 @@ def adapt(
         mrt.errors.RunFailed: a loss is not finite.
     """
     plan = experiment.plan_adaptation(
-        target=target,
-        source=source,
+        target=_text(target),
+        source=_text(source),
         preset=preset,
         method=method,
         stage=stage,
-        init=str(init) if init else None,
+        init=_text(init),
         class_map=class_map,
         settings=settings,
-        name=name,
+        name=_text(name),
         resume=resume,
         resume_from=resume_from,
         allow_change=allow_change,
@@ -144,17 +144,17 @@ def adapt(
 
 @checked
 def pretrain_source(
-    source: str | None = None,
+    source: str | Path | None = None,
     *,
-    target: str | None = None,
+    target: str | Path | None = None,
     preset: str | None = None,
     match_compute: bool = False,
     augment: str | None = None,
     ema: bool = False,
     oracle: str | None = None,
-    init: str | None = None,
+    init: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    name: str | None = None,
+    name: str | Path | None = None,
     resume: bool = False,
     resume_from: str | None = None,
     allow_change: bool = False,
@@ -170,16 +170,16 @@ def pretrain_source(
     The other arguments, the result and the errors are those of :func:`adapt`.
     """
     plan = experiment.plan_pretraining(
-        source=source,
-        target=target,
+        source=_text(source),
+        target=_text(target),
         preset=preset,
         match_compute=match_compute,
         augment=augment,
         ema=ema,
         oracle=oracle,
-        init=str(init) if init else None,
+        init=_text(init),
         settings=settings,
-        name=name,
+        name=_text(name),
         resume=resume,
         resume_from=resume_from,
         allow_change=allow_change,
@@ -195,7 +195,7 @@ def pretrain_source(
 @checked
 def evaluate(
     where: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     split: str | None = None,
     which: str = "auto",
@@ -224,7 +224,7 @@ def evaluate(
     roots = experiment.find_roots(_path(data_root), _path(run_root))
     return evaluate_detector(
         experiment.require_detector(str(where), roots.run_root, which),
-        data=data,
+        data=_text(data),
         split=split,
         which=which,
         device=device,
@@ -255,3 +255,7 @@ def export(where: str | Path, format: str, out: Path | str | None = None, **opti
 
 def _path(path: Path | str | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _text(name: Path | str | None) -> str | None:
+    return None if name is None else str(name)

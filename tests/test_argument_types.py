@@ -96,6 +96,15 @@ def test_other_mistakes_stay_pythons_own_and_the_signature_stays():
     assert next(iter(inspect.signature(call).parameters)) == "text" and call.__doc__ == "Says what it got."
 
 
+def test_names_may_be_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("target", "source", "init"):
+        with pytest.raises(MrtError, match=r"^(?!.*is a PosixPath)"):
+            mrt.adapt(**{"preset": "small", name: Path("nothing/there")})
+    with pytest.raises(MrtError, match="No data set 'nothing'"):
+        mrt.evaluate("small-source", Path("nothing"))
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
@@ -103,7 +112,7 @@ def test_other_mistakes_stay_pythons_own_and_the_signature_stays():
         ("load", {"where": "small-source", "device": None}, "device = None"),
         ("load", {"where": "small-source", "which": "best"}, "which = 'best': no network of a run"),
         ("load", {"where": "small-source", "run_root": 5}, "run_root = 5"),
-        ("adapt", {"target": 5}, "target = 5"),
+        ("adapt", {"target": 5}, "target = 5: is a int\ngive a text or a path or None"),
         ("adapt", {"settings": [1]}, "settings = [1]"),
         ("adapt", {"settings": {1: 2}}, "settings = {1: 2}"),
         ("adapt", {"stage": "teach"}, "stage = 'teach': is a str\ngive a list with a text each"),
