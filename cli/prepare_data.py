@@ -15,7 +15,7 @@ from . import options
 from .arguments import ListCommand, help_of, parse_pairs
 from .panels import arrange
 from .prepare_synthetic import synthetic
-from .preparing import How, look_at, make_set
+from .preparing import Check, How, Preview, converting, look_at, make_set
 
 if TYPE_CHECKING:
     from mrt.data.convert.recipe import Recipe
@@ -25,48 +25,9 @@ FORMATS = (
     "openimages, csv, via, createml, datumaro, vott, video (frames of videos, no labels); auto finds the "
     "first four, and videos."
 )
-Raw = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="The downloads: the unpacked folder, or the zip/tgz files as they came. Remembered.",
-        metavar="PATH...",
-    ),
-]
 Name = Annotated[
     str | None, typer.Option(help="The set's name under the data root. Default: the data set's.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a set that exists.")]
-Preview = Annotated[
-    int,
-    typer.Option(
-        min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png."
-    ),
-]
-Check = Annotated[
-    bool,
-    typer.Option(
-        "--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes."
-    ),
-]
-AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", help="Make a labelled set even if it has no box at all.")
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Take images of up to so many pixels; more than 179 million need this word.", metavar="N"
-    ),
-]
-MaxUnpacked = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Take archives that become up to so many bytes, although they are a hundred times smaller.",
-        metavar="BYTES",
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read as what, and write nothing.")]
 Classes = Annotated[
     list[str] | None,
     typer.Option(
@@ -159,28 +120,15 @@ def _prepared_in(root: Path) -> list[str]:
     return sorted(folder.parent.name for folder in root.glob(f"*/{CARD_NAME}"))
 
 
-def cityscapes(
-    raw: Raw = None,
-    name: Name = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
-) -> None:
+def cityscapes(how: How, name: Name = None) -> None:
     """Cityscapes: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip. Boxes of the visible pixels."""
     from mrt.data.convert.cityscapes import recipe
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name or "cityscapes", recipe, raw, _raw_of("cityscapes"), how, data_root)
+    make_set(name or "cityscapes", recipe, _raw_of("cityscapes"), how)
 
 
 def foggy(
-    raw: Raw = None,
+    how: How,
     fog_beta: Annotated[
         str,
         typer.Option(
@@ -202,15 +150,6 @@ def foggy(
         ),
     ] = False,
     name: Name = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """Foggy Cityscapes: leftImg8bit_trainvaltest_foggy.zip, with Cityscapes' labels."""
     from mrt.data.convert.foggy import recipe
@@ -218,25 +157,15 @@ def foggy(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, fog_beta=fog_beta, simulate=simulate, package=package, **hooks)
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name or "foggy", make, raw, _raw_of("foggy", "cityscapes"), how, data_root, also="cityscapes")
+    make_set(name or "foggy", make, _raw_of("foggy", "cityscapes"), how, also="cityscapes")
 
 
 def sim10k(
-    raw: Raw = None,
+    how: How,
     classes: Annotated[
         list[str] | None, typer.Option(help="Classes to keep: car, person, motorcycle.", metavar="NAME...")
     ] = ["car"],  # noqa: B006
     name: Name = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """Sim10k: repro_10k_images.tgz and repro_10k_annotations.tgz. Cars only, as in the benchmark."""
     from mrt.data.convert.sim10k import recipe
@@ -244,12 +173,11 @@ def sim10k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or ("car",)), **hooks)
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name or "sim10k", make, raw, _raw_of("sim10k"), how, data_root)
+    make_set(name or "sim10k", make, _raw_of("sim10k"), how)
 
 
 def bdd100k(
-    raw: Raw = None,
+    how: How,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -268,15 +196,6 @@ def bdd100k(
     ] = None,
     classes: Classes = None,
     name: Name = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """BDD100K: bdd100k_images_100k.zip and its labels, of 2018 (also one file per image) or 2020. Daytime, as
     in the benchmark.
@@ -288,12 +207,11 @@ def bdd100k(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, where=filters, labels=labels, classes=tuple(classes or BENCHMARK), **hooks)
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name or "bdd100k", make, raw, _raw_of("bdd100k"), how, data_root)
+    make_set(name or "bdd100k", make, _raw_of("bdd100k"), how)
 
 
 def acdc(
-    raw: Raw = None,
+    how: How,
     condition: Annotated[
         list[str] | None,
         typer.Option(
@@ -305,15 +223,6 @@ def acdc(
         str | None,
         typer.Option(help="The set's name under the data root. Default: acdc, or acdc-fog and so on."),
     ] = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """ACDC: rgb_anon_trainvaltest.zip and gt_detection_trainval.zip. Fog, night, rain and snow, train and
     val.
@@ -327,12 +236,11 @@ def acdc(
 
     all_of_them = not condition or set(condition) == {*CONDITIONS}
     called = name or ("acdc" if all_of_them else "-".join(["acdc", *dict.fromkeys(condition or ())]))
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(called, make, raw, _raw_of("acdc"), how, data_root)
+    make_set(called, make, _raw_of("acdc"), how)
 
 
 def kitti(
-    raw: Raw = None,
+    how: How,
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -341,15 +249,6 @@ def kitti(
         ),
     ] = ["car"],  # noqa: B006
     name: Name = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """KITTI: data_object_image_2.zip and data_object_label_2.zip. Cars only, as in the benchmark; all 7481
     images for training.
@@ -359,12 +258,11 @@ def kitti(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, classes=tuple(classes or BENCHMARK), **hooks)
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name or "kitti", make, raw, _raw_of("kitti"), how, data_root)
+    make_set(name or "kitti", make, _raw_of("kitti"), how)
 
 
 def cfc(
-    raw: Raw = None,
+    how: How,
     location: Annotated[
         str | None,
         typer.Option(
@@ -375,15 +273,6 @@ def cfc(
         str | None,
         typer.Option(help="The set's name under the data root. Default: cfc-kenai or cfc-channel."),
     ] = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """CFC-DAOD, fish in sonar: cfc_train.zip, cfc_train.json and so on. A set for each of its two
     locations.
@@ -401,12 +290,11 @@ def cfc(
     def make(paths: Sequence[Path], root: Path, **hooks: Any) -> Recipe:
         return recipe(paths, root, location=location, **hooks)
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name or f"cfc-{location}", make, raw, _raw_of("cfc"), how, data_root)
+    make_set(name or f"cfc-{location}", make, _raw_of("cfc"), how)
 
 
 def custom(
-    raw: Raw = None,
+    how: How,
     name: Annotated[
         str | None,
         typer.Option(help="The set's name under the data root: what --source and --target call it."),
@@ -450,22 +338,13 @@ def custom(
             metavar="KIND",
         ),
     ] = "auto",
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    allow_empty: AllowEmpty = False,
-    max_pixels: MaxPixels = None,
-    max_unpacked: MaxUnpacked = None,
-    dry_run: DryRun = False,
-    preview: Preview = 0,
-    check: Check = False,
-    data_root: options.DataRoot = None,
 ) -> None:
     """Your own data in COCO, VOC, YOLO or another format, or bare target images or videos."""
     from mrt.data.convert.custom import recipe
     from mrt.errors import MrtError
 
-    if not name and dry_run and raw:
-        name = raw[0].absolute().stem
+    if not name and how.dry_run and how.raw:
+        name = how.raw[0].absolute().stem
     if not name:
         raise MrtError(
             "prepare-data custom: what shall it be called?",
@@ -490,8 +369,7 @@ def custom(
             **hooks,
         )
 
-    how = How(workers, overwrite, preview, check, allow_empty, max_pixels, max_unpacked, dry_run)
-    make_set(name, make, raw, _raw_of(name), how, data_root)
+    make_set(name, make, _raw_of(name), how)
 
 
 def prepared(
@@ -547,7 +425,8 @@ HELP = (
     "without NAME, all."
 )
 group = typer.Typer(cls=DataSets, no_args_is_help=True, help=HELP)
-for _command in (synthetic, cityscapes, foggy, sim10k, bdd100k, acdc, kitti, cfc, custom, prepared):
+_conversions = map(converting, (cityscapes, foggy, sim10k, bdd100k, acdc, kitti, cfc, custom))
+for _command in (synthetic, *_conversions, prepared):
     _options = {"cls": ListCommand, "hidden": _command is prepared, "help": help_of(_command)}
     group.command(_command.__name__, **_options)(_command)
 

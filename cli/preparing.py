@@ -2,37 +2,101 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+
+import typer
+
+from . import options
 
 if TYPE_CHECKING:
     from mrt.data.card import DatasetCard
     from mrt.data.convert.recipe import Recipe
     from mrt.engine.report import Watcher
 
+Raw = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="The downloads: the unpacked folder, or the zip/tgz files as they came. Remembered.",
+        metavar="PATH...",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a set that exists.")]
+Preview = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Draw this many images of each split, with their boxes, into the set's preview.png."
+    ),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Look whether the prepared set is still as it was made: files, hashes, sizes."
+    ),
+]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Make a labelled set even if it has no box at all.")
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Take images of up to so many pixels; more than 179 million need this word.", metavar="N"
+    ),
+]
+MaxUnpacked = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Take archives that become up to so many bytes, although they are a hundred times smaller.",
+        metavar="BYTES",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read as what, and write nothing.")]
+
 
 class How(NamedTuple):
-    """The options that all conversions share."""
+    """The options that all conversions share, as :func:`converting` gives them to a command."""
 
-    workers: int | None
-    overwrite: bool
-    preview: int
-    check: bool
-    allow_empty: bool
-    max_pixels: int | None
-    max_unpacked: int | None
-    dry_run: bool
+    raw: Raw = None
+    workers: Workers = None
+    overwrite: Overwrite = False
+    allow_empty: AllowEmpty = False
+    max_pixels: MaxPixels = None
+    max_unpacked: MaxUnpacked = None
+    dry_run: DryRun = False
+    preview: Preview = 0
+    check: Check = False
+    data_root: options.DataRoot = None
+
+
+def converting(command: Callable[..., None]) -> Callable[..., None]:
+    """``command(how, ...)`` as the command line wants it: its own options, and ``how``'s fields as more."""
+    kinds = get_type_hints(How, include_extras=True)
+    shared = [
+        item.replace(annotation=kinds[item.name]) for item in inspect.signature(How).parameters.values()
+    ]
+    own = inspect.signature(command, eval_str=True).parameters
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(How(**{field: given.pop(field) for field in How._fields}), **given)
+
+    parameters = [*shared, *(item for name, item in own.items() if name != "how")]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    return run
 
 
 def make_set(
     name: str,
     make: Callable[..., Recipe],
-    raw: Sequence[Path] | None,
     known: dict[str, list[Path]],
     how: How,
-    data_root: Path | None,
     also: str | None = None,
 ) -> None:
     """Convert raw files to the set ``name``, or only check or draw it.
@@ -40,8 +104,8 @@ def make_set(
     A set that exists is only checked or drawn if ``how`` asks for that and nothing asks to make it again.
 
     Args:
-        known: remembered raw files by data set, used if ``raw`` is not given.
-        also: the name in ``known`` of files that are added to ``raw``.
+        known: remembered raw files by data set, used if ``how.raw`` is not given.
+        also: the name in ``known`` of files that are added to ``how.raw``.
     """
     from mrt.data.card import CARD_NAME
     from mrt.data.limits import UNPACKED_VARIABLE, raised
@@ -51,7 +115,7 @@ def make_set(
 
     from .console import watching
 
-    root = find_roots(data_root, None).data_root
+    raw, root = how.raw, find_roots(how.data_root, None).data_root
     again = bool(raw) or how.overwrite or how.dry_run
     if (how.check or how.preview) and not again and (root / name / CARD_NAME).is_file():
         with watching() as watcher:
@@ -77,7 +141,7 @@ def make_set(
             _rehearse(name, make, paths, how, root)
             return
         check_output(root, name, how.overwrite)
-        _convert(name, make, paths, how, root, data_root, {next(iter(known)): list(raw)} if raw else None)
+        _convert(name, make, paths, how, root, {next(iter(known)): list(raw)} if raw else None)
 
 
 def _convert(
@@ -86,13 +150,11 @@ def _convert(
     paths: Sequence[Path],
     how: How,
     root: Path,
-    data_root: Path | None,
     given: dict[str, list[Path]] | None,
 ) -> None:
     """Make the set and print what it contains.
 
     Args:
-        data_root: as the option was given.
         given: raw files to remember.
     """
     from mrt import remembered
@@ -116,11 +178,11 @@ def _convert(
             max_pixels=how.max_pixels,
         )
         watcher.end()
-        remembered.remember(root if data_root is not None else None, given)
+        remembered.remember(root if how.data_root is not None else None, given)
         _tell(card, warnings, watcher)
         watcher.say(f"{name}: in {card.folder}")
         look_at([card.folder], how.check, how.preview, watcher)
-        for line in what_next(card, data_root):
+        for line in what_next(card, how.data_root):
             watcher.say(line)
 
 
