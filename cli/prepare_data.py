@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from mrt.data.convert.recipe import Recipe
 
 FORMATS = (
-    "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, cvat, "
-    "openimages, csv, via, createml, datumaro, vott, video (frames of videos, no labels); auto finds the "
-    "first four, and videos."
+    "coco, voc, yolo, images (bare images, no labels), kitti, visdrone, labelme, bdd, dota, supervisely, "
+    "cvat, openimages, csv, via, createml, label-studio, datumaro, vott, video (frames of videos, no "
+    "labels); auto finds the first four, and videos."
 )
 Name = Annotated[
     str | None, typer.Option(help="The set's name under the data root. Default: the data set's.")

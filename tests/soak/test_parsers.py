@@ -84,6 +84,8 @@ CONVERTED = {
     "LabelMe": "labelme-labelme",
     "VIA": "via-via",
     "Create ML": "createml-createml",
+    "Label Studio": "label-studio-label-studio",
+    "Supervisely": "supervisely-supervisely",
     "DOTA": "dota-dota",
     "VisDrone": "visdrone-visdrone",
     "Open Images": "openimages-openimages",

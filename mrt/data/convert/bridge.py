@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrt.data.archives import BROKEN_ZIP, inside_zip, open_zip
-from mrt.data.convert.formats import createml, cvat, reading, tables, via
+from mrt.data.convert.formats import createml, cvat, label_studio, reading, tables, via
 from mrt.data.convert.formats.listing import Files, Listing, image_name, refuse_twins
 from mrt.data.convert.places import class_name
+from mrt.data.convert.recipe import Skipped
 from mrt.data.convert.sheets import Record, Sheet
 from mrt.errors import MrtError
 
@@ -63,11 +64,11 @@ def find(files: Files, only: str | None = None) -> dict[str, list[str]]:
     return found
 
 
-def read(format: str, files: Files) -> dict[str, dict[str, Sheet]]:
-    """All label files of a format: path inside -> the image's path as the file has it -> its sheet.
+def read(format: str, files: Files) -> dict[str, Mapping[str, Sheet | Skipped]]:
+    """All label files of a format: path inside -> the image's path as the file has it -> what it says of it.
 
-    The paths are as in the file (also absolute, or without any folder): find images by the ends of their
-    paths only.
+    That is a sheet, or why the image is left out. The paths are as in the file (also absolute, or without any
+    folder): find images by the ends of their paths only.
 
     Raises:
         MrtError: an unknown format, no file of it, the library is missing, or a file that cannot be used.
@@ -267,5 +268,5 @@ _VOTT = Listing(
     "vott", (".json",), "VoTT's JSON export (NAME-export.json), and its images", read_vott, looks_vott
 )
 
-_OURS = (cvat.LISTING, tables.OPENIMAGES, tables.CSV, via.LISTING, createml.LISTING)
+_OURS = (cvat.LISTING, tables.OPENIMAGES, tables.CSV, via.LISTING, createml.LISTING, label_studio.LISTING)
 LISTED: dict[str, Listing] = {listing.name: listing for listing in (*_OURS, _DATUMARO, _VOTT)}

@@ -54,10 +54,11 @@ def recipe(
     sheets = bridge.read(format, files.files)
     parts: dict[str, list[tuple[str, Sheet] | Skipped]] = defaultdict(list)
     owners: dict[str, str] = {}
+    left_out: set[str | None] = set()  # images that a file lists, and gives no labels
     for inside, by_name in sheets.items():
         ends = {name: _ROOT.sub("", name) for name in by_name}
         stated, usual = _stated_split(inside, alone=len(sheets) == 1)
-        divides = any(sheet.split for sheet in by_name.values())
+        divides = any(isinstance(sheet, Sheet) and sheet.split for sheet in by_name.values())
         found = finder.find(
             list(ends.values()), files.files[inside], split=None if divides else stated, near=inside
         )
@@ -69,8 +70,12 @@ def recipe(
             )
         for name, sheet in by_name.items():
             image = found.get(ends[name])
-            split = _basic(sheet.split or stated or split_of_folder(image or name) or usual)
-            if image is None:
+            said = sheet.split if isinstance(sheet, Sheet) else None
+            split = _basic(said or stated or split_of_folder(image or name) or usual)
+            if isinstance(sheet, Skipped):
+                parts[split].append(sheet)
+                left_out.add(image)
+            elif image is None:
                 parts[split].append(Skipped("image missing", name))
             elif image in owners and owners[image] == inside:
                 raise MrtError(
@@ -84,10 +89,10 @@ def recipe(
                 )
             else:
                 parts[split].append((image, sheet))
-    every = [sheet for by_name in sheets.values() for sheet in by_name.values()]
+    every = [sheet for by_name in sheets.values() for sheet in by_name.values() if isinstance(sheet, Sheet)]
     classes = sorted({record.label for sheet in every for record in sheet.records if record.label})
     splits = {split: _split(found, finder, classes) for split, found in sorted(parts.items(), key=_order)}
-    alone = sorted(finder.files.keys() - owners.keys())
+    alone = sorted(finder.files.keys() - owners.keys() - left_out)
     notes = [f"{len(alone)} images are in no label file and left out: {examples(alone)}"] if alone else []
     return Recipe(
         domain,

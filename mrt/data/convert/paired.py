@@ -59,6 +59,7 @@ class Catalogue:
         what: what label files are called in messages.
         needs: hint for the message if there are none.
         stated: label file -> the image's name that it states; used if the names of the files leave a doubt.
+        beside: names of files, in lower case, that are no label files.
 
     Raises:
         MrtError: no images, or no annotations.
@@ -72,12 +73,15 @@ class Catalogue:
         what: str = "annotations",
         needs: str = "",
         stated: Callable[[Path], str | None] | None = None,
+        beside: Collection[str] = (),
     ) -> None:
         self._stated = stated or (lambda _: None)
         self._folders = _FOLDERS | {*folders}
         self._suffixes = {*suffixes, *IMAGE_SUFFIXES}
-        photos = (inside for inside in raw.files if not {*inside.lower().split("/")} & {*_MASKS})
+        others = {*_MASKS, *beside}
+        photos = (inside for inside in raw.files if not {*inside.lower().split("/")} & others)
         self.files = {inside: raw.files[inside] for inside in photos}
+        self.beside = [inside for inside in raw.files if inside.lower().rpartition("/")[2] in beside]
         kinds = {inside: splitext(inside)[1].lower() for inside in self.files}
         labels = [inside for inside in self.files if kinds[inside] in suffixes]
         images = [inside for inside in self.files if kinds[inside] in IMAGE_SUFFIXES]
@@ -359,6 +363,7 @@ def recipe(
         f"{format.name.upper()} annotations",
         format.needs,
         format.stated,
+        format.beside,
     )
     names, notes, lists = _names_by_split(files, catalogue)
     found: dict[str, tuple[list[Pair | Skipped], Path]] = {}
@@ -385,7 +390,7 @@ def recipe(
         classes = [*(name for name in known if name in used), *(name for name in used if name not in known)]
     run = partial(convert, read=format.read, classes=tuple(classes))
     splits = {split: Split(root, jobs, run) for split, (jobs, root) in found.items()}
-    read = [*(inside for found in catalogue.labels.values() for inside in found), *lists]
+    read = [*(inside for found in catalogue.labels.values() for inside in found), *catalogue.beside, *lists]
     return Recipe(
         domain,
         tuple(classes),

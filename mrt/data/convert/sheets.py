@@ -57,6 +57,7 @@ class Format:
         stated: label file -> the image's name that it states, or None.
         folders: names of folders that hold labels or images, in lower case, beside the usual ones (labels,
             annotations, images, ...).
+        beside: names of further files of the format, in lower case, which are no image's labels.
     """
 
     name: str
@@ -67,3 +68,4 @@ class Format:
     classes: tuple[str, ...] | None = None
     folders: frozenset[str] = field(default_factory=frozenset)
     stated: Callable[[Path], str | None] | None = None
+    beside: frozenset[str] = field(default_factory=frozenset)

@@ -660,6 +660,7 @@ _PAIRED_FILES = {
     "labelme": ("a.jpg", "a.json"),
     "bdd": ("images/100k/train/a.jpg", "labels/100k/train/a.json"),
     "dota": ("images/a.png", "labelTxt/a.txt"),
+    "supervisely": ("train/img/a.jpg", "train/ann/a.jpg.json"),
 }
 
 
@@ -687,6 +688,7 @@ PAIRED_RECORDS: dict[str, Counting] = {
         content, lambda line: any(word.strip() for word in line.strip().rstrip(",").split(","))
     ),
     "labelme": lambda content: len(json.loads(decode_text(content))["shapes"]),
+    "supervisely": lambda content: len(json.loads(decode_text(content))["objects"]),
     "bdd": lambda content: _bdd_objects(json.loads(decode_text(content))["frames"][0]["objects"]),
     "dota": lambda content: _lines_with(
         content, lambda line: bool(line.split()) and not _DOTA_HEADER.match(line)
@@ -700,6 +702,7 @@ _LISTED_IMAGES = {
     "csv": ("sub/a.jpg", "b.jpg"),
     "via": ("a.jpg", "b.jpg"),
     "createml": ("a.jpg", "b.jpg"),
+    "label-studio": ("a.jpg", "cam 1/b.jpg", "c.jpg", "d.jpg"),
 }
 
 

@@ -18,6 +18,7 @@ from trees import pack, write_image, write_text
 
 from mrt.data.convert import bridge
 from mrt.data.convert.formats import reading
+from mrt.data.convert.recipe import Skipped
 from mrt.data.convert.sheets import Record, Sheet
 from mrt.errors import MrtError
 
@@ -225,16 +226,98 @@ VOTT = {
         }
     },
 }
+
+
+def studio(value: dict, region: str, kind: str = "rectanglelabels", **more) -> dict:
+    """A result of Label Studio, in an image of 80x60."""
+    stated = {"original_width": 80, "original_height": 60, "image_rotation": 0}
+    return {
+        "id": region,
+        "type": kind,
+        "to_name": "image",
+        "from_name": "label",
+        "value": value,
+        **stated,
+        **more,
+    }
+
+
+def studio_box(x: float, y: float, width: float, height: float, *labels: str, rotation: float = 0) -> dict:
+    return {
+        **{"x": x, "y": y, "width": width, "height": height, "rotation": rotation},
+        **({"rectanglelabels": list(labels)} if labels else {}),
+    }
+
+
+LABEL_STUDIO = [
+    {
+        "id": 1,
+        "data": {"image": "/data/upload/3/0a1b2c3d-a.jpg", "place": "lab"},
+        "annotations": [
+            {
+                "id": 11,
+                "was_cancelled": False,
+                "ground_truth": False,
+                "updated_at": "2024-01-02T10:00:00Z",
+                "result": [
+                    studio(studio_box(10, 20, 30, 40, "car"), "r1"),
+                    studio(studio_box(50, 50, 25, 10, "car", rotation=90), "r2", image_rotation=90),
+                    studio(studio_box(0, 0, 50, 50, "car", "van"), "r3"),
+                    studio(studio_box(0, 0, 10, 10), "r4", "rectangle"),
+                    studio({**studio_box(0, 0, 10, 10), "choices": ["bus"]}, "r4", "choices"),
+                    studio({"text": ["rusty"]}, "r4", "textarea"),
+                    studio({"points": [[10, 10], [20, 10], [15, 50]], "polygonlabels": ["man"]}, "r5"),
+                    studio(
+                        {
+                            "x": 50,
+                            "y": 50,
+                            "radiusX": 10,
+                            "radiusY": 20,
+                            "rotation": 0,
+                            "ellipselabels": ["ball"],
+                        },
+                        "r6",
+                    ),
+                    studio(
+                        {"x": 5, "y": 5, "width": 0.5, "keypointlabels": ["nose"]}, "r7", "keypointlabels"
+                    ),
+                    studio({"format": "rle", "rle": [1, 2], "brushlabels": ["man"]}, "r8", "brushlabels"),
+                    studio({"choices": ["night"]}, "r9", "choices"),
+                    studio(studio_box(0, 0, 10, 10), "r10"),
+                    {"type": "relation", "from_id": "r1", "to_id": "r2", "direction": "right"},
+                ],
+            },
+            {
+                "id": 12,
+                "was_cancelled": False,
+                "updated_at": "2024-01-01T10:00:00Z",
+                "result": [
+                    studio(studio_box(1, 1, 1, 1, "car"), "s1"),
+                    studio(studio_box(1, 1, 1, 1, "car"), "s2"),
+                ],
+            },
+        ],
+        "predictions": [{"result": [studio(studio_box(1, 1, 1, 1, "car"), "p")]}],
+    },
+    {
+        "id": 2,
+        "data": {"image": "/data/local-files/?d=cam%201/b.jpg"},
+        "annotations": [{"was_cancelled": False, "result": []}],
+    },
+    {"id": 3, "data": {"image": "s3://bucket/c.jpg"}, "annotations": [{"was_cancelled": True, "result": []}]},
+    {"id": 4, "data": {"image": "https://host/d.jpg?key=1"}, "annotations": []},
+]
 GOOD = {
     "cvat": ("annotations.xml", CVAT),
     "openimages": ("train-annotations-bbox.csv", OPEN_IMAGES),
     "csv": ("labels.csv", CSV),
     "via": ("via.json", json.dumps(VIA)),
     "createml": ("_annotations.createml.json", json.dumps(CREATE_ML)),
+    "label-studio": ("project-1-at-2024.json", json.dumps(LABEL_STUDIO)),
     "datumaro": ("annotations/train.json", json.dumps(DATUMARO)),
     "vott": ("p-export.json", json.dumps(VOTT)),
 }
-OWN = ["cvat", "openimages", "csv", "via", "createml"]
+OWN = ["cvat", "openimages", "csv", "via", "createml", "label-studio"]
 BY_LIBRARY = ["datumaro", "vott"]
 
 
@@ -446,6 +529,100 @@ def test_createml(tmp_path):
     }
 
 
+def test_label_studio(tmp_path):
+    sheets = read(tmp_path, "label-studio", json.dumps(LABEL_STUDIO))
+    assert list(sheets) == ["0a1b2c3d-a.jpg", "cam 1/b.jpg", "c.jpg", "d.jpg"]
+    assert sheets["0a1b2c3d-a.jpg"] == Sheet(
+        (80, 60),
+        (
+            Record("car", (8, 12, 32, 36)),
+            Record("car", pytest.approx((34, 30, 40, 50))),  # turned about its corner at (40, 30)
+            Record("car", (0, 0, 40, 30)),
+            Record("van", (0, 0, 40, 30)),
+            Record("bus", (0, 0, 8, 6)),
+            Record("man", (8, 6, 16, 30)),
+            Record("ball", (32, 18, 48, 42)),
+        ),
+        {
+            "point or line, which has no area": 1,
+            "mask, of which no box is taken": 1,
+            "tag of the whole image": 1,
+            "object without a class name": 1,
+            "object of another annotation of its image": 2,
+        },
+    )
+    assert sheets["cam 1/b.jpg"] == Sheet(None, (), {})
+    assert sheets["c.jpg"] == Skipped("image that its annotator skipped", "c.jpg")
+    assert sheets["d.jpg"] == Skipped("image that nobody has annotated", "d.jpg")
+
+
+def test_label_studio_takes_the_truth_then_the_latest(tmp_path):
+    def chosen(*annotations: dict) -> list[str]:
+        found = [
+            {"result": [studio(studio_box(0, 0, 10, 10, f"n{n}"), "r")], **one}
+            for n, one in enumerate(annotations)
+        ]
+        content = json.dumps([{"data": {"image": "a.jpg"}, "annotations": found}])
+        return [record.label for record in read(tmp_path, "label-studio", content)["a.jpg"].records]
+
+    assert chosen({}, {}) == ["n1"]
+    assert chosen({"updated_at": "2024-02"}, {"updated_at": "2024-01"}) == ["n0"]
+    assert chosen({"ground_truth": True}, {"updated_at": "2024-01"}) == ["n0"]
+    assert chosen({"updated_at": "2023"}, {"updated_at": "2024", "was_cancelled": True}) == ["n0"]
+
+
+def test_label_studios_other_forms(tmp_path):
+    value = {**studio_box(10, 20, 30, 40, "car"), "original_width": 80, "original_height": 60}
+    row = {"image": "/data/upload/3/0a1b2c3d-a.jpg", "id": 7, "annotator": 1, "lead_time": 2.5}
+    rows = [
+        {
+            **row,
+            "annotation_id": 1,
+            "updated_at": "2024-01",
+            "label": [{**value, "rectanglelabels": ["bus"]}],
+        },
+        {**row, "annotation_id": 2, "updated_at": "2024-02", "label": [value]},
+        {**row, "annotation_id": 3, "updated_at": "2024-02", "id": 8, "image": "b.jpg", "scene": "night"},
+    ]
+    expected = Sheet(
+        (80, 60), (Record("car", (8, 12, 32, 36)),), {"object of another annotation of its image": 1}
+    )
+    assert read(tmp_path, "label-studio", json.dumps(rows)) == {
+        "0a1b2c3d-a.jpg": expected,
+        "b.jpg": Sheet(None, (), {}),
+    }
+    old = json.dumps([{"data": {"image": "a.jpg"}, "completions": [{"result": [studio(value, "r")]}]}])
+    assert read(tmp_path, "label-studio", old)["a.jpg"] == expected._replace(skipped={})
+    one = {"id": 5, "result": [studio(value, "r")], "task": {"id": 7, "data": {"image": "a.jpg"}}}
+    assert read(tmp_path, "label-studio", json.dumps(one))["a.jpg"] == expected._replace(skipped={})
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"data": {"text": "words"}, "annotations": []}, "task 0 has no image's name (None)"),
+        ({"data": {"left": "a.jpg", "right": "b.jpg"}, "annotations": []}, "task 0 names several images"),
+        ({"data": {"pages": ["a.jpg", "b.jpg"]}, "annotations": []}, "task 0 has a list of images"),
+        (
+            {
+                "data": {"image": "a.jpg"},
+                "annotations": [
+                    {
+                        "result": [
+                            {**studio(studio_box(1, 1, 1, 1, "car"), n), "to_name": n} for n in ("x", "y")
+                        ]
+                    }
+                ],
+            },
+            "task 0 has regions on several things: x, y",
+        ),
+    ],
+)
+def test_what_label_studio_shows_of_several_images_is_refused(tmp_path, task, said):
+    with pytest.raises(MrtError, match=re.escape(said)):
+        read(tmp_path, "label-studio", json.dumps([{**task, "predictions": []}]))
+
+
 @pytest.mark.parametrize("name", bridge.LISTED)
 def test_sniffers_are_sure(name):
     for other, (file, text) in GOOD.items():
@@ -599,8 +776,11 @@ def survives(folder, name, content):
     except MrtError as error:
         assert str(place) in error.message and error.hint
         return
-    for image, (size, records, skipped, _) in sheets.items():
+    for image, sheet in sheets.items():
         assert image.strip() and image.encode()
+        if isinstance(sheet, Skipped):
+            continue
+        size, records, skipped, _ = sheet
         assert size is None or min(size) >= 1
         assert all(isinstance(reason, str) and count > 0 for reason, count in skipped.items())
         for label, box, ignored in records:
@@ -647,7 +827,7 @@ def test_changed_words(tmp_path, name):
     run()
 
 
-@pytest.mark.parametrize("name", ["via", "createml", "datumaro", "vott"])
+@pytest.mark.parametrize("name", ["via", "createml", "label-studio", "datumaro", "vott"])
 def test_changed_values(tmp_path, name):
     from test_formats import changed, odd_values, places_in
 

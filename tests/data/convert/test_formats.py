@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -73,12 +75,52 @@ BDD = {
         }
     ],
 }
+PNG_HEAD = bytes.fromhex("89504e470d0a1a0a0000000d49484452") + (7).to_bytes(4, "big") + (9).to_bytes(4, "big")
+SUPERVISELY = {
+    "description": "",
+    "tags": [],
+    "size": {"height": 60, "width": 80},
+    "objects": [
+        {
+            "classTitle": "car",
+            "geometryType": "rectangle",
+            "points": {"exterior": [[29, 39], [10, 20]], "interior": []},
+        },
+        {
+            "classTitle": "car",
+            "geometryType": "rectangle",
+            "points": {"exterior": [[1.5, 2.0], [9.25, 8.0]], "interior": []},
+        },
+        {
+            "classTitle": "man",
+            "geometryType": "polygon",
+            "points": {"exterior": [[1, 2], [3, 1], [2, 7]], "interior": []},
+        },
+        {
+            "classTitle": "man",
+            "geometryType": "bitmap",
+            "bitmap": {
+                "origin": [4, 5],
+                "data": base64.b64encode(zlib.compress(PNG_HEAD + b"more")).decode(),
+            },
+        },
+        {
+            "classTitle": "pole",
+            "geometryType": "point",
+            "points": {"exterior": [[4, 5]], "interior": []},
+        },
+        {"classTitle": "pose", "geometryType": "graph", "nodes": {}},
+        {"classTitle": "box", "geometryType": "cuboid", "points": []},
+        {"geometryType": "rectangle", "points": {"exterior": [[1, 2], [3, 4]], "interior": []}},
+    ],
+}
 GOOD = {
     "kitti": KITTI + DONT_CARE,
     "visdrone": VISDRONE,
     "dota": DOTA,
     "labelme": json.dumps(LABELME),
     "bdd": json.dumps(BDD),
+    "supervisely": json.dumps(SUPERVISELY),
 }
 YOLO = "0 0.5 0.5 0.25 0.25\n1 0.1 0.2 0.3 0.4 0.5 0.6\n"
 OTHERS = {
@@ -116,7 +158,7 @@ def read(tmp_path, name, content):
 
 
 def test_formats_have_their_names():
-    assert list(PAIRED) == ["kitti", "visdrone", "labelme", "bdd", "dota"]
+    assert list(PAIRED) == ["kitti", "visdrone", "labelme", "bdd", "dota", "supervisely"]
     assert all(found.name == name and found.needs and found.suffixes for name, found in PAIRED.items())
 
 
@@ -223,6 +265,36 @@ def test_bdd(tmp_path):
         read(tmp_path, "bdd", json.dumps({"frames": BDD["frames"] * 2})).reason
         == "label file of several frames"
     )
+
+
+def test_supervisely(tmp_path):
+    assert read(tmp_path, "supervisely", GOOD["supervisely"]) == Sheet(
+        (80, 60),
+        (
+            Record("car", (10, 20, 30, 40)),  # whole numbers: the last pixel is part of it
+            Record("car", (1.5, 2, 9.25, 8)),
+            Record("man", (1, 1, 4, 8)),
+            Record("man", (4, 5, 11, 14)),
+        ),
+        {
+            "point or line, which has no area": 1,
+            "skeleton of key points": 1,
+            "unknown shape 'cuboid'": 1,
+            "object without a class name": 1,
+        },
+    )
+    empty = {"description": "", "tags": [], "size": {"height": 60, "width": 80}, "objects": []}
+    assert PAIRED["supervisely"].looks(json.dumps(empty).encode(), "a.jpg.json")
+    assert read(tmp_path, "supervisely", json.dumps(empty)) == Sheet((80, 60), (), {})
+
+
+@pytest.mark.parametrize(
+    "data", ["", "?", "AAAA", "eJw=", base64.b64encode(zlib.compress(b"GIF89a")).decode(), 3]
+)
+def test_a_mask_that_cannot_be_unpacked_is_an_object_without_a_box(tmp_path, data):
+    entry = {"classTitle": "man", "geometryType": "bitmap", "bitmap": {"origin": [1, 2], "data": data}}
+    content = json.dumps(SUPERVISELY | {"objects": [entry]})
+    assert read(tmp_path, "supervisely", content).records == (Record("man", None),)
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -391,7 +463,7 @@ def test_changed_words(tmp_path_factory, name):
     run()
 
 
-@pytest.mark.parametrize("name", ["labelme", "bdd"])
+@pytest.mark.parametrize("name", ["labelme", "bdd", "supervisely"])
 def test_changed_values(tmp_path_factory, name):
     place = tmp_path_factory.mktemp("values") / "a"
     good = json.loads(GOOD[name])

@@ -286,14 +286,11 @@ def all_of_yolo_as_powershell_writes_it(folder: Path) -> None:
         place.write_bytes(place.read_text().replace("\n", "\r\n").encode("utf-16"))
 
 
-@sibling(3, None, "of no kind that mrt knows: ann/a.jpg.json", "--format images")
-def supervisely(folder: Path) -> None:
-    photo(folder / "img/a.jpg")
-    corners = {"exterior": [[10, 10], [30, 30]], "interior": []}
-    objects = [{"classTitle": "car", "geometryType": "rectangle", "points": corners}]
-    write_text(
-        folder / "ann/a.jpg.json", json.dumps({"size": {"height": 60, "width": 80}, "objects": objects})
-    )
+@sibling(3, None, "of no kind that mrt knows: json/a.json", "--format images")
+def json_of_no_known_tool(folder: Path) -> None:
+    photo(folder / "items/a.jpg")
+    objects = [{"class": "car", "bounding_box": [10, 10, 30, 30]}]
+    write_text(folder / "json/a.json", json.dumps({"picture": "/a.jpg", "objects": objects}))
 
 
 @sibling(3, None, "of no kind that mrt knows: annotations.mat", "--format images")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt.data.convert.places import ImageFinder
+from mrt.data.convert.recipe import Skipped
 from mrt.data.convert.sheets import Record, Sheet
 from mrt.data.headers import read_header
 from mrt.data.limits import LONGEST_PATH
@@ -30,8 +31,8 @@ class Listing:
         suffixes: of its label files, in lower case.
         needs: one line for messages: which files.
         read: (label file, which may be a zip's member; all raw files, some of which it may need too) -> each
-            image's path as the file has it, and its sheet. MrtError: the whole file cannot be read, or
-            something in it must not be ignored.
+            image's path as the file has it, and its sheet, or why the image is left out. MrtError: the whole
+            file cannot be read, or something in it must not be ignored.
         looks: (first 64 KiB of a file, its path inside the raw files) -> whether it is such a label file.
             Must be quick and reliable.
     """
@@ -39,7 +40,7 @@ class Listing:
     name: str
     suffixes: tuple[str, ...]
     needs: str
-    read: Callable[[Path, Files], dict[str, Sheet]]
+    read: Callable[[Path, Files], Mapping[str, Sheet | Skipped]]
     looks: Callable[[bytes, str], bool]
 
 
