@@ -571,6 +571,16 @@ def test_label_studio_takes_the_truth_then_the_latest(tmp_path):
     assert chosen({"updated_at": "2023"}, {"updated_at": "2024", "was_cancelled": True}) == ["n0"]
 
 
+def test_label_studio_is_known_by_its_first_task(tmp_path):
+    many = [studio({"points": [[1.5, 2.5]] * 50, "polygonlabels": ["man"]}, f"r{n}") for n in range(200)]
+    whole = json.dumps([{"id": 1, "annotations": [{"id": 2, "result": many}], "data": {"image": "a.jpg"}}])
+    values = [{**one["value"], "original_width": 80} for one in many]
+    small = json.dumps([{"image": "a.jpg", "id": 1, "label": values, "annotator": 1, "annotation_id": 1}])
+    for text in (whole, small):
+        assert len(text) > reading.HEAD
+        assert bridge.LISTED["label-studio"].looks(text.encode()[: reading.HEAD], "a.json")
+
+
 def test_label_studios_other_forms(tmp_path):
     value = {**studio_box(10, 20, 30, 40, "car"), "original_width": 80, "original_height": 60}
     row = {"image": "/data/upload/3/0a1b2c3d-a.jpg", "id": 7, "annotator": 1, "lead_time": 2.5}

@@ -48,6 +48,9 @@ ANOTHER = "object of another annotation of its image"
 _TRACK = "track of a video"
 _MASK = "mask, of which no box is taken"
 _UPLOADED = re.compile(r"^(?:.*/)?upload/[^/]+/[0-9a-f]{8}-([^/]+)$")
+_LABELS = re.compile(r'"[a-z]*labels"\s*:\s*\[')
+_SIZE = ("original_width", "original_height")
+_MARKS = (_SIZE[0], "was_cancelled", "completed_by")  # keys that tell of Label Studio
 _MINIMAL = ("annotation_id", "annotator", "lead_time")  # keys of JSON-MIN beside the task's own
 _BESIDE = ("relation", "textarea", "rating", "number", "datetime", "pairwise")  # types that show no object
 
@@ -92,15 +95,27 @@ def read(place: Path, files: Files) -> dict[str, Sheet | Skipped]:
 
 
 def looks(head: bytes, path: str) -> bool:
-    """Whether it is JSON with tasks and annotations, or with what JSON-MIN says of each annotation."""
+    """Whether it is JSON with tasks and annotations, or with what JSON-MIN says of each annotation.
+
+    A task's data may come behind its annotations, and so behind the head.
+    """
     text = decode_head(head).lstrip()
-    whole = reading.has_key(text, "data", before="{") and (
-        reading.has_key(text, "annotations", before="[")
-        or reading.has_key(text, "completions", before="[")
-        or reading.has_key(text, "task", before="{")
-    )
-    whole = whole and any(reading.has_key(text, key, before="[") for key in ("result", "predictions"))
-    return (text[:1] in ("[", "{") and whole) or (text[:1] == "[" and reading.has_key(text, *_MINIMAL))
+    if text[:1] not in ("[", "{"):
+        return False
+    lists = {key for key in ("annotations", "completions", "result", "predictions") if _has(text, key, "[")}
+    listed = lists & {"annotations", "completions"}
+    if _has(text, "data", "{") and "result" in lists and (listed or _has(text, "task", "{")):
+        return True
+    if listed and "result" in lists and any(_has(text, key) for key in _MARKS):
+        return True
+    if listed and "predictions" in lists and _has(text, "data", "{"):
+        return True
+    minimal = all(_has(text, key) for key in _MINIMAL) or (_has(text, _SIZE[0]) and _LABELS.search(text))
+    return text.startswith("[") and bool(minimal)
+
+
+def _has(text: str, key: str, before: str = "") -> bool:
+    return reading.has_key(text, key, before=before)
 
 
 def _tasks(entries: Sequence[dict[str, Any]], place: Path) -> list[_Task]:
@@ -146,9 +161,6 @@ def _minimal_results(entry: Mapping[str, Any]) -> list[Any]:
     lists = (value for value in entry.values() if isinstance(value, list))
     values = (value for found in lists for value in found if isinstance(value, dict))
     return [{"value": value, **{key: value.get(key) for key in _SIZE}} for value in values]
-
-
-_SIZE = ("original_width", "original_height")
 
 
 def _require_one_image(annotations: Sequence[_Annotation], place: Path, where: str) -> None:
