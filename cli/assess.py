@@ -34,7 +34,8 @@ def assess(
         ),
     ] = 0,
     label_format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="Of those labels: coco, yolo or voc.")
+        str,
+        typer.Option("--format", metavar="FORMAT", help="Of those labels: coco, yolo, voc or label-studio."),
     ] = "coco",
     out: Annotated[
         Path | None, typer.Option(help="New folder of the page. Default: assess, assess-2, ... in the run's.")
@@ -59,8 +60,8 @@ def assess(
     require_one_process("assess")
     if images and target:
         raise MrtError("--images and --target: both say which images", "leave out one of them")
-    if label_format not in ("coco", "yolo", "voc"):
-        raise MrtError(f"--format {label_format}: unknown", "choose coco, yolo or voc")
+    if label_format not in options.LABEL_SETS:
+        raise MrtError(f"--format {label_format}: unknown", f"choose of {', '.join(options.LABEL_SETS)}")
     roots = experiment.find_roots(data_root, run_root)
     where = experiment.require_named(run, roots.run_root)
     other = experiment.require_named(against, roots.run_root) if against else None

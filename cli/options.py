@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+# Kinds of labels to correct, as in mrt.predict.job.KINDS.
+LABEL_SETS = ("coco", "yolo", "voc", "label-studio")
+
 Preset = Annotated[
     str | None,
     typer.Option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mrt.predict.job import Tally
 
 # A copy of mrt.predict.job.KINDS, which explains each.
-KINDS = ("pictures", "frames", "json", "csv", "coco", "yolo", "voc", "none")
+KINDS = ("pictures", "frames", "json", "csv", *options.LABEL_SETS, "none")
 SHOWN = 12  # thresholds by class that fit a message
 
 
@@ -76,7 +76,7 @@ def predict(
         typer.Option(
             metavar="KIND...",
             help="What to write: pictures (default; videos as H.264), frames, json (COCO results), csv; "
-            "labels to correct as coco, yolo or voc sets; none.",
+            "labels to correct as coco, yolo, voc or label-studio; none.",
         ),
     ] = None,
     out: Annotated[

@@ -15,7 +15,7 @@ from mrt.errors import MrtError
 from mrt.predict.detections import Detections
 from mrt.predict.detector import Detector, Options
 from mrt.predict.inputs import Frame, Source
-from mrt.predict.labels import CocoLabels, VocLabels, YoloLabels
+from mrt.predict.labels import CocoLabels, StudioTasks, VocLabels, YoloLabels
 from mrt.predict.outputs import CocoResults, Crops, Csv, Mark, Pictures, Writer, finish_all
 
 KINDS = {
@@ -26,6 +26,7 @@ KINDS = {
     "coco": "labels to correct, as a COCO set",
     "yolo": "labels to correct, as a YOLO set",
     "voc": "labels to correct, as a Pascal VOC set",
+    "label-studio": "labels to correct, as tasks of Label Studio",
     "none": "nothing",
 }
 
@@ -81,6 +82,7 @@ def make_writers(
         "coco": lambda: CocoLabels(folder, classes),
         "yolo": lambda: YoloLabels(folder, classes),
         "voc": lambda: VocLabels(folder, classes),
+        "label-studio": lambda: StudioTasks(folder, classes),
     }
     writers = [makers[kind]() for kind in dict.fromkeys(kinds) if kind in makers]
     return [*writers, *([Crops(folder)] if crop else []), Mark(folder)]

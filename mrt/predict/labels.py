@@ -1,7 +1,7 @@
-"""Label sets for annotation tools, to correct predictions and then train on them: COCO, YOLO and Pascal VOC.
+"""Label sets for annotation tools, to correct predictions and then train on them.
 
-Each is a folder that includes its images. ``mrt prepare-data custom --raw FOLDER --name NAME`` reads all
-three, before and after correction.
+Each is a folder that includes its images. ``mrt prepare-data custom --raw FOLDER --name NAME`` reads COCO,
+YOLO and Pascal VOC sets before and after correction, and what Label Studio exports of its tasks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from PIL import Image
@@ -131,6 +132,53 @@ class VocLabels(LabelSet):
     def finish(self) -> list[Path]:
         lines = "".join(f"{stem}\n" for stem in self._stems)
         write_text(self.folder / "ImageSets" / "Main" / "train.txt", lines)
+        return [self.folder]
+
+
+class StudioTasks(LabelSet):
+    """``label-studio/``: images/, tasks.json, and labelling.xml, the classes as Label Studio's interface.
+
+    Boxes are predictions, in percent of the image, which an annotator takes over and corrects. Images are
+    named as Label Studio's local files, relative to this folder.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        super().__init__(folder / "label-studio", folder / "label-studio" / "images", classes)
+        self._tasks: list[dict[str, Any]] = []
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        number = len(self._tasks) + 1
+        height, width = found.image_size
+        size = {"original_width": width, "original_height": height, "image_rotation": 0}
+        regions = []
+        for count, ((x0, y0, x1, y1), score, label) in enumerate(found, start=1):
+            percent = {
+                "x": x0 / width,
+                "y": y0 / height,
+                "width": (x1 - x0) / width,
+                "height": (y1 - y0) / height,
+            }
+            value = {key: round(100 * share, 6) for key, share in percent.items()}
+            regions.append(
+                {
+                    **{"id": f"{number}-{count}", "type": "rectanglelabels", "from_name": "label"},
+                    **{"to_name": "image", "score": round(score, 5), **size},
+                    "value": {**value, "rotation": 0, "rectanglelabels": [label]},
+                }
+            )
+        image = f"/data/local-files/?d=images/{quote(self.copy(frame))}"
+        prediction = {"model_version": "mrt", "result": regions}
+        self._tasks.append({"id": number, "data": {"image": image}, "predictions": [prediction]})
+
+    def finish(self) -> list[Path]:
+        view = ElementTree.Element("View")
+        ElementTree.SubElement(view, "Image", {"name": "image", "value": "$image", "zoom": "true"})
+        labels = ElementTree.SubElement(view, "RectangleLabels", {"name": "label", "toName": "image"})
+        for name in self.classes:
+            ElementTree.SubElement(labels, "Label", {"value": name})
+        ElementTree.indent(view)
+        write_text(self.folder / "labelling.xml", ElementTree.tostring(view, encoding="unicode") + "\n")
+        write_text(self.folder / "tasks.json", json.dumps(self._tasks, ensure_ascii=False) + "\n")
         return [self.folder]
 
 

@@ -48,7 +48,7 @@ def write_assessment(
 
     Args:
         pictures: images to show, those on which the two disagree most. suggested: images to label.
-        label_format: "coco", "yolo" or "voc".
+        label_format: "coco", "yolo", "voc" or "label-studio".
         seed: of the intervals.
 
     Returns:
@@ -182,12 +182,15 @@ def _to_label(
     source = Source(images.origin, "images", lambda: iter(frames), len(frames))
     writers = job.make_writers([label_format], work / "to-label", classes)
     job.run(load(after.candidate.file, device=device), [source], Options(), writers)
+    raw = quoted(place)
+    if label_format == "label-studio":
+        raw = f"{quoted(place / 'images')} EXPORT.json --format label-studio"
     section.blocks += [
         Note(
             f"{len(chosen)} images with the boxes of the detector after adaptation are in "
             f"{place}. Correct them in an annotation tool, then make a data set of them:"
         ),
-        Code(f"mrt prepare-data custom --raw {quoted(place)} --name corrected"),
+        Code(f"mrt prepare-data custom --raw {raw} --name corrected"),
     ]
     return section
 

@@ -6,6 +6,7 @@ import csv
 import json
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -79,14 +80,26 @@ def test_coco_results_are_read_by_pycocotools(photos, tmp_path):
     assert len(found.getAnnIds()) == 4
 
 
-@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def accepted(folder: Path) -> list[str | Path]:
+    """Label Studio's export after an annotator has taken all predictions over; the words to read it."""
+    tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+    for task in tasks:
+        found = task.pop("predictions")
+        task |= {"predictions": [], "annotations": [{"was_cancelled": False, "result": found[0]["result"]}]}
+    export = folder.parent / "project.json"
+    export.write_text(json.dumps(tasks), encoding="utf-8")
+    return [folder / "images", export, "--format", "label-studio"]
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "label-studio"])
 def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path, somewhere):
     from mrt_cli.app import app
     from typer.testing import CliRunner
 
     predict([kind], [photos], tmp_path / "out")
-    words = ["prepare-data", "custom", "--raw", tmp_path / "out" / kind, "--name", "back"]
-    words += ["--data-root", tmp_path / "data"]
+    there = tmp_path / "out" / kind
+    words = ["prepare-data", "custom", "--raw", *(accepted(there) if kind == "label-studio" else [there])]
+    words += ["--name", "back", "--data-root", tmp_path / "data"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     coco = json.loads((tmp_path / "data" / "back" / "train.json").read_text())
@@ -103,6 +116,14 @@ def test_labels_to_correct_come_back_through_prepare_data(kind, photos, tmp_path
     x, y, w, h = boxes["turned.jpg", "green"]  # upright: turned clockwise, (x, y) -> (120 - y, x)
     np.testing.assert_allclose([x, y, w, h], [80, 80, 30, 40], atol=1.1)
     assert len(boxes) == 4
+
+
+def test_label_studios_interface_has_the_classes(photos, tmp_path):
+    predict(["label-studio"], [photos], tmp_path / "out")
+    view = ElementTree.parse(tmp_path / "out" / "label-studio" / "labelling.xml").getroot()
+    assert [label.get("value") for label in view.iter("Label")] == list(CLASSES)
+    names = {view.find("Image").get("name"), view.find("RectangleLabels").get("toName")}
+    assert names == {"image"} and view.find("Image").get("value") == "$image"
 
 
 def test_copied_images_are_the_files_themselves_unless_exif_turns_them(photos, tmp_path):

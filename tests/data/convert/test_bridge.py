@@ -593,6 +593,7 @@ def test_label_studios_other_forms(tmp_path):
         },
         {**row, "annotation_id": 2, "updated_at": "2024-02", "label": [value]},
         {**row, "annotation_id": 3, "updated_at": "2024-02", "id": 8, "image": "b.jpg", "scene": "night"},
+        {**dict.fromkeys(row), "annotation_id": None, "id": 9, "image": "c.jpg"},  # of an open task
     ]
     expected = Sheet(
         (80, 60), (Record("car", (8, 12, 32, 36)),), {"object of another annotation of its image": 1}
@@ -600,6 +601,7 @@ def test_label_studios_other_forms(tmp_path):
     assert read(tmp_path, "label-studio", json.dumps(rows)) == {
         "0a1b2c3d-a.jpg": expected,
         "b.jpg": Sheet(None, (), {}),
+        "c.jpg": Skipped("image that nobody has annotated", "c.jpg"),
     }
     old = json.dumps([{"data": {"image": "a.jpg"}, "completions": [{"result": [studio(value, "r")]}]}])
     assert read(tmp_path, "label-studio", old)["a.jpg"] == expected._replace(skipped={})

@@ -141,7 +141,8 @@ def _tasks(entries: Sequence[dict[str, Any]], place: Path) -> list[_Task]:
         if key not in minimal:
             minimal[key] = _Task(image, [])
             tasks.append(minimal[key])
-        minimal[key].annotations.append(annotation)
+        if annotation.results or entry.get("annotation_id", key) is not None:  # else of an open task
+            minimal[key].annotations.append(annotation)
     return tasks
 
 
